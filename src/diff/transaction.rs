@@ -1,0 +1,72 @@
+//! A transaction: what is sent to the kernel as one atomic batch.
+
+use crate::model::Family;
+use crate::ruleset::names::{ChainName, SetName};
+use crate::ruleset::types::{Chain, Element, SetDef};
+
+/// Operations on one family's table, applied in order, all or none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transaction {
+    /// Whose table.
+    pub family: Family,
+    /// In order; an object is created before it is referred to.
+    pub operations: Vec<Operation>,
+}
+
+/// One step of a transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Operation {
+    /// Creates our table; no error if it is there.
+    AddTable,
+    /// Deletes our table with all that is in it.
+    DeleteTable,
+    /// Creates a set or map.
+    AddSet(SetDef),
+    /// Creates a chain without its rules, if it is not there.
+    AddChain(Chain),
+    /// Appends all rules of the chain.
+    AddRules(Chain),
+    /// Deletes all rules of a chain.
+    FlushChain(ChainName),
+    /// Deletes a chain that is not ours, with its rules, by name.
+    DeleteForeignChain(String),
+    /// Deletes a set that is not ours, by name.
+    DeleteForeignSet(String),
+    /// Adds elements. One that is there with other data is an error: it has to be deleted first.
+    AddElements(SetName, Vec<Element>),
+    /// Deletes elements by key (and end of interval); one that is not there is an error.
+    DeleteElements(SetName, Vec<Element>),
+}
+
+impl Transaction {
+    /// An empty transaction.
+    pub fn new(family: Family) -> Self {
+        Transaction { family, operations: Vec::new() }
+    }
+
+    /// The number of kernel objects that it creates or deletes: elements, rules, chains, sets and tables.
+    pub fn len(&self) -> usize {
+        self.operations.iter().map(Operation::len).sum()
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.operations.is_empty()
+    }
+}
+
+impl Operation {
+    /// The number of kernel objects that this step creates or deletes.
+    pub fn len(&self) -> usize {
+        match self {
+            Operation::AddElements(_, elements) | Operation::DeleteElements(_, elements) => elements.len(),
+            Operation::AddRules(chain) => chain.rules.len(),
+            _ => 1,
+        }
+    }
+
+    /// Whether it does nothing (a list of elements or rules that is empty).
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}

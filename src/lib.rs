@@ -1,0 +1,20 @@
+//! nftproxyd makes the virtual addresses of Kubernetes Services work on a node, with nothing but nftables.
+//!
+//! Data flows one way. Each module may use the types of the modules left of it, never of those right of it:
+//!
+//! ```text
+//!  source ------> model ------> ruleset ------> diff ------> netlink ------> kernel
+//!  (objects in)   (services)    (wanted)        (plan)       (bytes, socket)
+//!      I/O          pure          pure           pure         encode pure, socket I/O
+//!         sync drives the line; only facts (a dump, the result of a commit) come back to it
+//! ```
+//!
+//! A Service is *data*: elements of a fixed number of nftables sets and maps, never a chain or a rule of its own.
+//! [`ruleset`] says how a packet finds its endpoint; [`diff`] how a change of one Service becomes a transaction of
+//! a few elements.
+
+pub mod diff;
+pub mod model;
+pub mod netlink;
+pub mod ruleset;
+pub mod source;

@@ -1,0 +1,178 @@
+//! Names, families and protocols: the small values that everything else is keyed by.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::ops::{Index, IndexMut};
+use std::sync::Arc;
+
+/// An IP family. A dual-stack Service is two single-family Services that share a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// IPv4, the table `ip nftproxyd`.
+    V4,
+    /// IPv6, the table `ip6 nftproxyd`.
+    V6,
+}
+
+impl Family {
+    /// Both families, in the order in which they are always visited.
+    pub const ALL: [Family; 2] = [Family::V4, Family::V6];
+
+    /// The family of an address.
+    pub fn of(address: IpAddr) -> Family {
+        match address {
+            IpAddr::V4(_) => Family::V4,
+            IpAddr::V6(_) => Family::V6,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    /// Kubernetes' spelling (`Service.spec.ipFamilies`): `IPv4`, `IPv6`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Family::V4 => "IPv4",
+            Family::V6 => "IPv6",
+        })
+    }
+}
+
+/// One value for each family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct PerFamily<T> {
+    /// The value for IPv4.
+    pub v4: T,
+    /// The value for IPv6.
+    pub v6: T,
+}
+
+impl<T> PerFamily<T> {
+    /// Makes the value of each family by a function.
+    pub fn from_fn(mut make: impl FnMut(Family) -> T) -> Self {
+        PerFamily { v4: make(Family::V4), v6: make(Family::V6) }
+    }
+}
+
+impl<T> Index<Family> for PerFamily<T> {
+    type Output = T;
+
+    fn index(&self, family: Family) -> &T {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
+    }
+}
+
+impl<T> IndexMut<Family> for PerFamily<T> {
+    fn index_mut(&mut self, family: Family) -> &mut T {
+        match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
+        }
+    }
+}
+
+/// A transport protocol that a Service can have (`ServicePort.protocol`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// TCP, the default of the API.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP (without multi-homing).
+    Sctp,
+}
+
+impl Protocol {
+    /// Every protocol.
+    pub const ALL: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+
+    /// The number in the IP header (IANA "Assigned Internet Protocol Numbers").
+    pub const fn number(self) -> u8 {
+        match self {
+            Protocol::Tcp => 6,
+            Protocol::Udp => 17,
+            Protocol::Sctp => 132,
+        }
+    }
+
+    /// The protocol with this number, if it is one of the three.
+    pub const fn from_number(number: u8) -> Option<Protocol> {
+        match number {
+            6 => Some(Protocol::Tcp),
+            17 => Some(Protocol::Udp),
+            132 => Some(Protocol::Sctp),
+            _ => None,
+        }
+    }
+
+    /// nft's word for it: `tcp`, `udp`, `sctp`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+            Protocol::Sctp => "sctp",
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The name of a namespaced object, kept as one shared text `namespace/name`.
+///
+/// Invariant: there is exactly one `/`; neither part is empty (Kubernetes allows no `/` in either).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectName(Arc<str>);
+
+impl ObjectName {
+    /// Joins the two parts; `None` where one is empty or holds a `/`.
+    pub fn new(namespace: &str, name: &str) -> Option<ObjectName> {
+        let valid = |part: &str| !part.is_empty() && !part.contains('/');
+        (valid(namespace) && valid(name)).then(|| ObjectName(format!("{namespace}/{name}").into()))
+    }
+
+    /// `metadata.namespace`.
+    pub fn namespace(&self) -> &str {
+        self.0.split_once('/').map_or("", |(namespace, _)| namespace)
+    }
+
+    /// `metadata.name`.
+    pub fn name(&self) -> &str {
+        self.0.split_once('/').map_or("", |(_, name)| name)
+    }
+
+    /// `namespace/name`.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What joins a port of a Service with the ports of its EndpointSlices: Service, port *name* and protocol. Port
+/// numbers and `targetPort` play no part in it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServicePortName {
+    /// The Service.
+    pub service: ObjectName,
+    /// The port's name; empty for the only port of a Service that has no name.
+    pub port: Arc<str>,
+    /// The port's protocol.
+    pub protocol: Protocol,
+}
+
+impl fmt::Display for ServicePortName {
+    /// `namespace/name:port`, or `namespace/name` for an unnamed port, as kube-proxy prints it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.port.is_empty() { write!(f, "{}", self.service) } else { write!(f, "{}:{}", self.service, self.port) }
+    }
+}

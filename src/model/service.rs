@@ -1,0 +1,67 @@
+//! A Service as the proxy sees it.
+
+use std::net::IpAddr;
+use std::num::NonZeroU16;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::{ObjectName, PerFamily, Protocol};
+
+/// Which endpoints traffic of one kind may reach (`internalTrafficPolicy`, `externalTrafficPolicy`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum TrafficPolicy {
+    /// All endpoints of the cluster.
+    #[default]
+    Cluster,
+    /// Those on this node only.
+    Local,
+}
+
+/// A Service that is to be proxied: it has a cluster IP of at least one family and at least one port.
+///
+/// Everything that depends on `spec.type` has been decided by the conversion, so the type itself is not kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// The cluster IP of each family; a family without one is not proxied at all.
+    pub cluster_ips: PerFamily<Option<IpAddr>>,
+    /// The ports, in the order of the object; (name, protocol) is unique.
+    pub ports: Box<[ServicePort]>,
+    /// `spec.externalIPs`, of both families, sorted, without duplicates. Empty where the feature gate
+    /// `AllowServiceExternalIPs` is off.
+    pub external_ips: Box<[IpAddr]>,
+    /// `status.loadBalancer.ingress[].ip` with `ipMode` `VIP` or unset, of both families, sorted, without duplicates.
+    pub load_balancer_ips: Box<[IpAddr]>,
+    /// Whether the Service has an external IP of the family, counted before the feature gate (it makes the Service
+    /// externally reachable in the sense of the traffic policies).
+    pub has_external_ips: PerFamily<bool>,
+    /// `spec.loadBalancerSourceRanges`: valid ones of both families, host bits masked, sorted, without duplicates.
+    /// A family that is absent here, or that holds a `/0`, is not restricted.
+    pub source_ranges: Box<[IpNet]>,
+    /// `spec.internalTrafficPolicy`: concerns the cluster IP.
+    pub internal_policy: TrafficPolicy,
+    /// `spec.externalTrafficPolicy`, where the type lets it count: concerns node ports, external and load-balancer IPs.
+    pub external_policy: TrafficPolicy,
+    /// Session affinity by client IP: seconds (1..=86400) since the last new connection of a client.
+    pub affinity: Option<u32>,
+    /// `spec.healthCheckNodePort` of a LoadBalancer Service with external policy Local.
+    pub health_check_node_port: Option<NonZeroU16>,
+    /// `metadata.creationTimestamp` in seconds since 1970; the older of two Services that claim the same address and
+    /// port gets it. `i64::MAX` where the object has none.
+    pub created: i64,
+}
+
+/// One port of a Service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServicePort {
+    /// The name that joins it with the ports of EndpointSlices; may be empty.
+    pub name: Arc<str>,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// The port of cluster, external and load-balancer IPs.
+    pub port: NonZeroU16,
+    /// The port of the node's own addresses, if any. Served whatever the type of the Service.
+    pub node_port: Option<NonZeroU16>,
+}

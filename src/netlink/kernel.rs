@@ -1,0 +1,112 @@
+//! The seam between the proxy and the kernel's nftables.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::time::Duration;
+
+use crate::diff::Transaction;
+use crate::model::Family;
+use crate::ruleset::names::{ChainName, SetName};
+use crate::ruleset::types::{Chain, SetDef};
+
+pub use crate::ruleset::types::Element;
+
+/// What a commit cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Committed {
+    /// Kernel objects created or deleted ([`Transaction::len`]).
+    pub operations: usize,
+    /// Length of the batch.
+    pub bytes: usize,
+    /// From sending the batch to having the kernel's answer.
+    pub elapsed: Duration,
+}
+
+/// What one family's table holds.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Snapshot {
+    /// Whether the table is there at all.
+    pub table: bool,
+    /// Sets of ours whose definition in the kernel is exactly the one asked about, with their elements.
+    pub sets: BTreeMap<SetName, Vec<Element>>,
+    /// Sets of ours that are defined differently: they cannot be changed, only replaced along with the table.
+    pub other_sets: BTreeSet<SetName>,
+    /// Chains of ours that are exactly as asked about (hook and rules).
+    pub chains: BTreeSet<ChainName>,
+    /// Chains of ours that are attached as asked about, but have other rules: they can be flushed and filled again.
+    pub other_rules: BTreeSet<ChainName>,
+    /// Chains of ours that are attached differently: only replaced along with the table.
+    pub other_chains: BTreeSet<ChainName>,
+    /// Chains in the table that are not ours.
+    pub foreign_chains: BTreeSet<String>,
+    /// Sets and other objects in the table that are not ours, and elements of our sets that could not be decoded.
+    pub foreign_sets: BTreeSet<String>,
+}
+
+/// The kernel's nftables, as far as our two tables are concerned.
+pub trait Kernel {
+    /// Applies a transaction as one atomic batch.
+    fn commit(&mut self, transaction: &Transaction) -> Result<Committed, CommitError>;
+
+    /// Reads our table of one family back and compares its frame with the one given: sets by definition, chains by hook
+    /// and rules. A chain that is made on demand (`ChainName::Pick`, `RememberFor`) is compared with what `on_demand`
+    /// makes of its name. Elements that the kernel itself writes (dynamic sets) are not read.
+    fn dump(
+        &mut self,
+        family: Family,
+        sets: &[SetDef],
+        chains: &[Chain],
+        on_demand: &dyn Fn(ChainName) -> Option<Chain>,
+    ) -> Result<Snapshot, KernelError>;
+
+    /// The elements of one set, dynamic ones too. Costs time in proportion to their number.
+    fn elements(&mut self, family: Family, set: &SetDef) -> Result<Vec<Element>, KernelError>;
+}
+
+/// Reading from the kernel failed.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// The capability `CAP_NET_ADMIN` is missing.
+    #[error("no permission to use nftables: run as root or with CAP_NET_ADMIN")]
+    Permission,
+    /// The kernel has no nf_tables.
+    #[error("the kernel has no nf_tables: load the module nf_tables, or use a kernel with CONFIG_NF_TABLES")]
+    Unsupported,
+    /// The socket failed.
+    #[error("netlink: cannot {step}")]
+    Io {
+        /// What was being done.
+        step: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// An answer makes no sense.
+    #[error("netlink: unexpected answer: {0}")]
+    Protocol(String),
+}
+
+/// A commit failed. Unless it is `Unknown`, the kernel holds exactly what it held before.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// The kernel refused an object.
+    #[error("the kernel refused {object}: {source}")]
+    Refused {
+        /// Position in [`Transaction::operations`] of the step that it belongs to.
+        operation: usize,
+        /// The object, in words: `map service-ips, element 10.96.0.1 . tcp . 80`.
+        object: String,
+        /// The errno.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel asks to try again (another transaction was faster).
+    #[error("the kernel is busy")]
+    Busy,
+    /// `CAP_NET_ADMIN` is missing.
+    #[error("no permission to change nftables: run as root or with CAP_NET_ADMIN")]
+    Permission,
+    /// It is not known whether the transaction was applied: the kernel's state has to be read back.
+    #[error("the outcome of a transaction is not known: {0}")]
+    Unknown(#[source] io::Error),
+}

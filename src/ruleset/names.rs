@@ -1,0 +1,312 @@
+//! The names of everything in our tables. They are what an administrator sees in `nft list ruleset`, so they are
+//! part of the interface: fixed, readable, and shorter than the kernel's limit.
+
+use std::fmt;
+
+/// The name of our table in both families.
+pub const TABLE: &str = "nftproxyd";
+
+/// A set or map of our table. There is a fixed number of them, whatever the cluster holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SetName {
+    /// Map address . protocol . port -> verdict: cluster, external and load-balancer IPs.
+    ServiceIps,
+    /// Map protocol . port -> verdict: node ports, on every accepted address of the node.
+    ServiceNodeports,
+    /// Map address . protocol . port . slot -> endpoint.
+    Endpoints,
+    /// Map protocol . port . slot -> endpoint.
+    NodeportEndpoints,
+    /// Interval set address . protocol . port . source: `loadBalancerSourceRanges`.
+    AllowedSources,
+    /// Map address . protocol . port -> verdict, once the source is known to be allowed.
+    AfterSourceRanges,
+    /// Map address . protocol . port -> verdict: `externalTrafficPolicy: Local`, sources inside the cluster.
+    ClusterPolicy,
+    /// The same, all other sources.
+    LocalPolicy,
+    /// [`SetName::ClusterPolicy`] of node ports: protocol . port -> verdict.
+    NodeportClusterPolicy,
+    /// [`SetName::LocalPolicy`] of node ports.
+    NodeportLocalPolicy,
+    /// Dynamic map client . address . protocol . port -> endpoint: session affinity, written by the kernel.
+    Affinity,
+    /// Map address . protocol . port -> verdict: which frontends have session affinity, and for how long.
+    AffinityTimeouts,
+    /// [`SetName::AffinityTimeouts`] of node ports: protocol . port -> verdict.
+    NodeportAffinityTimeouts,
+    /// Set of the node's addresses that accept node ports.
+    NodeportIps,
+    /// Set of all cluster IPs.
+    ClusterIps,
+    /// Set source . destination of endpoints on this node: a connection from one to itself.
+    Hairpin,
+}
+
+impl SetName {
+    /// Every set, in the order in which they are created and listed.
+    pub const ALL: [SetName; 16] = [
+        SetName::ServiceIps,
+        SetName::ServiceNodeports,
+        SetName::Endpoints,
+        SetName::NodeportEndpoints,
+        SetName::AllowedSources,
+        SetName::AfterSourceRanges,
+        SetName::ClusterPolicy,
+        SetName::LocalPolicy,
+        SetName::NodeportClusterPolicy,
+        SetName::NodeportLocalPolicy,
+        SetName::Affinity,
+        SetName::AffinityTimeouts,
+        SetName::NodeportAffinityTimeouts,
+        SetName::NodeportIps,
+        SetName::ClusterIps,
+        SetName::Hairpin,
+    ];
+
+    /// The name in the kernel.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            SetName::ServiceIps => "service-ips",
+            SetName::ServiceNodeports => "service-nodeports",
+            SetName::Endpoints => "endpoints",
+            SetName::NodeportEndpoints => "nodeport-endpoints",
+            SetName::AllowedSources => "allowed-sources",
+            SetName::AfterSourceRanges => "after-source-ranges",
+            SetName::ClusterPolicy => "cluster-policy",
+            SetName::LocalPolicy => "local-policy",
+            SetName::NodeportClusterPolicy => "nodeport-cluster-policy",
+            SetName::NodeportLocalPolicy => "nodeport-local-policy",
+            SetName::Affinity => "affinity",
+            SetName::AffinityTimeouts => "affinity-timeouts",
+            SetName::NodeportAffinityTimeouts => "nodeport-affinity-timeouts",
+            SetName::NodeportIps => "nodeport-ips",
+            SetName::ClusterIps => "cluster-ips",
+            SetName::Hairpin => "hairpin",
+        }
+    }
+
+    /// The set of this name, if it is one of ours.
+    pub fn parse(name: &str) -> Option<SetName> {
+        SetName::ALL.into_iter().find(|set| set.as_str() == name)
+    }
+}
+
+impl fmt::Display for SetName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// When a connection is marked for masquerading on its way to an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Masquerade {
+    /// Never (a hairpin is recognised later).
+    Never,
+    /// When its source is not a pod of the cluster (`cluster-`).
+    FromOutside,
+    /// Always (`masq-`).
+    Always,
+}
+
+/// A chain that picks one of `slots` endpoints of a frontend: there is one for each combination that is in use, shared
+/// by all frontends. Chains that do one thing more hand over to the one without it:
+/// `cluster-sticky-pick-2` -> `sticky-pick-2` -> `pick-2`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pick {
+    /// For a node port: the key has no address (`np-`).
+    pub nodeport: bool,
+    /// What to mark first.
+    pub masquerade: Masquerade,
+    /// Look for a remembered endpoint first (`sticky-`).
+    pub sticky: bool,
+    /// Use the slots of endpoints on this node, which start at [`Pick::LOCAL_OFFSET`] (`-local`).
+    pub local: bool,
+    /// The number of endpoints, at least 1.
+    pub slots: u32,
+}
+
+impl Pick {
+    /// The first slot of a frontend's endpoints on this node, where `externalTrafficPolicy: Local` needs them apart
+    /// from the cluster's. So a frontend has at most 65,536 endpoints of each kind.
+    pub const LOCAL_OFFSET: u32 = 65_536;
+
+    /// The chain that this one hands over to, if it does more than pick.
+    pub fn inner(self) -> Option<Pick> {
+        if self.masquerade != Masquerade::Never {
+            Some(Pick { masquerade: Masquerade::Never, ..self })
+        } else if self.sticky {
+            Some(Pick { sticky: false, ..self })
+        } else {
+            None
+        }
+    }
+}
+
+/// A chain of our table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ChainName {
+    /// Refuses: a reset for TCP, an ICMP error for the rest.
+    RejectIt,
+    /// Picks an endpoint.
+    Pick(Pick),
+    /// Remembers the client's endpoint for so many seconds.
+    RememberFor(u32),
+    /// Looks whether a connection's frontend has affinity.
+    Remember,
+    /// Drops sources that are not allowed.
+    SourceRanges,
+    /// `externalTrafficPolicy: Local` of an address.
+    ExternalLocal,
+    /// ... for a connection of the node itself.
+    ExternalLocalFromNode,
+    /// `externalTrafficPolicy: Local` of a node port.
+    NodeportLocal,
+    /// ... for a connection of the node itself.
+    NodeportLocalFromNode,
+    /// A destination in a Service range that no Service has with this port.
+    Unserved,
+    /// The dispatch: is this a Service?
+    Services,
+    /// Base chain: packets that arrive.
+    NatPrerouting,
+    /// Base chain: packets of the node itself.
+    NatOutput,
+    /// Base chain: packets delivered to the node.
+    NatInput,
+    /// Base chain: packets that leave.
+    NatPostrouting,
+    /// Masquerades a marked connection.
+    MasqueradeMarked,
+    /// Connections to an endpoint that are not marked.
+    ServiceTraffic,
+}
+
+impl ChainName {
+    /// The chains that are always there, in an order in which each is created before it is referred to.
+    pub const FIXED: [ChainName; 15] = [
+        ChainName::RejectIt,
+        ChainName::Remember,
+        ChainName::SourceRanges,
+        ChainName::ExternalLocalFromNode,
+        ChainName::ExternalLocal,
+        ChainName::NodeportLocalFromNode,
+        ChainName::NodeportLocal,
+        ChainName::Unserved,
+        ChainName::Services,
+        ChainName::MasqueradeMarked,
+        ChainName::ServiceTraffic,
+        ChainName::NatPrerouting,
+        ChainName::NatOutput,
+        ChainName::NatInput,
+        ChainName::NatPostrouting,
+    ];
+
+    /// The name of a fixed chain; `None` for those made on demand.
+    const fn fixed_str(self) -> Option<&'static str> {
+        Some(match self {
+            ChainName::RejectIt => "reject-it",
+            ChainName::Remember => "remember",
+            ChainName::SourceRanges => "source-ranges",
+            ChainName::ExternalLocal => "external-local",
+            ChainName::ExternalLocalFromNode => "external-local-from-node",
+            ChainName::NodeportLocal => "nodeport-local",
+            ChainName::NodeportLocalFromNode => "nodeport-local-from-node",
+            ChainName::Unserved => "unserved",
+            ChainName::Services => "services",
+            ChainName::NatPrerouting => "nat-prerouting",
+            ChainName::NatOutput => "nat-output",
+            ChainName::NatInput => "nat-input",
+            ChainName::NatPostrouting => "nat-postrouting",
+            ChainName::MasqueradeMarked => "masquerade-marked",
+            ChainName::ServiceTraffic => "service-traffic",
+            ChainName::Pick(_) | ChainName::RememberFor(_) => return None,
+        })
+    }
+
+    /// The chain of this name, if it is one of ours: the inverse of `Display`.
+    pub fn parse(name: &str) -> Option<ChainName> {
+        if let Some(chain) = ChainName::FIXED.into_iter().find(|chain| chain.fixed_str() == Some(name)) {
+            return Some(chain);
+        }
+        let number = |text: &str| text.parse::<u32>().ok().filter(|n| *n > 0 && n.to_string() == text);
+        if let Some(rest) = name.strip_prefix("remember-") {
+            return number(rest).map(ChainName::RememberFor);
+        }
+        let strip = |text: &mut &str, prefix: &str| match text.strip_prefix(prefix) {
+            Some(rest) => {
+                *text = rest;
+                true
+            }
+            None => false,
+        };
+        let mut rest = name;
+        let nodeport = strip(&mut rest, "np-");
+        let masquerade = if strip(&mut rest, "cluster-") {
+            Masquerade::FromOutside
+        } else if strip(&mut rest, "masq-") {
+            Masquerade::Always
+        } else {
+            Masquerade::Never
+        };
+        let sticky = strip(&mut rest, "sticky-");
+        if !strip(&mut rest, "pick-") {
+            return None;
+        }
+        let local = strip(&mut rest, "local-");
+        number(rest).map(|slots| ChainName::Pick(Pick { nodeport, masquerade, sticky, local, slots }))
+    }
+}
+
+impl fmt::Display for ChainName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ChainName::Pick(pick) => {
+                let nodeport = if pick.nodeport { "np-" } else { "" };
+                let masquerade = match pick.masquerade {
+                    Masquerade::Never => "",
+                    Masquerade::FromOutside => "cluster-",
+                    Masquerade::Always => "masq-",
+                };
+                let sticky = if pick.sticky { "sticky-" } else { "" };
+                let local = if pick.local { "-local" } else { "" };
+                write!(f, "{nodeport}{masquerade}{sticky}pick{local}-{}", pick.slots)
+            }
+            ChainName::RememberFor(seconds) => write!(f, "remember-{seconds}"),
+            fixed => f.write_str(fixed.fixed_str().unwrap_or_default()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_back_and_fit() {
+        // NFT_NAME_MAXLEN of include/uapi/linux/netfilter/nf_tables.h is 256; nft 1.0.6 itself refuses chain names
+        // of 128 and more.
+        let mut names: Vec<ChainName> = ChainName::FIXED.to_vec();
+        names.push(ChainName::RememberFor(86_400));
+        for nodeport in [false, true] {
+            for masquerade in [Masquerade::Never, Masquerade::FromOutside, Masquerade::Always] {
+                for sticky in [false, true] {
+                    for local in [false, true] {
+                        names.push(ChainName::Pick(Pick { nodeport, masquerade, sticky, local, slots: u32::MAX }));
+                    }
+                }
+            }
+        }
+        for name in names {
+            let text = name.to_string();
+            assert!(text.len() < 64, "{text}");
+            assert_eq!(ChainName::parse(&text), Some(name), "{text}");
+        }
+        for foreign in ["", "pick-", "pick-0", "pick-01", "pick-+1", "sticky-masq-pick-1", "remember-x", "services2"] {
+            assert_eq!(ChainName::parse(foreign), None, "{foreign}");
+        }
+        for set in SetName::ALL {
+            assert_eq!(SetName::parse(set.as_str()), Some(set));
+        }
+    }
+}

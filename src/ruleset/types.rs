@@ -1,0 +1,244 @@
+//! Tables, sets, maps, chains, rules and elements as values, in nft's words. Every value has a text form (`text`) and
+//! a wire form (`crate::netlink`); both come from here, so what an administrator reads is what the kernel got.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use smallvec::SmallVec;
+
+use super::names::{ChainName, SetName};
+use crate::model::Protocol;
+
+/// Something that a rule can look at. As a key of a set it also says the type of that part of the key (`typeof`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Expr {
+    /// `ip saddr` / `ip6 saddr`.
+    SourceAddress,
+    /// `ip daddr` / `ip6 daddr`.
+    DestinationAddress,
+    /// `meta l4proto`: the transport protocol, past extension headers.
+    L4Proto,
+    /// `ip protocol` / `ip6 nexthdr`: used in interval sets, where `meta l4proto` costs a byteorder expression that
+    /// newer kernels refuse for one byte.
+    HeaderProtocol,
+    /// `th dport`.
+    DestinationPort,
+    /// `numgen random mod N offset O`: a slot.
+    RandomSlot {
+        /// N, at least 1.
+        modulus: u32,
+        /// O.
+        offset: u32,
+    },
+    /// `ct original ip saddr` / `ct original ip6 saddr`: the source before any translation.
+    OriginalSource,
+    /// `ct original ip daddr` / `ct original ip6 daddr`.
+    OriginalDestination,
+    /// `ct original proto-dst`: the destination port before any translation.
+    OriginalPort,
+}
+
+/// One part of an element's key or data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Value {
+    /// An address of the table's family.
+    Address(IpAddr),
+    /// A transport protocol.
+    Protocol(Protocol),
+    /// A port.
+    Port(u16),
+    /// A slot number (host byte order, as numgen makes it).
+    Slot(u32),
+}
+
+/// A key: one value, or several concatenated.
+pub type Key = SmallVec<[Value; 4]>;
+
+/// What a rule or a map element decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Verdict {
+    /// `drop`.
+    Drop,
+    /// `goto CHAIN`.
+    Goto(ChainName),
+    /// `jump CHAIN`.
+    Jump(ChainName),
+}
+
+/// What an element of a set or map holds besides its key.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Data {
+    /// An element of a set.
+    None,
+    /// An element of a map.
+    Values(SmallVec<[Value; 2]>),
+    /// An element of a verdict map.
+    Verdict(Verdict),
+}
+
+/// An element of a set or map.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Element {
+    /// Its key; the first key of an interval.
+    pub key: Key,
+    /// The last key of an interval (inclusive), in sets with [`SetDef::interval`]; otherwise `None`.
+    pub key_end: Option<Key>,
+    /// What it maps to.
+    pub data: Data,
+    /// Shown by `nft list`; at most 128 bytes (nft's `NFTNL_UDATA_COMMENT_MAXLEN`), cut by whoever makes it.
+    pub comment: Option<Arc<str>>,
+}
+
+/// What a set's elements map to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum DataDef {
+    /// It is a set.
+    None,
+    /// It is a map to these values.
+    Values(Vec<Expr>),
+    /// It is a verdict map.
+    Verdict,
+}
+
+/// A named set or map.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SetDef {
+    /// Its name.
+    pub name: SetName,
+    /// `typeof` of the key.
+    pub key: Vec<Expr>,
+    /// `typeof` of the data.
+    pub data: DataDef,
+    /// `flags interval`: elements are ranges.
+    pub interval: bool,
+    /// `flags dynamic,timeout` and `size N`: written by rules, at most N elements.
+    pub dynamic_size: Option<u32>,
+}
+
+/// How a base chain is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Hook {
+    /// Where.
+    pub hook: HookPoint,
+    /// Order among the base chains of a hook, lower first (`enum nf_ip_hook_priorities` in
+    /// include/uapi/linux/netfilter_ipv4.h). Its type is always `nat`, its policy `accept`.
+    pub priority: i32,
+}
+
+/// A hook of a `type nat` base chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum HookPoint {
+    /// Before routing of packets that arrive.
+    Prerouting,
+    /// Before delivery to the node.
+    Input,
+    /// Packets of the node itself.
+    Output,
+    /// Before leaving.
+    Postrouting,
+}
+
+/// A chain with its rules.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Chain {
+    /// Its name.
+    pub name: ChainName,
+    /// Set for a base chain.
+    pub hook: Option<Hook>,
+    /// In order.
+    pub rules: Vec<Rule>,
+}
+
+/// A rule: statements in order; the first that does not match ends it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Rule {
+    /// What it does.
+    pub statements: Vec<Statement>,
+    /// Shown by `nft list`.
+    pub comment: Option<&'static str>,
+}
+
+/// A part of a rule.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Statement {
+    /// `ip saddr [!=] NET`: the source address is (not) in a range.
+    SourceIn {
+        /// The range; of the table's family.
+        net: IpNet,
+        /// `!=`.
+        negated: bool,
+    },
+    /// `ip daddr [!=] NET`.
+    DestinationIn {
+        /// The range; of the table's family.
+        net: IpNet,
+        /// `!=`.
+        negated: bool,
+    },
+    /// `iifname [!=] "NAME"`, or `"NAME*"`.
+    InputInterface {
+        /// The name, or its beginning; at most 15 bytes.
+        name: Arc<str>,
+        /// Every name that begins so.
+        prefix: bool,
+        /// `!=`.
+        negated: bool,
+    },
+    /// `meta l4proto P`.
+    L4ProtoIs(Protocol),
+    /// `fib saddr type local`.
+    SourceIsLocal,
+    /// `fib daddr type local`.
+    DestinationIsLocal,
+    /// `ct status dnat`.
+    StatusDnat,
+    /// `meta mark & BITS != 0`.
+    MarkHas(u32),
+    /// `meta mark set meta mark | BITS`.
+    SetMark(u32),
+    /// `meta mark set meta mark & ~BITS`.
+    ClearMark(u32),
+    /// `KEY [!=] @SET`.
+    InSet {
+        /// What is looked up.
+        key: Vec<Expr>,
+        /// Where.
+        set: SetName,
+        /// `!=`.
+        negated: bool,
+    },
+    /// `KEY vmap @MAP`.
+    VerdictMap {
+        /// What is looked up.
+        key: Vec<Expr>,
+        /// Where.
+        map: SetName,
+    },
+    /// `dnat ip to KEY map @MAP`: to the address and port that the map holds; no match if it holds none.
+    DnatMap {
+        /// What is looked up.
+        key: Vec<Expr>,
+        /// Where.
+        map: SetName,
+    },
+    /// `update @MAP { KEY timeout T : DATA }`.
+    Update {
+        /// The dynamic map.
+        map: SetName,
+        /// The element's key.
+        key: Vec<Expr>,
+        /// The element's life, in seconds, refreshed by each update.
+        timeout: u32,
+        /// The element's data.
+        data: Vec<Expr>,
+    },
+    /// `masquerade fully-random`.
+    Masquerade,
+    /// `reject with tcp reset`.
+    RejectTcp,
+    /// `reject`: ICMP port unreachable.
+    Reject,
+    /// A verdict.
+    Verdict(Verdict),
+}

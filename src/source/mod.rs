@@ -1,0 +1,65 @@
+//! Where objects come from: a Kubernetes API server or a folder of manifests. Both speak in [`Event`]s.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::model::{Node, ObjectName, Service, ServiceCidr, Slice};
+
+/// The kinds of objects that the proxy reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// `v1` Service.
+    Service,
+    /// `discovery.k8s.io/v1` EndpointSlice.
+    EndpointSlice,
+    /// `v1` Node, only the proxy's own.
+    Node,
+    /// `networking.k8s.io/v1` ServiceCIDR.
+    ServiceCidr,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: [Kind; 4] = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::ServiceCidr];
+}
+
+impl fmt::Display for Kind {
+    /// The word in an object's `kind` field.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Service => "Service",
+            Kind::EndpointSlice => "EndpointSlice",
+            Kind::Node => "Node",
+            Kind::ServiceCidr => "ServiceCIDR",
+        })
+    }
+}
+
+/// What a source says. Objects arrive as model values, one by one, so that a list never has to be held as a whole.
+///
+/// A list is bracketed: between `ListStarted` and `ListDone` of a kind come all objects of that kind that there are;
+/// those that were known before and did not come again are gone at `ListDone`. A list that breaks off simply starts
+/// again with another `ListStarted`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// A list of this kind begins.
+    ListStarted(Kind),
+    /// The list of this kind is complete.
+    ListDone(Kind),
+    /// A Service is there, or changed.
+    Service(Service),
+    /// A Service is gone, or is no longer one to be proxied.
+    ServiceGone(ObjectName),
+    /// A slice is there, or changed.
+    Slice(Slice),
+    /// A slice is gone, or is no longer one to be used.
+    SliceGone(ObjectName),
+    /// This node's Node is there, or changed.
+    Node(Node),
+    /// This node's Node is gone.
+    NodeGone,
+    /// A ServiceCIDR is there, or changed.
+    ServiceCidr(ServiceCidr),
+    /// A ServiceCIDR of this name is gone.
+    ServiceCidrGone(Arc<str>),
+}
