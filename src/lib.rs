@@ -1,6 +1,6 @@
 //! nftproxyd makes the virtual addresses of Kubernetes Services work on a node, with nothing but nftables.
 //!
-//! Data flows one way. Each module may use the types of the modules left of it, never of those right of it:
+//! Data flows one way:
 //!
 //! ```text
 //!  source ------> model ------> ruleset ------> diff ------> netlink ------> kernel
@@ -8,6 +8,10 @@
 //!      I/O          pure          pure           pure         encode pure, socket I/O
 //!         sync drives the line; only facts (a dump, the result of a commit) come back to it
 //! ```
+//!
+//! Who may use whom: `model` uses nobody. `source` uses `model` (it turns what it reads into model values at once, so
+//! that no full Kubernetes object is kept). `ruleset` uses `model`, `diff` uses both, `netlink` uses all three. `sync`
+//! and `app` may use everything. `tests/architecture.rs` holds the code to this.
 //!
 //! A Service is *data*: elements of a fixed number of nftables sets and maps, never a chain or a rule of its own.
 //! [`ruleset`] says how a packet finds its endpoint; [`diff`] how a change of one Service becomes a transaction of
@@ -17,4 +21,3 @@ pub mod diff;
 pub mod model;
 pub mod netlink;
 pub mod ruleset;
-pub mod source;

@@ -1,7 +1,8 @@
 //! Names, families and protocols: the small values that everything else is keyed by.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
 use std::ops::{Index, IndexMut};
 use std::sync::Arc;
 
@@ -174,5 +175,47 @@ impl fmt::Display for ServicePortName {
     /// `namespace/name:port`, or `namespace/name` for an unnamed port, as kube-proxy prints it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.port.is_empty() { write!(f, "{}", self.service) } else { write!(f, "{}:{}", self.service, self.port) }
+    }
+}
+
+/// Where a connection to a Service arrives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FrontendAt {
+    /// A cluster IP, external IP or load-balancer IP.
+    Address(IpAddr),
+    /// Every accepted address of the node in this family.
+    NodePort(Family),
+}
+
+/// What a packet's destination must be to be a connection to a Service; at most one service port owns it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FrontendKey {
+    /// The address.
+    pub at: FrontendAt,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// The port.
+    pub port: NonZeroU16,
+}
+
+impl FrontendKey {
+    /// The family whose table it is in.
+    pub fn family(&self) -> Family {
+        match self.at {
+            FrontendAt::Address(address) => Family::of(address),
+            FrontendAt::NodePort(family) => family,
+        }
+    }
+}
+
+impl fmt::Display for FrontendKey {
+    /// `tcp 10.96.0.1:80`, `udp [fd00::1]:53`, `tcp node port 30080 (IPv4)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.at {
+            FrontendAt::Address(address) => {
+                write!(f, "{} {}", self.protocol, SocketAddr::new(address, self.port.get()))
+            }
+            FrontendAt::NodePort(family) => write!(f, "{} node port {} ({family})", self.protocol, self.port),
+        }
     }
 }

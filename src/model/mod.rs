@@ -4,11 +4,13 @@
 //! negative number and no `"None"` cluster IP exists.
 
 mod endpoint;
+mod event;
 mod ids;
 mod node;
 mod service;
 
 pub use endpoint::{Conditions, Endpoint, Hints, Slice, SlicePort};
-pub use ids::{Family, ObjectName, PerFamily, Protocol, ServicePortName};
+pub use event::{Event, Kind, Reject};
+pub use ids::{Family, FrontendAt, FrontendKey, ObjectName, PerFamily, Protocol, ServicePortName};
 pub use node::{Node, ServiceCidr};
 pub use service::{Service, ServicePort, TrafficPolicy};

@@ -1,9 +1,9 @@
-//! Where objects come from: a Kubernetes API server or a folder of manifests. Both speak in [`Event`]s.
+//! What a source of objects says: the only input of the line that ends in the kernel.
 
 use std::fmt;
 use std::sync::Arc;
 
-use crate::model::{Node, ObjectName, Service, ServiceCidr, Slice};
+use super::{Node, ObjectName, Service, ServiceCidr, Slice};
 
 /// The kinds of objects that the proxy reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -62,4 +62,26 @@ pub enum Event {
     ServiceCidr(ServiceCidr),
     /// A ServiceCIDR of this name is gone.
     ServiceCidrGone(Arc<str>),
+    /// What could not be used of one object (or file); an empty list says that nothing is wrong with it any more.
+    Rejects {
+        /// The object as an administrator would name it: `Service shop/web`, `file shop.yaml, document 2`.
+        object: String,
+        /// What is wrong with it.
+        rejects: Vec<Reject>,
+    },
+}
+
+/// A part of an object that cannot be used. The rest of the object, and all other objects, work.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Reject {
+    /// The field's path in the object, as `kubectl explain` would name it: `spec.externalIPs[2]`.
+    pub field: String,
+    /// What is wrong and what happens instead: `\"1.2.3\" is not an IP address; skipped`.
+    pub reason: String,
+}
+
+impl fmt::Display for Reject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.reason)
+    }
 }
