@@ -1,13 +1,20 @@
 //! What the proxy knows about a cluster: compact values, free of Kubernetes types and of I/O.
 //!
-//! Objects of the API become these values once, in `convert`; past that point no address is text, no port is a
-//! negative number and no `"None"` cluster IP exists.
+//! Objects of the API become these values once, in [`convert`]; past that point no address is text, no port is a
+//! negative number and no `"None"` cluster IP exists. [`store`] keeps them and says which Services have to be looked at
+//! again, [`claims`] which of two Services gets an address that both want, [`policy`] which endpoints a packet may
+//! reach.
 
+pub mod claims;
+pub mod convert;
 mod endpoint;
 mod event;
 mod ids;
 mod node;
+pub mod parse;
+pub mod policy;
 mod service;
+pub mod store;
 
 pub use endpoint::{Conditions, Endpoint, Hints, Slice, SlicePort};
 pub use event::{Event, Kind, Reject};

@@ -1,0 +1,77 @@
+//! Reading single fields: numbers, protocols, names, labels; and collecting what cannot be read.
+
+use std::fmt::Display;
+use std::num::NonZeroU16;
+
+use ipnet::IpNet;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use super::super::parse::{self, shown};
+use super::super::{ObjectName, Protocol, Reject};
+
+/// Collects rejects.
+#[derive(Debug, Default)]
+pub(super) struct Rejects(pub(super) Vec<Reject>);
+
+impl Rejects {
+    /// Notes that a field cannot be used. `reason` says what is wrong and what happens instead.
+    pub(super) fn add(&mut self, field: impl Into<String>, reason: impl Display) {
+        self.0.push(Reject { field: field.into(), reason: reason.to_string() });
+    }
+}
+
+/// The name of a namespaced object, or which part of it is missing or bad.
+pub(super) fn object_name(metadata: &ObjectMeta) -> Result<ObjectName, Reject> {
+    let namespace = metadata.namespace.as_deref().unwrap_or_default();
+    let name = metadata.name.as_deref().unwrap_or_default();
+    ObjectName::new(namespace, name).ok_or_else(|| {
+        let bad = |part: &str| part.is_empty() || part.contains('/');
+        let (field, value) = if bad(namespace) { ("namespace", namespace) } else { ("name", name) };
+        let what = if value.is_empty() { "missing".to_owned() } else { format!("{} has a \"/\"", shown(value)) };
+        Reject { field: format!("metadata.{field}"), reason: format!("{what}; the object is not used") }
+    })
+}
+
+/// A label's value; `None` if the label is absent.
+pub(super) fn label<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a str> {
+    metadata.labels.as_ref()?.get(key).map(String::as_str)
+}
+
+/// A list that may be absent.
+pub(super) fn list<T>(field: &Option<Vec<T>>) -> &[T] {
+    field.as_deref().unwrap_or_default()
+}
+
+/// A port number, 1..=65535.
+pub(super) fn port_number(number: i32) -> Option<NonZeroU16> {
+    u16::try_from(number).ok().and_then(NonZeroU16::new)
+}
+
+/// A protocol; absent or empty is TCP, the default of the API.
+pub(super) fn protocol(field: Option<&str>) -> Result<Protocol, String> {
+    match field.unwrap_or_default() {
+        "" | "TCP" => Ok(Protocol::Tcp),
+        "UDP" => Ok(Protocol::Udp),
+        "SCTP" => Ok(Protocol::Sctp),
+        other => Err(format!("{} is not a protocol (TCP, UDP or SCTP)", shown(other))),
+    }
+}
+
+/// CIDRs in their order; bad ones are rejected as `field[i]`.
+pub(super) fn cidrs(texts: &[String], field: &str, rejects: &mut Rejects) -> Box<[IpNet]> {
+    let read = |(i, text): (usize, &String)| match parse::cidr(text) {
+        Ok(cidr) => Some(cidr),
+        Err(error) => {
+            rejects.add(format!("{field}[{i}]"), format_args!("{error}; skipped"));
+            None
+        }
+    };
+    texts.iter().enumerate().filter_map(read).collect()
+}
+
+/// Sorts and removes duplicates.
+pub(super) fn sorted_set<T: Ord>(mut values: Vec<T>) -> Box<[T]> {
+    values.sort_unstable();
+    values.dedup();
+    values.into()
+}

@@ -1,0 +1,252 @@
+//! Service (`v1`).
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::num::NonZeroU16;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1 as core;
+
+use super::super::parse::{self, shown};
+use super::super::{Family, PerFamily, Protocol, Service, ServicePort, TrafficPolicy};
+use super::fields::{Rejects, cidrs, label, list, object_name, port_number, protocol, sorted_set};
+use super::{Converted, Options, Pool};
+
+/// A Service with this label, whatever its value, belongs to another proxy.
+const FOREIGN_PROXY: &str = "service.kubernetes.io/service-proxy-name";
+/// The API server's default of `sessionAffinityConfig.clientIP.timeoutSeconds`.
+const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
+/// The API server's upper bound of it: a day.
+const LONGEST_AFFINITY_SECONDS: u32 = 86_400;
+
+/// Reads a Service.
+pub fn service(object: &core::Service, options: &Options, pool: &mut Pool) -> Converted<Service> {
+    let name = match object_name(&object.metadata) {
+        Ok(name) => name,
+        Err(reject) => return Converted { name: None, value: None, rejects: vec![reject] },
+    };
+    let mut rejects = Rejects::default();
+    let Some(spec) = proxied_spec(object) else {
+        return Converted { name: Some(name), value: None, rejects: rejects.0 };
+    };
+
+    let cluster_ips = cluster_ips(spec, &mut rejects);
+    let kind = service_type(spec, &mut rejects);
+    let external_ips = external_ips(spec, &mut rejects);
+    let has_external_ips = PerFamily::from_fn(|family| external_ips.iter().any(|ip| Family::of(*ip) == family));
+    let internal_policy =
+        traffic_policy(spec.internal_traffic_policy.as_deref(), "spec.internalTrafficPolicy", &mut rejects);
+    let external_policy =
+        match traffic_policy(spec.external_traffic_policy.as_deref(), "spec.externalTrafficPolicy", &mut rejects) {
+            // The API server's ExternallyAccessible(): entries count here, even bad ones of any family.
+            TrafficPolicy::Local if kind == Type::ClusterIp && list(&spec.external_ips).is_empty() => {
+                TrafficPolicy::Cluster
+            }
+            policy => policy,
+        };
+    let value = Service {
+        name: name.clone(),
+        cluster_ips,
+        ports: ports(spec, &mut rejects, pool),
+        external_ips: if options.allow_external_ips { external_ips } else { Box::default() },
+        load_balancer_ips: load_balancer_ips(object, &mut rejects),
+        has_external_ips,
+        source_ranges: source_ranges(spec, &mut rejects),
+        internal_policy,
+        external_policy,
+        affinity: affinity(spec, &mut rejects),
+        health_check_node_port: (kind == Type::LoadBalancer && external_policy == TrafficPolicy::Local)
+            .then(|| health_check_node_port(spec, &mut rejects))
+            .flatten(),
+        created: object.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second()),
+    };
+    let usable = Family::ALL.iter().any(|family| value.cluster_ips[*family].is_some()) && !value.ports.is_empty();
+    Converted { name: Some(name), value: usable.then_some(value), rejects: rejects.0 }
+}
+
+/// The spec of a Service that is for this proxy: not headless, not ExternalName, not another proxy's.
+fn proxied_spec(object: &core::Service) -> Option<&core::ServiceSpec> {
+    let spec = object.spec.as_ref()?;
+    let has_ip = !matches!(spec.cluster_ip.as_deref(), None | Some("" | "None"));
+    let proxied =
+        has_ip && spec.type_.as_deref() != Some("ExternalName") && label(&object.metadata, FOREIGN_PROXY).is_none();
+    proxied.then_some(spec)
+}
+
+/// `spec.type`, as far as it matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Type {
+    ClusterIp,
+    NodePort,
+    LoadBalancer,
+}
+
+fn service_type(spec: &core::ServiceSpec, rejects: &mut Rejects) -> Type {
+    match spec.type_.as_deref().unwrap_or_default() {
+        "" | "ClusterIP" => Type::ClusterIp,
+        "NodePort" => Type::NodePort,
+        "LoadBalancer" => Type::LoadBalancer,
+        other => {
+            rejects.add("spec.type", format_args!("{} is not a type; treated as ClusterIP", shown(other)));
+            Type::ClusterIp
+        }
+    }
+}
+
+/// The cluster IP of each family. `spec.ipFamilies` says which of `spec.clusterIPs` is whose; objects from before
+/// dual-stack have only `spec.clusterIP`.
+fn cluster_ips(spec: &core::ServiceSpec, rejects: &mut Rejects) -> PerFamily<Option<IpAddr>> {
+    let mut found = PerFamily::default();
+    let families = list(&spec.ip_families);
+    if families.is_empty() {
+        match parse::address(spec.cluster_ip.as_deref().unwrap_or_default()) {
+            Ok(address) => found[Family::of(address)] = Some(address),
+            Err(error) => rejects.add("spec.clusterIP", format_args!("{error}; the Service is not proxied")),
+        }
+        return found;
+    }
+    let mut seen = PerFamily::<bool>::default();
+    for (i, (family, text)) in families.iter().zip(list(&spec.cluster_ips)).enumerate() {
+        let Some(family) = Family::ALL.into_iter().find(|known| known.to_string() == *family) else {
+            rejects
+                .add(format!("spec.ipFamilies[{i}]"), format_args!("{} is not IPv4 or IPv6; skipped", shown(family)));
+            continue;
+        };
+        let field = || format!("spec.clusterIPs[{i}]");
+        if std::mem::replace(&mut seen[family], true) {
+            rejects.add(field(), format_args!("a second cluster IP of {family}; skipped"));
+            continue;
+        }
+        match parse::address(text) {
+            Ok(address) if Family::of(address) == family => found[family] = Some(address),
+            Ok(address) => rejects.add(
+                field(),
+                format_args!("{address} is not of {family}, as spec.ipFamilies[{i}] says; not proxied in {family}"),
+            ),
+            Err(error) => rejects.add(field(), format_args!("{error}; not proxied in {family}")),
+        }
+    }
+    found
+}
+
+fn ports(spec: &core::ServiceSpec, rejects: &mut Rejects, pool: &mut Pool) -> Box<[ServicePort]> {
+    let mut seen: BTreeSet<(Arc<str>, Protocol)> = BTreeSet::new();
+    let mut ports = Vec::new();
+    for (i, object) in list(&spec.ports).iter().enumerate() {
+        let Some(port) = port_number(object.port) else {
+            let reason = format_args!("{} is not from 1 to 65535; the port is skipped", object.port);
+            rejects.add(format!("spec.ports[{i}].port"), reason);
+            continue;
+        };
+        let protocol = match protocol(object.protocol.as_deref()) {
+            Ok(protocol) => protocol,
+            Err(error) => {
+                rejects.add(format!("spec.ports[{i}].protocol"), format_args!("{error}; the port is skipped"));
+                continue;
+            }
+        };
+        let node_port = match object.node_port.unwrap_or(0) {
+            0 => None,
+            number => port_number(number).or_else(|| {
+                let reason = format_args!("{number} is not from 1 to 65535; the port has no node port");
+                rejects.add(format!("spec.ports[{i}].nodePort"), reason);
+                None
+            }),
+        };
+        let name = pool.share(object.name.as_deref().unwrap_or_default());
+        if !seen.insert((Arc::clone(&name), protocol)) {
+            let reason = format_args!("a second {protocol} port of the name {}; skipped", shown(&name));
+            rejects.add(format!("spec.ports[{i}].name"), reason);
+            continue;
+        }
+        ports.push(ServicePort { name, protocol, port, node_port });
+    }
+    ports.into()
+}
+
+/// All valid external IPs, whatever the feature gate says.
+fn external_ips(spec: &core::ServiceSpec, rejects: &mut Rejects) -> Box<[IpAddr]> {
+    let mut addresses = Vec::new();
+    for (i, text) in list(&spec.external_ips).iter().enumerate() {
+        match parse::address(text) {
+            Ok(address) => addresses.push(address),
+            // Blank entries are common in old objects and mean nothing.
+            Err(_) if text.trim().is_empty() => {}
+            Err(error) => rejects.add(format!("spec.externalIPs[{i}]"), format_args!("{error}; skipped")),
+        }
+    }
+    sorted_set(addresses)
+}
+
+/// Addresses of load balancers whose packets arrive with that address as their destination (KEP-1860, `ipMode: VIP`).
+fn load_balancer_ips(object: &core::Service, rejects: &mut Rejects) -> Box<[IpAddr]> {
+    let status = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let mut addresses = Vec::new();
+    for (i, ingress) in status.map(|status| list(&status.ingress)).unwrap_or_default().iter().enumerate() {
+        let field = |name: &str| format!("status.loadBalancer.ingress[{i}].{name}");
+        let Some(text) = ingress.ip.as_deref().filter(|text| !text.is_empty()) else { continue };
+        match ingress.ip_mode.as_deref() {
+            None | Some("VIP") => match parse::address(text) {
+                Ok(address) => addresses.push(address),
+                Err(error) => rejects.add(field("ip"), format_args!("{error}; skipped")),
+            },
+            Some("Proxy") => {}
+            Some(other) => {
+                rejects.add(field("ipMode"), format_args!("{} is not VIP or Proxy; skipped", shown(other)));
+            }
+        }
+    }
+    sorted_set(addresses)
+}
+
+fn source_ranges(spec: &core::ServiceSpec, rejects: &mut Rejects) -> Box<[ipnet::IpNet]> {
+    // White space around a source range has always been accepted, unlike around addresses.
+    let trimmed: Vec<String> =
+        list(&spec.load_balancer_source_ranges).iter().map(|text| text.trim().to_owned()).collect();
+    sorted_set(cidrs(&trimmed, "spec.loadBalancerSourceRanges", rejects).into_vec())
+}
+
+fn traffic_policy(value: Option<&str>, field: &str, rejects: &mut Rejects) -> TrafficPolicy {
+    match value.unwrap_or_default() {
+        "" | "Cluster" => TrafficPolicy::Cluster,
+        "Local" => TrafficPolicy::Local,
+        other => {
+            rejects.add(field, format_args!("{} is not Cluster or Local; treated as Cluster", shown(other)));
+            TrafficPolicy::Cluster
+        }
+    }
+}
+
+fn affinity(spec: &core::ServiceSpec, rejects: &mut Rejects) -> Option<u32> {
+    match spec.session_affinity.as_deref().unwrap_or_default() {
+        "" | "None" => return None,
+        "ClientIP" => {}
+        other => {
+            let reason = format_args!("{} is not None or ClientIP; treated as None", shown(other));
+            rejects.add("spec.sessionAffinity", reason);
+            return None;
+        }
+    }
+    let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+    let problem = match config.and_then(|config| config.timeout_seconds) {
+        None => "missing".to_owned(),
+        Some(seconds) => match u32::try_from(seconds) {
+            Ok(seconds @ 1..=LONGEST_AFFINITY_SECONDS) => return Some(seconds),
+            _ => format!("{seconds} is not from 1 to {LONGEST_AFFINITY_SECONDS}"),
+        },
+    };
+    let reason = format_args!("{problem}; the default of {DEFAULT_AFFINITY_SECONDS} is used");
+    rejects.add("spec.sessionAffinityConfig.clientIP.timeoutSeconds", reason);
+    Some(DEFAULT_AFFINITY_SECONDS)
+}
+
+fn health_check_node_port(spec: &core::ServiceSpec, rejects: &mut Rejects) -> Option<NonZeroU16> {
+    let number = spec.health_check_node_port.unwrap_or(0);
+    let port = port_number(number);
+    if port.is_none() {
+        let problem = if number == 0 { "missing".to_owned() } else { format!("{number} is not from 1 to 65535") };
+        let reason = format_args!("{problem}; a load balancer cannot ask whether this node has endpoints");
+        rejects.add("spec.healthCheckNodePort", reason);
+    }
+    port
+}

@@ -1,0 +1,276 @@
+//! What the cluster holds right now, and which Services an event concerns.
+//!
+//! The store is a pure function of the last version of each object: neither the order of events of different objects
+//! nor relists leave a trace. An event costs what its own object costs, whatever the number of Services; the end of a
+//! list costs a walk over what is known of that kind.
+//!
+//! Texts are held once: the name of a Service is shared by its slices, and that of a slice by the index.
+
+mod epochs;
+
+use std::collections::btree_map::{BTreeMap, Entry};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use self::epochs::{Epoch, Epochs};
+use super::{Event, Family, Kind, Node, ObjectName, Service, ServiceCidr, Slice};
+
+/// What an event changed. Nothing at all for an object that is identical to the stored one.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Changes {
+    /// Services to be looked at again, sorted, each once: they came, changed or went, or one of their slices did.
+    pub services: Vec<ObjectName>,
+    /// The zone of the node changed: every Service has to be looked at again.
+    pub all_services: bool,
+    /// The ServiceCIDRs changed.
+    pub service_cidrs: bool,
+    /// Anything of the Node changed.
+    pub node: bool,
+    /// With this event every kind has been listed; true once in the life of a store.
+    pub ready: bool,
+}
+
+impl Changes {
+    /// Whether nothing changed.
+    pub fn is_empty(&self) -> bool {
+        *self == Changes::default()
+    }
+
+    fn of(services: impl IntoIterator<Item = ObjectName>) -> Self {
+        let mut services: Vec<ObjectName> = services.into_iter().collect();
+        services.sort_unstable();
+        services.dedup();
+        Changes { services, ..Changes::default() }
+    }
+}
+
+/// Everything that is known about the cluster.
+#[derive(Debug, Default)]
+pub struct Store {
+    /// By the name of the Service; never a group without Service and slices. Boxed, because a B-tree that is filled in
+    /// order has nearly half of its places empty.
+    groups: BTreeMap<ObjectName, Box<Group>>,
+    /// Which group a slice is in, by the name of the slice.
+    slices: BTreeMap<ObjectName, Filed>,
+    node: Option<(Node, Epoch)>,
+    service_cidrs: BTreeMap<Arc<str>, (ServiceCidr, Epoch)>,
+    epochs: Epochs,
+}
+
+/// A Service and its slices, whichever came first.
+#[derive(Debug, Default)]
+struct Group {
+    service: Option<(Service, Epoch)>,
+    /// Sorted by name.
+    slices: Vec<Slice>,
+}
+
+/// Where a slice is.
+#[derive(Debug)]
+struct Filed {
+    service: ObjectName,
+    epoch: Epoch,
+}
+
+impl Store {
+    /// Takes in an event. [`Event::Rejects`] changes nothing here.
+    pub fn apply(&mut self, event: Event) -> Changes {
+        match event {
+            Event::ListStarted(kind) => {
+                self.epochs.list_started(kind);
+                Changes::default()
+            }
+            Event::ListDone(kind) => self.list_done(kind),
+            Event::Service(service) => self.put_service(service),
+            Event::ServiceGone(name) => Changes::of(self.remove_service(&name).then_some(name)),
+            Event::Slice(slice) => self.put_slice(slice),
+            Event::SliceGone(name) => Changes::of(self.remove_slice(&name)),
+            Event::Node(node) => self.set_node(Some(node)),
+            Event::NodeGone => self.set_node(None),
+            Event::ServiceCidr(cidr) => self.put_service_cidr(cidr),
+            Event::ServiceCidrGone(name) => {
+                Changes { service_cidrs: self.service_cidrs.remove(&name).is_some(), ..Changes::default() }
+            }
+            Event::Rejects { .. } => Changes::default(),
+        }
+    }
+
+    /// Whether every kind has been listed once: before that, what is missing here may well exist.
+    pub fn complete(&self) -> bool {
+        self.epochs.awaited().is_empty()
+    }
+
+    /// The kinds that have not been listed yet.
+    pub fn awaited(&self) -> Vec<Kind> {
+        self.epochs.awaited()
+    }
+
+    /// A Service, if there is one of this name that is to be proxied.
+    pub fn service(&self, name: &ObjectName) -> Option<&Service> {
+        self.groups.get(name)?.service.as_ref().map(|(service, _)| service)
+    }
+
+    /// The slices of a Service, of both families, sorted by name; also if the Service is not known (yet).
+    pub fn slices(&self, service: &ObjectName) -> &[Slice] {
+        self.groups.get(service).map_or(&[], |group| &group.slices)
+    }
+
+    /// All Services in the order of their names. For the cold start, the resync, and a change of the zone or of a
+    /// ServiceCIDR; never in the path of a change of one Service.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.groups.values().filter_map(|group| group.service.as_ref()).map(|(service, _)| service)
+    }
+
+    /// This node's Node.
+    pub fn node(&self) -> Option<&Node> {
+        self.node.as_ref().map(|(node, _)| node)
+    }
+
+    /// The zone that this node is in.
+    pub fn zone(&self) -> Option<&str> {
+        self.node()?.zone.as_deref()
+    }
+
+    /// The union of all ServiceCIDRs of a family: sorted ranges that neither overlap nor touch.
+    pub fn service_cidrs(&self, family: Family) -> Vec<IpNet> {
+        let ranges = self.service_cidrs.values().flat_map(|(object, _)| &object.cidrs);
+        let ranges: Vec<IpNet> = ranges.filter(|range| Family::of(range.addr()) == family).copied().collect();
+        let mut merged = IpNet::aggregate(&ranges);
+        merged.sort_unstable();
+        merged
+    }
+
+    fn put_service(&mut self, mut service: Service) -> Changes {
+        let epoch = self.epochs.now(Kind::Service);
+        let entry = self.groups.entry(service.name.clone());
+        let name = entry.key().clone();
+        let group = entry.or_default();
+        match &mut group.service {
+            Some((known, stamp)) if *known == service => {
+                *stamp = epoch;
+                Changes::default()
+            }
+            known => {
+                // The text of the name that the group's slices share already.
+                service.name = name.clone();
+                *known = Some((service, epoch));
+                Changes::of([name])
+            }
+        }
+    }
+
+    /// Returns whether there was one.
+    fn remove_service(&mut self, name: &ObjectName) -> bool {
+        let removed = self.groups.get_mut(name).is_some_and(|group| group.service.take().is_some());
+        self.drop_if_empty(name);
+        removed
+    }
+
+    fn put_slice(&mut self, mut slice: Slice) -> Changes {
+        let epoch = self.epochs.now(Kind::EndpointSlice);
+        // Its Service is another one than before: the old one loses it.
+        let moved = self.slices.get(&slice.name).is_some_and(|filed| filed.service != slice.service);
+        let left = if moved { self.remove_slice(&slice.name) } else { None };
+
+        let entry = self.groups.entry(slice.service.clone());
+        slice.service = entry.key().clone();
+        let service = slice.service.clone();
+        let group = entry.or_default();
+        match self.slices.entry(slice.name.clone()) {
+            Entry::Occupied(mut known) => {
+                known.get_mut().epoch = epoch;
+                slice.name = known.key().clone();
+            }
+            Entry::Vacant(vacant) => {
+                vacant.insert(Filed { service: service.clone(), epoch });
+            }
+        }
+        match group.position(&slice.name) {
+            Ok(at) if group.slices[at] == slice => return Changes::default(),
+            Ok(at) => group.slices[at] = slice,
+            Err(at) => {
+                // One by one: most Services have a single slice, and `Vec` would make room for four.
+                group.slices.reserve_exact(1);
+                group.slices.insert(at, slice);
+            }
+        }
+        Changes::of(left.into_iter().chain([service]))
+    }
+
+    /// Returns the Service that it belonged to.
+    fn remove_slice(&mut self, name: &ObjectName) -> Option<ObjectName> {
+        let service = self.slices.remove(name)?.service;
+        if let Some(group) = self.groups.get_mut(&service)
+            && let Ok(at) = group.position(name)
+        {
+            group.slices.remove(at);
+        }
+        self.drop_if_empty(&service);
+        Some(service)
+    }
+
+    fn drop_if_empty(&mut self, service: &ObjectName) {
+        if self.groups.get(service).is_some_and(|group| group.service.is_none() && group.slices.is_empty()) {
+            self.groups.remove(service);
+        }
+    }
+
+    fn set_node(&mut self, node: Option<Node>) -> Changes {
+        let changes = Changes {
+            node: node.as_ref() != self.node(),
+            all_services: node.as_ref().and_then(|node| node.zone.as_deref()) != self.zone(),
+            ..Changes::default()
+        };
+        self.node = node.map(|node| (node, self.epochs.now(Kind::Node)));
+        changes
+    }
+
+    fn put_service_cidr(&mut self, cidr: ServiceCidr) -> Changes {
+        let epoch = self.epochs.now(Kind::ServiceCidr);
+        let name = Arc::clone(&cidr.name);
+        let same = self.service_cidrs.get(&name).is_some_and(|(known, _)| *known == cidr);
+        self.service_cidrs.insert(name, (cidr, epoch));
+        Changes { service_cidrs: !same, ..Changes::default() }
+    }
+
+    /// What did not come in the list that ends is gone.
+    fn list_done(&mut self, kind: Kind) -> Changes {
+        let epoch = self.epochs.now(kind);
+        let mut changes = match kind {
+            Kind::Service => {
+                let outdated = |group: &Group| group.service.as_ref().is_some_and(|(_, stamp)| *stamp != epoch);
+                let gone = self.groups.iter().filter(|(_, group)| outdated(group)).map(|(name, _)| name.clone());
+                let gone: Vec<ObjectName> = gone.collect();
+                for name in &gone {
+                    self.remove_service(name);
+                }
+                Changes::of(gone)
+            }
+            Kind::EndpointSlice => {
+                let gone = self.slices.iter().filter(|(_, filed)| filed.epoch != epoch).map(|(name, _)| name.clone());
+                let gone: Vec<ObjectName> = gone.collect();
+                Changes::of(gone.iter().filter_map(|name| self.remove_slice(name)).collect::<Vec<_>>())
+            }
+            Kind::Node if self.node.as_ref().is_some_and(|(_, stamp)| *stamp != epoch) => self.set_node(None),
+            Kind::Node => Changes::default(),
+            Kind::ServiceCidr => {
+                let before = self.service_cidrs.len();
+                self.service_cidrs.retain(|_, (_, stamp)| *stamp == epoch);
+                Changes { service_cidrs: self.service_cidrs.len() != before, ..Changes::default() }
+            }
+        };
+        changes.ready = self.epochs.list_done(kind);
+        changes
+    }
+}
+
+impl Group {
+    /// Where a slice is, or belongs.
+    fn position(&self, name: &ObjectName) -> Result<usize, usize> {
+        self.slices.binary_search_by(|slice| slice.name.cmp(name))
+    }
+}
+
+#[cfg(test)]
+mod tests;
