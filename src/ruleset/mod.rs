@@ -2,6 +2,28 @@
 //!
 //! * [`types`]: tables, chains, sets, maps, rules and elements as values, in nft's words.
 //! * [`names`]: the names of our sets and chains; they are part of the interface (`nft list ruleset`).
+//! * [`base`]: the frame: every set, and every chain with its rules.
+//! * [`text`]: all of it as a script for `nft -f`.
+//! * [`eval`]: what a ruleset does to a packet.
 
+pub mod base;
+pub mod eval;
 pub mod names;
+pub mod ranges;
+pub mod service;
+pub mod text;
 pub mod types;
+
+use crate::model::Family;
+use types::{Chain, Element, SetDef};
+
+/// All that one family's table holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ruleset {
+    /// Whose table.
+    pub family: Family,
+    /// Every set and map with its elements, in the order in which they are created.
+    pub sets: Vec<(SetDef, Vec<Element>)>,
+    /// Every chain, in an order in which each is created before a rule refers to it.
+    pub chains: Vec<Chain>,
+}

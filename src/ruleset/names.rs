@@ -6,6 +6,9 @@ use std::fmt;
 /// The name of our table in both families.
 pub const TABLE: &str = "nftproxyd";
 
+/// The comment of our table, so that whoever lists it knows where it comes from.
+pub const TABLE_COMMENT: &str = "Kubernetes Services; written by nftproxyd";
+
 /// A set or map of our table. There is a fixed number of them, whatever the cluster holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SetName {

@@ -35,8 +35,13 @@ pub enum Expr {
     OriginalSource,
     /// `ct original ip daddr` / `ct original ip6 daddr`.
     OriginalDestination,
-    /// `ct original proto-dst`: the destination port before any translation.
+    /// `ct original proto-dst`: the destination port before any translation. nft prints and reads it only in a rule
+    /// that says `meta l4proto P` first.
     OriginalPort,
+    /// `ct reply ip saddr` / `ct reply ip6 saddr`: who answers; the endpoint, once the destination is translated.
+    ReplySource,
+    /// `ct reply proto-src`: the port that answers; the same condition as for [`Expr::OriginalPort`].
+    ReplyPort,
 }
 
 /// One part of an element's key or data.

@@ -1,0 +1,396 @@
+//! The frame of a family's table: the sets, still empty, and the chains with their rules. What is in the cluster
+//! changes it only by way of [`FrameFacts`]; a Service is never a chain, a rule or a set.
+//!
+//! The way of a connection's first packet (`nat` chains see no other):
+//!
+//! ```text
+//!  nat-prerouting, nat-output -> services: vmap @service-ips, else unserved?, else vmap @service-nodeports
+//!      -> [source-ranges | external-local | nodeport-local]      only for frontends that need them
+//!      -> [cluster- | masq-] [sticky-] pick-N                    mark, remembered endpoint, random slot: dnat
+//!      -> reject-it | drop
+//!  nat-postrouting -> masquerade-marked | service-traffic        masquerade; remember the endpoint
+//!  nat-input -> remember                                         endpoints on the node itself
+//! ```
+//!
+//! * Base chains are of type `nat` only: an established connection meets none of our rules.
+//! * A `nat` chain runs only while connection tracking is on in the namespace, which `ct`, `dnat` or `masquerade` in
+//!   any rule switches on. The frame always holds some, so that rejects and drops work before the first endpoint exists.
+//! * Source translation is at priority 99, before the usual 100 of other programs: the first chain that translates ends
+//!   the evaluation, and a masquerade by another program must not keep ours from clearing its mark.
+//! * A packet that belongs to no Service should pay little: `fib` and set look-ups come last, only where they matter.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::names::{ChainName, Masquerade, Pick, SetName};
+use super::types::{Chain, DataDef, Expr, Hook, HookPoint, Rule, SetDef, Statement, Verdict};
+use crate::model::{Family, Protocol};
+
+/// How many clients of all frontends together are remembered; when the map is full a connection works but is not
+/// remembered. The map is a hash that grows with its contents: the bound costs nothing until it is used.
+pub const AFFINITY_SIZE: u32 = 262_144;
+
+/// Priority of source translation and of remembering: just before `srcnat` (100).
+pub const SOURCE_PRIORITY: i32 = 99;
+
+/// Priority of destination translation, `dstnat`.
+pub const DESTINATION_PRIORITY: i32 = -100;
+
+/// What tells a packet of a pod (`detectLocalMode`).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Detector {
+    /// Its source is in this range, of the table's family.
+    Source(IpNet),
+    /// It came in by this interface.
+    Interface(Arc<str>),
+    /// It came in by an interface whose name begins so.
+    InterfacePrefix(Arc<str>),
+}
+
+/// Which of the node's addresses accept node ports (`nodePortAddresses`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NodePortAddresses {
+    /// Every local address except loopback.
+    All,
+    /// Those in the set `nodeport-ips`.
+    Listed,
+}
+
+/// All that the rules of the frame depend on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct FrameFacts {
+    /// Whose table.
+    pub family: Family,
+    /// What is a pod. `None`: nothing is, and a cluster IP masquerades nobody (unless `masquerade_all`).
+    pub detector: Option<Detector>,
+    /// The bit of the packet mark that asks for masquerading (`masqueradeBit`); exactly one bit is set.
+    pub mark: u32,
+    /// `masqueradeAll`: every connection to a cluster IP is masqueraded.
+    pub masquerade_all: bool,
+    /// The ranges of cluster IPs; of the family, sorted, no overlaps. An unallocated address in one is dropped.
+    pub service_cidrs: Vec<IpNet>,
+    /// Which addresses accept node ports.
+    pub node_ports: NodePortAddresses,
+    /// Whether a cluster IP is outside all of `service_cidrs`: those pay a set look-up in `services`.
+    pub stray_cluster_ips: bool,
+    /// Whether any frontend has session affinity; without one, `remember` has no rules.
+    pub affinity: bool,
+}
+
+impl FrameFacts {
+    /// When connections to a cluster IP are marked for masquerading.
+    pub fn cluster_ip_masquerade(&self) -> Masquerade {
+        match (&self.detector, self.masquerade_all) {
+            (_, true) => Masquerade::Always,
+            (None, false) => Masquerade::Never,
+            (Some(_), false) => Masquerade::FromOutside,
+        }
+    }
+
+    /// A rule for packets that are (not) of a pod; `None` without a detector.
+    fn pod_rule(&self, is_pod: bool, then: Vec<Statement>) -> Option<Rule> {
+        let mut statements = match self.detector.as_ref()? {
+            Detector::Source(net) => vec![Statement::SourceIn { net: *net, negated: !is_pod }],
+            Detector::Interface(name) => {
+                vec![Statement::InputInterface { name: name.clone(), prefix: false, negated: !is_pod }]
+            }
+            Detector::InterfacePrefix(name) => {
+                vec![Statement::InputInterface { name: name.clone(), prefix: true, negated: !is_pod }]
+            }
+        };
+        statements.extend(then);
+        Some(rule(statements))
+    }
+}
+
+/// The part of a table that is there whatever the cluster holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    /// Every set and map, in the order of [`SetName::ALL`].
+    pub sets: Vec<SetDef>,
+    /// The fixed chains, in the order of [`ChainName::FIXED`]: the target of a jump comes first.
+    pub chains: Vec<Chain>,
+}
+
+/// The frame for these facts.
+pub fn frame(facts: &FrameFacts) -> Frame {
+    Frame {
+        sets: SetName::ALL.into_iter().map(set).collect(),
+        chains: ChainName::FIXED.into_iter().filter_map(|name| fixed(name, facts)).collect(),
+    }
+}
+
+/// A chain that is made when first used; `None` for the fixed ones and for counts that no chain can have: more than
+/// [`Pick::LOCAL_OFFSET`] slots, no slot, no second.
+pub fn on_demand(name: ChainName, facts: &FrameFacts) -> Option<Chain> {
+    let rules = match name {
+        ChainName::Pick(pick) if (1..=Pick::LOCAL_OFFSET).contains(&pick.slots) => pick_rules(pick, facts),
+        ChainName::RememberFor(seconds) if seconds > 0 => remember_for_rules(seconds),
+        _ => return None,
+    };
+    Some(Chain { name, hook: None, rules })
+}
+
+/// The frame's chains and those made on demand for the given verdicts, with all that they hand over to, in the order in
+/// which they have to be created. Names that [`on_demand`] does not know are left out.
+pub fn all_chains(demanded: impl IntoIterator<Item = ChainName>, facts: &FrameFacts) -> Vec<Chain> {
+    let mut names = BTreeSet::new();
+    for name in demanded {
+        names.insert(name);
+        let mut pick = if let ChainName::Pick(pick) = name { pick.inner() } else { None };
+        while let Some(inner) = pick {
+            names.insert(ChainName::Pick(inner));
+            pick = inner.inner();
+        }
+    }
+    // The order of names puts what does less before what does more.
+    let mut chains: Vec<Chain> = names.into_iter().filter_map(|name| on_demand(name, facts)).collect();
+    chains.extend(frame(facts).chains);
+    chains
+}
+
+/// Address . protocol . port: what a frontend with an address is looked up by.
+pub const ADDRESS_KEY: [Expr; 3] = [Expr::DestinationAddress, Expr::L4Proto, Expr::DestinationPort];
+
+/// Protocol . port: what a node port is looked up by.
+pub const NODEPORT_KEY: [Expr; 2] = [Expr::L4Proto, Expr::DestinationPort];
+
+/// Client . address . protocol . port. A node port's address is the one of the node that the client used.
+const AFFINITY_KEY: [Expr; 4] = [Expr::SourceAddress, Expr::DestinationAddress, Expr::L4Proto, Expr::DestinationPort];
+
+const ENDPOINT: [Expr; 2] = [Expr::DestinationAddress, Expr::DestinationPort];
+
+/// The definition of a set.
+pub fn set(name: SetName) -> SetDef {
+    // In a `typeof` only the type counts; the modulus is any.
+    const SLOT: Expr = Expr::RandomSlot { modulus: 2, offset: 0 };
+    let verdicts = |key: &[Expr]| (key.to_vec(), DataDef::Verdict);
+    let (key, data) = match name {
+        SetName::ServiceIps
+        | SetName::AfterSourceRanges
+        | SetName::ClusterPolicy
+        | SetName::LocalPolicy
+        | SetName::AffinityTimeouts => verdicts(&ADDRESS_KEY),
+        SetName::ServiceNodeports
+        | SetName::NodeportClusterPolicy
+        | SetName::NodeportLocalPolicy
+        | SetName::NodeportAffinityTimeouts => verdicts(&NODEPORT_KEY),
+        SetName::Endpoints => ([&ADDRESS_KEY[..], &[SLOT]].concat(), DataDef::Values(ENDPOINT.to_vec())),
+        SetName::NodeportEndpoints => ([&NODEPORT_KEY[..], &[SLOT]].concat(), DataDef::Values(ENDPOINT.to_vec())),
+        SetName::AllowedSources => (ALLOWED_SOURCE_KEY.to_vec(), DataDef::None),
+        SetName::Affinity => (AFFINITY_KEY.to_vec(), DataDef::Values(ENDPOINT.to_vec())),
+        SetName::NodeportIps | SetName::ClusterIps => (vec![Expr::DestinationAddress], DataDef::None),
+        SetName::Hairpin => (vec![Expr::SourceAddress, Expr::DestinationAddress], DataDef::None),
+    };
+    let dynamic_size = (name == SetName::Affinity).then_some(AFFINITY_SIZE);
+    SetDef { name, key, data, interval: name == SetName::AllowedSources, dynamic_size }
+}
+
+/// The protocol is taken from the header: see [`Expr::HeaderProtocol`].
+///
+/// Kernels without "nft_set_pipapo: fix incorrect avx2 match of 5th field octet" (e042ed950d4e, Linux 6.15 and stable
+/// releases since April 2025) can ignore the sixth byte of IPv6 addresses in such sets on machines with AVX2: on
+/// Debian's 5.10.223 a source in the neighbouring /48 of an allowed one was let through.
+const ALLOWED_SOURCE_KEY: [Expr; 4] =
+    [Expr::DestinationAddress, Expr::HeaderProtocol, Expr::DestinationPort, Expr::SourceAddress];
+
+fn fixed(name: ChainName, facts: &FrameFacts) -> Option<Chain> {
+    let base = |hook, priority| Some(Hook { hook, priority });
+    let mut hook = None;
+    let rules = match name {
+        // A reset is immediate; the kernel limits how many ICMP errors it sends.
+        ChainName::RejectIt => {
+            vec![rule([Statement::L4ProtoIs(Protocol::Tcp), Statement::RejectTcp]), rule([Statement::Reject])]
+        }
+        ChainName::Remember => remember_rules(facts),
+        ChainName::SourceRanges => vec![
+            rule([
+                Statement::InSet { key: ALLOWED_SOURCE_KEY.to_vec(), set: SetName::AllowedSources, negated: true },
+                Statement::Verdict(Verdict::Drop),
+            ]),
+            rule([vmap(&ADDRESS_KEY, SetName::AfterSourceRanges)]),
+        ],
+        ChainName::ExternalLocalFromNode => from_node_rules(facts, vmap(&ADDRESS_KEY, SetName::ClusterPolicy)),
+        ChainName::ExternalLocal => external_local_rules(
+            facts,
+            vmap(&ADDRESS_KEY, SetName::ClusterPolicy),
+            ChainName::ExternalLocalFromNode,
+            vmap(&ADDRESS_KEY, SetName::LocalPolicy),
+        ),
+        ChainName::NodeportLocalFromNode => from_node_rules(facts, vmap(&NODEPORT_KEY, SetName::NodeportClusterPolicy)),
+        ChainName::NodeportLocal => external_local_rules(
+            facts,
+            vmap(&NODEPORT_KEY, SetName::NodeportClusterPolicy),
+            ChainName::NodeportLocalFromNode,
+            vmap(&NODEPORT_KEY, SetName::NodeportLocalPolicy),
+        ),
+        ChainName::Unserved => vec![
+            Rule {
+                comment: Some("a port that the cluster IP does not have"),
+                ..rule([is_cluster_ip(), goto(ChainName::RejectIt)])
+            },
+            Rule { comment: Some("a cluster IP that is not allocated"), ..rule([Statement::Verdict(Verdict::Drop)]) },
+        ],
+        ChainName::Services => services_rules(facts),
+        ChainName::MasqueradeMarked => vec![
+            rule([Statement::StatusDnat, jump(ChainName::Remember)]),
+            rule([Statement::ClearMark(facts.mark), Statement::Masquerade]),
+        ],
+        ChainName::ServiceTraffic => vec![
+            rule([jump(ChainName::Remember)]),
+            rule([
+                Statement::InSet {
+                    key: vec![Expr::SourceAddress, Expr::DestinationAddress],
+                    set: SetName::Hairpin,
+                    negated: false,
+                },
+                Statement::Masquerade,
+            ]),
+        ],
+        ChainName::NatPrerouting => {
+            hook = base(HookPoint::Prerouting, DESTINATION_PRIORITY);
+            vec![rule([jump(ChainName::Services)])]
+        }
+        ChainName::NatOutput => {
+            hook = base(HookPoint::Output, DESTINATION_PRIORITY);
+            vec![rule([jump(ChainName::Services)])]
+        }
+        ChainName::NatInput => {
+            hook = base(HookPoint::Input, SOURCE_PRIORITY);
+            vec![rule([Statement::StatusDnat, jump(ChainName::Remember)])]
+        }
+        ChainName::NatPostrouting => {
+            hook = base(HookPoint::Postrouting, SOURCE_PRIORITY);
+            vec![
+                rule([Statement::MarkHas(facts.mark), jump(ChainName::MasqueradeMarked)]),
+                rule([Statement::StatusDnat, jump(ChainName::ServiceTraffic)]),
+            ]
+        }
+        ChainName::Pick(_) | ChainName::RememberFor(_) => return None,
+    };
+    Some(Chain { name, hook, rules })
+}
+
+fn services_rules(facts: &FrameFacts) -> Vec<Rule> {
+    let mut rules = vec![rule([vmap(&ADDRESS_KEY, SetName::ServiceIps)])];
+    for net in &facts.service_cidrs {
+        rules.push(rule([Statement::DestinationIn { net: *net, negated: false }, goto(ChainName::Unserved)]));
+    }
+    if facts.stray_cluster_ips {
+        rules.push(rule([is_cluster_ip(), goto(ChainName::RejectIt)]));
+    }
+    let mut nodeport = match facts.node_ports {
+        NodePortAddresses::All => {
+            vec![Statement::DestinationIn { net: loopback(facts.family), negated: true }, Statement::DestinationIsLocal]
+        }
+        NodePortAddresses::Listed => {
+            vec![Statement::InSet { key: vec![Expr::DestinationAddress], set: SetName::NodeportIps, negated: false }]
+        }
+    };
+    nodeport.push(vmap(&NODEPORT_KEY, SetName::ServiceNodeports));
+    rules.push(rule(nodeport));
+    rules
+}
+
+/// `externalTrafficPolicy: Local`. Pods and the node itself go the way that they would take by the balancer outside and
+/// back: to any endpoint of the cluster. Everybody else reaches the endpoints of this node.
+fn external_local_rules(facts: &FrameFacts, cluster: Statement, from_node: ChainName, local: Statement) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    rules.extend(facts.pod_rule(true, vec![cluster]));
+    rules.push(rule([Statement::SourceIsLocal, goto(from_node)]));
+    rules.push(rule([local]));
+    rules
+}
+
+fn from_node_rules(facts: &FrameFacts, cluster: Statement) -> Vec<Rule> {
+    vec![rule([Statement::SetMark(facts.mark)]), rule([cluster])]
+}
+
+fn pick_rules(pick: Pick, facts: &FrameFacts) -> Vec<Rule> {
+    let Some(inner) = pick.inner() else {
+        let (frontend, map) = if pick.nodeport {
+            (&NODEPORT_KEY[..], SetName::NodeportEndpoints)
+        } else {
+            (&ADDRESS_KEY[..], SetName::Endpoints)
+        };
+        let offset = if pick.local { Pick::LOCAL_OFFSET } else { 0 };
+        let slot = Expr::RandomSlot { modulus: pick.slots, offset };
+        return vec![rule([Statement::DnatMap { key: [frontend, &[slot]].concat(), map }])];
+    };
+    let goto_inner = goto(ChainName::Pick(inner));
+    let mark = Statement::SetMark(facts.mark);
+    match pick.masquerade {
+        Masquerade::Always => vec![rule([mark, goto_inner])],
+        Masquerade::FromOutside => {
+            let marking = match facts.cluster_ip_masquerade() {
+                Masquerade::Always => Some(rule([mark])),
+                Masquerade::FromOutside => facts.pod_rule(false, vec![mark]),
+                Masquerade::Never => None,
+            };
+            marking.into_iter().chain([rule([goto_inner])]).collect()
+        }
+        // The first rule does not match where the client is not known.
+        Masquerade::Never => {
+            vec![rule([Statement::DnatMap { key: AFFINITY_KEY.to_vec(), map: SetName::Affinity }]), rule([goto_inner])]
+        }
+    }
+}
+
+/// One rule for each protocol: nft cannot print `proto-dst` or `proto-src` without knowing it.
+fn remember_for_rules(seconds: u32) -> Vec<Rule> {
+    let update = Statement::Update {
+        map: SetName::Affinity,
+        key: vec![Expr::OriginalSource, Expr::OriginalDestination, Expr::L4Proto, Expr::OriginalPort],
+        timeout: seconds,
+        // Not the packet's destination: nft would take it for a sign of the protocol, leave `meta l4proto` out of the
+        // listing, and then not be able to read the listing back.
+        data: vec![Expr::ReplySource, Expr::ReplyPort],
+    };
+    Protocol::ALL.into_iter().map(|protocol| rule([Statement::L4ProtoIs(protocol), update.clone()])).collect()
+}
+
+fn remember_rules(facts: &FrameFacts) -> Vec<Rule> {
+    if !facts.affinity {
+        return Vec::new();
+    }
+    let by_protocol =
+        |key: &[Expr], map| Protocol::ALL.map(|protocol| rule([Statement::L4ProtoIs(protocol), vmap(key, map)]));
+    let mut rules = Vec::new();
+    rules.extend(by_protocol(
+        &[Expr::OriginalDestination, Expr::L4Proto, Expr::OriginalPort],
+        SetName::AffinityTimeouts,
+    ));
+    rules.extend(by_protocol(&[Expr::L4Proto, Expr::OriginalPort], SetName::NodeportAffinityTimeouts));
+    rules
+}
+
+fn loopback(family: Family) -> IpNet {
+    let (address, prefix) = match family {
+        Family::V4 => (IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), 8),
+        Family::V6 => (IpAddr::V6(Ipv6Addr::LOCALHOST), 128),
+    };
+    IpNet::new_assert(address, prefix)
+}
+
+fn rule(statements: impl Into<Vec<Statement>>) -> Rule {
+    Rule { statements: statements.into(), comment: None }
+}
+
+fn goto(chain: ChainName) -> Statement {
+    Statement::Verdict(Verdict::Goto(chain))
+}
+
+fn jump(chain: ChainName) -> Statement {
+    Statement::Verdict(Verdict::Jump(chain))
+}
+
+fn vmap(key: &[Expr], map: SetName) -> Statement {
+    Statement::VerdictMap { key: key.to_vec(), map }
+}
+
+fn is_cluster_ip() -> Statement {
+    Statement::InSet { key: vec![Expr::DestinationAddress], set: SetName::ClusterIps, negated: false }
+}

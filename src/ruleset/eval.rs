@@ -1,0 +1,243 @@
+//! What a ruleset does to the first packet of a connection, told from its values alone: no kernel, no root.
+//!
+//! It walks the rules as the kernel would (man page nft(8), "VERDICT STATEMENT"; net/netfilter/nf_nat_core.c for the
+//! order of hooks) and follows every slot that `numgen random` could draw. What it does not understand is an error, never a
+//! guess: a ruleset that it accepts is one that our own code could have made.
+
+mod index;
+mod walk;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use super::Ruleset;
+use super::names::{ChainName, SetName};
+use super::types::{Chain, HookPoint};
+use crate::model::{Family, Protocol};
+use index::IndexedSet;
+use walk::{Ending, Fate, State, Walk};
+
+/// The first packet of a connection; it carries no mark.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packet {
+    /// Source address, of the ruleset's family.
+    pub source: IpAddr,
+    /// Destination address, of the ruleset's family.
+    pub destination: IpAddr,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Destination port.
+    pub port: u16,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+/// Where a packet enters the node's rules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// A process of the node sends it.
+    Node,
+    /// It arrives, by this interface if that is known. Rules that ask for the interface need it.
+    Arrives(Option<Arc<str>>),
+}
+
+/// What becomes of a packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It reaches one of these; not empty.
+    Forward(BTreeSet<Reached>),
+    /// Its sender is told: a reset or an ICMP error.
+    Reject,
+    /// It is lost.
+    Drop,
+    /// It goes its way, its destination unchanged.
+    Pass,
+}
+
+/// An endpoint that a packet can reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Reached {
+    /// Address and port.
+    pub endpoint: SocketAddr,
+    /// Whether the endpoint sees an address of the node as the source.
+    pub masqueraded: bool,
+}
+
+/// An outcome and how it came about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trace {
+    /// What becomes of the packet.
+    pub outcome: Outcome,
+    /// The rules that matched, in order, each once even if several slots lead to it.
+    pub steps: Vec<Step>,
+}
+
+/// A rule that matched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// On which hook.
+    pub hook: HookPoint,
+    /// In which chain.
+    pub chain: ChainName,
+    /// The rule as nft prints it.
+    pub rule: String,
+    /// What a look-up found: a verdict, or the endpoints of all slots; empty where there was none.
+    pub found: String,
+}
+
+/// A packet cannot be traced.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EvalError {
+    /// The packet is not of the table's family.
+    #[error("{0} is not an address of the {1} table: use the table of its family")]
+    Family(IpAddr, Family),
+    /// A rule asks for the input interface.
+    #[error("chain {0}: \"{1}\" depends on the input interface: name the one by which the packet arrives")]
+    Interface(ChainName, String),
+    /// The ruleset contradicts itself.
+    #[error("{0}: the ruleset is not one that the proxy makes")]
+    Malformed(String),
+    /// The packet's fate depends on the slot that is drawn.
+    #[error("some slots lead to {0}, others to {1}: slots are missing")]
+    Mixed(Outcome, Outcome),
+}
+
+/// A ruleset, indexed for tracing any number of packets.
+#[derive(Debug)]
+pub struct Tracer<'a> {
+    family: Family,
+    sets: BTreeMap<SetName, IndexedSet<'a>>,
+    chains: BTreeMap<ChainName, &'a Chain>,
+    /// By hook, in order of priority.
+    base_chains: Vec<&'a Chain>,
+    local_addresses: &'a BTreeSet<IpAddr>,
+}
+
+impl<'a> Tracer<'a> {
+    /// Checks and indexes a ruleset. Clients that are remembered are the elements of the map `affinity`. An address is
+    /// local (`fib type local`) if it is in `local_addresses` or a loopback address.
+    ///
+    /// # Errors
+    ///
+    /// [`EvalError::Malformed`] if an element does not fit its set, or a set, key or chain is there twice.
+    pub fn new(ruleset: &'a Ruleset, local_addresses: &'a BTreeSet<IpAddr>) -> Result<Self, EvalError> {
+        let mut sets = BTreeMap::new();
+        for (def, elements) in &ruleset.sets {
+            if sets.insert(def.name, IndexedSet::new(def, elements, ruleset.family)?).is_some() {
+                return Err(malformed(format_args!("set {} is there twice", def.name)));
+            }
+        }
+        let mut chains = BTreeMap::new();
+        for chain in &ruleset.chains {
+            if chains.insert(chain.name, chain).is_some() {
+                return Err(malformed(format_args!("chain {} is there twice", chain.name)));
+            }
+        }
+        let mut base_chains: Vec<&Chain> = ruleset.chains.iter().filter(|chain| chain.hook.is_some()).collect();
+        base_chains.sort_by_key(|chain| chain.hook.map(|hook| hook.priority));
+        Ok(Tracer { family: ruleset.family, sets, chains, base_chains, local_addresses })
+    }
+
+    /// Follows a packet.
+    ///
+    /// # Errors
+    ///
+    /// Where the packet or the ruleset leave a question open: see [`EvalError`].
+    pub fn trace(&self, packet: &Packet) -> Result<Trace, EvalError> {
+        for address in [packet.source, packet.destination] {
+            if Family::of(address) != self.family {
+                return Err(EvalError::Family(address, self.family));
+            }
+        }
+        let mut walk = Walk { tracer: self, packet, hook: HookPoint::Prerouting, steps: Vec::new() };
+        let start = State { destination: SocketAddr::new(packet.destination, packet.port), mark: 0 };
+        let first = if packet.origin == Origin::Node { HookPoint::Output } else { HookPoint::Prerouting };
+        let mut fates = BTreeSet::new();
+        for (ending, mut state) in walk.on_hook(first, start)? {
+            match ending {
+                Ending::Translated(endpoint) => state.destination = endpoint,
+                Ending::Open => {}
+                other => {
+                    fates.insert(walk.fate(other, state)?);
+                    continue;
+                }
+            }
+            // What the node sends to itself passes postrouting on its way out; by the time it comes in again its
+            // translations are settled, and nat chains are not asked.
+            let local = self.is_local(state.destination.ip()) && packet.origin != Origin::Node;
+            let second = if local { HookPoint::Input } else { HookPoint::Postrouting };
+            for (ending, state) in walk.on_hook(second, state)? {
+                fates.insert(walk.fate(ending, state)?);
+            }
+        }
+        Ok(Trace { outcome: outcome(fates)?, steps: walk.steps })
+    }
+
+    fn is_local(&self, address: IpAddr) -> bool {
+        address.is_loopback() || self.local_addresses.contains(&address)
+    }
+}
+
+fn outcome(fates: BTreeSet<Fate>) -> Result<Outcome, EvalError> {
+    let mut result: Option<Outcome> = None;
+    for fate in fates {
+        let one = match fate {
+            Fate::Reached(reached) => Outcome::Forward(BTreeSet::from([reached])),
+            Fate::Reject => Outcome::Reject,
+            Fate::Drop => Outcome::Drop,
+            Fate::Pass => Outcome::Pass,
+        };
+        result = Some(match (result, one) {
+            (None, one) => one,
+            (Some(Outcome::Forward(mut all)), Outcome::Forward(one)) => {
+                all.extend(one);
+                Outcome::Forward(all)
+            }
+            (Some(before), one) => return Err(EvalError::Mixed(before, one)),
+        });
+    }
+    result.ok_or_else(|| malformed(format_args!("no rule and no policy decides")))
+}
+
+fn malformed(what: fmt::Arguments<'_>) -> EvalError {
+    EvalError::Malformed(what.to_string())
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outcome::Forward(endpoints) => {
+                f.write_str("forward to ")?;
+                for (position, reached) in endpoints.iter().enumerate() {
+                    let comma = if position == 0 { "" } else { ", " };
+                    let masqueraded = if reached.masqueraded { " (masqueraded)" } else { "" };
+                    write!(f, "{comma}{}{masqueraded}", reached.endpoint)?;
+                }
+                Ok(())
+            }
+            Outcome::Reject => f.write_str("reject"),
+            Outcome::Drop => f.write_str("drop"),
+            Outcome::Pass => f.write_str("pass"),
+        }
+    }
+}
+
+impl fmt::Display for Trace {
+    /// One line for each hook, each rule below it, and the outcome.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut hook = None;
+        for step in &self.steps {
+            if hook != Some(step.hook) {
+                writeln!(f, "{}:", step.hook)?;
+                hook = Some(step.hook);
+            }
+            writeln!(f, "  {}: {}", step.chain, step.rule)?;
+            if !step.found.is_empty() {
+                writeln!(f, "    found {}", step.found)?;
+            }
+        }
+        write!(f, "=> {}", self.outcome)
+    }
+}

@@ -1,0 +1,82 @@
+//! Sets, checked and indexed.
+
+use std::collections::BTreeMap;
+
+use super::{EvalError, malformed};
+use crate::model::Family;
+use crate::ruleset::text;
+use crate::ruleset::types::{Data, DataDef, Element, Expr, SetDef, Value};
+
+/// A set or map whose elements fit its type.
+#[derive(Debug)]
+pub(super) struct IndexedSet<'a> {
+    pub(super) def: &'a SetDef,
+    elements: BTreeMap<&'a [Value], &'a Element>,
+}
+
+impl<'a> IndexedSet<'a> {
+    /// Checks that every element fits and is there once.
+    pub(super) fn new(def: &'a SetDef, elements: &'a [Element], family: Family) -> Result<Self, EvalError> {
+        let mut index = BTreeMap::new();
+        for element in elements {
+            let key_fits = |key: &[Value]| fits(key, &def.key, family);
+            let data_fits = match (&element.data, &def.data) {
+                (Data::None, DataDef::None) | (Data::Verdict(_), DataDef::Verdict) => true,
+                (Data::Values(values), DataDef::Values(types)) => fits(values, types, family),
+                _ => false,
+            };
+            let end_fits = element.key_end.as_ref().is_none_or(|end| def.interval && key_fits(end));
+            if !key_fits(&element.key) || !data_fits || !end_fits {
+                return Err(malformed(format_args!("{} does not fit its type", text::element_of(def, element))));
+            }
+            if index.insert(&element.key[..], element).is_some() {
+                return Err(malformed(format_args!("{} is there twice", text::element_of(def, element))));
+            }
+        }
+        Ok(IndexedSet { def, elements: index })
+    }
+
+    /// The element with this key, or whose interval holds it.
+    pub(super) fn find(&self, key: &[Value]) -> Option<&'a Element> {
+        if !self.def.interval {
+            return self.elements.get(key).copied();
+        }
+        let within = |element: &&&Element| {
+            let last = element.key_end.as_ref().unwrap_or(&element.key);
+            key.iter().zip(element.key.iter().zip(last)).all(|(it, (first, last))| (first..=last).contains(&it))
+        };
+        self.elements.values().find(within).copied()
+    }
+}
+
+/// What kind of value an expression gives: nft's data type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ValueType {
+    Address,
+    Protocol,
+    Port,
+    Slot,
+}
+
+pub(super) fn value_type(expr: Expr) -> ValueType {
+    match expr {
+        Expr::SourceAddress
+        | Expr::DestinationAddress
+        | Expr::OriginalSource
+        | Expr::OriginalDestination
+        | Expr::ReplySource => ValueType::Address,
+        Expr::L4Proto | Expr::HeaderProtocol => ValueType::Protocol,
+        Expr::DestinationPort | Expr::OriginalPort | Expr::ReplyPort => ValueType::Port,
+        Expr::RandomSlot { .. } => ValueType::Slot,
+    }
+}
+
+pub(super) fn fits(values: &[Value], types: &[Expr], family: Family) -> bool {
+    let fits_one = |(value, expr): (&Value, &Expr)| match value {
+        Value::Address(address) => value_type(*expr) == ValueType::Address && Family::of(*address) == family,
+        Value::Protocol(_) => value_type(*expr) == ValueType::Protocol,
+        Value::Port(_) => value_type(*expr) == ValueType::Port,
+        Value::Slot(_) => value_type(*expr) == ValueType::Slot,
+    };
+    values.len() == types.len() && values.iter().zip(types).all(fits_one)
+}

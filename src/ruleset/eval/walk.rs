@@ -1,0 +1,348 @@
+//! A packet on its way from rule to rule.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use super::index::{IndexedSet, fits, value_type};
+use super::{EvalError, Origin, Packet, Reached, Step, Tracer, malformed};
+use crate::model::Protocol;
+use crate::ruleset::names::{ChainName, SetName};
+use crate::ruleset::text;
+use crate::ruleset::types::{Data, DataDef, Expr, HookPoint, Key, Rule, Statement, Value, Verdict};
+
+/// Deeper than any chain of ours calls another, and a bound for rules that would never end.
+const MAX_DEPTH: usize = 16;
+
+/// What changes about a packet on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct State {
+    pub(super) destination: SocketAddr,
+    pub(super) mark: u32,
+}
+
+/// How a chain ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Ending {
+    /// Its last rule did not decide.
+    Open,
+    Translated(SocketAddr),
+    Masqueraded,
+    Reject,
+    Drop,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Fate {
+    Reached(Reached),
+    Reject,
+    Drop,
+    Pass,
+}
+
+/// How a chain ends, once for each way through it.
+pub(super) type Endings = BTreeSet<(Ending, State)>;
+
+/// One packet on its way.
+pub(super) struct Walk<'a> {
+    pub(super) tracer: &'a Tracer<'a>,
+    pub(super) packet: &'a Packet,
+    pub(super) hook: HookPoint,
+    pub(super) steps: Vec<Step>,
+}
+
+impl Walk<'_> {
+    /// All base chains of a hook, one after the other; the first that decides ends it.
+    pub(super) fn on_hook(&mut self, hook: HookPoint, start: State) -> Result<Endings, EvalError> {
+        self.hook = hook;
+        let mut open = BTreeSet::from([start]);
+        let mut endings = Endings::new();
+        for chain in &self.tracer.base_chains {
+            if chain.hook.is_none_or(|it| it.hook != hook) {
+                continue;
+            }
+            let mut still_open = BTreeSet::new();
+            for state in open {
+                for (ending, state) in self.chain(chain.name, state, 0)? {
+                    if ending == Ending::Open {
+                        still_open.insert(state);
+                    } else {
+                        endings.insert((ending, state));
+                    }
+                }
+            }
+            open = still_open;
+        }
+        endings.extend(open.into_iter().map(|state| (Ending::Open, state)));
+        Ok(endings)
+    }
+
+    fn chain(&mut self, name: ChainName, start: State, depth: usize) -> Result<Endings, EvalError> {
+        let Some(chain) = self.tracer.chains.get(&name) else {
+            return Err(malformed(format_args!("chain {name} is not there")));
+        };
+        if depth > MAX_DEPTH {
+            return Err(malformed(format_args!("chain {name} is reached by more than {MAX_DEPTH} jumps")));
+        }
+        let mut open = BTreeSet::from([start]);
+        let mut endings = Endings::new();
+        for rule in &chain.rules {
+            let mut still_open = BTreeSet::new();
+            for state in open {
+                let mut at = At { chain: name, rule, state, depth, ended: Endings::new() };
+                let continues = self.rule(&mut at)?;
+                endings.extend(at.ended);
+                if continues {
+                    still_open.insert(at.state);
+                }
+            }
+            open = still_open;
+        }
+        endings.extend(open.into_iter().map(|state| (Ending::Open, state)));
+        Ok(endings)
+    }
+
+    /// Whether the next rule is looked at, with the state that is left in `at`.
+    fn rule(&mut self, at: &mut At<'_>) -> Result<bool, EvalError> {
+        for (position, statement) in at.rule.statements.iter().enumerate() {
+            let is_last = position + 1 == at.rule.statements.len();
+            let matches = match statement {
+                Statement::SourceIn { net, negated } => net.contains(&self.packet.source) != *negated,
+                Statement::DestinationIn { net, negated } => net.contains(&at.state.destination.ip()) != *negated,
+                Statement::InputInterface { name, prefix, negated } => self.arrived_by(at, name, *prefix)? != *negated,
+                Statement::L4ProtoIs(protocol) => self.packet.protocol == *protocol,
+                Statement::SourceIsLocal => self.tracer.is_local(self.packet.source),
+                Statement::DestinationIsLocal => self.tracer.is_local(at.state.destination.ip()),
+                Statement::StatusDnat => self.is_translated(at.state),
+                Statement::MarkHas(bits) => at.state.mark & bits != 0,
+                Statement::SetMark(bits) => {
+                    at.state.mark |= bits;
+                    true
+                }
+                Statement::ClearMark(bits) => {
+                    at.state.mark &= !bits;
+                    true
+                }
+                Statement::InSet { key, set, negated } => {
+                    let set = self.set(at, *set, key, |data| *data == DataDef::None)?;
+                    set.find(&self.single_key(at, key)?).is_some() != *negated
+                }
+                Statement::Update { map, key, data, .. } => {
+                    self.check_update(at, *map, key, data)?;
+                    true
+                }
+                _ if !is_last => return Err(self.malformed_rule(at, "a statement follows one that ends the rule")),
+                ending => return self.last_statement(at, ending),
+            };
+            if !matches {
+                return Ok(true);
+            }
+        }
+        self.step(at, String::new());
+        Ok(true)
+    }
+
+    /// A statement that can end the chain.
+    fn last_statement(&mut self, at: &mut At<'_>, statement: &Statement) -> Result<bool, EvalError> {
+        let ending = match statement {
+            Statement::Verdict(verdict) => {
+                self.step(at, String::new());
+                return self.verdict(at, *verdict);
+            }
+            Statement::VerdictMap { key, map } => {
+                let set = self.set(at, *map, key, |data| *data == DataDef::Verdict)?;
+                let Some(element) = set.find(&self.single_key(at, key)?) else { return Ok(true) };
+                let Data::Verdict(verdict) = element.data else {
+                    return Err(self.malformed_rule(at, "the map holds no verdicts"));
+                };
+                self.step(at, text::element(element));
+                return self.verdict(at, verdict);
+            }
+            Statement::DnatMap { key, map } => return self.translate(at, key, *map),
+            Statement::Masquerade if self.hook == HookPoint::Postrouting => Ending::Masqueraded,
+            Statement::RejectTcp if self.packet.protocol == Protocol::Tcp => Ending::Reject,
+            Statement::Reject => Ending::Reject,
+            _ => return Err(self.malformed_rule(at, "the statement cannot be used here")),
+        };
+        self.step(at, String::new());
+        at.ended.insert((ending, at.state));
+        Ok(false)
+    }
+
+    fn verdict(&mut self, at: &mut At<'_>, verdict: Verdict) -> Result<bool, EvalError> {
+        match verdict {
+            Verdict::Drop => {
+                at.ended.insert((Ending::Drop, at.state));
+                Ok(false)
+            }
+            // Whatever ends the other chain, even its last rule, ends this one.
+            Verdict::Goto(chain) => {
+                at.ended.extend(self.chain(chain, at.state, at.depth + 1)?);
+                Ok(false)
+            }
+            Verdict::Jump(chain) => {
+                let mut returned = BTreeSet::new();
+                for (ending, state) in self.chain(chain, at.state, at.depth + 1)? {
+                    if ending == Ending::Open {
+                        returned.insert(state);
+                    } else {
+                        at.ended.insert((ending, state));
+                    }
+                }
+                match (returned.pop_first(), returned.is_empty()) {
+                    (None, _) => Ok(false),
+                    (Some(state), true) => {
+                        at.state = state;
+                        Ok(true)
+                    }
+                    (Some(_), false) => Err(self.malformed_rule(at, "the chain returns in different states")),
+                }
+            }
+        }
+    }
+
+    fn translate(&mut self, at: &mut At<'_>, key: &[Expr], map: SetName) -> Result<bool, EvalError> {
+        if !matches!(self.hook, HookPoint::Prerouting | HookPoint::Output) {
+            return Err(self.malformed_rule(at, "destinations are translated in prerouting and output only"));
+        }
+        let set = self.set(at, map, key, |data| matches!(data, DataDef::Values(_)))?;
+        let mut found = BTreeSet::new();
+        let mut missed = false;
+        for key in self.keys(at, key)? {
+            match set.find(&key).map(|element| &element.data) {
+                None => missed = true,
+                Some(Data::Values(values)) => match values[..] {
+                    [Value::Address(address), Value::Port(port)] => {
+                        found.insert(SocketAddr::new(address, port));
+                    }
+                    _ => return Err(self.malformed_rule(at, "the map holds no endpoints")),
+                },
+                Some(_) => return Err(self.malformed_rule(at, "the map holds no endpoints")),
+            }
+        }
+        if !found.is_empty() {
+            self.step(at, found.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", "));
+        }
+        at.ended.extend(found.into_iter().map(|endpoint| (Ending::Translated(endpoint), at.state)));
+        Ok(missed)
+    }
+
+    fn check_update(&self, at: &At<'_>, map: SetName, key: &[Expr], data: &[Expr]) -> Result<(), EvalError> {
+        let set = self.set(at, map, key, |types| matches!(types, DataDef::Values(_)))?;
+        self.single_key(at, key)?;
+        let values = self.single_key(at, data)?;
+        match &set.def.data {
+            DataDef::Values(types) if set.def.dynamic_size.is_some() && fits(&values, types, self.tracer.family) => {
+                Ok(())
+            }
+            _ => Err(self.malformed_rule(at, "the map cannot take such an element")),
+        }
+    }
+
+    /// A set that a rule looks into, if key and data are of the types that the rule takes them for.
+    fn set(
+        &self,
+        at: &At<'_>,
+        name: SetName,
+        key: &[Expr],
+        data: impl Fn(&DataDef) -> bool,
+    ) -> Result<&IndexedSet<'_>, EvalError> {
+        let Some(set) = self.tracer.sets.get(&name) else {
+            return Err(self.malformed_rule(at, "the set is not there"));
+        };
+        let same_types = key.len() == set.def.key.len()
+            && key.iter().zip(&set.def.key).all(|(ours, theirs)| value_type(*ours) == value_type(*theirs));
+        if !same_types || !data(&set.def.data) {
+            return Err(self.malformed_rule(at, "the set is of another type"));
+        }
+        Ok(set)
+    }
+
+    fn single_key(&self, at: &At<'_>, exprs: &[Expr]) -> Result<Key, EvalError> {
+        let mut keys = self.keys(at, exprs)?;
+        match (keys.pop(), keys.is_empty()) {
+            (Some(key), true) => Ok(key),
+            _ => Err(self.malformed_rule(at, "a random slot is of use for translation only")),
+        }
+    }
+
+    /// The values of the expressions, once for each slot that can be drawn.
+    fn keys(&self, at: &At<'_>, exprs: &[Expr]) -> Result<Vec<Key>, EvalError> {
+        let mut keys = vec![Key::new()];
+        for expr in exprs {
+            let value = match *expr {
+                Expr::SourceAddress | Expr::OriginalSource => Value::Address(self.packet.source),
+                Expr::DestinationAddress | Expr::ReplySource => Value::Address(at.state.destination.ip()),
+                Expr::OriginalDestination => Value::Address(self.packet.destination),
+                Expr::L4Proto | Expr::HeaderProtocol => Value::Protocol(self.packet.protocol),
+                Expr::DestinationPort | Expr::ReplyPort => Value::Port(at.state.destination.port()),
+                Expr::OriginalPort => Value::Port(self.packet.port),
+                Expr::RandomSlot { modulus, offset } => {
+                    let Some(end) = offset.checked_add(modulus).filter(|_| modulus > 0) else {
+                        return Err(self.malformed_rule(at, "there are no such slots"));
+                    };
+                    let with_slot = |key: &Key, slot| {
+                        let mut key = key.clone();
+                        key.push(Value::Slot(slot));
+                        key
+                    };
+                    keys = keys.iter().flat_map(|key| (offset..end).map(move |slot| with_slot(key, slot))).collect();
+                    continue;
+                }
+            };
+            for key in &mut keys {
+                key.push(value);
+            }
+        }
+        Ok(keys)
+    }
+
+    fn arrived_by(&self, at: &At<'_>, name: &str, prefix: bool) -> Result<bool, EvalError> {
+        match &self.packet.origin {
+            // The name is then empty, which no other equals and which `!=` matches (Linux >= 5.4).
+            Origin::Node => Ok(false),
+            Origin::Arrives(Some(interface)) if prefix => Ok(interface.starts_with(name)),
+            Origin::Arrives(Some(interface)) => Ok(**interface == *name),
+            Origin::Arrives(None) => Err(EvalError::Interface(at.chain, text::rule(self.tracer.family, at.rule))),
+        }
+    }
+
+    fn is_translated(&self, state: State) -> bool {
+        state.destination != SocketAddr::new(self.packet.destination, self.packet.port)
+    }
+
+    pub(super) fn fate(&self, ending: Ending, state: State) -> Result<Fate, EvalError> {
+        match ending {
+            Ending::Reject => Ok(Fate::Reject),
+            Ending::Drop => Ok(Fate::Drop),
+            Ending::Open | Ending::Masqueraded if self.is_translated(state) => {
+                Ok(Fate::Reached(Reached { endpoint: state.destination, masqueraded: ending == Ending::Masqueraded }))
+            }
+            Ending::Open | Ending::Masqueraded => Ok(Fate::Pass),
+            Ending::Translated(endpoint) => {
+                Err(malformed(format_args!("the destination is translated twice, at last to {endpoint}")))
+            }
+        }
+    }
+
+    fn step(&mut self, at: &At<'_>, found: String) {
+        let step = Step { hook: self.hook, chain: at.chain, rule: text::rule(self.tracer.family, at.rule), found };
+        if !self.steps.contains(&step) {
+            self.steps.push(step);
+        }
+    }
+
+    fn malformed_rule(&self, at: &At<'_>, why: &str) -> EvalError {
+        let rule = text::rule(self.tracer.family, at.rule);
+        malformed(format_args!("chain {}, rule \"{rule}\": {why}", at.chain))
+    }
+}
+
+/// A rule that is being evaluated.
+struct At<'a> {
+    chain: ChainName,
+    rule: &'a Rule,
+    state: State,
+    depth: usize,
+    /// Endings of the chain that the rule brought about.
+    ended: Endings,
+}
