@@ -1,5 +1,22 @@
 //! From what is installed and what is wanted to a small, ordered transaction.
+//!
+//! * [`Installed`] is what one family's table holds, as far as it concerns Services.
+//! * A [`Stage`] collects what Services want; [`Stage::transaction`] is the difference, [`Stage::commit`] makes it the
+//!   installed state once the kernel has it.
+//! * A [`Recovery`] reads an [`Installed`] off the kernel's own elements.
+//!
+//! Nothing here is proportional to the number of Services, only to what is staged.
 
+mod installed;
+mod recover;
+mod stage;
+mod text;
 mod transaction;
 
+pub use installed::Installed;
+pub use recover::Recovery;
+pub use stage::Stage;
 pub use transaction::{Operation, Transaction};
+
+#[cfg(test)]
+mod tests;

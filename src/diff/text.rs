@@ -1,0 +1,47 @@
+//! A transaction in nft's words, for logs.
+
+use std::fmt;
+
+use super::{Operation, Transaction};
+use crate::ruleset::names::{TABLE, TABLE_COMMENT};
+use crate::ruleset::text;
+
+impl fmt::Display for Transaction {
+    /// One nft command on each line, but for elements, which have a line each.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let table = format!("{} {TABLE}", text::family(self.family));
+        for operation in &self.operations {
+            match operation {
+                Operation::AddTable => writeln!(f, "add table {table} {{ comment \"{TABLE_COMMENT}\"; }}")?,
+                Operation::DeleteTable => writeln!(f, "delete table {table}")?,
+                Operation::AddSet(def) => {
+                    let lines = text::set_lines(self.family, def).join("; ");
+                    writeln!(f, "add {} {table} {} {{ {lines}; }}", text::set_kind(def), def.name)?;
+                }
+                Operation::AddChain(chain) => match chain.hook {
+                    Some(hook) => writeln!(f, "add chain {table} {} {{ {} }}", chain.name, text::hook(hook))?,
+                    None => writeln!(f, "add chain {table} {}", chain.name)?,
+                },
+                Operation::AddRules(chain) => {
+                    for rule in &chain.rules {
+                        writeln!(f, "add rule {table} {} {}", chain.name, text::rule(self.family, rule))?;
+                    }
+                }
+                Operation::FlushChain(chain) => writeln!(f, "flush chain {table} {chain}")?,
+                Operation::DeleteForeignChain(chain) => writeln!(f, "delete chain {table} {chain}")?,
+                Operation::DeleteForeignSet(set) => writeln!(f, "delete set {table} {set}")?,
+                Operation::AddElements(set, elements) => {
+                    for element in elements {
+                        writeln!(f, "add element {table} {set} {{ {} }}", text::element(element))?;
+                    }
+                }
+                Operation::DeleteElements(set, elements) => {
+                    for element in elements {
+                        writeln!(f, "delete element {table} {set} {{ {} }}", text::element_key(element))?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
