@@ -1,6 +1,6 @@
 //! The seam between the proxy and the kernel's nftables.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::time::Duration;
 
@@ -22,13 +22,13 @@ pub struct Committed {
     pub elapsed: Duration,
 }
 
-/// What one family's table holds.
+/// What one family's table holds, but for the elements of its sets.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Snapshot {
     /// Whether the table is there at all.
     pub table: bool,
-    /// Sets of ours whose definition in the kernel is exactly the one asked about, with their elements.
-    pub sets: BTreeMap<SetName, Vec<Element>>,
+    /// Sets of ours whose definition in the kernel is exactly the one asked about.
+    pub sets: BTreeSet<SetName>,
     /// Sets of ours that are defined differently: they cannot be changed, only replaced along with the table.
     pub other_sets: BTreeSet<SetName>,
     /// Chains of ours that are exactly as asked about (hook and rules).
@@ -39,8 +39,10 @@ pub struct Snapshot {
     pub other_chains: BTreeSet<ChainName>,
     /// Chains in the table that are not ours.
     pub foreign_chains: BTreeSet<String>,
-    /// Sets and other objects in the table that are not ours, and elements of our sets that could not be decoded.
+    /// Sets and maps in the table that are not ours.
     pub foreign_sets: BTreeSet<String>,
+    /// What else is not ours, in words: objects and flowtables. It goes when the table is replaced.
+    pub foreign_other: BTreeSet<String>,
 }
 
 /// The kernel's nftables, as far as our two tables are concerned.
@@ -48,9 +50,9 @@ pub trait Kernel {
     /// Applies a transaction as one atomic batch.
     fn commit(&mut self, transaction: &Transaction) -> Result<Committed, CommitError>;
 
-    /// Reads our table of one family back and compares its frame with the one given: sets by definition, chains by hook
-    /// and rules. A chain that is made on demand (`ChainName::Pick`, `RememberFor`) is compared with what `on_demand`
-    /// makes of its name. Elements that the kernel itself writes (dynamic sets) are not read.
+    /// Reads the frame of our table of one family back and compares it with the one given: sets by definition, chains by
+    /// hook and rules. A chain that is made on demand (`ChainName::Pick`, `RememberFor`) is compared with what
+    /// `on_demand` makes of its name.
     fn dump(
         &mut self,
         family: Family,
@@ -59,8 +61,28 @@ pub trait Kernel {
         on_demand: &dyn Fn(ChainName) -> Option<Chain>,
     ) -> Result<Snapshot, KernelError>;
 
-    /// The elements of one set, dynamic ones too. Costs time in proportion to their number.
-    fn elements(&mut self, family: Family, set: &SetDef) -> Result<Vec<Element>, KernelError>;
+    /// Gives every element of one set, dynamic ones too, to `each` as it is read; `None` means: forget what came, the set
+    /// is read again. Returns the elements that mean nothing to us, in words. Costs time in proportion to their number.
+    fn read_elements(
+        &mut self,
+        family: Family,
+        set: &SetDef,
+        each: &mut dyn FnMut(Option<Element>),
+    ) -> Result<BTreeSet<String>, KernelError>;
+
+    /// The elements of one set at once: 300 bytes of memory for each, so for small sets.
+    fn elements(&mut self, family: Family, set: &SetDef) -> Result<Vec<Element>, KernelError> {
+        let mut elements = Vec::new();
+        self.read_elements(family, set, &mut |element| match element {
+            Some(element) => elements.push(element),
+            None => elements.clear(),
+        })?;
+        Ok(elements)
+    }
+
+    /// Whether nobody else has changed anything in nftables since the first [`Kernel::dump`], or since the last time this
+    /// was asked. It may say no although only tables of others were changed, never yes although ours were.
+    fn undisturbed(&mut self) -> Result<bool, KernelError>;
 }
 
 /// Reading from the kernel failed.

@@ -1,0 +1,431 @@
+//! A kernel in memory, for tests of what stands above: atomic like the real one, and as strict about what refers to what.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use super::kernel::{CommitError, Committed, Kernel, KernelError, Snapshot};
+use super::linux::words;
+use crate::diff::{Operation, Transaction};
+use crate::model::{Family, PerFamily};
+use crate::ruleset::names::{ChainName, SetName};
+use crate::ruleset::types::{Chain, Data, Element, Hook, Key, Rule, SetDef, Statement, Verdict};
+
+/// What goes wrong at a commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// The kernel is busy; nothing was done.
+    Busy,
+    /// No permission.
+    Permission,
+    /// It is not known what happened.
+    Unknown {
+        /// Whether the transaction was in fact applied.
+        applied: bool,
+    },
+}
+
+/// A set with its elements.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct FakeSet {
+    def: SetDef,
+    elements: BTreeMap<(Key, Option<Key>), Element>,
+}
+
+/// A chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct FakeChain {
+    hook: Option<Hook>,
+    rules: Vec<Rule>,
+}
+
+/// A table.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct FakeTable {
+    sets: BTreeMap<SetName, FakeSet>,
+    chains: BTreeMap<ChainName, FakeChain>,
+    foreign_sets: BTreeSet<String>,
+    foreign_chains: BTreeSet<String>,
+    foreign_objects: BTreeSet<String>,
+}
+
+/// The tables of both families, and a record of what was done to them.
+#[derive(Debug, Default)]
+pub struct FakeKernel {
+    tables: PerFamily<Option<FakeTable>>,
+    faults: VecDeque<Fault>,
+    refused: BTreeSet<(SetName, Option<Key>)>,
+    committed: Vec<Transaction>,
+    attempts: usize,
+    /// Whether somebody else has changed something, by the methods for that.
+    disturbed: bool,
+}
+
+impl FakeKernel {
+    /// A kernel without our tables.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Makes the next commits go wrong, one after the other.
+    pub fn fail_next(&mut self, fault: Fault) {
+        self.faults.push_back(fault);
+    }
+
+    /// Refuses every element of a set that is added, or only the one with this key, until [`FakeKernel::accept_all`].
+    pub fn refuse(&mut self, set: SetName, key: Option<Key>) {
+        self.refused.insert((set, key));
+    }
+
+    /// Forgets what is to be refused.
+    pub fn accept_all(&mut self) {
+        self.refused.clear();
+    }
+
+    /// The transactions that were applied, in order.
+    pub fn committed(&self) -> &[Transaction] {
+        &self.committed
+    }
+
+    /// Forgets the transactions so far, and returns them.
+    pub fn take_committed(&mut self) -> Vec<Transaction> {
+        std::mem::take(&mut self.committed)
+    }
+
+    /// How often a commit was tried.
+    pub fn attempts(&self) -> usize {
+        self.attempts
+    }
+
+    /// Whether the table of a family exists.
+    pub fn has_table(&self, family: Family) -> bool {
+        self.tables[family].is_some()
+    }
+
+    /// Somebody else deletes a table.
+    pub fn delete_table(&mut self, family: Family) {
+        self.disturbed = true;
+        self.tables[family] = None;
+    }
+
+    /// Somebody else puts a chain and a set of these names into our table, if it exists.
+    pub fn add_foreign(&mut self, family: Family, chain: &str, set: &str) {
+        self.disturbed = true;
+        if let Some(table) = &mut self.tables[family] {
+            table.foreign_chains.insert(chain.to_owned());
+            table.foreign_sets.insert(set.to_owned());
+        }
+    }
+
+    /// Somebody else puts an object into our table, if it exists, that can only go along with the table: a counter, say.
+    pub fn add_foreign_object(&mut self, family: Family, object: &str) {
+        self.disturbed = true;
+        if let Some(table) = &mut self.tables[family] {
+            table.foreign_objects.insert(object.to_owned());
+        }
+    }
+
+    /// An element, as rules of the kernel or somebody else write it: replaces one with the same key.
+    pub fn put(&mut self, family: Family, set: SetName, element: Element) {
+        self.disturbed = true;
+        if let Some(set) = self.tables[family].as_mut().and_then(|table| table.sets.get_mut(&set)) {
+            set.elements.insert((element.key.clone(), element.key_end.clone()), element);
+        }
+    }
+
+    /// Somebody else deletes an element. Returns whether it was there.
+    pub fn remove(&mut self, family: Family, set: SetName, key: &Key) -> bool {
+        self.disturbed = true;
+        let set = self.tables[family].as_mut().and_then(|table| table.sets.get_mut(&set));
+        set.is_some_and(|set| {
+            let before = set.elements.len();
+            set.elements.retain(|(other, _), _| other != key);
+            set.elements.len() != before
+        })
+    }
+
+    /// Somebody else deletes the rules of a chain.
+    pub fn flush_chain(&mut self, family: Family, chain: ChainName) {
+        self.disturbed = true;
+        if let Some(chain) = self.tables[family].as_mut().and_then(|table| table.chains.get_mut(&chain)) {
+            chain.rules.clear();
+        }
+    }
+
+    /// The elements of a set, sorted by key; empty if it does not exist.
+    pub fn elements_of(&self, family: Family, set: SetName) -> Vec<Element> {
+        let set = self.tables[family].as_ref().and_then(|table| table.sets.get(&set));
+        set.map(|set| set.elements.values().cloned().collect()).unwrap_or_default()
+    }
+
+    /// The rules of a chain, if it exists.
+    pub fn rules_of(&self, family: Family, chain: ChainName) -> Option<Vec<Rule>> {
+        let chain = self.tables[family].as_ref()?.chains.get(&chain)?;
+        Some(chain.rules.clone())
+    }
+
+    /// Applies a transaction to a copy.
+    fn apply(&self, transaction: &Transaction) -> Result<Option<FakeTable>, CommitError> {
+        let mut table = self.tables[transaction.family].clone();
+        for (position, operation) in transaction.operations.iter().enumerate() {
+            self.step(&mut table, operation).map_err(|(errno, item)| CommitError::Refused {
+                operation: position,
+                object: words(transaction, position, item),
+                source: io::Error::from(errno),
+            })?;
+        }
+        Ok(table)
+    }
+
+    fn step(&self, table: &mut Option<FakeTable>, operation: &Operation) -> Result<(), (Errno, Option<usize>)> {
+        match operation {
+            Operation::AddTable => {
+                table.get_or_insert_default();
+                return Ok(());
+            }
+            Operation::DeleteTable => return table.take().map(|_| ()).ok_or((Errno::ENOENT, None)),
+            // The real kernel gets no message for an empty list.
+            operation if operation.is_empty() => return Ok(()),
+            _ => {}
+        }
+        let table = table.as_mut().ok_or((Errno::ENOENT, None))?;
+        match operation {
+            Operation::AddElements(set, elements) => {
+                for (index, element) in elements.iter().enumerate() {
+                    self.add_element(table, *set, element).map_err(|errno| (errno, Some(index)))?;
+                }
+                Ok(())
+            }
+            Operation::DeleteElements(set, elements) => {
+                let set = table.sets.get_mut(set).ok_or((Errno::ENOENT, None))?;
+                for (index, element) in elements.iter().enumerate() {
+                    let key = (element.key.clone(), element.key_end.clone());
+                    set.elements.remove(&key).ok_or((Errno::ENOENT, Some(index)))?;
+                }
+                Ok(())
+            }
+            Operation::AddRules(chain) => {
+                for (index, rule) in chain.rules.iter().enumerate() {
+                    table.add_rule(chain.name, rule).map_err(|errno| (errno, Some(index)))?;
+                }
+                Ok(())
+            }
+            operation => table.step(operation).map_err(|errno| (errno, None)),
+        }
+    }
+
+    fn add_element(&self, table: &mut FakeTable, name: SetName, element: &Element) -> Result<(), Errno> {
+        let refused = |key| self.refused.contains(&(name, key));
+        if refused(None) || refused(Some(element.key.clone())) {
+            return Err(Errno::EINVAL);
+        }
+        if let Data::Verdict(verdict) = &element.data {
+            table.check_verdict(*verdict)?;
+        }
+        let set = table.sets.get_mut(&name).ok_or(Errno::ENOENT)?;
+        if element.key.len() != set.def.key.len() {
+            return Err(Errno::EINVAL);
+        }
+        let key = (element.key.clone(), element.key_end.clone());
+        match set.elements.get(&key) {
+            // What is there stays, with its comment.
+            Some(old) if old.data == element.data => Ok(()),
+            // Older kernels say EBUSY.
+            Some(_) => Err(Errno::EEXIST),
+            None => {
+                set.elements.insert(key, element.clone());
+                Ok(())
+            }
+        }
+    }
+}
+
+impl FakeTable {
+    fn step(&mut self, operation: &Operation) -> Result<(), Errno> {
+        let there = |removed: bool| if removed { Ok(()) } else { Err(Errno::ENOENT) };
+        match operation {
+            Operation::AddSet(def) => {
+                if self.sets.contains_key(&def.name) {
+                    return Err(Errno::EEXIST);
+                }
+                self.sets.insert(def.name, FakeSet { def: def.clone(), elements: BTreeMap::new() });
+                Ok(())
+            }
+            Operation::AddChain(chain) => match self.chains.get(&chain.name) {
+                None => {
+                    self.chains.insert(chain.name, FakeChain { hook: chain.hook, rules: Vec::new() });
+                    Ok(())
+                }
+                Some(old) if chain.hook.is_none() || old.hook == chain.hook => Ok(()),
+                Some(_) => Err(Errno::EEXIST),
+            },
+            Operation::FlushChain(chain) => {
+                self.chains.get_mut(chain).ok_or(Errno::ENOENT)?.rules.clear();
+                Ok(())
+            }
+            Operation::DeleteForeignChain(name) => match ChainName::parse(name) {
+                Some(chain) if self.is_used(chain) => Err(Errno::EBUSY),
+                Some(chain) => there(self.chains.remove(&chain).is_some()),
+                None => there(self.foreign_chains.remove(name)),
+            },
+            Operation::DeleteForeignSet(name) => match SetName::parse(name) {
+                Some(set) if self.is_looked_up(set) => Err(Errno::EBUSY),
+                Some(set) => there(self.sets.remove(&set).is_some()),
+                None => there(self.foreign_sets.remove(name)),
+            },
+            // These are done by the kernel as a whole.
+            Operation::AddTable
+            | Operation::DeleteTable
+            | Operation::AddRules(_)
+            | Operation::AddElements(..)
+            | Operation::DeleteElements(..) => Ok(()),
+        }
+    }
+
+    fn add_rule(&mut self, chain: ChainName, rule: &Rule) -> Result<(), Errno> {
+        for statement in &rule.statements {
+            if let Some(set) = set_of(statement)
+                && !self.sets.contains_key(&set)
+            {
+                return Err(Errno::ENOENT);
+            }
+            if let Statement::Verdict(verdict) = statement {
+                self.check_verdict(*verdict)?;
+            }
+        }
+        self.chains.get_mut(&chain).ok_or(Errno::ENOENT)?.rules.push(rule.clone());
+        Ok(())
+    }
+
+    fn check_verdict(&self, verdict: Verdict) -> Result<(), Errno> {
+        match target(verdict) {
+            None => Ok(()),
+            Some(chain) => match self.chains.get(&chain) {
+                None => Err(Errno::ENOENT),
+                Some(chain) if chain.hook.is_some() => Err(Errno::EOPNOTSUPP),
+                Some(_) => Ok(()),
+            },
+        }
+    }
+
+    fn is_used(&self, chain: ChainName) -> bool {
+        let in_rules = self
+            .chains
+            .values()
+            .flat_map(|chain| &chain.rules)
+            .flat_map(|rule| &rule.statements)
+            .any(|statement| matches!(statement, Statement::Verdict(verdict) if target(*verdict) == Some(chain)));
+        in_rules
+            || self
+                .sets
+                .values()
+                .flat_map(|set| set.elements.values())
+                .any(|element| matches!(element.data, Data::Verdict(verdict) if target(verdict) == Some(chain)))
+    }
+
+    fn is_looked_up(&self, set: SetName) -> bool {
+        let mut statements = self.chains.values().flat_map(|chain| &chain.rules).flat_map(|rule| &rule.statements);
+        statements.any(|statement| set_of(statement) == Some(set))
+    }
+}
+
+/// The chain that a verdict leads to.
+fn target(verdict: Verdict) -> Option<ChainName> {
+    match verdict {
+        Verdict::Drop => None,
+        Verdict::Goto(chain) | Verdict::Jump(chain) => Some(chain),
+    }
+}
+
+/// The set that a statement uses.
+fn set_of(statement: &Statement) -> Option<SetName> {
+    match statement {
+        Statement::InSet { set, .. } => Some(*set),
+        Statement::VerdictMap { map, .. } | Statement::DnatMap { map, .. } | Statement::Update { map, .. } => {
+            Some(*map)
+        }
+        _ => None,
+    }
+}
+
+impl Kernel for FakeKernel {
+    fn commit(&mut self, transaction: &Transaction) -> Result<Committed, CommitError> {
+        self.attempts += 1;
+        let fault = self.faults.pop_front();
+        match fault {
+            Some(Fault::Busy) => return Err(CommitError::Busy),
+            Some(Fault::Permission) => return Err(CommitError::Permission),
+            Some(Fault::Unknown { applied: false }) => return Err(CommitError::Unknown(Errno::ENOBUFS.into())),
+            Some(Fault::Unknown { applied: true }) | None => {}
+        }
+        self.tables[transaction.family] = self.apply(transaction)?;
+        self.committed.push(transaction.clone());
+        match fault {
+            None => Ok(Committed { operations: transaction.len(), bytes: 0, elapsed: Duration::ZERO }),
+            Some(_) => Err(CommitError::Unknown(Errno::ENOBUFS.into())),
+        }
+    }
+
+    fn dump(
+        &mut self,
+        family: Family,
+        sets: &[SetDef],
+        chains: &[Chain],
+        on_demand: &dyn Fn(ChainName) -> Option<Chain>,
+    ) -> Result<Snapshot, KernelError> {
+        let mut snapshot = Snapshot::default();
+        let Some(table) = &self.tables[family] else { return Ok(snapshot) };
+        snapshot.table = true;
+        snapshot.foreign_chains = table.foreign_chains.clone();
+        snapshot.foreign_sets = table.foreign_sets.clone();
+        snapshot.foreign_other = table.foreign_objects.clone();
+        for (name, set) in &table.sets {
+            match sets.iter().find(|def| def.name == *name) {
+                None => {
+                    snapshot.foreign_sets.insert(name.to_string());
+                }
+                Some(def) if *def != set.def => {
+                    snapshot.other_sets.insert(*name);
+                }
+                Some(_) => {
+                    snapshot.sets.insert(*name);
+                }
+            }
+        }
+        for (name, chain) in &table.chains {
+            let wanted = chains.iter().find(|wanted| wanted.name == *name).cloned().or_else(|| on_demand(*name));
+            match wanted {
+                None => {
+                    snapshot.foreign_chains.insert(name.to_string());
+                }
+                Some(wanted) if wanted.hook != chain.hook => {
+                    snapshot.other_chains.insert(*name);
+                }
+                Some(wanted) if wanted.rules != chain.rules => {
+                    snapshot.other_rules.insert(*name);
+                }
+                Some(_) => {
+                    snapshot.chains.insert(*name);
+                }
+            }
+        }
+        Ok(snapshot)
+    }
+
+    fn read_elements(
+        &mut self,
+        family: Family,
+        set: &SetDef,
+        each: &mut dyn FnMut(Option<Element>),
+    ) -> Result<BTreeSet<String>, KernelError> {
+        each(None);
+        self.elements_of(family, set.name).into_iter().for_each(|element| each(Some(element)));
+        Ok(BTreeSet::new())
+    }
+
+    fn undisturbed(&mut self) -> Result<bool, KernelError> {
+        Ok(!std::mem::take(&mut self.disturbed))
+    }
+}

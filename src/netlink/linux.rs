@@ -1,0 +1,484 @@
+//! The kernel of the machine.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::time::Instant;
+
+use nix::errno::Errno;
+
+use super::attributes::{Message, find, messages};
+use super::decode;
+use super::encode::{Batch, EncodeError, Encoder, element_words, encode, protocol_family};
+use super::kernel::{CommitError, Committed, Kernel, KernelError, Snapshot};
+use super::probe::{self, ProbeError};
+use super::socket::{Request, Socket};
+use super::uapi::{self, msg};
+use crate::diff::{Operation, Transaction};
+use crate::model::Family;
+use crate::ruleset::names::{ChainName, SetName, TABLE};
+use crate::ruleset::types::{Chain, Element, SetDef};
+
+/// nftables of the network namespace that it was opened in.
+pub struct Netlink {
+    socket: Socket,
+    /// The last sequence number that was used. It only counts up, so late answers are told from those we wait for.
+    sequence: u32,
+    /// The generation of the ruleset, if only we have changed it since it was last asked for.
+    generation: Option<u32>,
+    /// Whether somebody else has changed something since [`Kernel::undisturbed`] was last asked.
+    disturbed: bool,
+}
+
+impl Netlink {
+    /// Opens a socket. Needs no privilege; everything else does.
+    pub fn open() -> Result<Netlink, KernelError> {
+        Ok(Netlink { socket: Socket::open()?, sequence: 0, generation: None, disturbed: false })
+    }
+
+    /// The socket's address, by which [`super::Monitor`] tells its changes from others'.
+    pub fn port(&self) -> u32 {
+        self.socket.port()
+    }
+
+    /// The families whose table `nftproxyd` exists.
+    pub fn tables(&mut self) -> Result<Vec<Family>, KernelError> {
+        let mut families = Vec::new();
+        for family in Family::ALL {
+            if self.has_table(family)? {
+                families.push(family);
+            }
+        }
+        Ok(families)
+    }
+
+    /// Tries whether the kernel can do what our tables need, in each family, without leaving a trace. Takes a few
+    /// milliseconds, more where the kernel has to load modules.
+    pub fn probe(&mut self) -> Result<(), ProbeError> {
+        for family in Family::ALL {
+            probe::check_release(family, &probe::release())?;
+            let batch = probe::batch(family, self.sequence.wrapping_add(1)).map_err(refuse)?;
+            self.sequence = batch.last_sequence().wrapping_add(1);
+            match self.exchange(&batch, batch.bytes_without_end(), |_, _| "a table to try".to_owned()) {
+                Ok(()) => {}
+                Err(CommitError::Refused { operation, source, .. }) => {
+                    return Err(probe::explain(family, operation, source));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// The number of the ruleset's generation: every commit in the network namespace counts it up.
+    fn ask_generation(&mut self) -> Result<Option<u32>, KernelError> {
+        let request = Request { kind: msg::GETGEN, family: 0, dump: false, texts: &[] };
+        let mut generation = None;
+        let answer = self.socket.request(&request, &mut self.sequence, |message| {
+            let id = message.and_then(|message| find(message.attributes(), uapi::NFTA_GEN_ID));
+            generation = id.and_then(|id| id.number());
+            Ok(())
+        })?;
+        match answer {
+            Ok(()) => Ok(generation),
+            Err(errno) if errno as i32 == 0 => Ok(generation),
+            Err(errno) => Err(unexpected("ask for the generation", errno)),
+        }
+    }
+
+    /// Compares the generation with the one that our own commits should have led to.
+    fn note_generation(&mut self) -> Result<(), KernelError> {
+        let generation = self.ask_generation()?;
+        self.disturbed |= self.generation.is_some() && self.generation != generation;
+        self.generation = generation;
+        Ok(())
+    }
+
+    fn has_table(&mut self, family: Family) -> Result<bool, KernelError> {
+        let request = Request {
+            kind: msg::GETTABLE,
+            family: protocol_family(family),
+            dump: false,
+            texts: &[(uapi::NFTA_TABLE, TABLE)],
+        };
+        let mut found = false;
+        let answer = self.socket.request(&request, &mut self.sequence, |message| {
+            found = message.is_some();
+            Ok(())
+        })?;
+        match answer {
+            Ok(()) => Ok(found),
+            Err(Errno::ENOENT) => Ok(false),
+            // The answer to a question for one object ends with an acknowledgement.
+            Err(errno) if errno as i32 == 0 => Ok(found),
+            Err(errno) => Err(unexpected("ask for the table", errno)),
+        }
+    }
+
+    /// Asks for all objects of a kind in our table. `each` gets every message of it; `None` means: forget what came.
+    fn dump_table(
+        &mut self,
+        family: Family,
+        (get, new): (u16, u16),
+        step: &'static str,
+        texts: &[(u16, &str)],
+        mut each: impl FnMut(Option<&Message<'_>>),
+    ) -> Result<(), KernelError> {
+        let family = protocol_family(family);
+        let texts: Vec<(u16, &str)> = std::iter::once((uapi::NFTA_TABLE, TABLE)).chain(texts.iter().copied()).collect();
+        let request = Request { kind: get, family, dump: true, texts: &texts };
+        let answer = self.socket.request(&request, &mut self.sequence, |message| {
+            match message {
+                // Old kernels do not filter by table.
+                Some(message) if message.nftables() != Some(new) || !decode::is_of_table(message, family, TABLE) => {}
+                message => each(message),
+            }
+            Ok(())
+        })?;
+        match answer {
+            // ENOENT: the table or the set is not there.
+            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            Err(errno) => Err(unexpected(step, errno)),
+        }
+    }
+
+    /// Names of all objects of a kind.
+    fn names(
+        &mut self,
+        family: Family,
+        kinds: (u16, u16),
+        step: &'static str,
+    ) -> Result<BTreeSet<String>, KernelError> {
+        let mut names = BTreeSet::new();
+        self.dump_table(family, kinds, step, &[], |message| match message {
+            None => names.clear(),
+            Some(message) => names.extend(decode::text(message, uapi::NFTA_NAME).map(str::to_owned)),
+        })?;
+        Ok(names)
+    }
+
+    fn dump_sets(&mut self, family: Family, sets: &[SetDef], snapshot: &mut Snapshot) -> Result<(), KernelError> {
+        let wanted: BTreeMap<SetName, Wanted> = sets
+            .iter()
+            .filter_map(|set| Some((set.name, Wanted::of(family, Operation::AddSet(set.clone()))?)))
+            .collect();
+        let mut same = BTreeSet::new();
+        let mut other = BTreeSet::new();
+        let mut foreign = BTreeSet::new();
+        self.dump_table(family, (msg::GETSET, msg::NEWSET), "list sets", &[], |message| {
+            let Some(message) = message else {
+                same.clear();
+                other.clear();
+                foreign.clear();
+                return;
+            };
+            let name = decode::text(message, uapi::NFTA_NAME).unwrap_or_default();
+            match SetName::parse(name).and_then(|name| wanted.get_key_value(&name)) {
+                Some((name, wanted)) if wanted.is_set(message) => same.insert(*name),
+                Some((name, _)) => other.insert(*name),
+                None => foreign.insert(name.to_owned()),
+            };
+        })?;
+        snapshot.sets = same;
+        snapshot.other_sets = other;
+        snapshot.foreign_sets = foreign;
+        Ok(())
+    }
+
+    fn dump_chains(
+        &mut self,
+        family: Family,
+        chains: &[Chain],
+        on_demand: &dyn Fn(ChainName) -> Option<Chain>,
+        snapshot: &mut Snapshot,
+    ) -> Result<(), KernelError> {
+        // Chains and rules are two dumps; a change in between would look like a chain with other rules, which is then
+        // put right.
+        let mut attached: BTreeMap<ChainName, Chain> = BTreeMap::new();
+        let (mut other, mut foreign) = (BTreeSet::new(), BTreeSet::new());
+        self.dump_table(family, (msg::GETCHAIN, msg::NEWCHAIN), "list chains", &[], |message| {
+            let Some(message) = message else {
+                attached.clear();
+                other.clear();
+                foreign.clear();
+                return;
+            };
+            let text = decode::text(message, uapi::NFTA_CHAIN_NAME).unwrap_or_default();
+            let wanted = ChainName::parse(text)
+                .and_then(|name| chains.iter().find(|chain| chain.name == name).cloned().or_else(|| on_demand(name)));
+            let Some(wanted) = wanted else {
+                foreign.insert(text.to_owned());
+                return;
+            };
+            // A regular chain says nothing about a hook, so it has to be asked for one.
+            let is_base = decode::has(message, uapi::NFTA_CHAIN_HOOK);
+            let same = Wanted::of(family, Operation::AddChain(wanted.clone())).is_some_and(|w| w.is(message, &[]));
+            if same && is_base == wanted.hook.is_some() {
+                attached.insert(wanted.name, wanted);
+            } else {
+                other.insert(wanted.name);
+            }
+        })?;
+
+        let wanted: BTreeMap<ChainName, Vec<Wanted>> = attached
+            .values()
+            .map(|chain| (chain.name, Wanted::all(family, Operation::AddRules(chain.clone())).unwrap_or_default()))
+            .collect();
+        // How many rules of a chain came so far, and whether all were right.
+        let mut seen: BTreeMap<ChainName, (usize, bool)> = BTreeMap::new();
+        self.dump_table(family, (msg::GETRULE, msg::NEWRULE), "list rules", &[], |message| {
+            let Some(message) = message else { return seen.clear() };
+            let name = decode::text(message, uapi::NFTA_NAME).and_then(ChainName::parse);
+            let Some((name, wanted)) = name.and_then(|name| wanted.get_key_value(&name)) else { return };
+            let (count, right) = seen.entry(*name).or_insert((0, true));
+            *right &= wanted.get(*count).is_some_and(|wanted| wanted.is_rule(message));
+            *count += 1;
+        })?;
+        for (name, wanted) in &wanted {
+            if seen.get(name).copied().unwrap_or((0, true)) == (wanted.len(), true) {
+                snapshot.chains.insert(*name);
+            } else {
+                snapshot.other_rules.insert(*name);
+            }
+        }
+        snapshot.other_chains = other;
+        snapshot.foreign_chains = foreign;
+        Ok(())
+    }
+
+    /// Sends a batch, or as much of it as `bytes` are, and waits for the kernel's word about it. `words` names the object
+    /// of a part.
+    fn exchange(
+        &mut self,
+        batch: &Batch,
+        bytes: &[u8],
+        words: impl Fn(usize, Option<usize>) -> String,
+    ) -> Result<(), CommitError> {
+        self.socket.send(bytes).map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EPERM | Errno::EACCES) => CommitError::Permission,
+            Some(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM) => CommitError::Busy,
+            // Too large for the socket's buffer: nothing was sent.
+            Some(Errno::EMSGSIZE) => CommitError::Refused {
+                operation: 0,
+                object: format!(
+                    "a batch of {} bytes, which is more than net.core.wmem_max allows",
+                    batch.bytes().len()
+                ),
+                source: error,
+            },
+            _ => CommitError::Unknown(error),
+        })?;
+        let mut failure: Option<(u32, decode::Answer)> = None;
+        let mut lost = None;
+        let mut answered = false;
+        while !answered {
+            let bytes = match self.socket.receive() {
+                Ok(bytes) => bytes,
+                Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+                    Some(Errno::EINTR) => continue,
+                    // Answers were lost, but those that fitted can still be read, and the first error is what counts.
+                    Some(Errno::ENOBUFS) if lost.is_none() => {
+                        lost = Some(error);
+                        continue;
+                    }
+                    _ if failure.is_some() => break,
+                    _ => return Err(CommitError::Unknown(lost.unwrap_or(error))),
+                },
+            };
+            for message in messages(bytes) {
+                let Ok(message) = message else {
+                    return Err(CommitError::Unknown(io::Error::other("malformed answer")));
+                };
+                let Some(answer) = decode::answer(&message).filter(|_| batch.contains(message.sequence)) else {
+                    continue;
+                };
+                let of_batch = batch.part(message.sequence).is_none();
+                answered |= message.sequence == batch.last_sequence() || (of_batch && answer.errno != 0);
+                // What concerns the batch as a whole (permission, the commit itself) comes before everything else.
+                if answer.errno != 0 && (failure.is_none() || of_batch) {
+                    failure = Some((message.sequence, answer));
+                }
+            }
+            // After a loss the last answer may be one of the lost; the errors that there are suffice.
+            if lost.is_some() && failure.is_some() {
+                break;
+            }
+        }
+        let Some((sequence, answer)) = failure else {
+            // Nothing that was read is an error, but an error may have been lost: no, the last message's own answer is a
+            // success, and errors before it would have come first.
+            return Ok(());
+        };
+        Err(match Errno::from_raw(answer.errno) {
+            Errno::EPERM | Errno::EACCES => CommitError::Permission,
+            Errno::EAGAIN | Errno::ERESTART | Errno::EINTR => CommitError::Busy,
+            errno => {
+                let part = batch.part(sequence);
+                let item = part.and_then(|part| match part.items.len() {
+                    1 => Some(part.items.start),
+                    _ => batch.element_at(part, answer.offset?),
+                });
+                let operation = part.map_or(0, |part| part.operation);
+                let object = match part {
+                    Some(part) => words(part.operation, item),
+                    None => "the transaction".to_owned(),
+                };
+                CommitError::Refused { operation, object, source: errno.into() }
+            }
+        })
+    }
+}
+
+impl Kernel for Netlink {
+    fn commit(&mut self, transaction: &Transaction) -> Result<Committed, CommitError> {
+        let operations = transaction.len();
+        if operations == 0 {
+            return Ok(Committed { operations, bytes: 0, elapsed: std::time::Duration::ZERO });
+        }
+        let batch = encode(transaction, self.sequence.wrapping_add(1)).map_err(refuse)?;
+        self.sequence = batch.last_sequence().wrapping_add(1);
+        let start = Instant::now();
+        self.exchange(&batch, batch.bytes(), |operation, item| words(transaction, operation, item))?;
+        // The kernel leaves out 0 (`nf_tables_commit`).
+        self.generation = self.generation.map(|generation| generation.checked_add(1).unwrap_or(1));
+        Ok(Committed { operations, bytes: batch.bytes().len(), elapsed: start.elapsed() })
+    }
+
+    fn dump(
+        &mut self,
+        family: Family,
+        sets: &[SetDef],
+        chains: &[Chain],
+        on_demand: &dyn Fn(ChainName) -> Option<Chain>,
+    ) -> Result<Snapshot, KernelError> {
+        self.note_generation()?;
+        let mut snapshot = Snapshot { table: self.has_table(family)?, ..Snapshot::default() };
+        if !snapshot.table {
+            return Ok(snapshot);
+        }
+        self.dump_sets(family, sets, &mut snapshot)?;
+        self.dump_chains(family, chains, on_demand, &mut snapshot)?;
+        for (kinds, what) in
+            [((msg::GETOBJ, msg::NEWOBJ), "object"), ((msg::GETFLOWTABLE, msg::NEWFLOWTABLE), "flowtable")]
+        {
+            let names = self.names(family, kinds, "list objects")?;
+            snapshot.foreign_other.extend(names.into_iter().map(|name| format!("{what} {name}")));
+        }
+        Ok(snapshot)
+    }
+
+    fn read_elements(
+        &mut self,
+        family: Family,
+        set: &SetDef,
+        each: &mut dyn FnMut(Option<Element>),
+    ) -> Result<BTreeSet<String>, KernelError> {
+        let mut foreign = BTreeSet::new();
+        let texts = [(uapi::NFTA_NAME, set.name.as_str())];
+        self.dump_table(family, (msg::GETSETELEM, msg::NEWSETELEM), "read a set", &texts, |message| {
+            let Some(message) = message else {
+                foreign.clear();
+                return each(None);
+            };
+            for element in decode::elements(message, family, set) {
+                match element {
+                    Ok(element) => each(Some(element)),
+                    Err(words) => drop(foreign.insert(words)),
+                }
+            }
+        })?;
+        Ok(foreign)
+    }
+
+    fn undisturbed(&mut self) -> Result<bool, KernelError> {
+        self.note_generation()?;
+        Ok(!std::mem::take(&mut self.disturbed))
+    }
+}
+
+/// What an operation is about, in words; `item` is the rule or element, where it is known.
+pub(super) fn words(transaction: &Transaction, operation: usize, item: Option<usize>) -> String {
+    let count = |elements: &[Element]| match elements {
+        [] => "no element".to_owned(),
+        [_] => "1 element".to_owned(),
+        elements => format!("one of {} elements", elements.len()),
+    };
+    let table = match transaction.family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
+    };
+    let object = match transaction.operations.get(operation) {
+        None => return "the transaction".to_owned(),
+        Some(Operation::AddTable | Operation::DeleteTable) => return format!("table {table} {TABLE}"),
+        Some(Operation::AddSet(set)) => format!("set {}", set.name),
+        Some(Operation::AddChain(chain)) => format!("chain {}", chain.name),
+        Some(Operation::FlushChain(chain)) => format!("chain {chain}"),
+        Some(Operation::AddRules(chain)) => match item {
+            Some(item) => format!("chain {}, rule {}", chain.name, item + 1),
+            None => format!("chain {}, rules", chain.name),
+        },
+        Some(Operation::DeleteForeignChain(name)) => format!("chain {name:?}"),
+        Some(Operation::DeleteForeignSet(name)) => format!("set {name:?}"),
+        Some(Operation::AddElements(set, elements) | Operation::DeleteElements(set, elements)) => {
+            match item.and_then(|item| elements.get(item)) {
+                Some(element) => element_words(*set, element),
+                None => format!("{set}, {}", count(elements)),
+            }
+        }
+    };
+    format!("table {table} {TABLE}, {object}")
+}
+
+fn refuse(error: EncodeError) -> CommitError {
+    let EncodeError { operation, object, reason } = error;
+    CommitError::Refused { operation, object, source: io::Error::new(io::ErrorKind::InvalidInput, reason) }
+}
+
+fn unexpected(step: &'static str, errno: Errno) -> KernelError {
+    match errno {
+        Errno::EPERM | Errno::EACCES => KernelError::Permission,
+        Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT => KernelError::Unsupported,
+        errno => KernelError::Io { step, source: errno.into() },
+    }
+}
+
+/// The message that would make an object, to compare the kernel's with.
+struct Wanted(Vec<u8>);
+
+impl Wanted {
+    fn of(family: Family, operation: Operation) -> Option<Wanted> {
+        Self::all(family, operation)?.pop()
+    }
+
+    fn all(family: Family, operation: Operation) -> Option<Vec<Wanted>> {
+        let mut encoder = Encoder::new(family, TABLE, 0);
+        encoder.operation(0, &operation).ok()?;
+        let batch = encoder.finish();
+        let message = |at: usize| Message::first(&batch.bytes()[at..]).map(|message| Wanted(message.payload.to_vec()));
+        batch.parts().iter().map(|part| message(part.at)).collect()
+    }
+
+    fn is(&self, actual: &Message<'_>, except: &[u16]) -> bool {
+        decode::covers(actual.attributes(), self.attributes(), except)
+    }
+
+    fn is_set(&self, actual: &Message<'_>) -> bool {
+        // The number of a set holds within a transaction. The length of a verdict is the kernel's own business.
+        let verdict_map = decode::number_in(self.attributes(), uapi::NFTA_SET_DATA_TYPE) == Some(uapi::DATA_VERDICT);
+        let except: &[u16] =
+            if verdict_map { &[uapi::NFTA_SET_ID, uapi::NFTA_SET_DATA_LEN] } else { &[uapi::NFTA_SET_ID] };
+        // A flag that is not wanted shows only where there is one.
+        let flags = |attributes| decode::number_in(attributes, uapi::NFTA_SET_FLAGS).unwrap_or(0);
+        self.is(actual, except) && flags(self.attributes()) == flags(actual.attributes())
+    }
+
+    /// Like [`Wanted::is`], and without a comment that is not wanted.
+    fn is_rule(&self, actual: &Message<'_>) -> bool {
+        self.is(actual, &[])
+            && decode::has_in(self.attributes(), uapi::NFTA_RULE_USERDATA)
+                == decode::has(actual, uapi::NFTA_RULE_USERDATA)
+    }
+
+    fn attributes(&self) -> super::attributes::Attributes<'_> {
+        super::attributes::Attributes::new(self.0.get(4..).unwrap_or_default(), 0)
+    }
+}

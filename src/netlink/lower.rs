@@ -1,0 +1,246 @@
+//! From a rule's statements to the expressions that nft 1.0.6 makes of the same text. The kernel would accept other
+//! shapes, but nft could not list them.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::expression::{Bytes, Comparison, Expression, Lookup, PayloadBase, Register, RejectWith};
+use super::uapi;
+use crate::model::Family;
+use crate::ruleset::types::{Expr, Rule, Statement};
+
+/// The number of bytes that a part of a key has: those that count, without the padding to 4.
+pub(super) fn length(family: Family, expr: Expr) -> usize {
+    match expr {
+        Expr::SourceAddress
+        | Expr::DestinationAddress
+        | Expr::OriginalSource
+        | Expr::OriginalDestination
+        | Expr::ReplySource => address_length(family),
+        Expr::L4Proto | Expr::HeaderProtocol => 1,
+        Expr::DestinationPort | Expr::OriginalPort | Expr::ReplyPort => 2,
+        Expr::RandomSlot { .. } => 4,
+    }
+}
+
+/// The expressions of a rule.
+pub(super) fn lower_rule(family: Family, rule: &Rule) -> Vec<Expression> {
+    rule.statements.iter().flat_map(|statement| lower(family, statement)).collect()
+}
+
+/// The expressions of one statement. Every statement begins anew with the first register.
+pub(super) fn lower(family: Family, statement: &Statement) -> Vec<Expression> {
+    let first = Register::FIRST;
+    match statement {
+        Statement::SourceIn { net, negated } => address_in(family, true, net, *negated),
+        Statement::DestinationIn { net, negated } => address_in(family, false, net, *negated),
+        Statement::InputInterface { name, prefix, negated } => {
+            let mut data = Bytes::from_slice(name.as_bytes());
+            if !prefix {
+                data.resize(uapi::IFNAMSIZ, 0);
+            }
+            vec![
+                Expression::MetaLoad { key: uapi::meta::IIFNAME, dreg: first },
+                Expression::Cmp { sreg: first, comparison: equal_unless(*negated), data },
+            ]
+        }
+        Statement::L4ProtoIs(protocol) => vec![
+            Expression::MetaLoad { key: uapi::meta::L4PROTO, dreg: first },
+            compare(first, Comparison::Equal, &[protocol.number()]),
+        ],
+        Statement::SourceIsLocal => address_is_local(false),
+        Statement::DestinationIsLocal => address_is_local(true),
+        Statement::StatusDnat => {
+            has_bits(Expression::Ct { key: uapi::ct::STATUS, direction: None, dreg: first }, uapi::IPS_DST_NAT)
+        }
+        Statement::MarkHas(bits) => has_bits(Expression::MetaLoad { key: uapi::meta::MARK, dreg: first }, *bits),
+        Statement::SetMark(bits) => change_mark(!bits, *bits),
+        Statement::ClearMark(bits) => change_mark(!bits, 0),
+        Statement::InSet { key, set, negated } => {
+            let lookup = if *negated { Lookup::NotIn } else { Lookup::In };
+            load_and(family, key, Expression::Lookup { set: *set, sreg: first, lookup })
+        }
+        Statement::VerdictMap { key, map } => {
+            load_and(family, key, Expression::Lookup { set: *map, sreg: first, lookup: Lookup::Verdict })
+        }
+        Statement::DnatMap { key, map } => {
+            let lookup = Expression::Lookup { set: *map, sreg: first, lookup: Lookup::Data(first) };
+            let mut expressions = load_and(family, key, lookup);
+            let port = first.after(address_length(family));
+            expressions.push(Expression::Dnat { family, address: first, port });
+            expressions
+        }
+        Statement::Update { map, key, timeout, data } => {
+            // nft 1.0.6 keeps 16 bytes for the key, which is right for IPv4 and aborts for IPv6. So IPv6 cannot be
+            // compared with nft's bytecode; the data goes after the key in both families.
+            let mut expressions = Vec::with_capacity(key.len() + data.len() + 1);
+            let data_register = load(family, key, first, &mut expressions);
+            load(family, data, data_register, &mut expressions);
+            let timeout_ms = u64::from(*timeout) * 1000;
+            expressions.push(Expression::Update { set: *map, key: first, data: data_register, timeout_ms });
+            expressions
+        }
+        Statement::Masquerade => vec![Expression::Masquerade { flags: uapi::NAT_RANDOM_FULLY }],
+        Statement::RejectTcp => vec![Expression::Reject(RejectWith::TcpReset)],
+        // ICMP_PORT_UNREACH and ICMPV6_PORT_UNREACH.
+        Statement::Reject => vec![Expression::Reject(RejectWith::Icmp(match family {
+            Family::V4 => 3,
+            Family::V6 => 4,
+        }))],
+        Statement::Verdict(verdict) => vec![Expression::Verdict(*verdict)],
+    }
+}
+
+fn address_length(family: Family) -> usize {
+    match family {
+        Family::V4 => 4,
+        Family::V6 => 16,
+    }
+}
+
+/// Where an address is in the IP header.
+fn address_offset(family: Family, source: bool) -> u32 {
+    match (family, source) {
+        (Family::V4, true) => 12,
+        (Family::V4, false) => 16,
+        (Family::V6, true) => 8,
+        (Family::V6, false) => 24,
+    }
+}
+
+fn equal_unless(negated: bool) -> Comparison {
+    if negated { Comparison::NotEqual } else { Comparison::Equal }
+}
+
+fn compare(sreg: Register, comparison: Comparison, data: &[u8]) -> Expression {
+    Expression::Cmp { sreg, comparison, data: Bytes::from_slice(data) }
+}
+
+/// A prefix of whole bytes is compared by loading only those; any other needs a mask.
+fn address_in(family: Family, source: bool, net: &IpNet, negated: bool) -> Vec<Expression> {
+    let network: Bytes = match net.network() {
+        IpAddr::V4(address) => Bytes::from_slice(&address.octets()),
+        IpAddr::V6(address) => Bytes::from_slice(&address.octets()),
+    };
+    let mask: Bytes = match net.netmask() {
+        IpAddr::V4(mask) => Bytes::from_slice(&mask.octets()),
+        IpAddr::V6(mask) => Bytes::from_slice(&mask.octets()),
+    };
+    let first = Register::FIRST;
+    let offset = address_offset(family, source);
+    let load = |len: usize| Expression::Payload { base: PayloadBase::Network, offset, len: len as u32, dreg: first };
+    let bits = usize::from(net.prefix_len());
+    if bits > 0 && bits.is_multiple_of(8) {
+        let data = &network[..bits / 8];
+        return vec![load(data.len()), compare(first, equal_unless(negated), data)];
+    }
+    let xor = Bytes::from_elem(0, mask.len());
+    vec![
+        load(network.len()),
+        Expression::Bitwise { sreg: first, dreg: first, mask, xor },
+        compare(first, equal_unless(negated), &network),
+    ]
+}
+
+fn address_is_local(destination: bool) -> Vec<Expression> {
+    let first = Register::FIRST;
+    vec![
+        Expression::FibType { destination, dreg: first },
+        compare(first, Comparison::Equal, &uapi::RTN_LOCAL.to_ne_bytes()),
+    ]
+}
+
+fn has_bits(load: Expression, bits: u32) -> Vec<Expression> {
+    let first = Register::FIRST;
+    vec![load, mask_and_flip(bits, 0), compare(first, Comparison::NotEqual, &[0; 4])]
+}
+
+fn change_mark(mask: u32, xor: u32) -> Vec<Expression> {
+    let first = Register::FIRST;
+    vec![
+        Expression::MetaLoad { key: uapi::meta::MARK, dreg: first },
+        mask_and_flip(mask, xor),
+        Expression::MetaSet { key: uapi::meta::MARK, sreg: first },
+    ]
+}
+
+fn mask_and_flip(mask: u32, xor: u32) -> Expression {
+    Expression::Bitwise {
+        sreg: Register::FIRST,
+        dreg: Register::FIRST,
+        mask: Bytes::from_slice(&mask.to_ne_bytes()),
+        xor: Bytes::from_slice(&xor.to_ne_bytes()),
+    }
+}
+
+fn load_and(family: Family, key: &[Expr], then: Expression) -> Vec<Expression> {
+    let mut expressions = Vec::with_capacity(key.len() + 2);
+    load(family, key, Register::FIRST, &mut expressions);
+    expressions.push(then);
+    expressions
+}
+
+/// Loads a concatenation, each part on a whole number of 4-byte registers. Returns the next free register.
+fn load(family: Family, key: &[Expr], from: Register, out: &mut Vec<Expression>) -> Register {
+    key.iter().fold(from, |dreg, expr| {
+        out.push(load_one(family, *expr, dreg));
+        dreg.after(length(family, *expr))
+    })
+}
+
+fn load_one(family: Family, expr: Expr, dreg: Register) -> Expression {
+    let payload = |base, offset| Expression::Payload { base, offset, len: length(family, expr) as u32, dreg };
+    let original = |key| Expression::Ct { key, direction: Some(uapi::ct::ORIGINAL), dreg };
+    let reply = |key| Expression::Ct { key, direction: Some(uapi::ct::REPLY), dreg };
+    match expr {
+        Expr::SourceAddress => payload(PayloadBase::Network, address_offset(family, true)),
+        Expr::DestinationAddress => payload(PayloadBase::Network, address_offset(family, false)),
+        Expr::L4Proto => Expression::MetaLoad { key: uapi::meta::L4PROTO, dreg },
+        Expr::HeaderProtocol => payload(PayloadBase::Network, if family == Family::V4 { 9 } else { 6 }),
+        Expr::DestinationPort => payload(PayloadBase::Transport, 2),
+        Expr::RandomSlot { modulus, offset } => Expression::RandomNumber { dreg, modulus, offset },
+        Expr::OriginalSource => original(if family == Family::V4 { uapi::ct::SRC_IP } else { uapi::ct::SRC_IP6 }),
+        Expr::OriginalDestination => original(if family == Family::V4 { uapi::ct::DST_IP } else { uapi::ct::DST_IP6 }),
+        Expr::OriginalPort => original(uapi::ct::PROTO_DST),
+        Expr::ReplySource => reply(if family == Family::V4 { uapi::ct::SRC_IP } else { uapi::ct::SRC_IP6 }),
+        Expr::ReplyPort => reply(uapi::ct::PROTO_SRC),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ruleset::names::SetName;
+
+    /// nft 1.0.6 cannot make this rule for IPv6 at all, so there are no bytes to compare with.
+    #[test]
+    fn the_data_of_an_update_follows_its_key() {
+        let statement = Statement::Update {
+            map: SetName::Affinity,
+            key: vec![Expr::OriginalSource, Expr::OriginalDestination, Expr::L4Proto, Expr::OriginalPort],
+            timeout: 60,
+            data: vec![Expr::DestinationAddress, Expr::DestinationPort],
+        };
+        // The numbers of the registers that the parts of the key, and then of the data, are loaded into.
+        for (family, expected) in [(Family::V4, [1, 9, 10, 11, 2, 13]), (Family::V6, [1, 2, 3, 17, 18, 22])] {
+            let expressions = lower(family, &statement);
+            let registers: Vec<u32> = expressions
+                .iter()
+                .filter_map(|expression| match expression {
+                    Expression::Payload { dreg, .. }
+                    | Expression::MetaLoad { dreg, .. }
+                    | Expression::Ct { dreg, .. } => Some(dreg.number()),
+                    _ => None,
+                })
+                .collect();
+            assert_eq!(registers, expected);
+            let last = expressions.last().expect("an update");
+            assert!(
+                matches!(last, Expression::Update { key, data, timeout_ms: 60_000, .. }
+                    if key.number() == 1 && data.number() == expected[4]),
+                "{last:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Numbers of the kernel's netlink interface that we use, from include/uapi/linux/netfilter/nf_tables.h, nfnetlink.h and
+//! netlink.h. Everything that has no C library at hand (lowering, decoding, the tests' comparison) takes them from here.
+
+/// `NFNL_SUBSYS_NFTABLES << 8`: upper half of every message type of nftables.
+pub(super) const SUBSYSTEM: u16 = 10 << 8;
+/// `NFNLGRP_NFTABLES`: notifications of changes.
+pub(super) const GROUP_NFTABLES: u32 = 7;
+
+/// `NLMSG_ERROR`, `NLMSG_DONE`.
+pub(super) const NLMSG_ERROR: u16 = 2;
+/// See [`NLMSG_ERROR`].
+pub(super) const NLMSG_DONE: u16 = 3;
+/// `NLM_F_REQUEST`.
+pub(super) const NLM_F_REQUEST: u16 = 1;
+/// `NLM_F_ACK`.
+pub(super) const NLM_F_ACK: u16 = 4;
+/// `NLM_F_DUMP_INTR`: the tables changed during the dump.
+pub(super) const NLM_F_DUMP_INTR: u16 = 0x10;
+/// `NLM_F_DUMP`.
+pub(super) const NLM_F_DUMP: u16 = 0x300;
+/// `NLM_F_EXCL`: creating what is there is an error.
+pub(super) const NLM_F_EXCL: u16 = 0x200;
+/// `NLM_F_CREATE`.
+pub(super) const NLM_F_CREATE: u16 = 0x400;
+/// `NLM_F_APPEND`.
+pub(super) const NLM_F_APPEND: u16 = 0x800;
+/// `NLM_F_CAPPED`: an error that does not repeat the message.
+pub(super) const NLM_F_CAPPED: u16 = 0x100;
+/// `NLM_F_ACK_TLVS`: an error with attributes.
+pub(super) const NLM_F_ACK_TLVS: u16 = 0x200;
+/// `NLMSGERR_ATTR_OFFS`: where in the message the attribute is that was refused.
+pub(super) const NLMSGERR_ATTR_OFFS: u16 = 2;
+
+/// `NLA_F_NESTED`: the attribute holds attributes.
+pub(super) const NLA_F_NESTED: u16 = 0x8000;
+/// `NLA_TYPE_MASK`.
+pub(super) const NLA_TYPE_MASK: u16 = 0x3fff;
+
+/// `enum nf_tables_msg_types`.
+pub(super) mod msg {
+    pub(in crate::netlink) const NEWTABLE: u16 = 0;
+    pub(in crate::netlink) const GETTABLE: u16 = 1;
+    pub(in crate::netlink) const DELTABLE: u16 = 2;
+    pub(in crate::netlink) const NEWCHAIN: u16 = 3;
+    pub(in crate::netlink) const GETCHAIN: u16 = 4;
+    pub(in crate::netlink) const DELCHAIN: u16 = 5;
+    pub(in crate::netlink) const NEWRULE: u16 = 6;
+    pub(in crate::netlink) const GETRULE: u16 = 7;
+    pub(in crate::netlink) const DELRULE: u16 = 8;
+    pub(in crate::netlink) const NEWSET: u16 = 9;
+    pub(in crate::netlink) const GETSET: u16 = 10;
+    pub(in crate::netlink) const DELSET: u16 = 11;
+    pub(in crate::netlink) const NEWSETELEM: u16 = 12;
+    pub(in crate::netlink) const GETSETELEM: u16 = 13;
+    pub(in crate::netlink) const DELSETELEM: u16 = 14;
+    pub(in crate::netlink) const NEWGEN: u16 = 15;
+    pub(in crate::netlink) const GETGEN: u16 = 16;
+    pub(in crate::netlink) const NEWOBJ: u16 = 18;
+    pub(in crate::netlink) const GETOBJ: u16 = 19;
+    pub(in crate::netlink) const NEWFLOWTABLE: u16 = 22;
+    pub(in crate::netlink) const GETFLOWTABLE: u16 = 23;
+}
+
+/// `NFTA_*_TABLE` is 1 in every message that names a table; `NFTA_TABLE_NAME` too.
+pub(super) const NFTA_TABLE: u16 = 1;
+/// `NFTA_SET_NAME`, `NFTA_OBJ_NAME`, `NFTA_FLOWTABLE_NAME`, `NFTA_SET_ELEM_LIST_SET`, `NFTA_RULE_CHAIN`.
+pub(super) const NFTA_NAME: u16 = 2;
+/// `NFTA_CHAIN_NAME`.
+pub(super) const NFTA_CHAIN_NAME: u16 = 3;
+/// `NFTA_CHAIN_HOOK`, `NFTA_CHAIN_TYPE`.
+pub(super) const NFTA_CHAIN_HOOK: u16 = 4;
+/// `NFTA_SET_ID`: a number that holds within a transaction only.
+pub(super) const NFTA_SET_ID: u16 = 10;
+/// `NFTA_SET_ELEM_LIST_ELEMENTS`.
+pub(super) const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
+/// `NFTA_SET_ELEM_KEY`.
+pub(super) const NFTA_SET_ELEM_KEY: u16 = 1;
+/// `NFTA_SET_ELEM_DATA`.
+pub(super) const NFTA_SET_ELEM_DATA: u16 = 2;
+/// `NFTA_SET_ELEM_FLAGS`.
+pub(super) const NFTA_SET_ELEM_FLAGS: u16 = 3;
+/// `NFTA_SET_ELEM_USERDATA`.
+pub(super) const NFTA_SET_ELEM_USERDATA: u16 = 6;
+/// `NFTA_SET_ELEM_KEY_END`.
+pub(super) const NFTA_SET_ELEM_KEY_END: u16 = 10;
+/// `NFTA_DATA_VALUE`.
+pub(super) const NFTA_DATA_VALUE: u16 = 1;
+/// `NFTA_DATA_VERDICT`.
+pub(super) const NFTA_DATA_VERDICT: u16 = 2;
+/// `NFTA_VERDICT_CODE`.
+pub(super) const NFTA_VERDICT_CODE: u16 = 1;
+/// `NFTA_VERDICT_CHAIN`.
+pub(super) const NFTA_VERDICT_CHAIN: u16 = 2;
+/// `NFTA_GEN_ID`, `NFTA_GEN_PROC_PID`.
+pub(super) const NFTA_GEN_ID: u16 = 1;
+
+/// `NF_DROP`.
+pub(super) const NF_DROP: u32 = 0;
+/// `NFT_JUMP` (-3).
+pub(super) const NFT_JUMP: u32 = u32::MAX - 2;
+/// `NFT_GOTO` (-4).
+pub(super) const NFT_GOTO: u32 = u32::MAX - 3;
+
+/// `NFPROTO_IPV4`.
+pub(super) const NFPROTO_IPV4: u8 = 2;
+/// `NFPROTO_IPV6`.
+pub(super) const NFPROTO_IPV6: u8 = 10;
+
+/// `enum nft_set_flags`.
+pub(super) mod set_flag {
+    pub(in crate::netlink) const INTERVAL: u32 = 0x4;
+    pub(in crate::netlink) const MAP: u32 = 0x8;
+    pub(in crate::netlink) const TIMEOUT: u32 = 0x10;
+    pub(in crate::netlink) const EVAL: u32 = 0x20;
+    pub(in crate::netlink) const CONCAT: u32 = 0x80;
+}
+
+/// `enum nft_meta_keys`.
+pub(super) mod meta {
+    pub(in crate::netlink) const MARK: u32 = 3;
+    pub(in crate::netlink) const IIFNAME: u32 = 6;
+    pub(in crate::netlink) const L4PROTO: u32 = 16;
+}
+
+/// `enum nft_ct_keys`.
+pub(super) mod ct {
+    pub(in crate::netlink) const STATUS: u32 = 2;
+    pub(in crate::netlink) const PROTO_SRC: u32 = 11;
+    pub(in crate::netlink) const PROTO_DST: u32 = 12;
+    pub(in crate::netlink) const SRC_IP: u32 = 19;
+    pub(in crate::netlink) const DST_IP: u32 = 20;
+    pub(in crate::netlink) const SRC_IP6: u32 = 21;
+    pub(in crate::netlink) const DST_IP6: u32 = 22;
+    /// `IP_CT_DIR_ORIGINAL` of include/uapi/linux/netfilter/nf_conntrack_tuple_common.h.
+    pub(in crate::netlink) const ORIGINAL: u8 = 0;
+    /// `IP_CT_DIR_REPLY`.
+    pub(in crate::netlink) const REPLY: u8 = 1;
+}
+
+/// `IPS_DST_NAT` of include/uapi/linux/netfilter/nf_conntrack_common.h.
+pub(super) const IPS_DST_NAT: u32 = 1 << 5;
+/// `RTN_LOCAL` of include/uapi/linux/rtnetlink.h.
+pub(super) const RTN_LOCAL: u32 = 2;
+/// `NF_NAT_RANGE_PROTO_RANDOM_FULLY` of include/uapi/linux/netfilter/nf_nat.h.
+pub(super) const NAT_RANDOM_FULLY: u32 = 1 << 4;
+/// `IFNAMSIZ`: an interface's name with its NUL.
+pub(super) const IFNAMSIZ: usize = 16;
+/// `NFTA_RULE_USERDATA`.
+pub(super) const NFTA_RULE_USERDATA: u16 = 7;
+/// `NFTA_SET_FLAGS`.
+pub(super) const NFTA_SET_FLAGS: u16 = 3;
+/// `NFTA_SET_DATA_TYPE`.
+pub(super) const NFTA_SET_DATA_TYPE: u16 = 6;
+/// `NFTA_SET_DATA_LEN`.
+pub(super) const NFTA_SET_DATA_LEN: u16 = 7;
+/// `NFT_DATA_VERDICT`: the data type of verdict maps.
+pub(super) const DATA_VERDICT: u32 = 0xffff_ff00;

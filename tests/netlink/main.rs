@@ -1,0 +1,7 @@
+//! The netlink layer against the kernel, each test in a network namespace of its own.
+
+mod agreement;
+mod frame;
+mod kernel;
+mod measure;
+mod namespace;
