@@ -18,7 +18,12 @@
 //! [`ruleset`] says how a packet finds its endpoint; [`diff`] how a change of one Service becomes a transaction of
 //! a few elements.
 
+pub mod addresses;
 pub mod diff;
 pub mod model;
 pub mod netlink;
+mod nlmsg;
 pub mod ruleset;
+
+#[cfg(test)]
+mod testing;
