@@ -1,0 +1,260 @@
+//! Which flows are stale: values in, a yes or no out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use crate::model::{Family, Protocol};
+
+/// One direction of a flow, as connection tracking expects its packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Tuple {
+    /// Where packets come from.
+    pub source: SocketAddr,
+    /// Where they go; same family as `source`.
+    pub destination: SocketAddr,
+}
+
+/// The conntrack zones of a flow (`nft add rule ... ct zone set`): tuples are unique within a zone only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Zones {
+    /// The zone of both directions (`CTA_ZONE`), if it is not 0.
+    pub both: Option<u16>,
+    /// The zone of the reply direction alone (`CTA_TUPLE_ZONE`), if it is not 0.
+    pub reply: Option<u16>,
+}
+
+/// An entry of the kernel's connection tracking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Flow {
+    /// The transport protocol's number.
+    pub protocol: u8,
+    /// The first packet, before any translation: its destination is the frontend.
+    pub original: Tuple,
+    /// The packets that are expected in answer: their source is the endpoint, whether or not the client's address was
+    /// masqueraded on the way (that changes their destination).
+    pub reply: Tuple,
+    /// Where the entry lives.
+    pub zones: Zones,
+    /// What helps to tell it from a later entry (`CTA_ID`, as the kernel wrote it).
+    pub id: Option<[u8; 4]>,
+}
+
+/// What flows through a frontend may still do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rule {
+    /// They may go to these, and nowhere else: **all** serving endpoints of the service port, on any node, whatever the
+    /// traffic policies and topology hints choose for new flows. Sorted.
+    ///
+    /// With an empty list nothing is stale, as in kube-proxy: an endpoint may come back, and until then no other would
+    /// answer. Once an endpoint is there again, entries that point elsewhere are stale.
+    Endpoints(Vec<SocketAddr>),
+    /// The frontend does not exist any more: no flow may be translated.
+    Gone,
+}
+
+impl Rule {
+    /// The rule for a frontend with these serving endpoints, in any order.
+    pub fn endpoints(endpoints: impl IntoIterator<Item = SocketAddr>) -> Rule {
+        let mut endpoints: Vec<SocketAddr> = endpoints.into_iter().collect();
+        endpoints.sort_unstable();
+        endpoints.dedup();
+        Rule::Endpoints(endpoints)
+    }
+
+    fn forbids(&self, flow: &Flow) -> bool {
+        match self {
+            Rule::Endpoints(endpoints) => !endpoints.is_empty() && endpoints.binary_search(&flow.reply.source).is_err(),
+            Rule::Gone => flow.reply.source != flow.original.destination,
+        }
+    }
+}
+
+/// The UDP frontends whose flows are to be checked: those that changed, not all there are.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Frontends {
+    /// Cluster, external and load-balancer IPs, with their port.
+    pub by_address: BTreeMap<SocketAddr, Rule>,
+    /// Node ports. `by_address` goes first where both match, as it does in the rules of the table.
+    pub by_node_port: BTreeMap<(Family, u16), Rule>,
+    /// The node's addresses that accept node ports. A flow through the node to the same port of another address is none
+    /// of ours. (kube-proxy looks at the port alone, and deletes such flows.)
+    pub node_port_addresses: Arc<BTreeSet<IpAddr>>,
+}
+
+impl Frontends {
+    /// Whether there is nothing to check.
+    pub fn is_empty(&self) -> bool {
+        self.by_address.is_empty() && self.by_node_port.is_empty()
+    }
+
+    /// The number of frontends.
+    pub fn len(&self) -> usize {
+        self.by_address.len() + self.by_node_port.len()
+    }
+
+    /// Whether a frontend of this family is among them.
+    pub fn concerns(&self, family: Family) -> bool {
+        self.by_address.keys().any(|address| Family::of(address.ip()) == family)
+            || self.by_node_port.keys().any(|(of, _)| *of == family)
+    }
+
+    /// Takes over what is newer: rules of `newer` replace ours.
+    pub fn merge(&mut self, newer: Frontends) {
+        self.by_address.extend(newer.by_address);
+        self.by_node_port.extend(newer.by_node_port);
+        self.node_port_addresses = newer.node_port_addresses;
+    }
+
+    /// Forgets the frontends for which `newer` has a rule.
+    pub fn superseded_by(&mut self, newer: &Frontends) {
+        self.by_address.retain(|address, _| !newer.by_address.contains_key(address));
+        self.by_node_port.retain(|port, _| !newer.by_node_port.contains_key(port));
+        self.node_port_addresses = Arc::clone(&newer.node_port_addresses);
+    }
+
+    fn rule(&self, destination: SocketAddr) -> Option<&Rule> {
+        self.by_address.get(&destination).or_else(|| {
+            let rule = self.by_node_port.get(&(Family::of(destination.ip()), destination.port()))?;
+            self.node_port_addresses.contains(&destination.ip()).then_some(rule)
+        })
+    }
+}
+
+/// Whether a flow came in through one of these frontends and goes where it may not go any more.
+///
+/// That includes flows from before the frontend had endpoints: they were not translated, so the "endpoint" is the
+/// frontend itself.
+pub fn stale(flow: &Flow, frontends: &Frontends) -> bool {
+    flow.protocol == Protocol::Udp.number()
+        && frontends.rule(flow.original.destination).is_some_and(|rule| rule.forbids(flow))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> SocketAddr {
+        text.parse().expect("a socket address")
+    }
+
+    fn flow(original: &str, reply_source: &str) -> Flow {
+        let (destination, endpoint) = (at(original), at(reply_source));
+        let client = if destination.is_ipv4() { at("10.0.0.2:4000") } else { at("[fd00::2]:4000") };
+        Flow {
+            protocol: 17,
+            original: Tuple { source: client, destination },
+            reply: Tuple { source: endpoint, destination: client },
+            zones: Zones::default(),
+            id: None,
+        }
+    }
+
+    fn frontends() -> Frontends {
+        let rule = |endpoints: &[&str]| Rule::endpoints(endpoints.iter().map(|endpoint| at(endpoint)));
+        Frontends {
+            by_address: BTreeMap::from([
+                (at("172.30.0.1:53"), rule(&["10.180.1.1:5353", "10.180.0.1:5353"])),
+                (at("172.30.0.2:53"), rule(&[])),
+                (at("172.30.0.3:53"), Rule::Gone),
+                (at("[fd00:1::1]:53"), rule(&["[fd00:2::1]:53"])),
+                (at("192.0.2.1:30054"), rule(&["10.180.0.9:53"])),
+            ]),
+            by_node_port: BTreeMap::from([
+                ((Family::V4, 30053), rule(&["10.180.0.1:5353"])),
+                ((Family::V4, 30054), rule(&["10.180.0.1:5353"])),
+                ((Family::V4, 30055), Rule::Gone),
+                ((Family::V6, 30053), rule(&["[fd00:2::1]:53"])),
+            ]),
+            node_port_addresses: Arc::new(["192.0.2.1", "2001:db8::1"].map(|ip| ip.parse().expect("an IP")).into()),
+        }
+    }
+
+    #[test]
+    fn flows_to_what_does_not_serve_are_stale() {
+        #[rustfmt::skip]
+        let cases = [
+            // original destination, reply source, stale, why
+            ("172.30.0.1:53", "10.180.0.1:5353", false, "a serving endpoint"),
+            ("172.30.0.1:53", "10.180.1.1:5353", false, "another one"),
+            ("172.30.0.1:53", "10.180.2.1:5353", true, "an endpoint that is gone"),
+            ("172.30.0.1:53", "10.180.0.1:53", true, "the right address with the wrong port"),
+            ("172.30.0.1:53", "172.30.0.1:53", true, "never translated"),
+            ("172.30.0.1:54", "10.180.2.1:5353", false, "another port of the address"),
+            ("172.30.0.9:53", "10.180.2.1:5353", false, "a frontend that did not change"),
+            ("172.30.0.2:53", "10.180.2.1:53", false, "no endpoint serves: kept"),
+            ("172.30.0.2:53", "172.30.0.2:53", false, "no endpoint serves, never translated: kept"),
+            ("172.30.0.3:53", "10.180.0.1:5353", true, "the frontend is gone"),
+            ("172.30.0.3:53", "172.30.0.3:53", false, "the frontend is gone, but was never used"),
+            ("[fd00:1::1]:53", "[fd00:2::1]:53", false, "IPv6, serving"),
+            ("[fd00:1::1]:53", "[fd00:2::2]:53", true, "IPv6, gone"),
+            ("192.0.2.1:30053", "10.180.0.1:5353", false, "node port, serving"),
+            ("192.0.2.1:30053", "10.180.2.1:5353", true, "node port, gone"),
+            ("192.0.2.1:30053", "192.0.2.1:30053", true, "node port, never translated"),
+            ("198.51.100.1:30053", "198.51.100.1:30053", false, "the same port of a foreign host"),
+            ("192.0.2.1:30054", "10.180.0.9:53", false, "an external IP goes before a node port"),
+            ("192.0.2.1:30054", "10.180.0.1:5353", true, "an external IP goes before a node port"),
+            ("192.0.2.1:30055", "10.180.0.1:5353", true, "the node port is gone"),
+            ("192.0.2.1:30055", "192.0.2.1:30055", false, "the node port is gone: an ordinary flow"),
+            ("[2001:db8::1]:30053", "[fd00:2::1]:53", false, "IPv6 node port, serving"),
+            ("[2001:db8::1]:30053", "[fd00:2::2]:53", true, "IPv6 node port, gone"),
+            ("[2001:db8::1]:30055", "[fd00:2::2]:53", false, "a node port of the other family"),
+        ];
+        let frontends = frontends();
+        for (original, reply_source, expected, why) in cases {
+            let mut flow = flow(original, reply_source);
+            assert_eq!(stale(&flow, &frontends), expected, "{original} -> {reply_source}: {why}");
+            flow.reply.destination = at("192.0.2.1:61000");
+            assert_eq!(stale(&flow, &frontends), expected, "{original} -> {reply_source}, masqueraded: {why}");
+            for protocol in [6, 132] {
+                flow.protocol = protocol;
+                assert!(!stale(&flow, &frontends), "protocol {protocol}");
+            }
+        }
+    }
+
+    #[test]
+    fn flows_of_before_an_outage_are_stale_after_it() {
+        let old = flow("172.30.0.1:53", "10.180.0.1:53");
+        let untranslated = flow("172.30.0.1:53", "172.30.0.1:53");
+        let key = at("172.30.0.1:53");
+        let with = |endpoints: &[&str]| Frontends {
+            by_address: BTreeMap::from([(key, Rule::endpoints(endpoints.iter().map(|endpoint| at(endpoint))))]),
+            ..Frontends::default()
+        };
+        assert!(!stale(&old, &with(&[])));
+        assert!(!stale(&untranslated, &with(&[])));
+        assert!(stale(&old, &with(&["10.180.0.2:53"])));
+        assert!(stale(&untranslated, &with(&["10.180.0.2:53"])));
+        assert!(!stale(&old, &with(&["10.180.0.1:53"])));
+    }
+
+    #[test]
+    fn newer_rules_replace_older_ones() {
+        let mut merged = frontends();
+        let newer = Frontends {
+            by_address: BTreeMap::from([(at("172.30.0.1:53"), Rule::Gone), (at("172.30.0.7:53"), Rule::Gone)]),
+            by_node_port: BTreeMap::from([((Family::V4, 30053), Rule::Gone)]),
+            node_port_addresses: Arc::default(),
+        };
+        let mut left = frontends();
+        left.superseded_by(&newer);
+        assert_eq!(left.len(), frontends().len() - 2);
+        assert!(!left.by_address.contains_key(&at("172.30.0.1:53")));
+        assert!(left.node_port_addresses.is_empty());
+        merged.merge(newer);
+        assert_eq!(merged.len(), frontends().len() + 1);
+        assert_eq!(merged.by_address[&at("172.30.0.1:53")], Rule::Gone);
+        assert_eq!(merged.by_node_port[&(Family::V4, 30053)], Rule::Gone);
+        assert!(merged.node_port_addresses.is_empty());
+    }
+
+    #[test]
+    fn families_are_told_apart() {
+        assert!(!Frontends::default().concerns(Family::V4));
+        let v6 = Frontends { by_node_port: BTreeMap::from([((Family::V6, 1), Rule::Gone)]), ..Frontends::default() };
+        assert!(v6.concerns(Family::V6) && !v6.concerns(Family::V4));
+        let v4 = Frontends { by_address: BTreeMap::from([(at("10.0.0.1:1"), Rule::Gone)]), ..Frontends::default() };
+        assert!(v4.concerns(Family::V4) && !v4.concerns(Family::V6));
+    }
+}
