@@ -21,6 +21,7 @@
 pub mod addresses;
 pub mod conntrack;
 pub mod diff;
+pub mod health;
 pub mod model;
 pub mod netlink;
 mod nlmsg;
