@@ -19,6 +19,7 @@
 //! a few elements.
 
 pub mod addresses;
+pub mod config;
 pub mod conntrack;
 pub mod diff;
 pub mod health;

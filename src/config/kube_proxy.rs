@@ -1,0 +1,356 @@
+//! KubeProxyConfiguration `v1alpha1` becomes a [`Config`]: defaults, checks, and the choice of the mode's section.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::fields::Fields;
+use super::tree::Tree;
+use super::{Config, ConfigError, DetectLocal, Loaded, NodePortAddresses, Overrides, Problem, Source};
+use crate::model::parse;
+use crate::model::{Family, PerFamily};
+
+const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
+const KIND: &str = "KubeProxyConfiguration";
+const DEFAULT_MASQUERADE_BIT: i64 = 14;
+const DEFAULT_SYNC_PERIOD: Duration = Duration::from_secs(30);
+/// kube-proxy syncs everything once in this time, and panics when it must wait longer.
+const LONGEST_MIN_SYNC_PERIOD: Duration = Duration::from_secs(3600);
+const HEALTHZ_PORT: u16 = 10256;
+/// Bytes of an interface's name (`IFNAMSIZ` less the zero at its end).
+const INTERFACE_NAME: usize = 15;
+
+/// Feature gates that cannot be switched off.
+const LOCKED_GATES: &[&str] = &["PreferSameTrafficDistribution", "MultiCIDRServiceAllocator", "NFTablesProxyMode"];
+/// Feature gates that change nothing here.
+const OTHER_GATES: &[&str] = &[
+    "AllAlpha",
+    "AllBeta",
+    "ComponentFlagz",
+    "ComponentStatusz",
+    "ContextualLogging",
+    "LoggingAlphaOptions",
+    "LoggingBetaOptions",
+    "NativeHistograms",
+    "WinDSR",
+    "WinOverlay",
+];
+
+/// What a file would say that sets the mode and nothing else.
+pub(super) fn without_file() -> Tree {
+    let text = |text: &str| Tree::String(text.to_owned());
+    Tree::Map(vec![
+        ("apiVersion".to_owned(), text(API_VERSION)),
+        ("kind".to_owned(), text(KIND)),
+        ("mode".to_owned(), text("nftables")),
+    ])
+}
+
+/// The mode of kube-proxy that a file selects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Nftables,
+    /// Also where none is selected.
+    Iptables,
+    Ipvs,
+}
+
+/// Makes the configuration of a file and the flags that beat it. `host_name` is the name of the host.
+pub(super) fn resolve(file: &Tree, overrides: &Overrides, host_name: &str) -> Result<Loaded, ConfigError> {
+    let mut fields = Fields::read(file);
+    let problems = std::mem::take(&mut fields.problems);
+    let mut resolver = Resolver { fields: &fields, problems, warnings: Vec::new() };
+    let config = resolver.config(overrides, host_name);
+    match config {
+        Some(config) if resolver.problems.is_empty() => Ok(Loaded { config, warnings: resolver.warnings }),
+        _ => Err(ConfigError::Invalid { problems: resolver.problems }),
+    }
+}
+
+struct Resolver<'a> {
+    fields: &'a Fields,
+    problems: Vec<Problem>,
+    warnings: Vec<String>,
+}
+
+impl Resolver<'_> {
+    /// Looks at everything, so that all problems are found, even where it is clear that there will be no result.
+    fn config(&mut self, overrides: &Overrides, host_name: &str) -> Option<Config> {
+        self.identity();
+        self.oddities();
+        let mode = self.mode();
+        let node_name = self.node_name(overrides, host_name);
+        let bind_address = self.bind_address();
+        let healthz_bind_address = self.healthz_bind_address(bind_address);
+        let allow_external_ips = self.feature_gates();
+        let masquerade_bit = self.masquerade_bit(mode);
+        let masquerade_all = self.fields.bool(match mode {
+            Some(Mode::Nftables) => "nftables.masqueradeAll",
+            _ => "iptables.masqueradeAll",
+        });
+        let (min_sync_period, sync_period) = self.sync_periods(mode);
+        let detect_local = self.detect_local();
+        let node_port_addresses = self.node_port_addresses(mode);
+        Some(Config {
+            node_name: node_name?,
+            source: self.source(overrides),
+            bind_address: bind_address?,
+            healthz_bind_address: healthz_bind_address?,
+            detect_local: detect_local?,
+            node_port_addresses: node_port_addresses?,
+            masquerade_bit: masquerade_bit?,
+            masquerade_all,
+            min_sync_period,
+            sync_period,
+            allow_external_ips,
+        })
+    }
+
+    fn problem<T>(&mut self, field: &str, value: impl std::fmt::Debug, reason: impl Into<String>) -> Option<T> {
+        // A field of the wrong type has been named already.
+        if !self.problems.iter().any(|problem| problem.field == field) {
+            self.problems.push(Problem::new(field, format_args!("{value:?}"), reason));
+        }
+        None
+    }
+
+    fn identity(&mut self) {
+        for (field, wanted) in [("apiVersion", API_VERSION), ("kind", KIND)] {
+            let found = self.fields.string(field);
+            if found != wanted {
+                self.problem::<()>(field, found, format!("must be {wanted:?}"));
+            }
+        }
+    }
+
+    fn oddities(&mut self) {
+        let list = |paths: &mut dyn Iterator<Item = &str>| paths.collect::<Vec<_>>().join(", ");
+        let fields = self.fields;
+        let lists = [
+            ("unknown fields are ignored", list(&mut fields.unknown.iter().map(String::as_str))),
+            ("of fields that are given twice the last counts", list(&mut fields.duplicate.iter().map(String::as_str))),
+            ("these fields have no effect with nftables", list(&mut fields.without_effect().into_iter())),
+        ];
+        for (what, paths) in lists {
+            if !paths.is_empty() {
+                self.warnings.push(format!("{what}: {paths}"));
+            }
+        }
+    }
+
+    fn mode(&mut self) -> Option<Mode> {
+        let mode = self.fields.string("mode");
+        match mode {
+            "nftables" => Some(Mode::Nftables),
+            "" | "iptables" => {
+                self.warnings.push(format!(
+                    "mode {mode:?}: nftables is used instead of iptables; NodePorts are served on all addresses except 127.0.0.1"
+                ));
+                Some(Mode::Iptables)
+            }
+            "ipvs" => {
+                self.warnings.push(
+                    "mode \"ipvs\": nftables is used instead; the scheduler and strictARP have no effect, and Service \
+                     addresses are no longer addresses of the node"
+                        .to_owned(),
+                );
+                Some(Mode::Ipvs)
+            }
+            _ => self.problem("mode", mode, "must be nftables, iptables, ipvs or empty (nftables is what runs)"),
+        }
+    }
+
+    fn node_name(&mut self, overrides: &Overrides, host_name: &str) -> Option<String> {
+        let given = self.fields.string("hostnameOverride");
+        let (field, name) = match &overrides.hostname_override {
+            Some(name) if !name.is_empty() => ("--hostname-override", name.as_str()),
+            _ if !given.is_empty() => ("hostnameOverride", given),
+            _ => ("the host's name", host_name),
+        };
+        let trimmed = name.trim().to_lowercase();
+        if trimmed.is_empty() {
+            return self.problem(field, name, "is not the name of a Node");
+        }
+        Some(trimmed)
+    }
+
+    fn source(&self, overrides: &Overrides) -> Source {
+        match &overrides.manifests {
+            Some(folder) => Source::Manifests(folder.clone()),
+            None => {
+                let of_file = PathBuf::from(self.fields.string("clientConnection.kubeconfig"));
+                let kubeconfig = overrides.kubeconfig.clone().unwrap_or(of_file);
+                Source::Api { kubeconfig, master: overrides.master.clone() }
+            }
+        }
+    }
+
+    fn bind_address(&mut self) -> Option<IpAddr> {
+        match self.fields.string("bindAddress") {
+            "" => Some(Ipv4Addr::UNSPECIFIED.into()),
+            text => parse::address(text).ok().or_else(|| self.problem("bindAddress", text, "is not an IP address")),
+        }
+    }
+
+    fn healthz_bind_address(&mut self, bind_address: Option<IpAddr>) -> Option<SocketAddr> {
+        const FIELD: &str = "healthzBindAddress";
+        let text = self.fields.string(FIELD);
+        if text.is_empty() {
+            let any = match bind_address {
+                Some(IpAddr::V6(_)) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+                _ => Ipv4Addr::UNSPECIFIED.into(),
+            };
+            return Some(SocketAddr::new(any, HEALTHZ_PORT));
+        }
+        if let Ok(address) = parse::address(text) {
+            return Some(SocketAddr::new(address, HEALTHZ_PORT));
+        }
+        let parsed = text.rsplit_once(':').and_then(|(address, port)| {
+            let address = match address.strip_prefix('[') {
+                Some(inner) => inner.strip_suffix(']')?,
+                // Without brackets nobody knows which colon is the last.
+                None => Some(address).filter(|address| !address.contains(':'))?,
+            };
+            let port: u16 = port.parse().ok().filter(|&port| port != 0)?;
+            Some(SocketAddr::new(parse::address(address).ok()?, port))
+        });
+        parsed
+            .or_else(|| self.problem(FIELD, text, "must be an IP address and a port from 1 to 65535, as 0.0.0.0:10256"))
+    }
+
+    /// Returns whether external IPs are allowed.
+    fn feature_gates(&mut self) -> bool {
+        let mut allow_external_ips = true;
+        let mut unknown = Vec::new();
+        for (gate, on) in self.fields.switches("featureGates") {
+            if gate == "AllowServiceExternalIPs" {
+                allow_external_ips = on;
+            } else if LOCKED_GATES.contains(&gate) {
+                if !on {
+                    self.problem::<()>(&format!("featureGates.{gate}"), on, "cannot be switched off");
+                }
+            } else if !OTHER_GATES.contains(&gate) {
+                unknown.push(gate);
+            }
+        }
+        if !unknown.is_empty() {
+            self.warnings.push(format!("unknown feature gates are ignored: {}", unknown.join(", ")));
+        }
+        allow_external_ips
+    }
+
+    fn masquerade_bit(&mut self, mode: Option<Mode>) -> Option<u8> {
+        let nftables = self.fields.int("nftables.masqueradeBit").unwrap_or(DEFAULT_MASQUERADE_BIT);
+        let iptables = self.fields.int("iptables.masqueradeBit").unwrap_or(DEFAULT_MASQUERADE_BIT);
+        let mut check = |field, bit: i64| match u8::try_from(bit) {
+            Ok(bit @ 0..=31) => Some(bit),
+            _ => self.problem(field, bit, "must be from 0 to 31"),
+        };
+        // As in kube-proxy, that of iptables is checked in every mode.
+        let iptables = check("iptables.masqueradeBit", iptables);
+        if mode == Some(Mode::Nftables) { check("nftables.masqueradeBit", nftables) } else { iptables }
+    }
+
+    /// Returns `minSyncPeriod` and `syncPeriod`.
+    fn sync_periods(&mut self, mode: Option<Mode>) -> (Duration, Duration) {
+        let (min_field, field) = match mode {
+            Some(Mode::Nftables) => ("nftables.minSyncPeriod", "nftables.syncPeriod"),
+            Some(Mode::Ipvs) => ("ipvs.minSyncPeriod", "ipvs.syncPeriod"),
+            Some(Mode::Iptables) | None => ("iptables.minSyncPeriod", "iptables.syncPeriod"),
+        };
+        let mut period = |field, default| match self.fields.duration(field).map(|duration| duration.get()) {
+            None => default,
+            Some(Some(duration)) => duration,
+            Some(None) => {
+                self.problem::<()>(field, "a negative duration", "must not be negative");
+                default
+            }
+        };
+        let (min, sync) = (period(min_field, Duration::ZERO), period(field, DEFAULT_SYNC_PERIOD));
+        if min > LONGEST_MIN_SYNC_PERIOD {
+            self.problem::<()>(min_field, min, "must not be longer than 1h");
+        }
+        if sync < min {
+            self.problem::<()>(field, sync, format!("must not be shorter than {min_field}, {min:?}"));
+        }
+        (min, sync)
+    }
+
+    fn detect_local(&mut self) -> Option<DetectLocal> {
+        let mode = self.fields.string("detectLocalMode");
+        match mode {
+            "" | "ClusterCIDR" => self.cluster_cidr().map(DetectLocal::ClusterCidr),
+            "NodeCIDR" => Some(DetectLocal::NodeCidr),
+            "BridgeInterface" => self.interface("detectLocal.bridgeInterface").map(DetectLocal::BridgeInterface),
+            "InterfaceNamePrefix" => {
+                self.interface("detectLocal.interfaceNamePrefix").map(DetectLocal::InterfaceNamePrefix)
+            }
+            _ => self.problem(
+                "detectLocalMode",
+                mode,
+                "must be ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix or empty",
+            ),
+        }
+    }
+
+    fn interface(&mut self, field: &str) -> Option<String> {
+        let name = self.fields.string(field);
+        if name.is_empty() {
+            return self.problem(field, name, "must be set for this detectLocalMode");
+        }
+        if name.len() > INTERFACE_NAME || name.contains(|c: char| c == '/' || c.is_whitespace() || c.is_control()) {
+            return self.problem(field, name, "is not a name of an interface (at most 15 bytes)");
+        }
+        Some(name.to_owned())
+    }
+
+    fn cluster_cidr(&mut self) -> Option<PerFamily<Option<IpNet>>> {
+        const FIELD: &str = "clusterCIDR";
+        let text = self.fields.string(FIELD);
+        let mut cidrs: PerFamily<Option<IpNet>> = PerFamily::default();
+        for part in text.split(',').filter(|_| !text.is_empty()) {
+            let Ok(cidr) = parse::cidr(part) else {
+                return self.problem(FIELD, text, format!("{part:?} is not a range such as 10.244.0.0/16"));
+            };
+            let family = Family::of(cidr.addr());
+            if cidrs[family].replace(cidr).is_some() {
+                return self.problem(FIELD, text, format!("has more than one {family} range"));
+            }
+        }
+        Some(cidrs)
+    }
+
+    fn node_port_addresses(&mut self, mode: Option<Mode>) -> Option<NodePortAddresses> {
+        const FIELD: &str = "nodePortAddresses";
+        match self.fields.strings(FIELD) {
+            [] if mode == Some(Mode::Nftables) => Some(NodePortAddresses::Primary),
+            [] => Some(NodePortAddresses::All),
+            [only] if only == "primary" => Some(NodePortAddresses::Primary),
+            texts => {
+                let mut cidrs = Vec::new();
+                for (index, text) in texts.iter().enumerate() {
+                    let field = format!("{FIELD}[{index}]");
+                    match parse::cidr(text).ok() {
+                        Some(cidr) => cidrs.push(cidr),
+                        None if text == "primary" => {
+                            self.problem::<()>(&field, text, "cannot be used together with ranges");
+                        }
+                        None => {
+                            self.problem::<()>(
+                                &field,
+                                text,
+                                "must be a range such as 192.0.2.0/24, or the one word primary",
+                            );
+                        }
+                    }
+                }
+                (cidrs.len() == texts.len()).then_some(NodePortAddresses::Cidrs(cidrs))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

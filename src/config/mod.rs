@@ -1,0 +1,164 @@
+//! What the proxy is to do: read once at start, from a configuration file of kube-proxy and a few flags that beat it.
+
+mod duration;
+mod fields;
+mod kube_proxy;
+mod tree;
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+pub use crate::addresses::NodePortAddresses;
+use crate::model::PerFamily;
+
+/// Everything that is configured, checked and ready for use.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Name of this node's Node, in lower case: `--hostname-override`, else `hostnameOverride`, else the host's name.
+    pub node_name: String,
+    /// Where objects come from.
+    pub source: Source,
+    /// `bindAddress`: where it is a specific address, it is this node's, whatever its Node says.
+    pub bind_address: IpAddr,
+    /// `healthzBindAddress`.
+    pub healthz_bind_address: SocketAddr,
+    /// `detectLocalMode` with what it needs: which traffic comes from pods of this node.
+    pub detect_local: DetectLocal,
+    /// `nodePortAddresses`.
+    pub node_port_addresses: NodePortAddresses,
+    /// `masqueradeBit` of the selected mode, 0..=31: the bit of the packet mark that asks for masquerading.
+    pub masquerade_bit: u8,
+    /// `masqueradeAll` of the selected mode: masquerade all traffic to cluster IPs.
+    pub masquerade_all: bool,
+    /// `minSyncPeriod` of the selected mode: least time from the end of one sync to the beginning of the next. Zero
+    /// unless set (kube-proxy waits for a second), at most an hour.
+    pub min_sync_period: Duration,
+    /// `syncPeriod` of the selected mode, default 30 s: pause before a failed sync is tried again; twice that is the
+    /// time after which the proxy counts as unhealthy.
+    pub sync_period: Duration,
+    /// Feature gate `AllowServiceExternalIPs`, default true.
+    pub allow_external_ips: bool,
+}
+
+/// Where objects come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// An API server.
+    Api {
+        /// `clientConnection.kubeconfig`; empty: the service account of the pod.
+        kubeconfig: PathBuf,
+        /// `--master`: URL that overrides the kubeconfig's.
+        master: Option<String>,
+    },
+    /// `--manifests`: a folder.
+    Manifests(PathBuf),
+}
+
+/// How traffic from pods of this node is told from other traffic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DetectLocal {
+    /// Its source is in the pod range of the cluster, where one is known for the family (`clusterCIDR`).
+    ClusterCidr(PerFamily<Option<IpNet>>),
+    /// Its source is in a pod range of the Node (`spec.podCIDRs`).
+    NodeCidr,
+    /// It comes in by this bridge; 1..=15 bytes.
+    BridgeInterface(String),
+    /// It comes in by an interface whose name begins so; 1..=15 bytes.
+    InterfaceNamePrefix(String),
+}
+
+/// Flags that beat the file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// `--hostname-override`.
+    pub hostname_override: Option<String>,
+    /// `--master`.
+    pub master: Option<String>,
+    /// `--kubeconfig`, where there is no file.
+    pub kubeconfig: Option<PathBuf>,
+    /// `--manifests`.
+    pub manifests: Option<PathBuf>,
+}
+
+/// A value that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Path of the field, or name of the flag.
+    pub field: String,
+    /// The value, as it was written.
+    pub value: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl Problem {
+    fn new(field: &str, value: impl fmt::Display, reason: impl Into<String>) -> Problem {
+        Problem { field: field.to_owned(), value: value.to_string(), reason: reason.into() }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} {}", self.field, self.value, self.reason)
+    }
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("configuration file {}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is neither YAML nor JSON.
+    #[error("configuration file {}: not YAML: {reason}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        reason: String,
+    },
+    /// Some values cannot be used; all of them are named.
+    #[error("the configuration cannot be used:{}", lines(problems))]
+    Invalid {
+        /// What is wrong, in the order of the file first, then in that of the checks. Not empty.
+        problems: Vec<Problem>,
+    },
+}
+
+fn lines(problems: &[Problem]) -> String {
+    problems.iter().map(|problem| format!("\n  {problem}")).collect()
+}
+
+/// A configuration, and what an administrator should know about it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// What is ignored, and what is different from kube-proxy: one line each.
+    pub warnings: Vec<String>,
+}
+
+/// Reads the configuration; without a file, everything has its default, and the mode is `nftables`.
+///
+/// # Errors
+/// The file cannot be read, or values in it cannot be used.
+pub fn load(file: Option<&Path>, overrides: &Overrides) -> Result<Loaded, ConfigError> {
+    let host_name = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let Some(path) = file else {
+        return kube_proxy::resolve(&kube_proxy::without_file(), overrides, &host_name);
+    };
+    let text =
+        std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+    let tree = tree::Tree::parse(&text).map_err(|reason| ConfigError::Syntax { path: path.to_owned(), reason })?;
+    kube_proxy::resolve(&tree, overrides, &host_name)
+}
