@@ -27,6 +27,7 @@ pub mod model;
 pub mod netlink;
 mod nlmsg;
 pub mod ruleset;
+pub mod source;
 
 #[cfg(test)]
 mod testing;

@@ -1,0 +1,353 @@
+//! What the files of a folder say together. No watching and no waiting here; reading a file is the only effect.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tracing::info;
+
+use super::document::{self, Format, Reader};
+use super::update::{Document, Update, winners};
+use crate::model::{Event, Reject};
+use crate::source::rejects::Reported;
+use crate::source::{Convert, Key};
+
+/// File systems stamp changes with a coarse clock (10 ms at most): a file that changed this short before it was read
+/// may have changed again under the same stamp.
+const STAMP_RESOLUTION: Duration = Duration::from_millis(50);
+
+/// The folder, and which file gave which object. Objects themselves are not kept: where an object of another file comes
+/// to count, that file is read again.
+pub(super) struct Folder {
+    path: PathBuf,
+    node_name: String,
+    convert: Arc<dyn Convert>,
+    files: BTreeMap<Arc<OsStr>, File>,
+    /// Which files give an object; the last name wins.
+    claims: BTreeMap<Key, BTreeSet<Arc<OsStr>>>,
+    /// What is to be said about objects, collected so that an object that moves from file to file is never gone.
+    changes: BTreeMap<Key, Vec<Event>>,
+    /// Objects that come to count because a file that had won them no longer has them.
+    restore: BTreeMap<Arc<OsStr>, BTreeSet<Key>>,
+    /// Files whose reports may have to change.
+    unreported: BTreeSet<Arc<OsStr>>,
+    /// Reports about files that are gone.
+    withdrawn: Vec<String>,
+    reported: Reported,
+    other_kinds: BTreeSet<String>,
+    subfolders_named: bool,
+}
+
+#[derive(Default)]
+struct File {
+    documents: Vec<Document>,
+    /// Why it could not be read, at the last attempt.
+    unreadable: Option<Reject>,
+    /// `None` where the next look at it must read it.
+    stamp: Option<Stamp>,
+    /// What was last reported, by number of the document; 0 is the file itself.
+    reported: BTreeMap<usize, Vec<Reject>>,
+}
+
+/// When this is equal, so is the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(metadata: &fs::Metadata) -> Stamp {
+        Stamp {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+
+    /// Whether a change after `now` gives another stamp.
+    fn is_settled(self, now: SystemTime) -> bool {
+        let changed = Duration::new(self.changed.0.try_into().unwrap_or(0), self.changed.1.try_into().unwrap_or(0));
+        now.duration_since(SystemTime::UNIX_EPOCH + changed).is_ok_and(|age| age > STAMP_RESOLUTION)
+    }
+}
+
+/// How the files of this name are written, if it is the name of a manifest.
+pub(super) fn format_of(name: &OsStr) -> Option<Format> {
+    if name.as_encoded_bytes().starts_with(b".") {
+        return None;
+    }
+    match Path::new(name).extension()?.to_str()? {
+        "yaml" | "yml" => Some(Format::Yaml),
+        "json" => Some(Format::Json),
+        _ => None,
+    }
+}
+
+impl Folder {
+    pub(super) fn new(path: &Path, node_name: &str, convert: Arc<dyn Convert>) -> Folder {
+        Folder {
+            path: path.to_owned(),
+            node_name: node_name.to_owned(),
+            convert,
+            files: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            changes: BTreeMap::new(),
+            restore: BTreeMap::new(),
+            unreported: BTreeSet::new(),
+            withdrawn: Vec::new(),
+            reported: Reported::default(),
+            other_kinds: BTreeSet::new(),
+            subfolders_named: false,
+        }
+    }
+
+    /// Looks at all files; reads those that are new or may have changed. `emit` is called after each file where
+    /// nothing can be gone, else at the end.
+    pub(super) fn rescan(&mut self, emit: &mut dyn FnMut(Event)) -> io::Result<()> {
+        let first = self.files.is_empty();
+        let mut names: BTreeSet<OsString> = BTreeSet::new();
+        for entry in fs::read_dir(&self.path)? {
+            let entry = entry?;
+            if format_of(&entry.file_name()).is_some() {
+                names.insert(entry.file_name());
+            } else if !self.subfolders_named && entry.file_type()?.is_dir() && !is_hidden(&entry.file_name()) {
+                self.subfolders_named = true;
+                info!(folder = %self.path.display(), "manifests in subfolders are not read");
+            }
+        }
+        let gone: Vec<_> = self.files.keys().filter(|name| !names.contains(&***name)).cloned().collect();
+        for name in gone {
+            self.forget(&name);
+        }
+        for name in names {
+            let stamp = self.files.get(&*name).and_then(|file| file.stamp);
+            let unchanged = stamp.is_some()
+                && fs::metadata(self.path.join(&name)).is_ok_and(|metadata| stamp == Some(Stamp::of(&metadata)));
+            if !unchanged {
+                self.look_at(&name);
+                if first {
+                    self.flush_objects(emit);
+                }
+            }
+        }
+        self.flush(emit);
+        Ok(())
+    }
+
+    /// Reads a file that may have changed, or be gone.
+    pub(super) fn look_at(&mut self, name: &OsStr) {
+        self.look_at_for(name, &BTreeSet::new());
+    }
+
+    /// The same, where what it says about the objects of `wanted` is to be said again.
+    fn look_at_for(&mut self, name: &OsStr, wanted: &BTreeSet<Key>) {
+        let Some(format) = format_of(name) else { return };
+        let name: Arc<OsStr> = name.into();
+        match read(&self.path.join(&*name)) {
+            Ok(Some((text, stamp))) => self.read(&name, &text, format, stamp, wanted),
+            Ok(None) => self.forget(&name),
+            Err(err) => {
+                let reason = format!("cannot be read ({err}); what it said before stays in force");
+                let file = self.files.entry(Arc::clone(&name)).or_default();
+                file.unreadable = Some(Reject { field: "the file".to_owned(), reason });
+                file.stamp = None;
+                file.documents.iter_mut().for_each(|document| document.must_be_said(wanted));
+                self.unreported.insert(name);
+            }
+        }
+    }
+
+    /// Whether the last attempt to read this file failed.
+    pub(super) fn is_unreadable(&self, name: &OsStr) -> bool {
+        self.files.get(name).is_some_and(|file| file.unreadable.is_some())
+    }
+
+    /// Whether there is such a file on disk.
+    pub(super) fn has_on_disk(&self, name: &OsStr) -> bool {
+        fs::metadata(self.path.join(name)).is_ok()
+    }
+
+    /// A file that has come to be but may still be written to: whether it is complete all the same, because it is a
+    /// link to a file that was there before.
+    pub(super) fn is_complete_at_birth(&self, name: &OsStr) -> bool {
+        fs::symlink_metadata(self.path.join(name))
+            .is_ok_and(|metadata| metadata.is_symlink() || (metadata.is_file() && metadata.nlink() > 1))
+    }
+
+    /// The file is gone.
+    fn forget(&mut self, name: &Arc<OsStr>) {
+        let Some(file) = self.files.remove(name) else { return };
+        for key in winners(&file.documents).keys() {
+            self.release(name, key);
+        }
+        self.withdrawn.extend(file.reported.keys().map(|&number| describe(name, number)));
+        self.unreported.remove(name);
+    }
+
+    fn read(&mut self, name: &Arc<OsStr>, text: &str, format: Format, stamp: Option<Stamp>, wanted: &BTreeSet<Key>) {
+        let before = self.files.remove(name).unwrap_or_default();
+        let winners_before = winners(&before.documents);
+        let reader = Reader { node_name: &self.node_name, convert: &*self.convert };
+        let mut update =
+            Update::new(before.documents, document::split(text, format), |chunk| reader.read(chunk, format));
+        let winners = winners(&update.documents);
+        for (key, winner) in &winners {
+            let files = self.claims.entry(key.clone()).or_default();
+            let won_before = files.last() == Some(name);
+            files.insert(Arc::clone(name));
+            if files.len() > 1 {
+                self.unreported.extend(files.iter().cloned());
+            }
+            let wins = files.last() == Some(name);
+            let said_before = won_before && update.is_unchanged(winner.document, winners_before.get(key));
+            if wins && (!said_before || wanted.contains(key)) {
+                self.changes.extend(update.events_of(winner.document, key).map(|events| (key.clone(), events)));
+            }
+        }
+        for kind in update.other_kinds() {
+            if self.other_kinds.insert(kind.to_owned()) {
+                info!(kind, "objects of this kind are not read; skipped");
+            }
+        }
+        let documents = update.documents;
+        self.files.insert(Arc::clone(name), File { documents, unreadable: None, stamp, reported: before.reported });
+        self.unreported.insert(Arc::clone(name));
+        // What is wanted from here but became faulty while another file had it is as good as gone.
+        let faulty = wanted.iter().filter(|key| winners.get(key).is_some_and(|winner| !winner.usable));
+        for key in winners_before.keys().filter(|key| !winners.contains_key(*key)).chain(faulty) {
+            self.release(name, key);
+        }
+    }
+
+    /// A file no longer gives an object.
+    fn release(&mut self, name: &Arc<OsStr>, key: &Key) {
+        let Some(files) = self.claims.get_mut(key) else { return };
+        let won = files.last() == Some(name);
+        if !files.remove(name) {
+            return;
+        }
+        self.unreported.extend(files.iter().cloned());
+        match files.last() {
+            None => {
+                self.claims.remove(key);
+                self.changes.insert(key.clone(), Vec::new());
+            }
+            Some(next) if won => {
+                self.restore.entry(Arc::clone(next)).or_default().insert(key.clone());
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Says what has changed.
+    pub(super) fn flush(&mut self, emit: &mut dyn FnMut(Event)) {
+        self.flush_objects(emit);
+        self.flush_reports(emit);
+    }
+
+    /// Says what has changed about objects.
+    pub(super) fn flush_objects(&mut self, emit: &mut dyn FnMut(Event)) {
+        while let Some((name, keys)) = self.restore.pop_first() {
+            // Where it cannot be read, what was said last stays in force.
+            self.look_at_for(&name, &keys);
+        }
+        for (key, events) in std::mem::take(&mut self.changes) {
+            if events.is_empty() && !self.claims.contains_key(&key) {
+                key.gone().into_iter().for_each(&mut *emit);
+                self.reported.withdraw(&key.to_string()).into_iter().for_each(&mut *emit);
+            }
+            events.into_iter().filter(|event| self.reported.is_news(event)).for_each(&mut *emit);
+        }
+    }
+
+    /// Says what has changed about what is wrong with files and documents.
+    pub(super) fn flush_reports(&mut self, emit: &mut dyn FnMut(Event)) {
+        for name in std::mem::take(&mut self.unreported) {
+            let Some(file) = self.files.get(&name) else { continue };
+            let wanted = self.reports(&name, file);
+            let numbers: BTreeSet<_> = wanted.keys().chain(file.reported.keys()).copied().collect();
+            for number in numbers {
+                if wanted.get(&number) != file.reported.get(&number) {
+                    let rejects = wanted.get(&number).cloned().unwrap_or_default();
+                    emit(Event::Rejects { object: describe(&name, number), rejects });
+                }
+            }
+            if let Some(file) = self.files.get_mut(&name) {
+                file.reported = wanted;
+            }
+        }
+        for object in std::mem::take(&mut self.withdrawn) {
+            emit(Event::Rejects { object, rejects: Vec::new() });
+        }
+    }
+
+    /// What is wrong with a file, by number of the document; 0 is the file itself.
+    fn reports(&self, name: &Arc<OsStr>, file: &File) -> BTreeMap<usize, Vec<Reject>> {
+        let mut reports = BTreeMap::new();
+        reports.extend(file.unreadable.iter().map(|reject| (0, vec![reject.clone()])));
+        let winners = winners(&file.documents);
+        for (index, document) in file.documents.iter().enumerate() {
+            let overruled = document.objects.iter().filter_map(|(key, _)| {
+                let by_file = self.claims.get(key).and_then(BTreeSet::last).filter(|last| *last != name);
+                let by_document = winners.get(key).map(|winner| winner.document).filter(|&winner| winner != index);
+                let by = match (by_file, by_document) {
+                    (Some(file), _) => format!("file {}, whose name comes later", file.display()),
+                    (None, Some(document)) => format!("document {}", document + 1),
+                    (None, None) => return None,
+                };
+                let reason = format!("{key} is not used from here: it is also in {by}");
+                Some(Reject { field: "metadata.name".to_owned(), reason })
+            });
+            let rejects: Vec<_> = document.rejects.iter().cloned().chain(overruled).collect();
+            if !rejects.is_empty() {
+                reports.insert(index + 1, rejects);
+            }
+        }
+        reports
+    }
+}
+
+/// How a report names a document, or with number 0 the file.
+fn describe(file: &OsStr, document: usize) -> String {
+    match document {
+        0 => format!("file {}", file.display()),
+        number => format!("file {}, document {number}", file.display()),
+    }
+}
+
+fn is_hidden(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b".")
+}
+
+/// Reads a file; `None` where there is none. Where it is changing under the hands, without a stamp.
+fn read(path: &Path) -> io::Result<Option<(String, Option<Stamp>)>> {
+    let found = |result: io::Result<fs::Metadata>| match result {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
+        result => result.map(Some),
+    };
+    // Looked at before it is opened: to open a pipe can block.
+    let Some(metadata) = found(fs::metadata(path))? else { return Ok(None) };
+    if !metadata.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let now = SystemTime::now();
+    let mut file = match fs::File::open(path) {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file?,
+    };
+    let stamp = Stamp::of(&file.metadata()?);
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    Ok(Some((text, stamp.is_settled(now).then_some(stamp))))
+}

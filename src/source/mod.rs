@@ -1,0 +1,96 @@
+//! Where objects come from: an API server ([`kube`]) or a folder of manifests ([`file`](mod@file)).
+//!
+//! Both say the same thing in the same way: [`Event`]s with model values, sent into one bounded channel. A source turns
+//! each object into a model value as it arrives and forgets the object. It keeps what works: when a server cannot be
+//! reached or a file cannot be read, nothing is said, so everything that was known stays in force.
+
+pub mod file;
+pub mod kube;
+mod object;
+mod rejects;
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
+
+use crate::model::convert::Converter;
+use crate::model::{Event, Kind, ObjectName};
+
+/// Turns objects of the API into events with model values.
+///
+/// Each method returns what is to be said about an object that is there: its value, or that it is gone where it is not
+/// one for the proxy, and an [`Event::Rejects`] for what could not be used of it (which a source passes on only where
+/// it says something new).
+pub trait Convert: Send + Sync {
+    /// A Service that no other proxy has claimed.
+    fn service(&self, service: &Service) -> Vec<Event>;
+    /// An EndpointSlice of a Service that is not headless.
+    fn slice(&self, slice: &EndpointSlice) -> Vec<Event>;
+    /// This node's Node.
+    fn node(&self, node: &Node) -> Vec<Event>;
+    /// A ServiceCIDR.
+    fn service_cidr(&self, cidr: &ServiceCIDR) -> Vec<Event>;
+}
+
+impl Convert for Converter {
+    fn service(&self, service: &Service) -> Vec<Event> {
+        Converter::service(self, service)
+    }
+
+    fn slice(&self, slice: &EndpointSlice) -> Vec<Event> {
+        Converter::slice(self, slice)
+    }
+
+    fn node(&self, node: &Node) -> Vec<Event> {
+        Converter::node(self, node)
+    }
+
+    fn service_cidr(&self, cidr: &ServiceCIDR) -> Vec<Event> {
+        Converter::service_cidr(self, cidr)
+    }
+}
+
+/// A Service with this label, whatever its value, belongs to another proxy.
+const SERVICE_PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+/// An EndpointSlice with this label, whatever its value, belongs to a headless Service.
+const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+
+/// What tells objects apart.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Key {
+    kind: Kind,
+    /// `namespace/name`, or `name` where the kind has no namespaces.
+    name: Arc<str>,
+}
+
+impl Key {
+    /// `None` where an object of this kind cannot be named so.
+    fn new(kind: Kind, namespace: &str, name: &str) -> Option<Key> {
+        let name = match kind {
+            Kind::Service | Kind::EndpointSlice => ObjectName::new(namespace, name)?.as_str().into(),
+            Kind::Node | Kind::ServiceCidr if name.is_empty() || name.contains('/') => return None,
+            Kind::Node | Kind::ServiceCidr => name.into(),
+        };
+        Some(Key { kind, name })
+    }
+
+    /// Says that the object is gone.
+    fn gone(&self) -> Option<Event> {
+        let object_name = || self.name.split_once('/').and_then(|(namespace, name)| ObjectName::new(namespace, name));
+        Some(match self.kind {
+            Kind::Service => Event::ServiceGone(object_name()?),
+            Kind::EndpointSlice => Event::SliceGone(object_name()?),
+            Kind::Node => Event::NodeGone,
+            Kind::ServiceCidr => Event::ServiceCidrGone(self.name.clone()),
+        })
+    }
+}
+
+impl std::fmt::Display for Key {
+    /// `Service shop/web`, as in [`Event::Rejects`].
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.kind, self.name)
+    }
+}

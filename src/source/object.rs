@@ -1,0 +1,116 @@
+//! One object as JSON becomes events, whichever source it came from.
+
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::{Convert, HEADLESS_LABEL, Key, SERVICE_PROXY_NAME_LABEL};
+use crate::model::{Event, Kind, Reject};
+
+/// A kind of object that the proxy reads.
+pub(super) trait Object: DeserializeOwned + Clone + Send + 'static {
+    const KIND: Kind;
+    /// The object's metadata.
+    fn metadata_mut(&mut self) -> &mut ObjectMeta;
+    /// Whether the selectors of the API, which a folder of manifests does not have, would let it through.
+    fn selected(&self) -> bool;
+    /// What there is to say about it.
+    fn events(&self, convert: &dyn Convert) -> Vec<Event>;
+}
+
+fn has_label(metadata: &ObjectMeta, label: &str) -> bool {
+    metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(label))
+}
+
+macro_rules! object {
+    ($type:ty, $kind:expr, $convert:ident, $selected:expr) => {
+        impl Object for $type {
+            const KIND: Kind = $kind;
+
+            fn metadata_mut(&mut self) -> &mut ObjectMeta {
+                &mut self.metadata
+            }
+
+            fn selected(&self) -> bool {
+                let selected: fn(&$type) -> bool = $selected;
+                selected(self)
+            }
+
+            fn events(&self, convert: &dyn Convert) -> Vec<Event> {
+                convert.$convert(self)
+            }
+        }
+    };
+}
+
+object!(Service, Kind::Service, service, |service| {
+    let headless = service.spec.as_ref().is_some_and(|spec| spec.cluster_ip.as_deref() == Some("None"));
+    !headless && !has_label(&service.metadata, SERVICE_PROXY_NAME_LABEL)
+});
+object!(EndpointSlice, Kind::EndpointSlice, slice, |slice| !has_label(&slice.metadata, HEADLESS_LABEL));
+object!(Node, Kind::Node, node, |_| true);
+object!(ServiceCIDR, Kind::ServiceCidr, service_cidr, |_| true);
+
+/// Reads an object; the error names the field, as `kubectl explain` would, and what is wrong with it.
+pub(super) fn parse<T: DeserializeOwned>(object: &Value) -> Result<T, Reject> {
+    serde_path_to_error::deserialize(object).map_err(|err| Reject {
+        field: match err.path().to_string() {
+            path if path == "." => "the object".into(),
+            path => path,
+        },
+        reason: format!("{}; the object is not used", err.inner()),
+    })
+}
+
+/// The events of an object: its conversion, or that it is gone where the selectors do not want it.
+pub(super) fn events<T: Object>(object: &T, key: &Key, convert: &dyn Convert) -> Vec<Event> {
+    if object.selected() { object.events(convert) } else { key.gone().into_iter().collect() }
+}
+
+/// Removes what nobody reads and what can be larger than the rest: who set which field when, and annotations.
+pub(super) fn strip(object: &mut Value) {
+    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.remove("managedFields");
+        metadata.remove("annotations");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn errors_name_the_field() {
+        let cases = [
+            (json!({"spec": {"ports": [{"port": "http"}]}}), "spec.ports[0].port", "invalid type: string \"http\""),
+            (json!({"spec": {"externalIPs": ["1.2.3.4", 5]}}), "spec.externalIPs[1]", "invalid type: integer `5`"),
+            (json!([]), "the object", "invalid type: sequence"),
+        ];
+        for (object, field, reason) in cases {
+            let reject = parse::<Service>(&object).expect_err("the object is faulty");
+            assert_eq!(reject.field, field, "{object}");
+            assert!(reject.reason.starts_with(reason), "{object}: {}", reject.reason);
+        }
+    }
+
+    #[test]
+    fn selectors() {
+        let cases = [
+            (json!({"spec": {"clusterIP": "10.0.0.1"}}), true),
+            (json!({"spec": {"clusterIP": "None"}}), false),
+            (json!({"metadata": {"labels": {SERVICE_PROXY_NAME_LABEL: ""}}, "spec": {"clusterIP": "10.0.0.1"}}), false),
+            (json!({"metadata": {"labels": {HEADLESS_LABEL: ""}}, "spec": {"clusterIP": "10.0.0.1"}}), true),
+            (json!({"spec": {}}), true),
+        ];
+        for (object, selected) in cases {
+            assert_eq!(parse::<Service>(&object).expect("valid").selected(), selected, "{object}");
+        }
+        let slice = json!({"addressType": "IPv4", "endpoints": [], "metadata": {"labels": {HEADLESS_LABEL: ""}}});
+        assert!(!parse::<EndpointSlice>(&slice).expect("valid").selected());
+    }
+}

@@ -1,0 +1,375 @@
+//! The API server as a source.
+
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nftproxyd::model::{Event, Kind};
+use nftproxyd::source::kube::{ConnectError, connect, watch};
+use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
+use tokio::sync::mpsc::{Receiver, channel};
+use tokio::task::JoinHandle;
+
+use crate::api::{Api, Gone, Request, Verb, synthetic};
+use crate::support::{DEADLINE, NODE, Picture, Plain};
+
+fn service(name: &str, address: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "shop"},
+           "spec": {"clusterIP": address, "ports": [{"port": 80}]}})
+}
+
+fn slice(name: &str, endpoints: usize) -> Value {
+    let endpoints: Vec<_> = (1..=endpoints).map(|number| json!({"addresses": [format!("10.1.0.{number}")]})).collect();
+    json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+           "metadata": {"name": name, "namespace": "shop"}, "endpoints": endpoints})
+}
+
+fn node(name: &str, zone: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Node",
+           "metadata": {"name": name, "labels": {"topology.kubernetes.io/zone": zone}}})
+}
+
+fn service_cidr(name: &str) -> Value {
+    json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": name},
+           "spec": {"cidrs": ["10.96.0.0/16"]}})
+}
+
+/// A source at work, and what it said.
+struct Watched {
+    picture: Picture,
+    events: Receiver<Event>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Watched {
+    async fn start(api: &Api) -> Watched {
+        let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
+        file.write_all(api.kubeconfig().as_bytes()).expect("written");
+        Watched::with(connect(file.path(), None).await.expect("a valid kubeconfig"))
+    }
+
+    fn with(client: ::kube::Client) -> Watched {
+        let (sender, events) = channel(16);
+        let task = tokio::spawn(watch(client, NODE, Arc::new(Plain::default()), sender));
+        Watched { picture: Picture::default(), events, task }
+    }
+
+    async fn until(&mut self, what: &str, done: impl Fn(&Picture) -> bool) {
+        self.picture.until(&mut self.events, what, done).await;
+    }
+
+    async fn until_listed(&mut self) {
+        self.until("every kind is listed", Picture::listed).await;
+    }
+
+    async fn until_service(&mut self, name: &str, address: &str) {
+        let what = format!("Service {name} has {address}");
+        self.until(&what, |picture| picture.services.get(name).is_some_and(|found| found == address)).await;
+    }
+}
+
+/// Waits for a request that the server has answered, letting the source go on meanwhile.
+async fn until_request(watched: &mut Watched, api: &Api, what: &str, wanted: impl Fn(&Request) -> bool) {
+    let wait = async {
+        while !api.requests().iter().any(&wanted) {
+            tokio::select! {
+                event = watched.events.recv() => watched.picture.apply(event.expect("the source goes on")),
+                () = tokio::time::sleep(Duration::from_millis(5)) => {}
+            }
+        }
+    };
+    if tokio::time::timeout(DEADLINE, wait).await.is_err() {
+        panic!("no request: {what}: {:#?}", api.requests());
+    }
+}
+
+#[tokio::test]
+async fn follows_every_kind_with_its_selectors() {
+    let api = Api::local();
+    api.apply(service("web", "10.96.0.1"));
+    api.apply(service("headless", "None"));
+    let mut foreign = service("foreign", "10.96.0.2");
+    foreign["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": "other"});
+    api.apply(foreign);
+    api.apply(slice("web-1", 3));
+    let mut headless = slice("headless-1", 1);
+    headless["metadata"]["labels"] = json!({"service.kubernetes.io/headless": ""});
+    api.apply(headless);
+    api.apply(node(NODE, "zone-a"));
+    api.apply(node("worker-b", "zone-b"));
+    api.apply(service_cidr("kubernetes"));
+
+    let mut watched = Watched::start(&api).await;
+    watched.until_listed().await;
+    assert_eq!(watched.picture.services.keys().collect::<Vec<_>>(), ["shop/web"]);
+    assert_eq!(watched.picture.slices.iter().collect::<Vec<_>>(), [(&"shop/web-1".to_owned(), &3)]);
+    assert_eq!(watched.picture.node, Some(Some("zone-a".to_owned())));
+    assert!(watched.picture.service_cidrs.contains("kubernetes"));
+
+    api.apply(service("web", "10.96.0.9"));
+    watched.until_service("shop/web", "10.96.0.9").await;
+    api.apply(slice("web-1", 2));
+    watched.until("the slice shrinks", |picture| picture.slices["shop/web-1"] == 2).await;
+    let mut claimed = service("web", "10.96.0.9");
+    claimed["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": "other"});
+    api.apply(claimed);
+    watched.until("a Service of another proxy is gone", |picture| picture.services.is_empty()).await;
+    api.delete("EndpointSlice", "shop", "web-1");
+    watched.until("the slice is gone", |picture| picture.slices.is_empty()).await;
+    api.delete("ServiceCIDR", "", "kubernetes");
+    watched.until("the ServiceCIDR is gone", |picture| picture.service_cidrs.is_empty()).await;
+    api.delete("Node", "", NODE);
+    watched.until("the Node is gone", |picture| picture.node.is_none()).await;
+    assert!(watched.picture.lists.values().all(|&lists| lists == 1), "watched, not listed again");
+}
+
+#[tokio::test]
+async fn lists_page_by_page() {
+    let api = Api::local();
+    for object in synthetic::cluster(1201, 2) {
+        api.apply(object);
+    }
+    let mut watched = Watched::start(&api).await;
+    watched.until_listed().await;
+    assert_eq!(watched.picture.services.len(), 1201);
+    assert_eq!(watched.picture.slices.len(), 1201);
+    for plural in ["services", "endpointslices"] {
+        let lists = api.requests_for(plural, Verb::List);
+        assert!(lists.iter().all(|list| list.limit == Some(500)), "{lists:#?}");
+        assert_eq!(lists.iter().map(|list| list.continued).collect::<Vec<_>>(), [false, true, true], "{plural}");
+    }
+}
+
+#[tokio::test]
+async fn a_dropped_connection_loses_nothing() {
+    let api = Api::local();
+    api.apply(service("web", "10.96.0.1"));
+    api.apply(service("old", "10.96.0.2"));
+    let mut watched = Watched::start(&api).await;
+    watched.until_listed().await;
+    for round in 0..5 {
+        api.disconnect_all();
+        // Some of these fall into the gap between two connections.
+        let (name, address) = (format!("new-{round}"), format!("10.96.1.{round}"));
+        api.apply(service(&name, &address));
+        api.delete("Service", "shop", if round == 0 { "old" } else { "web" });
+        watched.until_service(&format!("shop/{name}"), &address).await;
+        watched
+            .until("the deletion arrives", |picture| {
+                !picture.services.contains_key(if round == 0 { "shop/old" } else { "shop/web" })
+            })
+            .await;
+        api.apply(service("web", "10.96.0.1"));
+        watched.until_service("shop/web", "10.96.0.1").await;
+    }
+    assert_eq!(watched.picture.lists[&Kind::Service], 1, "resumed, not listed again");
+}
+
+#[tokio::test]
+async fn expired_versions_are_listed_again() {
+    for gone in [Gone::InStream, Gone::AsStatus] {
+        let api = Api::local();
+        api.set_gone(gone);
+        api.apply(service("web", "10.96.0.1"));
+        api.apply(service("old", "10.96.0.2"));
+        let mut watched = Watched::start(&api).await;
+        watched.until_listed().await;
+        until_request(&mut watched, &api, "a watch", |request| {
+            request.resource == "services" && request.verb == Verb::Watch
+        })
+        .await;
+        api.set_status(Some(503));
+        api.disconnect_all();
+        api.delete("Service", "shop", "old");
+        api.apply(service("new", "10.96.0.3"));
+        api.expire();
+        api.set_status(None);
+        watched.until_service("shop/new", "10.96.0.3").await;
+        watched
+            .until("what was deleted in the gap is gone", |picture| !picture.services.contains_key("shop/old"))
+            .await;
+        assert!(watched.picture.lists[&Kind::Service] >= 2, "{gone:?}");
+        assert_eq!(watched.picture.services["shop/web"], "10.96.0.1");
+    }
+}
+
+#[tokio::test]
+async fn a_list_whose_token_expires_begins_again() {
+    let api = Api::local();
+    for index in 0..1001 {
+        api.apply(synthetic::service(index));
+    }
+    api.set_list_delay(Duration::from_millis(30));
+    let mut watched = Watched::start(&api).await;
+    until_request(&mut watched, &api, "the first page", |request| {
+        request.resource == "services" && request.verb == Verb::List
+    })
+    .await;
+    api.expire();
+    watched.until_listed().await;
+    assert_eq!(watched.picture.services.len(), 1001);
+    let lists = api.requests_for("services", Verb::List);
+    assert!(lists.iter().any(|list| list.status == 410), "the test met its case: {lists:#?}");
+}
+
+#[tokio::test]
+async fn bookmarks_move_the_version_that_a_watch_resumes_from() {
+    let api = Api::local();
+    api.apply(service("web", "10.96.0.1"));
+    let mut watched = Watched::start(&api).await;
+    watched.until_listed().await;
+    let listed = api.advance();
+    for _ in 0..50 {
+        api.advance();
+    }
+    let resumed = |request: &Request| {
+        let version = request.version.as_deref().and_then(|version| version.parse::<u64>().ok());
+        request.resource == "nodes" && request.verb == Verb::Watch && version.is_some_and(|version| version > listed)
+    };
+    let wait = async {
+        while !api.requests().iter().any(resumed) {
+            api.bookmark();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            api.disconnect_all();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, wait).await.expect("a watch resumes from a bookmark");
+    api.apply(node(NODE, "zone-a"));
+    watched.until("the Node arrives", |picture| picture.node.is_some()).await;
+    assert!(watched.picture.lists.values().all(|&lists| lists == 1));
+}
+
+#[tokio::test]
+async fn malformed_objects_do_not_stop_the_others() {
+    let api = Api::local();
+    let faulty = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "bad", "namespace": "shop"},
+                        "spec": {"clusterIP": "10.96.0.5", "ports": [{"port": "eighty"}]}});
+    api.apply(faulty.clone());
+    api.apply(service("web", "10.96.0.1"));
+    let mut watched = Watched::start(&api).await;
+    watched.until_listed().await;
+    assert_eq!(watched.picture.services.keys().collect::<Vec<_>>(), ["shop/web"]);
+    let rejects = &watched.picture.rejects["Service shop/bad"];
+    assert!(rejects[0].starts_with("spec.ports[0].port: invalid type: string \"eighty\""), "{rejects:?}");
+
+    api.apply(service("bad", "10.96.0.5"));
+    watched.until_service("shop/bad", "10.96.0.5").await;
+    watched.until("the report is withdrawn", |picture| picture.rejects.is_empty()).await;
+
+    api.apply(faulty);
+    watched.until("it is reported again", |picture| !picture.rejects.is_empty()).await;
+    assert!(watched.picture.services.contains_key("shop/bad"), "what it said before stays in force");
+    api.apply(service("other", "10.96.0.7"));
+    watched.until_service("shop/other", "10.96.0.7").await;
+    api.delete("Service", "shop", "bad");
+    watched.until("it is gone", |picture| !picture.services.contains_key("shop/bad")).await;
+    watched.until("so is its report", |picture| picture.rejects.is_empty()).await;
+}
+
+#[tokio::test]
+async fn slow_lists_are_waited_for() {
+    let api = Api::local();
+    api.apply(service("web", "10.96.0.1"));
+    api.set_list_delay(Duration::from_millis(700));
+    let mut watched = Watched::start(&api).await;
+    watched.until_listed().await;
+    assert_eq!(watched.picture.services.len(), 1);
+    assert_eq!(api.requests_for("services", Verb::List).len(), 1);
+}
+
+#[tokio::test]
+async fn a_server_without_service_cidrs_is_like_one_that_has_none() {
+    let api = Api::local();
+    api.set_absent(&["servicecidrs"]);
+    api.apply(service("web", "10.96.0.1"));
+    let mut watched = Watched::start(&api).await;
+    watched.until_listed().await;
+    assert!(watched.picture.service_cidrs.is_empty());
+    assert_eq!(watched.picture.services.len(), 1);
+}
+
+#[tokio::test]
+async fn failures_leave_what_is_known() {
+    for status in [401, 403, 500] {
+        let api = Api::local();
+        api.set_status(Some(status));
+        let mut watched = Watched::start(&api).await;
+        until_request(&mut watched, &api, "a second attempt", |request| request.status == status).await;
+        api.set_status(None);
+        api.apply(service("web", "10.96.0.1"));
+        api.apply(service_cidr("kubernetes"));
+        watched.until("the Services are listed", |picture| !picture.services.is_empty()).await;
+
+        api.set_status(Some(status));
+        api.disconnect_all();
+        let refused = |request: &Request| request.verb == Verb::Watch && request.status == status;
+        until_request(&mut watched, &api, "a watch is refused", refused).await;
+        assert_eq!(watched.picture.services.len(), 1, "{status}");
+        api.apply(service("new", "10.96.0.2"));
+        api.set_status(None);
+        watched.until_service("shop/new", "10.96.0.2").await;
+        assert_eq!(watched.picture.services.len(), 2, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_yet() {
+    // Bound but not listening: connections are refused, and nobody else gets the port.
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("bound");
+    let address = socket.local_addr().expect("bound").as_socket().expect("an IP address");
+    let client = connect(Path::new(""), Some(&format!("http://{address}"))).await.expect("a valid URL");
+    let mut watched = Watched::with(client);
+    let refused = tokio::time::timeout(Duration::from_millis(300), watched.events.recv()).await;
+    assert!(refused.is_err(), "nothing is said before there is a server: {refused:?}");
+    socket.listen(128).expect("it listens");
+    let api = Api::start(socket.into());
+    api.apply(service("web", "10.96.0.1"));
+    watched.until_service("shop/web", "10.96.0.1").await;
+    watched.until_listed().await;
+}
+
+#[tokio::test]
+async fn ends_with_its_receiver() {
+    let api = Api::local();
+    let mut watched = Watched::start(&api).await;
+    watched.until_listed().await;
+    watched.events.close();
+    tokio::time::timeout(DEADLINE, &mut watched.task).await.expect("it ends").expect("it does not panic");
+}
+
+#[tokio::test]
+async fn unusable_kubeconfigs_are_named() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("written");
+        path
+    };
+    let no_context =
+        r#"{"apiVersion": "v1", "kind": "Config", "clusters": [], "contexts": [], "current-context": "x"}"#;
+    let cases = [
+        folder.path().join("missing"),
+        write("not-yaml", "clusters: [[["),
+        write("no-context", no_context),
+        write("empty", ""),
+    ];
+    for path in cases {
+        let err = connect(&path, None).await.err().expect("it is unusable");
+        assert!(matches!(err, ConnectError::Kubeconfig { .. }), "{err:?}");
+        assert!(err.to_string().contains(&path.display().to_string()), "{err}");
+        assert!(err.to_string().contains("clientConnection.kubeconfig"), "{err}");
+    }
+    let err = connect(Path::new(""), Some("not a url")).await.err().expect("no URL");
+    assert!(matches!(err, ConnectError::Master(_)), "{err:?}");
+}

@@ -1,0 +1,290 @@
+//! Requests and answers.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper::{Method, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde_json::json;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::selector::Selector;
+use super::store::{Seen, WatchEvent};
+use super::{Gone, KINDS, Request, Resource, Shared, Verb, lock};
+
+type Body = UnsyncBoxBody<Bytes, Infallible>;
+type Query = BTreeMap<String, String>;
+
+/// A watch without `timeoutSeconds` ends after this.
+const WATCH_TIMEOUT: Duration = Duration::from_secs(1800);
+
+/// Serves until `stopped`.
+pub fn run(listener: TcpListener, shared: Arc<Shared>, stopped: oneshot::Receiver<()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        listener.set_nonblocking(true).expect("a socket can be made non-blocking");
+        let listener = tokio::net::TcpListener::from_std(listener).expect("a listening socket");
+        tokio::select! {
+            () = accept(listener, shared) => {}
+            _ = stopped => {}
+        }
+    });
+    runtime.shutdown_background();
+}
+
+async fn accept(listener: tokio::net::TcpListener, shared: Arc<Shared>) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else { continue };
+        let _ = stream.set_nodelay(true);
+        let shared = Arc::clone(&shared);
+        tokio::spawn(async move {
+            let mut closing = shared.connections.subscribe();
+            let answer = service_fn(|request| answer(Arc::clone(&shared), request));
+            let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
+            tokio::select! {
+                _ = connection => {}
+                _ = closing.changed() => {}
+            }
+        });
+    }
+}
+
+async fn answer(shared: Arc<Shared>, request: hyper::Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    let path = request.uri().path().to_owned();
+    let query = parse_query(request.uri().query().unwrap_or(""));
+    let resource = resource_of(&path);
+    let text = |key: &str| query.get(key).cloned().unwrap_or_default();
+    let mut record = Request {
+        resource: resource.map_or(path.clone(), |resource| resource.plural.to_owned()),
+        verb: match resource {
+            None => Verb::Other,
+            Some(_) if matches!(text("watch").as_str(), "1" | "true") => Verb::Watch,
+            Some(_) => Verb::List,
+        },
+        version: query.get("resourceVersion").cloned(),
+        selectors: (text("labelSelector"), text("fieldSelector")),
+        limit: text("limit").parse().ok(),
+        continued: query.contains_key("continue"),
+        status: 0,
+    };
+
+    let faults = lock(&shared.faults).clone();
+    if record.verb == Verb::List && !faults.list_delay.is_zero() {
+        tokio::time::sleep(faults.list_delay).await;
+    }
+    let response = match (faults.status, resource) {
+        (Some(code), _) => status(code, "told to fail"),
+        (None, Some(resource)) if !faults.absent.iter().any(|plural| plural == resource.plural) => {
+            if request.method() != Method::GET {
+                status(405, "only GET")
+            } else if record.verb == Verb::Watch {
+                watch(&shared, resource, &query, faults.gone)
+            } else {
+                list(&shared, resource, &query)
+            }
+        }
+        (None, _) => status(404, "the server could not find the requested resource"),
+    };
+    record.status = response.status().as_u16();
+    lock(&shared.requests).push(record);
+    Ok(response)
+}
+
+/// The kind at this path, over all namespaces.
+fn resource_of(path: &str) -> Option<&'static Resource> {
+    KINDS.iter().find(|resource| {
+        let prefix = if resource.api_version.contains('/') { "apis" } else { "api" };
+        path == format!("/{prefix}/{}/{}", resource.api_version, resource.plural)
+    })
+}
+
+fn list(shared: &Shared, resource: &Resource, query: &Query) -> Response<Body> {
+    let limit = query.get("limit").and_then(|limit| limit.parse().ok()).filter(|&limit| limit > 0);
+    let token = query.get("continue").map(|token| token.split_once(':').unwrap_or((token, "")));
+    let from = match token.map(|(version, key)| (version.parse(), key)) {
+        None => None,
+        Some((Ok(version), key)) => Some((version, key)),
+        Some((Err(_), _)) => return status(400, "continue token is not valid"),
+    };
+    let listed = lock(&shared.store).list(resource.plural, &selector(query), limit.unwrap_or(usize::MAX), from);
+    let Ok(page) = listed else {
+        return status(410, "The provided continue parameter is too old");
+    };
+    let mut metadata = json!({"resourceVersion": page.version.to_string()});
+    if let Some((last, remaining)) = page.rest {
+        metadata["continue"] = format!("{}:{last}", page.version).into();
+        metadata["remainingItemCount"] = remaining.into();
+    }
+    let size = page.objects.iter().map(|object| object.text.len() + 1).sum::<usize>();
+    let mut text = String::with_capacity(size + 512);
+    text.push_str(&format!(
+        r#"{{"kind":"{}List","apiVersion":"{}","metadata":{metadata},"items":["#,
+        resource.kind, resource.api_version
+    ));
+    for (index, object) in page.objects.iter().enumerate() {
+        if index > 0 {
+            text.push(',');
+        }
+        text.push_str(&object.text);
+    }
+    text.push_str("]}");
+    respond(200, Full::new(Bytes::from(text)).boxed_unsync())
+}
+
+fn watch(shared: &Arc<Shared>, resource: &'static Resource, query: &Query, gone: Gone) -> Response<Body> {
+    let selector = selector(query);
+    let asked = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
+    let changed = shared.changed.subscribe();
+    let began = lock(&shared.store).watch_from(asked);
+    let Ok(seen) = began else {
+        let error = status_object(410, "too old resource version");
+        return match gone {
+            Gone::AsStatus => status(410, "too old resource version"),
+            Gone::InStream => {
+                let line = format!("{}\n", json!({"type": "ERROR", "object": error}));
+                respond(200, Full::new(Bytes::from(line)).boxed_unsync())
+            }
+        };
+    };
+    let timeout = query.get("timeoutSeconds").and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs);
+    let watching = Watching {
+        shared: Arc::clone(shared),
+        resource,
+        selector,
+        bookmarks: query.get("allowWatchBookmarks").is_some_and(|value| matches!(value.as_str(), "1" | "true")),
+        seen,
+        changed,
+        connection: *shared.connections.borrow(),
+        ends: Instant::now() + timeout.unwrap_or(WATCH_TIMEOUT),
+    };
+    let lines = futures::stream::unfold(watching, |mut watching| async move {
+        let lines = watching.next().await?;
+        Some((Ok(Frame::data(Bytes::from(lines))), watching))
+    });
+    respond(200, BodyExt::boxed_unsync(StreamBody::new(lines)))
+}
+
+struct Watching {
+    shared: Arc<Shared>,
+    resource: &'static Resource,
+    selector: Selector,
+    bookmarks: bool,
+    seen: Seen,
+    changed: tokio::sync::watch::Receiver<u64>,
+    /// How often connections had been closed when this one was new.
+    connection: u64,
+    ends: Instant,
+}
+
+impl Watching {
+    /// The next lines, or the end.
+    async fn next(&mut self) -> Option<String> {
+        loop {
+            self.changed.borrow_and_update();
+            let events = lock(&self.shared.store).events(self.resource.plural, &self.selector, &mut self.seen);
+            // What happens after the connections are closed never gets through, even if the socket is open a bit longer.
+            if *self.shared.connections.borrow() != self.connection {
+                std::future::pending::<()>().await;
+            }
+            let mut lines = String::new();
+            for event in events {
+                match event {
+                    WatchEvent::Object(what, object) => {
+                        lines.push_str(&format!(r#"{{"type":"{what}","object":{}}}"#, object.text));
+                    }
+                    WatchEvent::Bookmark(version) if self.bookmarks => lines.push_str(
+                        &json!({"type": "BOOKMARK", "object": {
+                            "kind": self.resource.kind,
+                            "apiVersion": self.resource.api_version,
+                            "metadata": {"resourceVersion": version.to_string(), "creationTimestamp": null},
+                        }})
+                        .to_string(),
+                    ),
+                    WatchEvent::Bookmark(_) => continue,
+                }
+                lines.push('\n');
+            }
+            if !lines.is_empty() {
+                return Some(lines);
+            }
+            tokio::select! {
+                changed = self.changed.changed() => changed.ok()?,
+                () = tokio::time::sleep_until(self.ends) => return None,
+            }
+        }
+    }
+}
+
+fn selector(query: &Query) -> Selector {
+    let text = |key: &str| query.get(key).map_or("", String::as_str);
+    Selector::parse(text("labelSelector"), text("fieldSelector"))
+}
+
+fn status_object(code: u16, message: &str) -> serde_json::Value {
+    let reason = match code {
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "NotFound",
+        410 => "Expired",
+        _ => "InternalError",
+    };
+    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message,
+           "reason": reason, "code": code})
+}
+
+fn status(code: u16, message: &str) -> Response<Body> {
+    respond(code, Full::new(Bytes::from(status_object(code, message).to_string())).boxed_unsync())
+}
+
+fn respond(code: u16, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = StatusCode::from_u16(code).expect("a status code");
+    response
+        .headers_mut()
+        .insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
+    response
+}
+
+fn parse_query(query: &str) -> Query {
+    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    pairs
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+        .map(|(key, value)| (decode(key), decode(value)))
+        .collect()
+}
+
+/// Undoes percent encoding and `+` for a space.
+fn decode(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        let hex = after
+            .get(..2)
+            .and_then(|hex| std::str::from_utf8(hex).ok())
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        rest = match (first, hex) {
+            (b'%', Some(byte)) => {
+                bytes.push(byte);
+                &after[2..]
+            }
+            (b'+', _) => {
+                bytes.push(b' ');
+                after
+            }
+            (&byte, _) => {
+                bytes.push(byte);
+                after
+            }
+        };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
