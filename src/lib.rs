@@ -28,6 +28,7 @@ pub mod netlink;
 mod nlmsg;
 pub mod ruleset;
 pub mod source;
+pub mod sync;
 
 #[cfg(test)]
 mod testing;

@@ -1,0 +1,370 @@
+//! From events to synced tables, without I/O of its own, clock or tasks.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tracing::warn;
+
+use super::table::{Pass, SyncError, Table, Wants, error_text};
+use crate::addresses::{Accepted, NodePortAddresses};
+use crate::config::DetectLocal;
+use crate::diff::{Installed, Stage};
+use crate::model::claims::Claims;
+use crate::model::policy;
+use crate::model::store::Store;
+use crate::model::{Event, Family, FrontendKey, ObjectName, PerFamily, Protocol};
+use crate::netlink::Kernel;
+use crate::ruleset::Ruleset;
+use crate::ruleset::base::{self, Detector, FrameFacts};
+use crate::ruleset::names::Masquerade;
+use crate::ruleset::service::{self, Backend, ServiceFacts, Wanted};
+
+/// What the ruleset depends on besides the objects of the cluster: the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// How a pod's packet is told from others.
+    pub detect_local: DetectLocal,
+    /// Which of the node's addresses accept node ports.
+    pub node_ports: NodePortAddresses,
+    /// The bit of the packet mark that means "masquerade", 0..=31.
+    pub masquerade_bit: u8,
+    /// Masquerade every connection to a cluster IP.
+    pub masquerade_all: bool,
+    /// The node's addresses, where configured rather than taken from the Node object.
+    pub node_ips: PerFamily<Option<IpAddr>>,
+    /// The longest wait between two attempts of a failing sync.
+    pub longest_retry: Duration,
+}
+
+/// What a sync did.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Transactions committed.
+    pub transactions: usize,
+    /// Kernel objects created or deleted.
+    pub operations: usize,
+    /// Bytes sent.
+    pub bytes: usize,
+    /// Time that the kernel took.
+    pub in_kernel: Duration,
+    /// Time that its longest transaction took.
+    pub longest_in_kernel: Duration,
+    /// Services and tables that could not be synced.
+    pub failures: usize,
+    /// The families in which that is so.
+    pub failed: PerFamily<bool>,
+    /// UDP frontends that changed.
+    pub udp: Vec<UdpChange>,
+    /// Services whose frontends changed.
+    pub services: BTreeSet<ObjectName>,
+    /// Services that were looked at, whether or not their frontends changed.
+    pub examined: BTreeSet<ObjectName>,
+    /// The first error that kept a whole table from being synced.
+    pub(super) fatal: Option<SyncError>,
+}
+
+/// A UDP frontend whose connections may have to be forgotten.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UdpChange {
+    /// The frontend.
+    pub key: FrontendKey,
+    /// Whether it is still there, and whose it is.
+    pub service: Option<(ObjectName, Arc<str>)>,
+}
+
+impl Report {
+    /// The first error that kept a whole table from being synced, in words; empty if there is none.
+    pub fn error_text(&self) -> String {
+        self.fatal.as_ref().map(|error| error_text(error)).unwrap_or_default()
+    }
+
+    /// Notes what is about to be made the installed state.
+    pub(super) fn note_stage(&mut self, stage: &Stage, installed: &Installed) {
+        self.examined.extend(stage.services().cloned());
+        for (key, frontend) in stage.frontends() {
+            let old = installed.frontend(key);
+            self.services.extend(frontend.into_iter().chain(old).map(|frontend| frontend.service.clone()));
+            if key.protocol == Protocol::Udp {
+                let service = frontend.map(|frontend| (frontend.service.clone(), frontend.port_name.clone()));
+                self.udp.push(UdpChange { key: *key, service });
+            }
+        }
+    }
+}
+
+/// Objects in, transactions out.
+pub struct Engine<K> {
+    kernel: K,
+    facts: Facts,
+    store: Store,
+    claims: Claims,
+    addresses: BTreeSet<IpAddr>,
+    service_facts: PerFamily<ServiceFacts>,
+    tables: PerFamily<Table>,
+}
+
+impl<K: Kernel> Engine<K> {
+    /// An engine that knows nothing of the cluster yet, and has not touched the kernel.
+    pub fn new(kernel: K, facts: Facts) -> Engine<K> {
+        let store = Store::default();
+        let claims = Claims::default();
+        let addresses = BTreeSet::new();
+        let tables = PerFamily::from_fn(|family| {
+            let (frame, nodeport_ips) = frame_facts(family, &facts, &store, &claims, &addresses, false);
+            Table::new(frame, nodeport_ips, facts.longest_retry)
+        });
+        let service_facts = service_facts(&facts, &store);
+        Engine { kernel, facts, store, claims, addresses, service_facts, tables }
+    }
+
+    /// Takes in what a source says. Costs what the event costs, not what there is.
+    pub fn apply(&mut self, event: Event) {
+        let changes = self.store.apply(event);
+        for name in &changes.services {
+            self.touch(name);
+            let updated = self.claims.update(name, self.store.service(name));
+            updated.others.iter().for_each(|other| self.touch(other));
+            updated.clashes.iter().for_each(|clash| warn!("{clash}"));
+            if self.store.service(name).is_some_and(|service| service.affinity.is_some()) {
+                self.use_affinity();
+            }
+        }
+        let facts_changed = changes.node && self.update_service_facts();
+        if changes.all_services || facts_changed {
+            self.touch_all();
+        }
+        if changes.service_cidrs {
+            self.claims.set_service_cidrs(PerFamily::from_fn(|family| self.store.service_cidrs(family)));
+        }
+        let stray = |family| self.tables[family].facts().stray_cluster_ips != self.claims.stray(family);
+        if changes.node || changes.service_cidrs || Family::ALL.into_iter().any(stray) {
+            self.update_facts();
+        }
+    }
+
+    /// The node's own addresses have changed.
+    pub fn set_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
+        self.addresses = addresses;
+        self.update_facts();
+    }
+
+    /// Somebody else has touched a table, or may have: read it back at the next sync.
+    pub fn distrust(&mut self, family: Family) {
+        self.tables[family].distrust();
+    }
+
+    /// Distrusts the tables unless the kernel can tell that nobody has touched any since the last sync.
+    pub fn check_undisturbed(&mut self) {
+        if !self.kernel.undisturbed().unwrap_or(false) {
+            Family::ALL.into_iter().for_each(|family| self.distrust(family));
+        }
+    }
+
+    /// What is known of the cluster.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// What is installed in a family's table.
+    pub fn installed(&self, family: Family) -> &Installed {
+        self.tables[family].installed()
+    }
+
+    /// Everything that a family's table should hold by now.
+    pub fn ruleset(&self, family: Family) -> Ruleset {
+        self.tables[family].ruleset()
+    }
+
+    /// The addresses of the node that accept node ports, of both families.
+    pub fn node_port_addresses(&self) -> BTreeSet<IpAddr> {
+        let accepted = self.facts.node_ports.accepted(&node_ips(&self.facts, &self.store), &self.addresses);
+        Family::ALL.into_iter().flat_map(|family| accepted[family].addresses(family, &self.addresses)).collect()
+    }
+
+    /// The kernel.
+    pub fn kernel(&mut self) -> &mut K {
+        &mut self.kernel
+    }
+
+    /// Whether every kind of object has been listed: before that, nothing is written.
+    pub fn is_complete(&self) -> bool {
+        self.store.complete()
+    }
+
+    /// Whether a sync at `now` would do anything.
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.is_complete() && Family::ALL.iter().any(|family| self.tables[*family].is_due(now))
+    }
+
+    /// Whether a table lacks something that it should hold, as far as is known.
+    pub fn is_behind(&self) -> bool {
+        Family::ALL.into_iter().any(|family| self.is_family_behind(family))
+    }
+
+    /// Whether this family's table lacks something that it should hold, as far as is known.
+    pub fn is_family_behind(&self, family: Family) -> bool {
+        self.is_complete() && self.tables[family].is_behind()
+    }
+
+    /// Where the health checks of Services listen.
+    pub fn health_check_addresses(&self) -> PerFamily<Accepted> {
+        self.facts.node_ports.listening(&node_ips(&self.facts, &self.store), &self.addresses)
+    }
+
+    /// When to sync again although nothing happens.
+    pub fn wake_at(&self) -> Option<Instant> {
+        Family::ALL.iter().filter_map(|family| self.tables[*family].wake_at()).min()
+    }
+
+    /// Brings both tables in line, as far as it is time: one that failed is left alone until its next attempt is due. A
+    /// family that fails does not keep back the other.
+    pub fn sync(&mut self, now: Instant) -> Report {
+        let mut report = Report::default();
+        if !self.is_complete() {
+            return report;
+        }
+        let wants = Cluster { store: &self.store, claims: &self.claims, facts: &self.service_facts };
+        for family in Family::ALL {
+            if self.tables[family].is_due(now) {
+                let mut pass = Pass { kernel: &mut self.kernel, wants: &wants, now, report: &mut report };
+                let failures = pass.report.failures;
+                self.tables[family].sync(&mut pass);
+                report.failed[family] = report.failures > failures;
+            }
+        }
+        report
+    }
+
+    fn touch(&mut self, name: &ObjectName) {
+        Family::ALL.iter().for_each(|family| self.tables[*family].touch(name));
+    }
+
+    /// Returns whether what every Service depends on has changed: whether pods can be told apart, the node's own address.
+    fn update_service_facts(&mut self) -> bool {
+        let now = service_facts(&self.facts, &self.store);
+        std::mem::replace(&mut self.service_facts, now) != now
+    }
+
+    /// Runs when a fact that every Service depends on has changed: the node's zone or what comes from its address.
+    fn touch_all(&mut self) {
+        let names: Vec<ObjectName> = self.store.services().map(|service| service.name.clone()).collect();
+        names.iter().for_each(|name| self.touch(name));
+    }
+
+    fn use_affinity(&mut self) {
+        for family in Family::ALL {
+            if !self.tables[family].facts().affinity {
+                let facts = FrameFacts { affinity: true, ..self.tables[family].facts().clone() };
+                self.tables[family].set_facts(facts);
+            }
+        }
+    }
+
+    fn update_facts(&mut self) {
+        let service_facts = service_facts(&self.facts, &self.store);
+        if service_facts != self.service_facts {
+            self.service_facts = service_facts;
+            self.touch_all();
+        }
+        for family in Family::ALL {
+            let affinity = self.tables[family].facts().affinity;
+            let (facts, nodeport_ips) =
+                frame_facts(family, &self.facts, &self.store, &self.claims, &self.addresses, affinity);
+            self.tables[family].set_facts(facts);
+            self.tables[family].set_nodeport_ips(nodeport_ips);
+        }
+    }
+}
+
+/// The facts of one family's frame, and the addresses that accept node ports where they are listed.
+fn frame_facts(
+    family: Family,
+    facts: &Facts,
+    store: &Store,
+    claims: &Claims,
+    addresses: &BTreeSet<IpAddr>,
+    affinity: bool,
+) -> (FrameFacts, BTreeSet<IpAddr>) {
+    let node_ips = node_ips(facts, store);
+    let (node_ports, nodeport_ips) = match facts.node_ports.accepted(&node_ips, addresses)[family].clone() {
+        Accepted::All => (base::NodePortAddresses::All, BTreeSet::new()),
+        Accepted::Only(addresses) => (base::NodePortAddresses::Listed, addresses),
+    };
+    let frame = FrameFacts {
+        family,
+        detector: detector(facts, store, family),
+        mark: 1 << facts.masquerade_bit,
+        masquerade_all: facts.masquerade_all,
+        service_cidrs: store.service_cidrs(family),
+        node_ports,
+        stray_cluster_ips: claims.stray(family),
+        affinity,
+    };
+    (frame, nodeport_ips)
+}
+
+fn detector(facts: &Facts, store: &Store, family: Family) -> Option<Detector> {
+    match &facts.detect_local {
+        DetectLocal::ClusterCidr(ranges) => ranges[family].map(Detector::Source),
+        DetectLocal::NodeCidr => {
+            let cidrs = store.node().map(|node| &node.pod_cidrs[..]).unwrap_or_default();
+            cidrs.iter().copied().find(|cidr| Family::of(cidr.addr()) == family).map(Detector::Source)
+        }
+        DetectLocal::BridgeInterface(name) => Some(Detector::Interface(name.as_str().into())),
+        DetectLocal::InterfaceNamePrefix(prefix) => Some(Detector::InterfacePrefix(prefix.as_str().into())),
+    }
+}
+
+fn node_ips(facts: &Facts, store: &Store) -> PerFamily<Option<IpAddr>> {
+    PerFamily::from_fn(|family| facts.node_ips[family].or_else(|| store.node().and_then(|node| node.addresses[family])))
+}
+
+fn service_facts(facts: &Facts, store: &Store) -> PerFamily<ServiceFacts> {
+    let node_ips = node_ips(facts, store);
+    PerFamily::from_fn(|family| ServiceFacts {
+        cluster_ip_masquerade: if facts.masquerade_all {
+            Masquerade::Always
+        } else if detector(facts, store, family).is_some() {
+            Masquerade::FromOutside
+        } else {
+            Masquerade::Never
+        },
+        node_ip: node_ips[family],
+    })
+}
+
+/// What the Services of the store want.
+struct Cluster<'a> {
+    store: &'a Store,
+    claims: &'a Claims,
+    facts: &'a PerFamily<ServiceFacts>,
+}
+
+impl Wants for Cluster<'_> {
+    fn wanted(&self, name: &ObjectName, family: Family, installed: &Installed) -> Wanted {
+        let Some(service) = self.store.service(name) else { return Wanted::default() };
+        let zone = self.store.node().and_then(|node| node.zone.as_deref());
+        service::wanted(
+            service,
+            family,
+            &self.facts[family],
+            |key, port| self.claims.owner(key).is_some_and(|owner| owner.service == name && *owner.port == *port.name),
+            |port| policy::choose(service, port, family, self.store.slices(name), zone),
+            |key| installed.frontend(key),
+        )
+    }
+
+    fn services(&self) -> BTreeSet<ObjectName> {
+        self.store.services().map(|service| service.name.clone()).collect()
+    }
+}
+
+/// The endpoints that still serve a UDP port, for deciding which connections to forget.
+pub fn serving(store: &Store, name: &ObjectName, port_name: &str, family: Family) -> Vec<Backend> {
+    let Some(service) = store.service(name) else { return Vec::new() };
+    let port = service.ports.iter().find(|port| &*port.name == port_name && port.protocol == Protocol::Udp);
+    port.map(|port| policy::serving(port, family, store.slices(name)).iter().map(Backend::from).collect())
+        .unwrap_or_default()
+}

@@ -1,0 +1,18 @@
+//! Drives the line from objects to the kernel.
+//!
+//! * [`Engine`] takes events and knows which Services have to be looked at again; [`Engine::sync`] brings both tables in
+//!   line. It is synchronous, generic over the [`Kernel`](crate::netlink::Kernel), and gets the time as an argument.
+//! * `table` is one family's table: what is installed, what failed, when to try again.
+//! * [`run`] is the loop around it: it waits for events, lets those that arrive together go together, and syncs.
+//!
+//! One changed Service costs what that Service costs. Loops over all Services happen at the first sync, when the kernel's
+//! state has to be read back, and when a fact that concerns every Service changes (the node's zone, its addresses).
+
+mod affinity;
+mod engine;
+mod reports;
+mod run;
+mod table;
+
+pub use engine::{Engine, Facts, Report, UdpChange, serving};
+pub use run::{Disturbance, Inputs, Observer, run};

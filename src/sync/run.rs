@@ -1,0 +1,141 @@
+//! The loop around the engine: waits, coalesces, syncs.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{self, sleep_until};
+use tracing::{debug, info};
+
+use super::engine::{Engine, Report};
+use super::reports::Reports;
+use crate::model::{Event, Family};
+use crate::netlink::Kernel;
+
+/// How many events are taken in before the loop looks at anything else.
+const EVENTS_AT_ONCE: usize = 4_096;
+
+/// What the loop listens to.
+pub struct Inputs {
+    /// Objects. When the channel closes the loop ends.
+    pub events: mpsc::Receiver<Event>,
+    /// The node's own addresses.
+    pub addresses: watch::Receiver<BTreeSet<IpAddr>>,
+    /// What others do to the tables.
+    pub disturbances: mpsc::Receiver<Disturbance>,
+}
+
+/// Somebody else has been at work in nftables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disturbance {
+    /// This family's table was changed.
+    Table(Family),
+    /// From now on every change of a table is told; before, something may have changed unheard.
+    Listening,
+}
+
+/// What hangs beside the line: it hears of every sync and never holds one up.
+pub trait Observer<K> {
+    /// Something waits to be synced.
+    fn queued(&mut self, engine: &Engine<K>);
+    /// A sync begins; it takes up all that waits.
+    fn begins(&mut self, engine: &Engine<K>);
+    /// It has ended.
+    fn synced(&mut self, engine: &Engine<K>, report: &Report);
+}
+
+/// Runs the engine until its source ends.
+///
+/// An event is handled at once. Events that are waiting when a sync begins go into it together, so those that arrive
+/// while the kernel is at work make one transaction. `min_sync_period` is the least time from the end of one sync to the
+/// beginning of the next.
+pub async fn run<K: Kernel>(
+    engine: &mut Engine<K>,
+    mut inputs: Inputs,
+    min_sync_period: Duration,
+    observer: &mut impl Observer<K>,
+) {
+    let mut events = Vec::with_capacity(EVENTS_AT_ONCE);
+    let mut reports = Reports::default();
+    let mut not_before = now();
+    let mut first = true;
+    engine.set_addresses(inputs.addresses.borrow_and_update().clone());
+    loop {
+        let start = now();
+        let due = engine.is_due(start);
+        if due && start >= not_before {
+            observer.begins(engine);
+            let report = engine.sync(start);
+            log(engine, &report, &mut first);
+            observer.synced(engine, &report);
+            not_before = now() + min_sync_period;
+            continue;
+        }
+        let wake = if due { Some(not_before) } else { engine.wake_at() };
+        let wake = async {
+            match wake {
+                Some(at) => sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            count = inputs.events.recv_many(&mut events, EVENTS_AT_ONCE) => {
+                if count == 0 {
+                    return;
+                }
+                take(engine, &mut reports, &mut events, &mut inputs.events);
+            }
+            Some(disturbance) = inputs.disturbances.recv() => match disturbance {
+                Disturbance::Table(family) => engine.distrust(family),
+                Disturbance::Listening => engine.check_undisturbed(),
+            },
+            Ok(()) = inputs.addresses.changed() => {
+                engine.set_addresses(inputs.addresses.borrow_and_update().clone());
+            }
+            () = wake => {}
+        }
+        observer.queued(engine);
+    }
+}
+
+/// The time by the runtime's clock, which tests can stop.
+fn now() -> Instant {
+    time::Instant::now().into_std()
+}
+
+/// Takes in the events at hand and those that have come meanwhile.
+fn take<K: Kernel>(
+    engine: &mut Engine<K>,
+    reports: &mut Reports,
+    events: &mut Vec<Event>,
+    more: &mut mpsc::Receiver<Event>,
+) {
+    loop {
+        for event in events.drain(..) {
+            reports.log(&event);
+            engine.apply(event);
+        }
+        while events.len() < EVENTS_AT_ONCE
+            && let Ok(event) = more.try_recv()
+        {
+            events.push(event);
+        }
+        if events.is_empty() {
+            return;
+        }
+    }
+}
+
+fn log<K: Kernel>(engine: &Engine<K>, report: &Report, first: &mut bool) {
+    let Report { transactions, operations, bytes, .. } = report;
+    let kernel_us = report.in_kernel.as_micros();
+    if *first && report.failures == 0 {
+        let services = engine.store().services().count();
+        info!(services, operations, kernel_ms = report.in_kernel.as_millis(), "in sync");
+        *first = false;
+    } else {
+        debug!(transactions, operations, bytes, kernel_us, failures = report.failures, "synced");
+    }
+}

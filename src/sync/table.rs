@@ -1,0 +1,525 @@
+//! One family's table: what the kernel holds of it, which Services have to be looked at again, what went wrong.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use tracing::{debug, error, info, warn};
+
+use super::affinity::Sweeper;
+use super::engine::Report;
+use crate::diff::{Installed, Operation, Recovery, Stage, Transaction};
+use crate::model::{Family, ObjectName};
+use crate::netlink::{CommitError, Committed, Kernel, KernelError, Snapshot};
+use crate::ruleset::Ruleset;
+use crate::ruleset::base::{self, Frame, FrameFacts};
+use crate::ruleset::names::{ChainName, SetName, TABLE};
+use crate::ruleset::service::Wanted;
+use crate::ruleset::text;
+use crate::ruleset::types::{Chain, Element};
+
+/// About how many elements go into one transaction. It holds a mutex of the kernel that every other user of nftables
+/// waits for; an element costs 3 to 4 microseconds there, so this is some 20 ms.
+const ELEMENTS_PER_TRANSACTION: usize = 6_000;
+
+/// How often a busy kernel is asked again before the sync counts as failed.
+const BUSY_ATTEMPTS: u32 = 5;
+
+/// How often a table is read back in one sync while the kernel's answers show that it is not what was read.
+const READ_BACKS: u32 = 3;
+
+/// The first wait after a failure; it doubles with each further one.
+const FIRST_RETRY: Duration = Duration::from_millis(200);
+
+/// What the Services want of a table, as far as a sync needs to know.
+pub(super) trait Wants {
+    /// What one Service wants; nothing if it is gone.
+    fn wanted(&self, name: &ObjectName, family: Family, installed: &Installed) -> Wanted;
+
+    /// All Services that there are. Only for a read-back of the table.
+    fn services(&self) -> BTreeSet<ObjectName>;
+}
+
+/// One sync: what it works with, and what it has to tell.
+pub(super) struct Pass<'a> {
+    pub(super) kernel: &'a mut dyn Kernel,
+    pub(super) wants: &'a dyn Wants,
+    pub(super) now: Instant,
+    pub(super) report: &'a mut Report,
+}
+
+/// A sync did not come to its end. What was committed before stays; the rest is tried again later.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SyncError {
+    #[error(transparent)]
+    Read(#[from] KernelError),
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}
+
+/// One family's table.
+pub(super) struct Table {
+    family: Family,
+    facts: FrameFacts,
+    /// The facts of the frame that the kernel holds.
+    sent: FrameFacts,
+    /// Whether `installed` and `sent` are what the kernel holds. If not, they are read back before anything is sent.
+    known: bool,
+    installed: Installed,
+    nodeport_ips: BTreeSet<IpAddr>,
+    dirty: BTreeSet<ObjectName>,
+    /// Services that the kernel refuses.
+    refused: BTreeMap<ObjectName, Failure>,
+    /// Set while the whole table cannot be synced.
+    failing: Option<Failure>,
+    /// The longest wait between two attempts.
+    longest_retry: Duration,
+    /// Forgets the clients of endpoints that are gone.
+    sweeper: Sweeper,
+}
+
+/// What failed before and will be tried again.
+#[derive(Debug, Clone)]
+struct Failure {
+    /// When to try again.
+    at: Instant,
+    /// How long that is after the last time.
+    wait: Duration,
+    /// What went wrong, in words: said again only when it changes.
+    error: String,
+}
+
+impl Failure {
+    fn after(previous: Option<&Failure>, error: String, now: Instant, longest: Duration) -> Failure {
+        let wait = previous.map_or(FIRST_RETRY, |previous| previous.wait * 2).min(longest);
+        Failure { at: now + wait, wait, error }
+    }
+}
+
+impl Table {
+    pub(super) fn new(facts: FrameFacts, nodeport_ips: BTreeSet<IpAddr>, longest_retry: Duration) -> Table {
+        Table {
+            family: facts.family,
+            sent: facts.clone(),
+            facts,
+            known: false,
+            installed: Installed::default(),
+            nodeport_ips,
+            dirty: BTreeSet::new(),
+            refused: BTreeMap::new(),
+            failing: None,
+            longest_retry,
+            sweeper: Sweeper::default(),
+        }
+    }
+
+    pub(super) fn facts(&self) -> &FrameFacts {
+        &self.facts
+    }
+
+    pub(super) fn installed(&self) -> &Installed {
+        &self.installed
+    }
+
+    /// The facts that the frame depends on have changed.
+    pub(super) fn set_facts(&mut self, facts: FrameFacts) {
+        self.facts = facts;
+    }
+
+    /// The addresses that accept node ports have changed.
+    pub(super) fn set_nodeport_ips(&mut self, addresses: BTreeSet<IpAddr>) {
+        self.nodeport_ips = addresses;
+    }
+
+    /// A Service has to be looked at again.
+    pub(super) fn touch(&mut self, name: &ObjectName) {
+        if !self.dirty.contains(name) {
+            self.dirty.insert(name.clone());
+        }
+    }
+
+    /// The kernel's table may not be what it was: read it back at the next sync.
+    pub(super) fn distrust(&mut self) {
+        self.known = false;
+    }
+
+    /// Whether a sync at `now` would do anything.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        match &self.failing {
+            Some(failure) => failure.at <= now,
+            None => self.is_behind() || self.wake_at().is_some_and(|at| at <= now),
+        }
+    }
+
+    /// Whether something is to be done, apart from what the kernel refused.
+    pub(super) fn is_behind(&self) -> bool {
+        !self.known
+            || !self.dirty.is_empty()
+            || self.nodeport_ips != *self.installed.nodeport_ips()
+            || self.failing.is_some()
+            || self.sent != self.facts
+    }
+
+    /// When to sync again although nothing happens.
+    pub(super) fn wake_at(&self) -> Option<Instant> {
+        let refused = self.refused.values().map(|failure| failure.at).min();
+        self.failing
+            .as_ref()
+            .map(|failure| failure.at)
+            .or_else(|| refused.into_iter().chain(self.sweeper.wake_at()).min())
+    }
+
+    /// Everything that the table should hold by now.
+    pub(super) fn ruleset(&self) -> Ruleset {
+        let mut elements: BTreeMap<SetName, Vec<Element>> = BTreeMap::new();
+        for (set, element) in self.installed.all_elements() {
+            elements.entry(set).or_default().push(element);
+        }
+        let sets = base::frame(&self.facts).sets.into_iter().map(|def| {
+            let elements = elements.remove(&def.name).unwrap_or_default();
+            (def, elements)
+        });
+        Ruleset {
+            family: self.family,
+            sets: sets.collect(),
+            chains: base::all_chains(self.installed.chains().iter().copied(), &self.facts),
+        }
+    }
+
+    /// Brings the kernel's table in line.
+    pub(super) fn sync(&mut self, pass: &mut Pass<'_>) {
+        let now = pass.now;
+        let due = self.refused.iter().filter(|(_, failure)| failure.at <= now).map(|(name, _)| name.clone());
+        self.dirty.extend(due);
+        match self.attempt(pass) {
+            Ok(()) => {
+                if self.failing.take().is_some() {
+                    info!("table {} {TABLE} is in sync again", text::family(self.family));
+                }
+                self.sweeper.sweep(pass.kernel, self.family, &self.installed, now);
+            }
+            Err(error) => {
+                let failure = Failure::after(self.failing.as_ref(), error_text(&error), now, self.longest_retry);
+                if self.failing.as_ref().is_none_or(|previous| previous.error != failure.error) {
+                    let table = text::family(self.family);
+                    let wait = failure.wait.as_millis();
+                    error!("table {table} {TABLE} cannot be synced: {}; next try in {wait} ms", failure.error);
+                }
+                self.failing = Some(failure);
+                // A kernel that did nothing still holds what it held.
+                self.known &= matches!(error, SyncError::Commit(CommitError::Busy | CommitError::Permission));
+                pass.report.failures += 1;
+                pass.report.fatal.get_or_insert(error);
+            }
+        }
+    }
+
+    fn attempt(&mut self, pass: &mut Pass<'_>) -> Result<(), SyncError> {
+        let mut read_backs = 0;
+        loop {
+            if !self.known {
+                self.read_back(pass)?;
+                read_backs += 1;
+            }
+            match self.send_changes(pass, read_backs) {
+                Ok(()) => return Ok(()),
+                Err(error) if read_backs < worth_reading_back(&error) => {
+                    // Somebody may have changed the table; with its real state in hand the error may go away.
+                    warn!("{}; reading the kernel's table back", error_text(&error));
+                    self.known = false;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Reads the kernel's table, repairs its frame and marks every Service to be looked at again.
+    fn read_back(&mut self, pass: &mut Pass<'_>) -> Result<(), SyncError> {
+        let frame = base::frame(&self.facts);
+        let on_demand = |name| base::on_demand(name, &self.facts);
+        let mut snapshot = pass.kernel.dump(self.family, &frame.sets, &frame.chains, &on_demand)?;
+        let mut recovery = Recovery::new(self.family);
+        for set in frame.sets.iter().filter(|set| set.dynamic_size.is_none() && snapshot.sets.contains(&set.name)) {
+            let foreign = pass.kernel.read_elements(self.family, set, &mut |element| match element {
+                Some(element) => recovery.element(set.name, element),
+                None => recovery.forget(set.name),
+            })?;
+            snapshot.foreign_other.extend(foreign);
+        }
+        // From here to the end of the sync the work is proportional to what there is: it is a start or a repair.
+        self.dirty.extend(pass.wants.services());
+        self.dirty.extend(self.installed.services().cloned());
+        if must_be_replaced(&snapshot) {
+            info!("table {} {TABLE} is of another make; it is replaced", text::family(self.family));
+            return Ok(self.replace(pass, &frame)?);
+        }
+        let mut transaction = frame_repairs(self.family, &frame, &snapshot, on_demand);
+        let chains = snapshot.chains.iter().chain(&snapshot.other_rules).copied();
+        // What was known before goes first: both at once would be most of the memory that the daemon uses.
+        self.installed = Installed::default();
+        let (installed, unknown) = recovery.finish(chains);
+        self.installed = installed;
+        for (set, element) in unknown {
+            transaction.operations.push(Operation::DeleteElements(set, vec![element]));
+        }
+        match self.send(pass, &transaction) {
+            Ok(()) => {
+                self.sent = self.facts.clone();
+                self.known = true;
+            }
+            Err(error @ CommitError::Refused { .. }) => {
+                // Foreign chains that refer to each other, say, or changes since the dump.
+                let table = text::family(self.family);
+                warn!("table {table} {TABLE} cannot be repaired and is replaced: {}", error_text(&error));
+                self.replace(pass, &frame)?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        self.dirty.extend(self.installed.services().cloned());
+        if self.facts.affinity {
+            // Endpoints may have gone while nobody looked.
+            self.sweeper.request(pass.now);
+        }
+        Ok(())
+    }
+
+    /// Makes the table anew in one transaction, whatever there is: parts of it cannot be changed in place.
+    fn replace(&mut self, pass: &mut Pass<'_>, frame: &Frame) -> Result<(), CommitError> {
+        let empty = Installed::default();
+        let mut stage = Stage::default();
+        for name in &self.dirty {
+            stage.service(&empty, name, pass.wants.wanted(name, self.family, &empty));
+        }
+        stage.nodeport_ips(self.nodeport_ips.clone());
+        let elements = stage.transaction(self.family, &empty, |name| base::on_demand(name, &self.facts));
+        let mut transaction = Transaction::new(self.family);
+        // Only what is there can be deleted.
+        transaction.operations.extend([Operation::AddTable, Operation::DeleteTable]);
+        transaction.operations.extend(frame_repairs(self.family, frame, &Snapshot::default(), |_| None).operations);
+        let frame_only = transaction.clone();
+        transaction.operations.extend(elements.operations);
+        match self.send(pass, &transaction) {
+            Ok(()) => {
+                let mut installed = Installed::default();
+                pass.report.note_stage(&stage, &installed);
+                stage.commit(&mut installed, &transaction);
+                self.is_now(installed);
+                self.dirty.iter().for_each(|name| drop(self.refused.remove(name)));
+                self.dirty.clear();
+                Ok(())
+            }
+            Err(CommitError::Refused { .. }) => {
+                // Because of a Service, or of the size: the Services follow in portions, as at a start.
+                self.send(pass, &frame_only)?;
+                self.is_now(Installed::default());
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The kernel holds this, and the frame that is wanted.
+    fn is_now(&mut self, installed: Installed) {
+        self.installed = installed;
+        self.sent = self.facts.clone();
+        self.known = true;
+    }
+
+    /// Sends what has to be changed, some thousand elements at a time, no Service's part divided.
+    fn send_changes(&mut self, pass: &mut Pass<'_>, read_backs: u32) -> Result<(), CommitError> {
+        self.send_frame(pass)?;
+        while !self.dirty.is_empty() {
+            let mut stage = Stage::default();
+            let mut names = Vec::new();
+            while stage.weight() < ELEMENTS_PER_TRANSACTION
+                && let Some(name) = self.dirty.pop_first()
+            {
+                stage.service(&self.installed, &name, pass.wants.wanted(&name, self.family, &self.installed));
+                names.push(name);
+            }
+            if let Err(error) = self.send_services(pass, stage, &names, read_backs) {
+                self.dirty.extend(names);
+                return Err(error);
+            }
+        }
+        if self.nodeport_ips != *self.installed.nodeport_ips() {
+            let mut stage = Stage::default();
+            stage.nodeport_ips(self.nodeport_ips.clone());
+            self.send_stage(pass, stage)?;
+        }
+        if self.installed.has_leftovers() && (read_backs > 0 || self.refused.is_empty()) {
+            // A Service that is refused keeps what was found of it.
+            let spared = self.refused.keys().map(|name| pass.wants.wanted(name, self.family, &self.installed));
+            let spared: Vec<Wanted> = spared.collect();
+            let mut stage = Stage::default();
+            stage.leftovers(&self.installed, &spared);
+            self.send_stage(pass, stage)?;
+        }
+        Ok(())
+    }
+
+    /// Sends the changes of some Services. If the kernel refuses them they are halved until those are found that it does
+    /// refuse; these stay as they were and do not keep back the others.
+    fn send_services(
+        &mut self,
+        pass: &mut Pass<'_>,
+        stage: Stage,
+        names: &[ObjectName],
+        read_backs: u32,
+    ) -> Result<(), CommitError> {
+        let error = match self.send_stage(pass, stage) {
+            Ok(()) => {
+                names.iter().for_each(|name| drop(self.refused.remove(name)));
+                return Ok(());
+            }
+            Err(error @ CommitError::Refused { .. }) => error,
+            Err(error) => return Err(error),
+        };
+        let [name] = names else {
+            let (first, second) = names.split_at(names.len() / 2);
+            for half in [first, second] {
+                let mut stage = Stage::default();
+                for name in half {
+                    stage.service(&self.installed, name, pass.wants.wanted(name, self.family, &self.installed));
+                }
+                self.send_services(pass, stage, half, read_backs)?;
+            }
+            return Ok(());
+        };
+        let previous = self.refused.get(name);
+        if previous.is_none() && read_backs < worth_reading_back(&error) {
+            return Err(error);
+        }
+        let failure = Failure::after(previous, error_text(&error), pass.now, self.longest_retry);
+        if previous.is_none_or(|previous| previous.error != failure.error) {
+            error!(service = %name, "{}; the Service stays as it was and is tried again", failure.error);
+        }
+        self.refused.insert(name.clone(), failure);
+        pass.report.failures += 1;
+        Ok(())
+    }
+
+    /// Sends the chains whose rules have changed: of the frame, and those made on demand.
+    fn send_frame(&mut self, pass: &mut Pass<'_>) -> Result<(), CommitError> {
+        if self.sent == self.facts {
+            return Ok(());
+        }
+        let present = base::frame(&self.sent).chains;
+        let made = self.installed.chains().iter().filter_map(|name| base::on_demand(*name, &self.facts));
+        let wanted = base::frame(&self.facts).chains.into_iter().chain(made);
+        let changed = wanted.filter(|chain| {
+            !present.contains(chain) && base::on_demand(chain.name, &self.sent).as_ref() != Some(chain)
+        });
+        let mut transaction = Transaction::new(self.family);
+        for chain in changed {
+            transaction.operations.push(Operation::FlushChain(chain.name));
+            transaction.operations.push(Operation::AddRules(chain));
+        }
+        self.send(pass, &transaction)?;
+        self.sent = self.facts.clone();
+        Ok(())
+    }
+
+    fn send_stage(&mut self, pass: &mut Pass<'_>, stage: Stage) -> Result<(), CommitError> {
+        let transaction = stage.transaction(self.family, &self.installed, |name| base::on_demand(name, &self.facts));
+        self.send(pass, &transaction)?;
+        let changes = stage.frontends().map(|(key, new)| (key, self.installed.frontend(key), new));
+        self.sweeper.note(changes, pass.now);
+        pass.report.note_stage(&stage, &self.installed);
+        stage.commit(&mut self.installed, &transaction);
+        Ok(())
+    }
+
+    fn send(&self, pass: &mut Pass<'_>, transaction: &Transaction) -> Result<(), CommitError> {
+        if transaction.is_empty() {
+            return Ok(());
+        }
+        if tracing::enabled!(tracing::Level::TRACE) {
+            tracing::trace!("transaction:\n{transaction}");
+        }
+        let mut attempt = 0;
+        let committed = loop {
+            attempt += 1;
+            match pass.kernel.commit(transaction) {
+                Err(CommitError::Busy) if attempt < BUSY_ATTEMPTS => debug!("the kernel is busy; trying again"),
+                other => break other?,
+            }
+        };
+        pass.report.note_commit(committed);
+        Ok(())
+    }
+}
+
+/// Whether parts of the table can only be changed along with the table.
+fn must_be_replaced(snapshot: &Snapshot) -> bool {
+    !snapshot.other_sets.is_empty() || !snapshot.other_chains.is_empty() || !snapshot.foreign_other.is_empty()
+}
+
+/// How often in a sync an error is a reason to read the table back and go on from there.
+fn worth_reading_back(error: &CommitError) -> u32 {
+    match error {
+        // Something is not there, or is there already: the table is not what was read.
+        CommitError::Refused { source, .. }
+            if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::AlreadyExists) =>
+        {
+            READ_BACKS
+        }
+        CommitError::Refused { .. } | CommitError::Unknown(_) => 1,
+        CommitError::Busy | CommitError::Permission => 0,
+    }
+}
+
+/// What makes the frame of a table that holds `snapshot` the wanted one.
+fn frame_repairs(
+    family: Family,
+    frame: &Frame,
+    snapshot: &Snapshot,
+    on_demand: impl Fn(ChainName) -> Option<Chain>,
+) -> Transaction {
+    let mut transaction = Transaction::new(family);
+    let operations = &mut transaction.operations;
+    if !snapshot.table {
+        operations.push(Operation::AddTable);
+    }
+    let missing_sets = frame.sets.iter().filter(|set| !snapshot.sets.contains(&set.name));
+    operations.extend(missing_sets.cloned().map(Operation::AddSet));
+    let known = |chain: &ChainName| snapshot.chains.contains(chain) || snapshot.other_rules.contains(chain);
+    let missing: Vec<&Chain> = frame.chains.iter().filter(|chain| !known(&chain.name)).collect();
+    operations.extend(missing.iter().map(|chain| Operation::AddChain((*chain).clone())));
+    operations.extend(
+        missing.iter().filter(|chain| !chain.rules.is_empty()).map(|chain| Operation::AddRules((*chain).clone())),
+    );
+    for name in &snapshot.other_rules {
+        let chain = frame.chains.iter().find(|chain| chain.name == *name).cloned().or_else(|| on_demand(*name));
+        operations.push(Operation::FlushChain(*name));
+        operations.extend(chain.filter(|chain| !chain.rules.is_empty()).map(Operation::AddRules));
+    }
+    operations.extend(snapshot.foreign_chains.iter().cloned().map(Operation::DeleteForeignChain));
+    operations.extend(snapshot.foreign_sets.iter().cloned().map(Operation::DeleteForeignSet));
+    transaction
+}
+
+/// An error with all its causes on one line.
+pub(super) fn error_text(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+impl Report {
+    fn note_commit(&mut self, committed: Committed) {
+        self.transactions += 1;
+        self.operations += committed.operations;
+        self.bytes += committed.bytes;
+        self.in_kernel += committed.elapsed;
+        self.longest_in_kernel = self.longest_in_kernel.max(committed.elapsed);
+    }
+}
