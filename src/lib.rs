@@ -19,10 +19,13 @@
 //! a few elements.
 
 pub mod addresses;
+pub mod app;
+pub mod cli;
 pub mod config;
 pub mod conntrack;
 pub mod diff;
 pub mod health;
+mod logging;
 pub mod model;
 pub mod netlink;
 mod nlmsg;

@@ -1,0 +1,183 @@
+//! What hangs beside the line from objects to the kernel: stale UDP flows, health, the health checks of Services.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::sync::{oneshot, watch};
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+use crate::addresses::Accepted;
+use crate::conntrack::{Conntrack, Frontends, Rule, Worker};
+use crate::health::{self, Health, HealthCheck, HealthChecks, NodePorts};
+use crate::model::{Family, FrontendAt, ObjectName, PerFamily, policy};
+use crate::netlink::Kernel;
+use crate::sync::{self, Engine, Observer, Report};
+
+/// How long to wait before an address that could not be listened on is tried again.
+const LISTEN_AGAIN: Duration = Duration::from_secs(5);
+
+/// The health checks of Services and where they listen.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Checks {
+    checks: HealthChecks,
+    /// `None` before the first sync.
+    listening: Option<PerFamily<Accepted>>,
+}
+
+/// Hears of every sync and tells the others.
+pub(super) struct Beside {
+    conntrack: Worker,
+    health: Health,
+    checks: watch::Sender<Checks>,
+    /// To be told of the first sync that succeeds.
+    started: Option<oneshot::Sender<()>>,
+}
+
+impl Beside {
+    pub(super) fn new(
+        started: oneshot::Sender<()>,
+        health: Health,
+        checks: watch::Sender<Checks>,
+    ) -> anyhow::Result<Beside> {
+        let conntrack = Conntrack::open().context("cannot use connection tracking")?;
+        // What a pass did is in the log of the worker.
+        let conntrack = Worker::spawn(conntrack, |_| {}).context("cannot start a thread")?;
+        Ok(Beside { conntrack, health, checks, started: Some(started) })
+    }
+}
+
+impl<K: Kernel> Observer<K> for Beside {
+    fn queued(&mut self, engine: &Engine<K>) {
+        let waiting = Family::ALL.into_iter().filter(|family| engine.is_family_behind(*family));
+        waiting.for_each(|family| self.health.change_queued(family));
+        // A change of the Node alone needs no sync.
+        if let Some(node) = engine.store().node() {
+            self.health.set_node_eligible(!node.leaving);
+        }
+    }
+
+    fn begins(&mut self, _: &Engine<K>) {
+        Family::ALL.into_iter().for_each(|family| self.health.sync_started(family));
+    }
+
+    fn synced(&mut self, engine: &Engine<K>, report: &Report) {
+        for family in Family::ALL {
+            if report.failed[family] {
+                self.health.sync_failed(family);
+            } else {
+                self.health.sync_succeeded(family);
+            }
+        }
+        self.conntrack.clean(udp_flows(engine, report));
+        self.checks.send_if_modified(|checks| update_checks(checks, engine, report));
+        if report.failures == 0
+            && let Some(started) = self.started.take()
+        {
+            let _ = started.send(());
+        }
+    }
+}
+
+/// The UDP frontends whose flows have to be checked after a sync.
+fn udp_flows<K: Kernel>(engine: &Engine<K>, report: &Report) -> Frontends {
+    let mut frontends = Frontends::default();
+    if report.udp.is_empty() {
+        return frontends;
+    }
+    frontends.node_port_addresses = Arc::new(engine.node_port_addresses());
+    for change in &report.udp {
+        let rule = match &change.service {
+            Some((service, port)) => {
+                let serving = sync::serving(engine.store(), service, port, change.key.family());
+                Rule::endpoints(serving.iter().map(|backend| SocketAddr::new(backend.address, backend.port.get())))
+            }
+            None => Rule::Gone,
+        };
+        match change.key.at {
+            FrontendAt::Address(address) => {
+                frontends.by_address.insert(SocketAddr::new(address, change.key.port.get()), rule);
+            }
+            FrontendAt::NodePort(family) => {
+                frontends.by_node_port.insert((family, change.key.port.get()), rule);
+            }
+        }
+    }
+    frontends
+}
+
+/// Looks at the Services that were synced; says whether any health check has changed.
+fn update_checks<K: Kernel>(checks: &mut Checks, engine: &Engine<K>, report: &Report) -> bool {
+    let mut changed = false;
+    for name in &report.examined {
+        for family in Family::ALL {
+            let key = (name.clone(), family);
+            let wanted = health_check(engine, name, family);
+            changed |= checks.checks.get(&key) != wanted.as_ref();
+            match wanted {
+                Some(check) => drop(checks.checks.insert(key, check)),
+                None => drop(checks.checks.remove(&key)),
+            }
+        }
+    }
+    let listening = engine.health_check_addresses();
+    if checks.listening.as_ref() != Some(&listening) {
+        checks.listening = Some(listening);
+        changed = true;
+    }
+    changed
+}
+
+fn health_check<K: Kernel>(engine: &Engine<K>, name: &ObjectName, family: Family) -> Option<HealthCheck> {
+    let service = engine.store().service(name).filter(|service| service.cluster_ips[family].is_some())?;
+    let port = service.health_check_node_port?;
+    Some(HealthCheck { port, local_endpoints: policy::ready_on_this_node(family, engine.store().slices(name)) })
+}
+
+/// Serves the health checks of Services for ever.
+pub(super) async fn serve_health_checks(mut checks: watch::Receiver<Checks>, health: Health) -> anyhow::Result<()> {
+    let nowhere = PerFamily::from_fn(|_| Accepted::Only(Default::default()));
+    let mut server = NodePorts::new(nowhere, health);
+    let mut failing = false;
+    loop {
+        // An address that is new on the node cannot be listened on at once, and no event says when it can.
+        let changed = if failing {
+            timeout(LISTEN_AGAIN, checks.changed()).await.unwrap_or(Ok(()))
+        } else {
+            checks.changed().await
+        };
+        if changed.is_err() {
+            return std::future::pending().await;
+        }
+        let Checks { checks: wanted, listening } = checks.borrow_and_update().clone();
+        if let Some(listening) = listening {
+            server.listen_on(listening);
+        }
+        server.update(&wanted).await;
+        failing = server.is_failing();
+    }
+}
+
+/// Serves `/healthz` and `/livez` for ever; an address that cannot be listened on is tried again.
+pub(super) async fn serve_health(address: SocketAddr, health: Health) -> anyhow::Result<()> {
+    let mut said = false;
+    loop {
+        match health::bind(address) {
+            Ok(listener) => {
+                info!(%address, "serving /healthz and /livez");
+                health::serve(listener, health.clone()).await;
+            }
+            Err(error) if !said => {
+                warn!(
+                    "cannot listen on {address} for /healthz ({error}); trying again every {} s",
+                    LISTEN_AGAIN.as_secs()
+                );
+                said = true;
+            }
+            Err(_) => {}
+        }
+        sleep(LISTEN_AGAIN).await;
+    }
+}

@@ -1,0 +1,67 @@
+//! Builds the parts and wires them together; the only module that knows all of them.
+
+mod beside;
+mod cleanup;
+mod render;
+mod run;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cli::{Command, NodeArgs};
+use crate::config::{self, Config, Overrides};
+use crate::logging;
+use crate::model::convert::{Converter, Options};
+use crate::model::{Family, PerFamily};
+use crate::sync::Facts;
+
+/// The longest wait between two attempts of a sync that fails.
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+
+/// Does what the command line asks for.
+///
+/// # Errors
+/// One error with its causes, to be printed on one line.
+pub fn main(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Run(args) => {
+            logging::init(args.verbosity);
+            run::run(args)
+        }
+        Command::Render(args) => {
+            logging::init(0);
+            render::render(&args)
+        }
+        Command::Cleanup => {
+            logging::init(0);
+            cleanup::cleanup()
+        }
+    }
+}
+
+fn configuration(args: &NodeArgs, manifests: Option<PathBuf>) -> anyhow::Result<Config> {
+    let overrides = Overrides { hostname_override: args.hostname_override.clone(), manifests, ..Overrides::default() };
+    let loaded = config::load(args.config.as_deref(), &overrides)?;
+    loaded.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    Ok(loaded.config)
+}
+
+fn converter(config: &Config) -> Arc<Converter> {
+    let options = Options { node_name: config.node_name.clone(), allow_external_ips: config.allow_external_ips };
+    Arc::new(Converter::new(options))
+}
+
+fn facts(config: &Config) -> Facts {
+    Facts {
+        detect_local: config.detect_local.clone(),
+        node_ports: config.node_port_addresses.clone(),
+        masquerade_bit: config.masquerade_bit,
+        masquerade_all: config.masquerade_all,
+        node_ips: PerFamily::from_fn(|family| {
+            let specific = !config.bind_address.is_unspecified() && Family::of(config.bind_address) == family;
+            specific.then_some(config.bind_address)
+        }),
+        longest_retry: LONGEST_RETRY.min(config.sync_period),
+    }
+}

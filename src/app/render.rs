@@ -1,0 +1,39 @@
+//! `nftproxyd render`: what would be installed, as an nft script.
+
+use std::collections::BTreeSet;
+use std::io::{self, Write};
+use std::time::Instant;
+
+use anyhow::Context;
+
+use super::{configuration, converter, facts};
+use crate::cli::RenderArgs;
+use crate::model::{Event, Family};
+use crate::netlink::fake::FakeKernel;
+use crate::ruleset::text;
+use crate::source::file;
+use crate::sync::Engine;
+
+/// Prints the script on standard output, and what could not be used of the manifests on standard error.
+///
+/// The node's addresses are those of its Node object, since the script may be for another machine.
+pub(super) fn render(args: &RenderArgs) -> anyhow::Result<()> {
+    let config = configuration(&args.node, Some(args.manifests.clone()))?;
+    let mut engine = Engine::new(FakeKernel::new(), facts(&config));
+    file::load_once(&args.manifests, &config.node_name, converter(&config), &mut |event| {
+        if let Event::Rejects { object, rejects } = &event {
+            rejects.iter().for_each(|reject| eprintln!("{object}: {reject}"));
+        }
+        engine.apply(event);
+    })?;
+    let node = engine.store().node().map(|node| node.addresses).unwrap_or_default();
+    let addresses: BTreeSet<_> = Family::ALL.iter().filter_map(|family| node[*family]).collect();
+    engine.set_addresses(addresses);
+    let report = engine.sync(Instant::now());
+    anyhow::ensure!(report.failures == 0, "the ruleset contradicts itself: {}", report.error_text());
+    let mut script = String::new();
+    for family in Family::ALL {
+        script.push_str(&text::ruleset(&engine.ruleset(family)));
+    }
+    io::stdout().write_all(script.as_bytes()).context("cannot write the script")
+}

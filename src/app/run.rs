@@ -1,0 +1,145 @@
+//! `nftproxyd run`: the daemon.
+
+use std::collections::BTreeSet;
+use std::thread;
+
+use anyhow::Context;
+use tokio::io::unix::AsyncFd;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use super::beside::{self, Beside, Checks};
+use super::{configuration, converter, facts};
+use crate::addresses;
+use crate::cli::RunArgs;
+use crate::config::{Config, Source};
+use crate::health::{self, Health, Moment};
+use crate::model::Family;
+use crate::netlink::{Heard, Monitor, Netlink};
+use crate::ruleset::text;
+use crate::source::{file, kube};
+use crate::sync::{self, Disturbance, Engine, Inputs};
+
+/// Events on their way to the engine. A list that comes faster than it is taken in waits in its source.
+const EVENTS_WAITING: usize = 4_096;
+
+/// Runs the proxy until it is told to stop. The rules stay in place.
+pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
+    let config = configuration(&args.node, args.manifests)?;
+    info!(version = env!("CARGO_PKG_VERSION"), node = %config.node_name, "nftproxyd starts");
+    let mut netlink = Netlink::open()?;
+    netlink.probe()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    runtime.block_on(supervise(config, netlink))
+}
+
+/// Owns every task: one that ends unexpectedly ends the process with its reason.
+async fn supervise(config: Config, netlink: Netlink) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
+    let (event_sender, events) = mpsc::channel(EVENTS_WAITING);
+    let local = addresses::list().context("cannot list the node's addresses")?;
+    let (address_sender, addresses) = watch::channel(local);
+    let (disturbance_sender, disturbances) = mpsc::channel(16);
+    let (started_sender, started) = oneshot::channel();
+
+    let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
+    let own_port = netlink.port();
+    tasks.spawn(async move { addresses::watch(address_sender).await.context("cannot follow the node's addresses") });
+    tasks.spawn(async move {
+        // While anybody listens, the kernel describes every element of every transaction: not before the cold start.
+        if started.await.is_ok() {
+            listen(own_port, disturbance_sender).await.context("cannot listen to changes of nftables")?;
+        }
+        std::future::pending().await
+    });
+    let convert = converter(&config);
+    let node_name = config.node_name.clone();
+    match config.source.clone() {
+        Source::Manifests(folder) => {
+            tasks.spawn(async move { Ok(file::watch(folder, node_name, convert, event_sender).await?) });
+        }
+        Source::Api { kubeconfig, master } => {
+            let client = kube::connect(&kubeconfig, master.as_deref()).await?;
+            tasks.spawn(async move {
+                kube::watch(client, &node_name, convert, event_sender).await;
+                Ok(())
+            });
+        }
+    }
+    let inputs = Inputs { events, addresses, disturbances };
+    let health = Health::new(health::State::new(Family::ALL, config.sync_period, Moment::now()));
+    let (checks_sender, checks) = watch::channel(Checks::default());
+    tasks.spawn(beside::serve_health_checks(checks, health.clone()));
+    tasks.spawn(beside::serve_health(config.healthz_bind_address, health.clone()));
+    let beside = Beside::new(started_sender, health, checks_sender)?;
+    let engine = start_engine(config, netlink, inputs, beside)?;
+    let result = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        ended = tasks.join_next() => match ended {
+            Some(Ok(Ok(()))) | None => Err(anyhow::anyhow!("the source of objects ended")),
+            Some(Ok(Err(error))) => Err(error),
+            Some(Err(panic)) => Err(panic.into()),
+        },
+    };
+    // Without sources the engine ends after the sync that is under way.
+    tasks.shutdown().await;
+    let joined = tokio::task::spawn_blocking(move || engine.join()).await?;
+    joined.map_err(|_| anyhow::anyhow!("the sync loop panicked"))??;
+    if result.is_ok() {
+        info!("nftproxyd stops; the rules stay");
+    }
+    result
+}
+
+/// Starts the thread that the engine runs on: what the kernel takes its time for keeps nobody else waiting.
+fn start_engine(
+    config: Config,
+    netlink: Netlink,
+    inputs: Inputs,
+    mut beside: Beside,
+) -> anyhow::Result<thread::JoinHandle<anyhow::Result<()>>> {
+    let body = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().context("cannot start")?;
+        let mut engine = Engine::new(netlink, facts(&config));
+        runtime.block_on(sync::run(&mut engine, inputs, config.min_sync_period, &mut beside));
+        Ok(())
+    };
+    thread::Builder::new().name("sync".to_owned()).spawn(body).context("cannot start a thread")
+}
+
+/// Tells the engine when somebody else changes our tables.
+async fn listen(own_port: u32, disturbances: mpsc::Sender<Disturbance>) -> anyhow::Result<()> {
+    #[expect(
+        deprecated,
+        reason = "the safe constructor; its successor is unsafe for types that do not own their descriptor"
+    )]
+    let mut monitor = AsyncFd::new(Monitor::open(own_port)?)?;
+    disturbances.send(Disturbance::Listening).await?;
+    loop {
+        let mut ready = monitor.readable_mut().await?;
+        let Some(heard) = ready.get_inner_mut().read()? else {
+            ready.clear_ready();
+            continue;
+        };
+        let families: BTreeSet<Family> = heard
+            .into_iter()
+            .flat_map(|heard| match heard {
+                Heard::Foreign { family, port, .. } => {
+                    warn!(
+                        "table {} nftproxyd was changed by somebody else (netlink port {port}); it is repaired",
+                        text::family(family)
+                    );
+                    vec![family]
+                }
+                Heard::Lost => Family::ALL.to_vec(),
+            })
+            .collect();
+        for family in families {
+            disturbances.send(Disturbance::Table(family)).await?;
+        }
+    }
+}
