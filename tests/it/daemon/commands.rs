@@ -1,0 +1,152 @@
+//! The command line.
+
+use serde_json::json;
+
+use super::{Ended, Node, difference, run_to_end, web, write_everything, yaml};
+
+/// What every failure has in common: it is said once, on stderr, and nothing has panicked.
+fn assert_fails(what: &str, ended: &Ended, status: i32, words: &[&str]) {
+    let Ended { status: found, stdout, stderr } = ended;
+    let report = format!("{what}: {found:?}\nstdout: {stdout}\nstderr: {stderr}");
+    assert_eq!(*found, Some(status), "{report}");
+    assert_eq!(stdout, "", "{report}");
+    assert!(!stderr.contains("panicked"), "{report}");
+    let errors = stderr.lines().filter(|line| line.to_lowercase().starts_with("error:"));
+    assert_eq!(errors.count(), 1, "one error: {report}");
+    for word in words {
+        assert!(stderr.contains(word), "{word:?} is not named: {report}");
+    }
+}
+
+#[test]
+fn errors_are_said_in_one_line() {
+    let Some(node) = Node::new() else { return };
+    let write = |name: &str, text: &str| {
+        std::fs::write(node.file(name), text).expect("a file can be written");
+        node.file(name).display().to_string()
+    };
+    let folder = node.folder().display().to_string();
+    let header = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: nftables\n";
+    let bad_values = write(
+        "bad-values.yaml",
+        &format!(
+            "{header}clusterCIDR: 10.0.0.0/33\nnodePortAddresses: [nowhere]\nhealthzBindAddress: all\n\
+             nftables: {{masqueradeBit: 77, minSyncPeriod: soon}}\n"
+        ),
+    );
+    let other_kind = write("kind.yaml", "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n");
+    let not_yaml = write("not.yaml", "{{{");
+    let no_kubeconfig = write("a.yaml", &format!("{header}clientConnection: {{kubeconfig: /nowhere/kubeconfig}}\n"));
+    let garbage = write("garbage", "clusters: 7\n");
+    let bad_kubeconfig = write("b.yaml", &format!("{header}clientConnection: {{kubeconfig: {garbage}}}\n"));
+    let in_cluster = write("c.yaml", header);
+
+    let cases: &[(&str, &[&str], i32, &[&str])] = &[
+        ("an unknown flag", &["run", "--manifest", &folder], 2, &["--manifest"]),
+        ("an unknown flag without a subcommand", &["--confg=x"], 2, &["--confg"]),
+        ("an unknown subcommand", &["start"], 2, &["start"]),
+        ("a missing option", &["render"], 2, &["--manifests"]),
+        ("no such folder", &["run", "--manifests", "/nowhere/manifests"], 1, &["/nowhere/manifests"]),
+        ("no such folder to render", &["render", "--manifests", "/nowhere/manifests"], 1, &["/nowhere/manifests"]),
+        ("no such configuration", &["--config=/nowhere/config"], 1, &["/nowhere/config"]),
+        ("not a configuration", &["run", "--config", &not_yaml], 1, &["not.yaml", "YAML"]),
+        (
+            "a configuration of something else",
+            &["run", "--manifests", &folder, "--config", &other_kind],
+            1,
+            &["KubeletConfiguration", "KubeProxyConfiguration"],
+        ),
+        (
+            "bad values",
+            &["run", "--manifests", &folder, "--config", &bad_values],
+            1,
+            &[
+                "clusterCIDR",
+                "10.0.0.0/33",
+                "nodePortAddresses",
+                "nowhere",
+                "healthzBindAddress",
+                "nftables.masqueradeBit",
+                "77",
+                "nftables.minSyncPeriod",
+                "soon",
+            ],
+        ),
+        ("no such kubeconfig", &["--config", &no_kubeconfig], 1, &["/nowhere/kubeconfig"]),
+        ("not a kubeconfig", &["--config", &bad_kubeconfig], 1, &[&garbage]),
+        ("not in a cluster", &["--config", &in_cluster], 1, &["clientConnection.kubeconfig"]),
+    ];
+    for (what, arguments, status, words) in cases {
+        assert_fails(what, &run_to_end(&node, true, arguments), *status, words);
+    }
+    for (what, arguments) in [("run", &["run", "--manifests", &folder][..]), ("cleanup", &["cleanup"])] {
+        let ended = run_to_end(&node, false, arguments);
+        assert_fails(&format!("{what} without permission"), &ended, 1, &["CAP_NET_ADMIN"]);
+    }
+    assert_eq!(node.nft(&["list", "tables"]).expect("tables can be listed"), "", "nothing was written");
+}
+
+#[test]
+fn what_is_rendered_without_root_is_what_the_daemon_installs() {
+    let Some(mut node) = Node::new() else { return };
+    write_everything(&node);
+    let mut bad = web("bad", "172.30.1.8", &["10.1.0.8:8080"]);
+    bad[0]["spec"]["externalIPs"] = json!(["nowhere"]);
+    node.write("bad.yaml", &(yaml(&bad) + "---\n{: not\n"));
+    let config = node.write_config(&json!({"detectLocalMode": "NodeCIDR"}));
+    let (folder, config) = (node.folder().display().to_string(), config.display().to_string());
+
+    let rendered = run_to_end(&node, false, &["render", "--manifests", &folder, "--config", &config]);
+    assert_eq!(rendered.status, Some(0), "{}", rendered.stderr);
+    for words in [["shop/bad", "spec.externalIPs[0]"], ["file bad.yaml, document 3", "not YAML"]] {
+        let named = rendered.stderr.lines().filter(|line| words.iter().all(|word| line.contains(word)));
+        assert_eq!(named.count(), 1, "{words:?}:\n{}", rendered.stderr);
+    }
+    assert_eq!(node.nft(&["list", "tables"]).expect("tables can be listed"), "", "nothing was written");
+
+    node.start(&json!({"detectLocalMode": "NodeCIDR"}));
+    let installed = node.tables().expect("both tables are there");
+    node.stop();
+    node.nft(&["flush", "ruleset"]).expect("the tables can go");
+    node.world.nft(&["-f", "-"], &rendered.stdout).unwrap_or_else(|error| panic!("{error}\n{}", rendered.stdout));
+    let loaded = node.tables().expect("both tables are there");
+    assert_eq!(difference(&installed, &loaded), "");
+    assert_eq!(loaded, installed);
+
+    // And the daemon takes it for its own.
+    node.start(&json!({"detectLocalMode": "NodeCIDR"}));
+    let line = node.wait_for_log("in sync", |line| line.contains(" in sync services="));
+    assert!(line.contains("operations=0 "), "{line}");
+    node.stop();
+}
+
+#[test]
+fn cleanup_removes_our_tables_and_nothing_else() {
+    let Some(mut node) = Node::new() else { return };
+    let cleanup = |node: &Node, removed: &[&str]| {
+        let ended = run_to_end(node, true, &["cleanup"]);
+        assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+        assert_eq!(ended.stderr, "");
+        for table in removed {
+            assert!(ended.stdout.contains(table), "{table}: {}", ended.stdout);
+        }
+        assert!(!node.nft(&["list", "tables"]).expect("tables can be listed").contains(" nftproxyd\n"));
+    };
+    cleanup(&node, &[]);
+    const OTHERS: &str = "table ip other {\n set s { type inet_service; elements = { 1, 2 }; }\n}
+        table inet nftproxyd-not-ours {\n chain c { type filter hook input priority 0; accept; }\n}\n";
+    node.world.nft(&["-f", "-"], OTHERS).expect("other tables can be made");
+    let others = node.nft(&["list", "ruleset"]).expect("rules can be listed");
+    write_everything(&node);
+    node.start(&json!({}));
+    node.stop();
+    cleanup(&node, &["ip nftproxyd", "ip6 nftproxyd"]);
+    assert_eq!(node.nft(&["list", "ruleset"]).expect("rules can be listed"), others);
+
+    node.start(&json!({}));
+    node.stop();
+    node.nft(&["delete", "table", "ip", "nftproxyd"]).expect("it is there");
+    cleanup(&node, &["ip6 nftproxyd"]);
+    cleanup(&node, &[]);
+    assert_eq!(node.nft(&["list", "ruleset"]).expect("rules can be listed"), others);
+}

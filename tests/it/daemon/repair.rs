@@ -1,0 +1,167 @@
+//! What the daemon leaves behind when it ends, what it does when it starts again, and what it repairs.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::{NODE_IP, Node, difference, socket, web, write_everything, yaml};
+
+fn start(node: &mut Node) {
+    node.start(&json!({"detectLocalMode": "NodeCIDR"}));
+}
+
+/// Waits until both tables are as they were.
+fn wait_for_tables(node: &mut Node, what: &str, wanted: &str) {
+    node.eventually(what, |node| match node.tables() {
+        Ok(tables) if tables == wanted => Ok(()),
+        Ok(tables) => Err(difference(wanted, &tables)),
+        Err(error) => Err(error.to_string()),
+    });
+}
+
+#[test]
+fn foreign_changes_are_repaired() {
+    let Some(mut node) = Node::new() else { return };
+    write_everything(&node);
+    const OTHER: &str =
+        "table inet other {\n set s { type inet_service; elements = { 1, 2 }; }\n chain c { accept; }\n}\n";
+    start(&mut node);
+    let before = node.tables().expect("both tables are there");
+    let damages: &[(&str, &[&str])] = &[
+        ("a table deleted", &["delete table ip nftproxyd"]),
+        ("both tables deleted", &["delete table ip nftproxyd", "delete table ip6 nftproxyd"]),
+        ("everything flushed", &["flush ruleset"]),
+        ("rules flushed", &["flush table ip nftproxyd"]),
+        ("a chain flushed", &["flush chain ip6 nftproxyd cluster-pick-2"]),
+        ("elements flushed", &["flush map ip nftproxyd service-ips", "flush map ip nftproxyd endpoints"]),
+        ("a frontend deleted", &["delete element ip nftproxyd service-ips { 172.30.1.1 . tcp . 80 }"]),
+        ("an endpoint deleted", &["delete element ip6 nftproxyd endpoints { fd00:172:30::1 . tcp . 80 . 1 }"]),
+        ("a source range deleted", &["flush set ip nftproxyd allowed-sources"]),
+        ("a frontend added", &["add element ip nftproxyd service-ips { 172.30.1.9 . tcp . 81 : drop }"]),
+        ("an endpoint added", &["add element ip nftproxyd endpoints { 172.30.1.1 . tcp . 80 . 7 : 10.9.9.9 . 9 }"]),
+        (
+            "a frontend replaced",
+            &[
+                "delete element ip nftproxyd service-ips { 172.30.1.1 . tcp . 80 }",
+                "add element ip nftproxyd service-ips { 172.30.1.1 . tcp . 80 : drop }",
+            ],
+        ),
+        ("a rule added", &["add rule ip nftproxyd cluster-pick-1 counter accept"]),
+        ("a rule inserted", &["insert rule ip6 nftproxyd cluster-pick-2 accept"]),
+        ("a chain added", &["add chain ip nftproxyd stranger", "add rule ip nftproxyd stranger accept"]),
+        ("a set added", &["add set ip nftproxyd strangers { type inet_service; }"]),
+    ];
+    for (what, commands) in damages {
+        node.world.nft(&["-f", "-"], OTHER).expect("another table can be made");
+        let other = || ["list", "table", "inet", "other"];
+        let other_before = node.nft(&other()).expect("another table is there");
+        let script: String = commands.iter().map(|command| format!("{command}\n")).collect();
+        node.world.nft(&["-f", "-"], &script).unwrap_or_else(|error| panic!("{what}: {error}"));
+        wait_for_tables(&mut node, what, &before);
+        if commands.contains(&"flush ruleset") {
+            assert!(node.nft(&other()).is_err(), "{what}: another table is not ours to restore");
+        } else {
+            assert_eq!(node.nft(&other()).expect("another table is there"), other_before, "{what}");
+            node.nft(&["delete", "table", "inet", "other"]).expect("another table is there");
+        }
+    }
+    // And it goes on to follow changes.
+    node.replace("more.yaml", &yaml(&web("more", "172.30.1.5", &["10.1.0.5:8080"])));
+    node.wait_forward("after all that", "172.30.1.5:80", &["10.1.0.5:8080"]);
+    node.stop();
+}
+
+/// A server in the node that echoes what it reads, until its last connection is closed.
+fn echo_server(node: &Node, at: SocketAddr) {
+    node.world.run(move || {
+        let listener = TcpListener::bind(at).expect("the address is the node's");
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a client comes");
+            let mut bytes = [0; 64];
+            while let Ok(length @ 1..) = stream.read(&mut bytes) {
+                if stream.write_all(&bytes[..length]).is_err() {
+                    return;
+                }
+            }
+        });
+    });
+}
+
+fn echoes(stream: &mut TcpStream, text: &str) -> io::Result<()> {
+    stream.write_all(text.as_bytes())?;
+    let mut bytes = vec![0; text.len()];
+    stream.read_exact(&mut bytes)?;
+    if bytes == text.as_bytes() { Ok(()) } else { Err(io::Error::other("not an echo")) }
+}
+
+#[test]
+fn a_restart_changes_nothing_and_disturbs_nobody() {
+    let Some(mut node) = Node::new() else { return };
+    write_everything(&node);
+    let server = format!("{NODE_IP}:7777");
+    node.write("echo.yaml", &yaml(&web("echo", "172.30.1.7", &[&server])));
+    start(&mut node);
+    echo_server(&node, socket(&server));
+    let mut stream = node.world.run(|| {
+        let stream = TcpStream::connect_timeout(&socket("172.30.1.7:80"), Duration::from_secs(30))?;
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        io::Result::Ok(stream)
+    });
+    let stream = stream.as_mut().expect("the Service works from the node");
+    echoes(stream, "before").expect("the connection works");
+    let before = node.tables().expect("both tables are there");
+    for killed in [false, true, false] {
+        if killed {
+            node.kill();
+        } else {
+            node.stop();
+        }
+        assert_eq!(node.tables().expect("the tables stay"), before, "killed: {killed}");
+        echoes(stream, "without").expect("the connection works without the daemon");
+        start(&mut node);
+        let line = node.wait_for_log("in sync", |line| line.contains(" in sync services="));
+        assert!(line.contains("operations=0 "), "nothing is sent: {line}");
+        echoes(stream, "again").expect("the connection works after a start");
+        assert_eq!(node.tables().expect("the tables are there"), before, "killed: {killed}");
+    }
+    node.stop();
+}
+
+#[test]
+fn a_start_repairs_what_changed_meanwhile() {
+    let Some(mut node) = Node::new() else { return };
+    write_everything(&node);
+    start(&mut node);
+    let before = node.tables().expect("both tables are there");
+    node.kill();
+    node.world
+        .nft(
+            &["-f", "-"],
+            "delete element ip nftproxyd service-ips { 172.30.1.1 . tcp . 80 }
+             add element ip nftproxyd endpoints { 172.30.1.8 . tcp . 80 . 0 : 10.9.9.9 . 9 }
+             insert rule ip nftproxyd cluster-pick-1 drop
+             delete table ip6 nftproxyd",
+        )
+        .expect("anybody may change the table");
+    start(&mut node);
+    wait_for_tables(&mut node, "started", &before);
+    node.stop();
+
+    // The objects changed as well.
+    node.remove("cidr.yaml");
+    let services = yaml(
+        &[web("web", "172.30.1.1", &["10.1.0.6:8080"]), web("new", "172.30.1.6", &["10.1.0.6:8080", "10.1.0.7:8080"])]
+            .concat(),
+    );
+    node.replace("services.yaml", &services);
+    start(&mut node);
+    node.wait_forward("a changed Service", "172.30.1.1:80", &["10.1.0.6:8080"]);
+    node.wait_forward("a new Service", "172.30.1.6:80", &["10.1.0.6:8080", "10.1.0.7:8080"]);
+    let tables = node.tables().expect("both tables are there");
+    for gone in ["shop/sticky", "shop/balanced", "shop/empty", "shop/web-six", "172.30.1.3", "198.51.100.3"] {
+        assert!(!tables.contains(gone), "{gone} is gone:\n{tables}");
+    }
+    node.stop();
+}

@@ -1,0 +1,322 @@
+//! Random clusters, changed at random and synced at random moments.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use nftproxyd::config::NodePortAddresses;
+use nftproxyd::diff::Recovery;
+use nftproxyd::model::{Family, FrontendAt, FrontendKey, ObjectName};
+use nftproxyd::netlink::fake::{FakeKernel, Fault};
+use nftproxyd::netlink::{Kernel, Netlink};
+use nftproxyd::ruleset::names::{ChainName, SetName};
+use nftproxyd::ruleset::service::{self, element_key};
+use nftproxyd::ruleset::types::{Element, Value};
+use nftproxyd::sync::Engine;
+use proptest::prelude::*;
+use proptest::sample::select;
+use proptest::test_runner::{Config, TestRunner};
+
+use crate::support::cluster::{Change, Cluster, LONGEST_RETRY, change, cluster, facts, node_ports, without_slots};
+use crate::support::namespace::{Namespace, skip};
+
+fn runner(cases: u32) -> TestRunner {
+    TestRunner::new(Config { cases, failure_persistence: None, max_shrink_iters: 2_000, ..Config::default() })
+}
+
+/// Changes, in the portions that are synced together.
+fn changes(syncs: usize) -> impl Strategy<Value = Vec<Vec<Change>>> {
+    prop::collection::vec(prop::collection::vec(change(), 0..5), 1..syncs)
+}
+
+/// What the kernel in memory holds of a table, but for what it learns itself.
+fn held(kernel: &FakeKernel, family: Family) -> Vec<(SetName, Element)> {
+    let sets = SetName::ALL.into_iter().filter(|set| *set != SetName::Affinity);
+    let mut all: Vec<_> =
+        sets.flat_map(|set| kernel.elements_of(family, set).into_iter().map(move |element| (set, element))).collect();
+    all.sort_unstable();
+    all
+}
+
+/// The kernel holds what the engine believes, with every chain; and that is what the cluster needs.
+fn check(engine: &mut Engine<FakeKernel>, cluster: &Cluster, node_ports: &NodePortAddresses) {
+    let expected = cluster.expected(facts(node_ports.clone()));
+    for family in Family::ALL {
+        let installed = engine.installed(family).all_elements();
+        let ruleset = engine.ruleset(family);
+        assert_eq!(held(engine.kernel(), family), installed, "{family}");
+        for chain in &ruleset.chains {
+            assert_eq!(engine.kernel().rules_of(family, chain.name).as_ref(), Some(&chain.rules), "{}", chain.name);
+        }
+        let wanted = expected.installed(family);
+        assert_eq!(without_slots(&installed), without_slots(&wanted.all_elements()), "{family}");
+        assert!(engine.installed(family).chains().is_superset(wanted.chains()), "{family}");
+        // Affinity, once used, stays prepared; everything else of the frame is as for a new table.
+        for chain in expected.ruleset(family).chains {
+            if chain.name != ChainName::Remember {
+                assert_eq!(engine.kernel().rules_of(family, chain.name), Some(chain.rules), "{}", chain.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn any_walk_leads_to_the_table_of_the_last_cluster() {
+    let input = (cluster(), changes(8), node_ports());
+    runner(200)
+        .run(&input, |(mut cluster, portions, node_ports)| {
+            let mut engine = cluster.engine(FakeKernel::new(), facts(node_ports.clone()));
+            let mut now = Instant::now();
+            for portion in portions {
+                let report = engine.sync(now);
+                prop_assert_eq!(report.failures, 0);
+                check(&mut engine, &cluster, &node_ports);
+                let attempts = engine.kernel().attempts();
+                prop_assert!(!engine.is_due(now) && !engine.is_behind());
+                engine.sync(now);
+                prop_assert_eq!(engine.kernel().attempts(), attempts, "a second sync sends nothing");
+                portion.into_iter().for_each(|change| cluster.change(&mut engine, change));
+                now += Duration::from_millis(300);
+            }
+            engine.sync(now);
+            check(&mut engine, &cluster, &node_ports);
+            Ok(())
+        })
+        .expect("every walk");
+}
+
+/// Something that goes wrong.
+#[derive(Debug, Clone)]
+enum Trouble {
+    Commit(Fault),
+    /// Elements of one of the frontends that there are; of which set, and which of its slots.
+    Refuse {
+        endpoints: bool,
+        which: usize,
+    },
+    RefuseNodeAddresses,
+    AcceptAll,
+    DeleteTable(Family),
+}
+
+fn trouble() -> impl Strategy<Value = Trouble> {
+    let faults =
+        vec![Fault::Busy, Fault::Unknown { applied: true }, Fault::Unknown { applied: false }, Fault::Permission];
+    prop_oneof![
+        3 => select(faults).prop_map(Trouble::Commit),
+        4 => (any::<bool>(), 0usize..100).prop_map(|(endpoints, which)| Trouble::Refuse { endpoints, which }),
+        1 => Just(Trouble::RefuseNodeAddresses),
+        1 => Just(Trouble::AcceptAll),
+        1 => select(&Family::ALL[..]).prop_map(Trouble::DeleteTable),
+    ]
+}
+
+/// What is written for each Service: its frontends, without the numbers of slots.
+type Parts = BTreeMap<ObjectName, BTreeMap<FrontendKey, BTreeSet<(SetName, Element)>>>;
+
+/// Reads the parts of all Services off a kernel. Fails where there is an element that is part of no whole frontend.
+fn parts(kernel: &FakeKernel, keys: &BTreeSet<FrontendKey>) -> Parts {
+    let mut parts = Parts::new();
+    for family in Family::ALL {
+        let mut elements = held(kernel, family);
+        let mut recovery = Recovery::new(family);
+        elements.iter().cloned().for_each(|(set, element)| recovery.element(set, element));
+        let (found, unknown) = recovery.finish([]);
+        assert_eq!(unknown, []);
+        elements.retain(|(set, _)| !matches!(set, SetName::ClusterIps | SetName::Hairpin | SetName::NodeportIps));
+        let mut written = 0;
+        for key in keys.iter().filter(|key| key.family() == family) {
+            if let Some(frontend) = found.frontend(key) {
+                let elements = service::elements(key, frontend);
+                written += elements.len();
+                parts.entry(frontend.service.clone()).or_default().insert(*key, without_slots(&elements));
+            }
+        }
+        assert_eq!(written, elements.len(), "frontends are whole: {elements:#?}");
+    }
+    parts
+}
+
+/// Every frontend that the Services of a cluster claim.
+fn keys(cluster: &Cluster) -> BTreeSet<FrontendKey> {
+    let mut keys = BTreeSet::new();
+    for service in cluster.services.values() {
+        for port in &service.ports {
+            let addresses = Family::ALL.into_iter().filter_map(|family| service.cluster_ips[family]);
+            let addresses = addresses.chain(service.external_ips.iter().chain(&service.load_balancer_ips).copied());
+            let at = |at, number| FrontendKey { at, protocol: port.protocol, port: number };
+            keys.extend(addresses.map(|address| at(FrontendAt::Address(address), port.port)));
+            let node_ports = Family::ALL.into_iter().filter_map(|family| Some((family, port.node_port?)));
+            keys.extend(node_ports.map(|(family, number)| at(FrontendAt::NodePort(family), number)));
+        }
+    }
+    keys
+}
+
+#[test]
+fn trouble_never_leaves_half_a_service_and_passes() {
+    let portions =
+        prop::collection::vec((prop::collection::vec(change(), 0..4), prop::collection::vec(trouble(), 0..3)), 1..7);
+    runner(200)
+        .run(&(cluster(), portions, node_ports()), |(mut cluster, portions, node_ports)| {
+            let mut engine = cluster.engine(FakeKernel::new(), facts(node_ports.clone()));
+            let mut now = Instant::now();
+            let mut seen = keys(&cluster);
+            let mut before = Parts::new();
+            let mut refused: BTreeSet<FrontendKey> = BTreeSet::new();
+            // Whether nothing went wrong yet but refusals of Services.
+            let mut only_refusals = true;
+            for (changes, troubles) in portions {
+                changes.into_iter().for_each(|change| cluster.change(&mut engine, change));
+                let claimed = keys(&cluster);
+                seen.extend(claimed.iter().copied());
+                for trouble in troubles {
+                    match trouble {
+                        Trouble::Commit(fault) => {
+                            only_refusals = false;
+                            engine.kernel().fail_next(fault);
+                        }
+                        Trouble::Refuse { endpoints, which } => {
+                            if let Some(key) = claimed.iter().nth(which % claimed.len().max(1)) {
+                                refused.insert(*key);
+                                if let FrontendAt::NodePort(_) = key.at {
+                                    // Its elements look alike in both families.
+                                    let at = |family| FrontendKey { at: FrontendAt::NodePort(family), ..*key };
+                                    refused.extend(Family::ALL.map(at));
+                                }
+                                refuse(engine.kernel(), key, endpoints);
+                            }
+                        }
+                        Trouble::RefuseNodeAddresses => {
+                            only_refusals = false;
+                            engine.kernel().refuse(SetName::NodeportIps, None);
+                        }
+                        // What was refused once may wait for its next attempt.
+                        Trouble::AcceptAll => engine.kernel().accept_all(),
+                        Trouble::DeleteTable(family) => {
+                            engine.kernel().delete_table(family);
+                            engine.distrust(family);
+                            before = parts(engine.kernel(), &seen);
+                        }
+                    }
+                }
+                let report = engine.sync(now);
+                let mut fresh = cluster.expected(facts(node_ports.clone()));
+                let wanted = parts(fresh.kernel(), &seen);
+                let holds = parts(engine.kernel(), &seen);
+                prop_assert!(!only_refusals || report.error_text().is_empty(), "{}", report.error_text());
+                if !engine.is_behind() {
+                    for family in Family::ALL {
+                        let installed = engine.installed(family).all_elements();
+                        assert_eq!(held(engine.kernel(), family), installed, "{family}");
+                    }
+                }
+                for name in before.keys().chain(wanted.keys()) {
+                    for family in Family::ALL {
+                        let of = |parts: &Parts| {
+                            let part = parts.get(name).cloned().unwrap_or_default();
+                            part.into_iter().filter(|(key, _)| key.family() == family).collect::<BTreeMap<_, _>>()
+                        };
+                        let (old, new, is) = (of(&before), of(&wanted), of(&holds));
+                        // What it had may have passed to another, which may or may not have come to have it.
+                        let passed = |key| wanted.iter().any(|(other, part)| other != name && part.contains_key(key));
+                        let kept = old.iter().filter(|(key, _)| is.contains_key(key) || !passed(key));
+                        let kept: BTreeMap<_, _> = kept.map(|(key, part)| (*key, part.clone())).collect();
+                        let whole = is == new || is == kept;
+                        prop_assert!(whole, "{}: {:?}\nwas {:?}\nwanted {:?}", name, is, old, new);
+                        if only_refusals && !new.keys().any(|key| refused.contains(key)) {
+                            prop_assert_eq!(is, new, "{} is not refused", name);
+                        }
+                    }
+                }
+                before = holds;
+                now += Duration::from_millis(700);
+            }
+            engine.kernel().accept_all();
+            for _ in 0..20 {
+                now += LONGEST_RETRY;
+                engine.sync(now);
+            }
+            check(&mut engine, &cluster, &node_ports);
+            Ok(())
+        })
+        .expect("every walk");
+}
+
+/// Refuses the verdict of a frontend, or its first endpoint.
+fn refuse(kernel: &mut FakeKernel, key: &FrontendKey, endpoints: bool) {
+    let by_address = matches!(key.at, FrontendAt::Address(_));
+    let mut element = element_key(key);
+    let set = match (by_address, endpoints) {
+        (true, false) => SetName::ServiceIps,
+        (false, false) => SetName::ServiceNodeports,
+        (true, true) => SetName::Endpoints,
+        (false, true) => SetName::NodeportEndpoints,
+    };
+    if endpoints {
+        element.push(Value::Slot(0));
+    }
+    kernel.refuse(set, Some(element));
+}
+
+/// What the kernel of the machine holds is what the engine believes.
+fn check_kernel(engine: &mut Engine<Netlink>, cluster: &Cluster, node_ports: &NodePortAddresses) {
+    let expected = cluster.expected(facts(node_ports.clone()));
+    for family in Family::ALL {
+        let ruleset = engine.ruleset(family);
+        let installed = engine.installed(family).all_elements();
+        let sets: Vec<_> = ruleset.sets.iter().map(|(def, _)| def.clone()).collect();
+        let snapshot = engine.kernel().dump(family, &sets, &ruleset.chains, &|_| None).expect("a dump");
+        assert_eq!(snapshot.sets.len(), sets.len(), "{:?}", snapshot.other_sets);
+        assert_eq!(snapshot.chains, ruleset.chains.iter().map(|chain| chain.name).collect());
+        assert!(snapshot.other_chains.is_empty() && snapshot.other_rules.is_empty(), "{snapshot:?}");
+        assert!(snapshot.foreign_chains.is_empty() && snapshot.foreign_sets.is_empty(), "{snapshot:?}");
+        assert!(snapshot.foreign_other.is_empty(), "{snapshot:?}");
+        let mut held: Vec<(SetName, Element)> = Vec::new();
+        for set in sets.iter().filter(|set| set.dynamic_size.is_none()) {
+            let elements = engine.kernel().elements(family, set).expect("a dump");
+            held.extend(elements.into_iter().map(|element| (set.name, element)));
+        }
+        held.sort_unstable();
+        assert_eq!(held, installed, "{family}");
+        assert_eq!(without_slots(&held), without_slots(&expected.installed(family).all_elements()), "{family}");
+    }
+}
+
+#[test]
+fn the_machines_kernel_holds_the_same() {
+    let namespace = match Namespace::new() {
+        Ok(namespace) => namespace,
+        Err(error) => return skip(&error),
+    };
+    let walk = |(mut cluster, portions, node_ports): (Cluster, Vec<Vec<Change>>, NodePortAddresses)| {
+        let open = || Netlink::open().expect("a netlink socket");
+        let mut engine = cluster.engine(open(), facts(node_ports.clone()));
+        let mut now = Instant::now();
+        for portion in portions {
+            let report = engine.sync(now);
+            prop_assert_eq!((report.failures, report.error_text()), (0, String::new()));
+            check_kernel(&mut engine, &cluster, &node_ports);
+
+            let mut again = cluster.engine(open(), facts(node_ports.clone()));
+            let report = again.sync(now);
+            let forgotten = cluster.services.values().all(|service| service.affinity.is_none());
+            // The rules of affinity go with the first start that finds no Service with affinity.
+            prop_assert!(forgotten || report.transactions == 0, "a restart sends nothing: {:?}", report);
+            prop_assert_eq!(report.failures, 0);
+            check_kernel(&mut again, &cluster, &node_ports);
+            engine = again;
+
+            portion.into_iter().for_each(|change| cluster.change(&mut engine, change));
+            now += Duration::from_millis(300);
+        }
+        // What changed while nobody looked is all that a restart sends.
+        let mut restarted = cluster.engine(open(), facts(node_ports.clone()));
+        let report = restarted.sync(now);
+        prop_assert_eq!(report.failures, 0);
+        check_kernel(&mut restarted, &cluster, &node_ports);
+        Ok(())
+    };
+    namespace.run(move || {
+        runner(25).run(&(cluster(), changes(6), node_ports()), walk).expect("every walk");
+    });
+}

@@ -1,0 +1,230 @@
+//! Clients are forgotten when the endpoint that they are remembered with goes.
+
+use std::cell::Cell;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use nftproxyd::config::NodePortAddresses;
+use nftproxyd::model::{Event, Family, ObjectName, Service};
+use nftproxyd::netlink::Kernel;
+use nftproxyd::netlink::fake::{FakeKernel, Fault};
+use nftproxyd::ruleset::names::SetName;
+use nftproxyd::ruleset::types::{Data, Element, Key, Value};
+use nftproxyd::sync::Engine;
+
+use crate::support::cluster::{
+    Cluster, address, endpoints, facts, ip, name, of_every_kind, plain_service, port, ready, slice_of,
+};
+use crate::support::kernels::{Call, Disturbed};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn sticky(index: u16) -> Service {
+    let mut service = Service { affinity: Some(60), ..plain_service(index) };
+    service.ports[0].node_port = Some(port(30_000 + index));
+    service
+}
+
+/// Two Services with affinity and three endpoints each, and one without.
+fn cluster() -> Cluster {
+    let mut cluster = of_every_kind(0, None);
+    for service in [sticky(1), sticky(2), plain_service(3)] {
+        let slice = slice_of(&service.name, Family::V4, endpoints(Family::V4, 3));
+        cluster.slices.insert(slice.name.clone(), slice);
+        cluster.services.insert(service.name.clone(), service);
+    }
+    cluster
+}
+
+/// An engine in sync that has done its sweeps of the start, and the time by then.
+fn start<K: Kernel>(kernel: K) -> (Engine<K>, Instant) {
+    let mut engine = cluster().engine(kernel, facts(NodePortAddresses::All));
+    let mut now = Instant::now();
+    assert_eq!(engine.sync(now).failures, 0);
+    while let Some(wake) = engine.wake_at() {
+        now = wake;
+        assert_eq!(engine.sync(now).failures, 0);
+    }
+    (engine, now + 10 * SECOND)
+}
+
+/// What the kernel learns of a client of an address and port.
+fn entry(client: u8, destination: IpAddr, number: u16, endpoint: u8) -> Element {
+    let tcp = nftproxyd::model::Protocol::Tcp;
+    let client = Value::Address(address(Family::V4, 203, 0, client));
+    let key = Key::from_slice(&[client, Value::Address(destination), Value::Protocol(tcp), Value::Port(number)]);
+    let data = [Value::Address(address(Family::V4, 10, 124, endpoint)), Value::Port(8080)];
+    Element { key, key_end: None, data: Data::Values(data.into()), comment: None }
+}
+
+fn cluster_ip(index: u16) -> IpAddr {
+    plain_service(index).cluster_ips.v4.expect("an address")
+}
+
+fn learn(kernel: &mut FakeKernel, entries: &[Element]) {
+    entries.iter().for_each(|entry| kernel.put(Family::V4, SetName::Affinity, entry.clone()));
+}
+
+fn remembered(kernel: &FakeKernel) -> Vec<Element> {
+    kernel.elements_of(Family::V4, SetName::Affinity)
+}
+
+/// The Service's endpoints are these from now on.
+fn endpoints_of(service: &ObjectName, lasts: &[u8]) -> Event {
+    let endpoints = lasts.iter().map(|last| ready(address(Family::V4, 10, 124, *last))).collect();
+    Event::Slice(slice_of(service, Family::V4, endpoints))
+}
+
+fn sorted(mut elements: Vec<Element>) -> Vec<Element> {
+    elements.sort_unstable();
+    elements
+}
+
+#[test]
+fn clients_of_an_endpoint_that_goes_are_forgotten_and_others_kept() {
+    let (mut engine, now) = start(FakeKernel::new());
+    let node = ip("10.125.0.1");
+    let gone = vec![
+        entry(1, cluster_ip(1), 80, 2),
+        // By the node port, whatever the node's address.
+        entry(1, node, 30_001, 2),
+        // No frontend any more, and one that has no affinity.
+        entry(1, cluster_ip(9), 80, 1),
+        entry(1, cluster_ip(3), 80, 1),
+    ];
+    let kept = vec![
+        entry(2, cluster_ip(1), 80, 1),
+        entry(2, node, 30_001, 3),
+        // The same endpoint, which another Service still has.
+        entry(1, cluster_ip(2), 80, 2),
+        entry(1, node, 30_002, 2),
+    ];
+    learn(engine.kernel(), &gone);
+    learn(engine.kernel(), &kept);
+    // Another endpoint comes: no reason to look.
+    engine.apply(endpoints_of(&name("plain-00001"), &[1, 2, 3, 4]));
+    engine.sync(now);
+    assert_eq!(engine.wake_at(), None);
+    assert_eq!(remembered(engine.kernel()).len(), 8);
+
+    engine.apply(endpoints_of(&name("plain-00001"), &[1, 3, 4]));
+    assert_eq!(engine.sync(now).failures, 0);
+    assert_eq!(remembered(engine.kernel()), sorted(kept.clone()));
+
+    // A packet that was under way is found by a second look.
+    learn(engine.kernel(), &gone[..2]);
+    let second = engine.wake_at().expect("a second look");
+    assert_eq!(second, now + SECOND);
+    assert!(!engine.is_due(second - Duration::from_millis(1)) && engine.is_due(second));
+    engine.sync(second);
+    assert_eq!(remembered(engine.kernel()), sorted(kept));
+    assert_eq!(engine.wake_at(), None, "there is no third");
+}
+
+#[test]
+fn clients_are_forgotten_with_their_service_and_with_its_affinity() {
+    for end in [Event::ServiceGone(name("plain-00001")), Event::Service(Service { affinity: None, ..sticky(1) })] {
+        let (mut engine, now) = start(FakeKernel::new());
+        let other = entry(1, cluster_ip(2), 80, 2);
+        learn(engine.kernel(), &[entry(1, cluster_ip(1), 80, 1), entry(1, ip("10.125.0.1"), 30_001, 1), other.clone()]);
+        engine.apply(end);
+        engine.sync(now);
+        assert_eq!(remembered(engine.kernel()), [other]);
+    }
+}
+
+#[test]
+fn what_went_while_nobody_looked_is_forgotten_at_the_start() {
+    let (mut engine, _) = start(FakeKernel::new());
+    let mut kernel = std::mem::take(engine.kernel());
+    let kept = entry(1, cluster_ip(1), 80, 1);
+    learn(&mut kernel, &[kept.clone(), entry(2, cluster_ip(1), 80, 77)]);
+    let (mut engine, _) = start(kernel);
+    assert_eq!(remembered(engine.kernel()), [kept]);
+}
+
+#[test]
+fn an_entry_that_runs_out_meanwhile_does_not_keep_the_others() {
+    // The first client's entry is gone when its deletion arrives.
+    let races = Cell::new(0);
+    let disturb = |call, kernel: &mut FakeKernel| {
+        if call == Call::Commit && races.get() > 0 {
+            let learnt = remembered(kernel);
+            if let Some(entry) = learnt.iter().find(|entry| entry.data == self::entry(1, cluster_ip(1), 80, 2).data) {
+                kernel.remove(Family::V4, SetName::Affinity, &entry.key);
+                races.set(races.get() - 1);
+            }
+        }
+    };
+    for (times, left) in [(1, 0), (3, 0), (9, 1)] {
+        let (mut engine, now) = start(Disturbed { kernel: FakeKernel::new(), disturb });
+        let entries: Vec<Element> = (1..=6).map(|client| entry(client, cluster_ip(1), 80, 2)).collect();
+        engine.apply(endpoints_of(&name("plain-00001"), &[1, 3]));
+        // The change itself is not disturbed: there is nothing to remove yet.
+        engine.sync(now);
+        learn(&mut engine.kernel().kernel, &entries);
+        races.set(times);
+        engine.sync(now + SECOND);
+        races.set(0);
+        assert_eq!(remembered(&engine.kernel().kernel).len(), left, "{times} races");
+        // What is left is seen to later.
+        assert_eq!(engine.wake_at().is_some(), left > 0);
+        engine.sync(now + 2 * SECOND);
+        assert_eq!(remembered(&engine.kernel().kernel), []);
+    }
+}
+
+#[test]
+fn failures_are_tried_again_at_growing_intervals() {
+    let (mut engine, mut now) = start(FakeKernel::new());
+    engine.apply(endpoints_of(&name("plain-00001"), &[1, 3]));
+    engine.sync(now);
+    learn(engine.kernel(), &[entry(1, cluster_ip(1), 80, 2)]);
+    let mut waits = Vec::new();
+    for _ in 0..9 {
+        let wake = engine.wake_at().expect("another attempt");
+        waits.push((wake - now).as_secs());
+        now = wake;
+        engine.kernel().fail_next(Fault::Permission);
+        assert_eq!(engine.sync(now).failures, 0, "the table is in sync all the same");
+    }
+    assert_eq!(waits, [1, 1, 2, 4, 8, 16, 32, 64, 64]);
+    engine.sync(now + 64 * SECOND);
+    assert_eq!(remembered(engine.kernel()), []);
+    assert_eq!(engine.wake_at(), None);
+}
+
+#[test]
+fn many_clients_go_in_portions() {
+    let (mut engine, now) = start(FakeKernel::new());
+    let entries = (0..1_700_u16).map(|client| {
+        let mut entry = entry(1, cluster_ip(1), 80, 2);
+        let [high, low] = client.to_be_bytes();
+        entry.key[0] = Value::Address(IpAddr::from([203, 1, high, low]));
+        entry
+    });
+    learn(engine.kernel(), &entries.collect::<Vec<_>>());
+    engine.apply(endpoints_of(&name("plain-00001"), &[1, 3]));
+    engine.kernel().take_committed();
+    engine.sync(now);
+    assert_eq!(remembered(engine.kernel()), []);
+    let lengths: Vec<usize> = engine.kernel().take_committed()[1..].iter().map(|one| one.len()).collect();
+    assert_eq!(lengths, [500, 500, 500, 200]);
+}
+
+#[test]
+fn looking_takes_a_tenth_of_the_time_at_most() {
+    let slow = Duration::from_millis(20);
+    let disturb = |call, _: &mut FakeKernel| {
+        let start = Instant::now();
+        while call == Call::Elements && start.elapsed() < slow {}
+    };
+    let (mut engine, now) = start(Disturbed { kernel: FakeKernel::new(), disturb });
+    engine.apply(endpoints_of(&name("plain-00001"), &[1, 3]));
+    engine.sync(now);
+    engine.apply(endpoints_of(&name("plain-00001"), &[1]));
+    engine.sync(now);
+    let wake = engine.wake_at().expect("another look");
+    assert!(wake - now >= slow * 10, "{:?}", wake - now);
+    assert!(wake - now < SECOND);
+}

@@ -1,0 +1,338 @@
+//! What the kernel refuses, or does not answer: who suffers, what is said about it, and when it is tried again.
+
+use std::cell::Cell;
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use nftproxyd::config::NodePortAddresses;
+use nftproxyd::diff::Operation;
+use nftproxyd::model::{Event, Family, FrontendAt, FrontendKey, Protocol, Service};
+use nftproxyd::netlink::Kernel;
+use nftproxyd::netlink::fake::{FakeKernel, Fault};
+use nftproxyd::ruleset::names::{ChainName, SetName};
+use nftproxyd::ruleset::service::element_key;
+use nftproxyd::sync::Engine;
+
+use crate::support::cluster::{Cluster, LONGEST_RETRY, endpoints, facts, of_every_kind, plain_service, port, slice_of};
+use crate::support::kernels::{Call, Disturbed, Recorder};
+
+/// So many plain Services with two endpoints each.
+fn plain(count: u16) -> Cluster {
+    let mut cluster = of_every_kind(0, None);
+    for service in (0..count).map(plain_service) {
+        let slice = slice_of(&service.name, Family::V4, endpoints(Family::V4, 2));
+        cluster.slices.insert(slice.name.clone(), slice);
+        cluster.services.insert(service.name.clone(), service);
+    }
+    cluster
+}
+
+fn engine<K: Kernel>(cluster: &Cluster, kernel: K) -> Engine<K> {
+    cluster.engine(kernel, facts(NodePortAddresses::Primary))
+}
+
+fn key(index: u16) -> FrontendKey {
+    let address = plain_service(index).cluster_ips.v4.expect("an address");
+    FrontendKey { at: FrontendAt::Address(address), protocol: Protocol::Tcp, port: port(80) }
+}
+
+/// The kernel refuses the Service's verdict from now on.
+fn refuse(kernel: &mut FakeKernel, index: u16) {
+    kernel.refuse(SetName::ServiceIps, Some(element_key(&key(index))));
+}
+
+/// What the log says at level INFO and above, while something runs on this thread.
+fn log_of(run: impl FnOnce()) -> Vec<String> {
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("no panic").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::INFO)
+        .with_ansi(false)
+        .without_time()
+        .with_writer(move || writer.clone())
+        .finish();
+    tracing::subscriber::with_default(subscriber, run);
+    let bytes = log.0.lock().expect("no panic").clone();
+    String::from_utf8(bytes).expect("UTF-8").lines().map(|line| line.trim().to_owned()).collect()
+}
+
+#[test]
+fn a_refused_service_is_named_once_and_does_not_keep_back_others() {
+    let log = log_of(|| {
+        let mut engine = engine(&plain(50), FakeKernel::new());
+        refuse(engine.kernel(), 7);
+        refuse(engine.kernel(), 31);
+        let mut now = Instant::now();
+        let report = engine.sync(now);
+        assert_eq!((report.failures, report.error_text()), (2, String::new()));
+        for index in 0..50 {
+            assert_eq!(engine.installed(Family::V4).frontend(&key(index)).is_some(), ![7, 31].contains(&index));
+        }
+        assert!(!engine.is_behind() && !engine.is_due(now));
+
+        let mut waits = Vec::new();
+        for _ in 0..7 {
+            let wake = engine.wake_at().expect("another attempt");
+            waits.push((wake - now).as_millis());
+            assert!(!engine.is_due(wake - Duration::from_millis(1)));
+            now = wake;
+            let attempts = engine.kernel().attempts();
+            assert_eq!(engine.sync(now).failures, 2);
+            // Both together, each alone; the table is not read back, or all Services would be looked at.
+            assert_eq!(engine.kernel().attempts() - attempts, 3);
+        }
+        assert_eq!(waits, [200, 400, 800, 1_600, 3_200, 5_000, 5_000]);
+
+        // Others change, and a refused one does: it is tried at once, and nothing is said that was said before.
+        engine.apply(Event::ServiceGone(plain_service(3).name));
+        let mut changed = plain_service(7);
+        changed.created = 1;
+        engine.apply(Event::Service(changed));
+        let report = engine.sync(now);
+        assert_eq!((report.failures, report.transactions), (1, 1));
+        assert_eq!(engine.installed(Family::V4).frontend(&key(3)), None);
+
+        engine.kernel().accept_all();
+        assert_eq!(engine.sync(now + LONGEST_RETRY).failures, 0);
+        assert_eq!(engine.installed(Family::V4).frontend_count(), 49);
+        assert_eq!(engine.wake_at(), None);
+    });
+    let errors: Vec<&String> = log.iter().filter(|line| line.starts_with("ERROR")).collect();
+    assert_eq!(errors.len(), 2, "{log:#?}");
+    assert!(errors[0].contains("shop/plain-00007") && errors[0].contains("10.96.0.7"), "{}", errors[0]);
+    assert!(errors[1].contains("shop/plain-00031") && errors[1].contains("Invalid argument"), "{}", errors[1]);
+    // An empty kernel has nothing that could be in the way: there is no word of reading it back.
+    assert_eq!(log.len(), 2, "{log:#?}");
+}
+
+#[test]
+fn finding_the_refused_service_costs_a_logarithm() {
+    let mut engine = engine(&plain(256), FakeKernel::new());
+    let now = Instant::now();
+    refuse(engine.kernel(), 100);
+    engine.sync(now);
+    // Two frames and two sets of node addresses; the whole, and two halves at each of eight levels.
+    assert_eq!(engine.kernel().attempts(), 4 + 1 + 2 * 8);
+}
+
+#[test]
+fn a_refused_service_keeps_what_it_had() {
+    let mut engine = engine(&plain(3), FakeKernel::new());
+    let mut now = Instant::now();
+    engine.sync(now);
+    let before = engine.installed(Family::V4).frontend(&key(1)).cloned();
+    assert!(before.is_some());
+    refuse(engine.kernel(), 1);
+    // A third endpoint would need another verdict.
+    for index in 0..3 {
+        let slice = slice_of(&plain_service(index).name, Family::V4, endpoints(Family::V4, 3));
+        engine.apply(Event::Slice(slice));
+    }
+    let report = engine.sync(now);
+    assert_eq!(report.failures, 1);
+    assert_eq!(report.services, [plain_service(0).name, plain_service(2).name].into());
+    assert_eq!(engine.installed(Family::V4).frontend(&key(1)), before.as_ref());
+    // Also through a read-back, with all that belongs to it, whose need only the Service could tell.
+    for _ in 0..3 {
+        now += LONGEST_RETRY;
+        engine.distrust(Family::V4);
+        assert_eq!(engine.sync(now).failures, 1);
+        assert_eq!(engine.installed(Family::V4).frontend(&key(1)), before.as_ref());
+        assert_eq!(engine.kernel().elements_of(Family::V4, SetName::ClusterIps).len(), 3);
+    }
+    // It goes without leaving anything.
+    engine.apply(Event::ServiceGone(plain_service(1).name));
+    assert_eq!(engine.sync(now).failures, 0);
+    assert_eq!(engine.kernel().elements_of(Family::V4, SetName::ClusterIps).len(), 2);
+    assert_eq!(engine.kernel().elements_of(Family::V4, SetName::ServiceIps).len(), 2);
+}
+
+#[test]
+fn a_table_that_has_to_be_replaced_may_hold_a_refused_service() {
+    let mut engine = engine(&plain(20), FakeKernel::new());
+    let now = Instant::now();
+    engine.sync(now);
+    engine.kernel().add_foreign_object(Family::V4, "counter theirs");
+    refuse(engine.kernel(), 5);
+    engine.distrust(Family::V4);
+    let report = engine.sync(now);
+    assert_eq!((report.failures, report.error_text()), (1, String::new()));
+    assert_eq!(engine.installed(Family::V4).frontend_count(), 19);
+    engine.kernel().accept_all();
+    engine.sync(now + LONGEST_RETRY);
+    assert_eq!(engine.installed(Family::V4).frontend_count(), 20);
+}
+
+#[test]
+fn replacing_a_table_reports_what_changed() {
+    let mut cluster = plain(2);
+    let udp = plain_service(1);
+    let mut udp = Service { ports: udp.ports.clone(), ..udp };
+    udp.ports[0].protocol = Protocol::Udp;
+    cluster.services.insert(udp.name.clone(), udp.clone());
+    let mut engine = engine(&cluster, FakeKernel::new());
+    let now = Instant::now();
+    engine.sync(now);
+    engine.kernel().add_foreign_object(Family::V4, "counter theirs");
+    engine.distrust(Family::V4);
+    let report = engine.sync(now);
+    assert_eq!(report.services.len(), 2);
+    assert_eq!(report.udp.len(), 1);
+    assert_eq!(report.udp[0].service.as_ref().map(|(name, _)| name), Some(&udp.name));
+}
+
+#[test]
+fn a_table_that_goes_between_reading_and_writing_is_read_again() {
+    // Before which commit of the sync it goes.
+    for at in 1..4 {
+        let countdown = Cell::new(usize::MAX);
+        let disturb = |call, kernel: &mut FakeKernel| {
+            if call == Call::Commit {
+                countdown.set(countdown.get().wrapping_sub(1));
+                if countdown.get() == 0 {
+                    kernel.delete_table(Family::V4);
+                }
+            }
+        };
+        let log = log_of(|| {
+            let mut engine = engine(&plain(20), Disturbed { kernel: FakeKernel::new(), disturb });
+            let mut now = Instant::now();
+            engine.sync(now);
+            let whole = engine.installed(Family::V4).all_elements();
+            // Something to repair, and something to change.
+            engine.kernel().kernel.flush_chain(Family::V4, ChainName::Services);
+            engine.distrust(Family::V4);
+            for index in 0..20 {
+                let slice = slice_of(&plain_service(index).name, Family::V4, endpoints(Family::V4, 3));
+                engine.apply(Event::Slice(slice));
+            }
+            countdown.set(at);
+            let report = engine.sync(now);
+            countdown.set(usize::MAX);
+            now += LONGEST_RETRY;
+            if report.failures > 0 || at == 3 {
+                // After the last commit there is nothing that could notice.
+                engine.distrust(Family::V4);
+                engine.sync(now);
+            }
+            assert_eq!(engine.installed(Family::V4).all_elements().len(), whole.len() + 20);
+            assert_eq!(engine.kernel().kernel.elements_of(Family::V4, SetName::ServiceIps).len(), 20);
+            assert!(at == 3 || report.failures == 0, "{at}: {}", report.error_text());
+        });
+        assert!(!log.iter().any(|line| line.starts_with("ERROR")), "no Service is to blame: {log:#?}");
+    }
+}
+
+#[test]
+fn an_unknown_outcome_is_read_back_at_once_and_then_at_intervals() {
+    for applied in [false, true] {
+        let log = log_of(|| {
+            let mut engine = engine(&plain(5), FakeKernel::new());
+            let mut now = Instant::now();
+            engine.sync(now);
+            let unknown = Fault::Unknown { applied };
+            let drop_one = |index: u16| Event::ServiceGone(plain_service(index).name);
+
+            engine.kernel().fail_next(unknown.clone());
+            engine.apply(drop_one(0));
+            assert_eq!(engine.sync(now).failures, 0, "once is put right in the same sync");
+            assert_eq!(engine.installed(Family::V4).frontend_count(), 4);
+
+            let mut waits = Vec::new();
+            engine.apply(drop_one(1));
+            for _ in 0..6 {
+                // An applied change leaves nothing to send, so give each attempt another one.
+                engine.apply(Event::Service(plain_service(50 + u16::try_from(waits.len()).expect("few"))));
+                (0..2).for_each(|_| engine.kernel().fail_next(unknown.clone()));
+                engine.sync(now);
+                let Some(wake) = engine.wake_at() else { break };
+                assert!(!engine.is_due(wake - Duration::from_millis(1)), "an event does not make it hurry");
+                waits.push((wake - now).as_millis());
+                now = wake;
+            }
+            if !applied {
+                assert_eq!(waits, [200, 400, 800, 1_600, 3_200, 5_000]);
+            }
+            for _ in 0..20 {
+                now += LONGEST_RETRY;
+                engine.sync(now);
+            }
+            assert!(!engine.is_behind());
+            let held = engine.kernel().elements_of(Family::V4, SetName::ServiceIps).len();
+            assert_eq!(held, engine.installed(Family::V4).frontend_count());
+            assert_eq!(engine.installed(Family::V4).frontend(&key(1)), None);
+        });
+        let errors = log.iter().filter(|line| line.starts_with("ERROR")).count();
+        assert!(errors <= 1, "{log:#?}");
+        if !applied {
+            assert_eq!(errors, 1);
+            assert!(log.last().is_some_and(|line| line.contains("is in sync again")), "{log:#?}");
+        }
+    }
+}
+
+#[test]
+fn a_busy_kernel_is_asked_again_without_reading_it_back() {
+    let mut engine = engine(&plain(2), FakeKernel::new());
+    let now = Instant::now();
+    engine.sync(now);
+    engine.apply(Event::ServiceGone(plain_service(0).name));
+    (0..4).for_each(|_| engine.kernel().fail_next(Fault::Busy));
+    let attempts = engine.kernel().attempts();
+    assert_eq!(engine.sync(now).failures, 0);
+    assert_eq!(engine.kernel().attempts() - attempts, 5);
+
+    engine.apply(Event::ServiceGone(plain_service(1).name));
+    (0..5).for_each(|_| engine.kernel().fail_next(Fault::Busy));
+    let report = engine.sync(now);
+    assert_eq!(report.failures, 1);
+    assert!(report.error_text().contains("busy"), "{}", report.error_text());
+    engine.kernel().take_committed();
+    let again = engine.sync(engine.wake_at().expect("another attempt"));
+    assert_eq!((again.failures, again.transactions), (0, 1));
+    // Only this; a table that was read back would show in the Services that are looked at, were there any change.
+    assert!(matches!(engine.kernel().committed()[0].operations[..], [Operation::DeleteElements(..), ..]));
+}
+
+#[test]
+fn one_familys_failure_does_not_keep_back_the_other() {
+    let cluster = of_every_kind(1, None);
+    let mut engine = engine(&cluster, FakeKernel::new());
+    // IPv4 comes first.
+    engine.kernel().fail_next(Fault::Permission);
+    let now = Instant::now();
+    let report = engine.sync(now);
+    assert_eq!(report.failures, 1);
+    assert!(report.error_text().contains("CAP_NET_ADMIN"), "{}", report.error_text());
+    assert!(!engine.kernel().has_table(Family::V4) && engine.kernel().has_table(Family::V6));
+    assert!(engine.is_behind() && !engine.is_due(now));
+    // A change concerns both; the one that failed waits for its time.
+    let attempts = engine.kernel().attempts();
+    engine.apply(Event::ServiceGone(cluster.services.keys().next().expect("a Service").clone()));
+    assert!(engine.is_due(now));
+    engine.sync(now);
+    assert_eq!(engine.kernel().attempts(), attempts + 1);
+    assert_eq!(engine.sync(now + LONGEST_RETRY).failures, 0);
+    assert!(engine.kernel().has_table(Family::V4) && !engine.is_behind());
+}
+
+#[test]
+fn without_the_first_lists_nothing_is_touched() {
+    let mut engine = Engine::new(Recorder::default(), facts(NodePortAddresses::All));
+    engine.apply(Event::Service(plain_service(0)));
+    assert!(!engine.is_due(Instant::now()));
+    assert_eq!(engine.sync(Instant::now()).transactions, 0);
+    assert_eq!(engine.kernel().dumps, 0);
+}

@@ -1,0 +1,143 @@
+//! How much is sent for a change, counted.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use nftproxyd::config::NodePortAddresses;
+use nftproxyd::diff::Operation;
+use nftproxyd::model::{Event, Family, ObjectName, Slice};
+use nftproxyd::ruleset::types::Value;
+use nftproxyd::sync::Engine;
+
+use crate::support::cluster::{Cluster, address, endpoints, facts, of_every_kind, plain_service, ready, slice_of};
+use crate::support::kernels::Recorder;
+
+const SERVICES: u16 = 10_000;
+
+/// A cluster of plain Services with ten endpoints each, synced.
+fn large() -> Engine<Recorder> {
+    let mut cluster = Cluster { node: of_every_kind(0, None).node, ..Cluster::default() };
+    for index in 0..SERVICES {
+        let service = plain_service(index);
+        let slice = slice_of(&service.name, Family::V4, endpoints(Family::V4, 10));
+        cluster.slices.insert(slice.name.clone(), slice);
+        cluster.services.insert(service.name.clone(), service);
+    }
+    let mut engine = cluster.engine(Recorder::default(), facts(NodePortAddresses::All));
+    let report = engine.sync(Instant::now());
+    assert_eq!(report.failures, 0);
+    // Verdict, cluster IP and endpoints; the largest transaction is far from holding all.
+    let elements = engine.kernel().sent.iter().flat_map(|transaction| &transaction.operations);
+    let elements = elements.filter(|operation| matches!(operation, Operation::AddElements(..)));
+    assert_eq!(elements.map(Operation::len).sum::<usize>(), usize::from(SERVICES) * 12);
+    let most = engine.kernel().sent.iter().map(nftproxyd::diff::Transaction::len).max();
+    assert!(most.is_some_and(|most| most < 8_000), "{most:?}");
+    engine.kernel().take();
+    engine
+}
+
+/// Applies an event, syncs, and returns what was sent. All of it has to be about this one Service.
+fn change(engine: &mut Engine<Recorder>, index: u16, event: Event) -> Vec<Operation> {
+    let service = plain_service(index);
+    let dumps = engine.kernel().dumps;
+    engine.apply(event);
+    let report = engine.sync(Instant::now());
+    assert_eq!((report.failures, report.transactions), (0, 1));
+    assert_eq!(report.services, BTreeSet::from([service.name.clone()]), "nobody else was looked at");
+    assert_eq!(engine.kernel().dumps, dumps, "nothing was read");
+    let operations = engine.kernel().take();
+    assert_eq!(operations.iter().map(Operation::len).sum::<usize>(), report.operations);
+    for operation in &operations {
+        if let Operation::AddElements(_, elements) | Operation::DeleteElements(_, elements) = operation {
+            for element in elements {
+                let address = service.cluster_ips.v4.map(Value::Address);
+                assert_eq!(element.key.first().copied(), address, "{operation:?}");
+            }
+        }
+    }
+    operations
+}
+
+/// Elements deleted and added, and other objects created.
+fn counts(operations: &[Operation]) -> (usize, usize, usize) {
+    let mut counts = (0, 0, 0);
+    for operation in operations {
+        match operation {
+            Operation::DeleteElements(..) => counts.0 += operation.len(),
+            Operation::AddElements(..) => counts.1 += operation.len(),
+            _ => counts.2 += operation.len(),
+        }
+    }
+    counts
+}
+
+#[test]
+fn a_change_costs_what_it_changes() {
+    let mut engine = large();
+    let slice = |index: u16, lasts: &[u8]| -> Slice {
+        let endpoints = lasts.iter().map(|last| ready(address(Family::V4, 10, 124, *last))).collect();
+        slice_of(&plain_service(index).name, Family::V4, endpoints)
+    };
+    let event = |index, lasts: &[u8]| Event::Slice(slice(index, lasts));
+
+    // The same once more.
+    engine.apply(event(1, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]));
+    assert!(!engine.is_due(Instant::now()));
+
+    let sent = change(&mut engine, 1, event(1, &[1, 2, 3, 99, 5, 6, 7, 8, 9, 10]));
+    assert_eq!(counts(&sent), (1, 1, 0), "an endpoint is replaced");
+
+    // The verdict, the new endpoint; and cluster-pick-11 with two rules, pick-11 with one.
+    let eleven = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11];
+    let sent = change(&mut engine, 2, event(2, &eleven));
+    assert_eq!(counts(&sent), (1, 2, 5), "the first Service with eleven endpoints");
+    let sent = change(&mut engine, 3, event(3, &eleven));
+    assert_eq!(counts(&sent), (1, 2, 0), "the second one");
+
+    // The verdict; the last endpoint moves into the gap.
+    let sent = change(&mut engine, 2, event(2, &[1, 2, 4, 5, 6, 7, 8, 9, 10, 11]));
+    assert_eq!(counts(&sent), (3, 2, 0), "an endpoint goes");
+    let sent = change(&mut engine, 3, event(3, &eleven[..10]));
+    assert_eq!(counts(&sent), (2, 1, 0), "the last endpoint goes");
+
+    let mut unready = slice(4, &eleven[..10]);
+    unready.endpoints[4].conditions.ready = false;
+    unready.endpoints[4].conditions.serving = false;
+    let sent = change(&mut engine, 4, Event::Slice(unready));
+    assert_eq!(counts(&sent), (3, 2, 5), "an endpoint is not ready, the first time that there are nine");
+    let sent = change(&mut engine, 4, event(4, &eleven[..10]));
+    assert_eq!(counts(&sent), (1, 2, 0), "it is ready again");
+
+    let sent = change(&mut engine, 5, Event::ServiceGone(plain_service(5).name));
+    assert_eq!(counts(&sent), (12, 0, 0), "a Service goes; its slice is still there");
+    let sent = change(&mut engine, 5, Event::Service(plain_service(5)));
+    assert_eq!(counts(&sent), (0, 12, 0), "a Service comes");
+    let sent = change(&mut engine, SERVICES, Event::Service(plain_service(SERVICES)));
+    assert_eq!(counts(&sent), (0, 2, 0), "a Service without endpoints comes");
+
+    let several: Vec<ObjectName> = (100..110).map(|index| plain_service(index).name).collect();
+    several.iter().for_each(|name| engine.apply(Event::ServiceGone(name.clone())));
+    let report = engine.sync(Instant::now());
+    assert_eq!((report.transactions, report.operations), (1, 120), "changes that come together go together");
+    assert_eq!(report.services, several.into_iter().collect());
+}
+
+#[test]
+fn the_number_of_services_does_not_show_in_the_frame() {
+    let shape = |count: u16| {
+        let mut engine = of_every_kind(count, Some(60)).engine(Recorder::default(), facts(NodePortAddresses::Primary));
+        assert_eq!(engine.sync(Instant::now()).failures, 0);
+        Family::ALL.map(|family| {
+            let ruleset = engine.ruleset(family);
+            let sets: Vec<_> = ruleset.sets.iter().map(|(def, _)| def.clone()).collect();
+            (sets, ruleset.chains, engine.installed(family).frontend_count())
+        })
+    };
+    // Six Services of each: a thousand and twenty.
+    let (one, many) = (shape(1), shape(170));
+    for (one, many) in one.into_iter().zip(many) {
+        assert_eq!(one.0, many.0, "sets");
+        assert_eq!(one.1, many.1, "chains and rules");
+        assert!(many.2 > 7_000 && many.2 == one.2 * 170, "{} and {} frontends", one.2, many.2);
+    }
+}
