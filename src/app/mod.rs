@@ -2,6 +2,7 @@
 
 mod beside;
 mod cleanup;
+mod manager;
 mod render;
 mod run;
 

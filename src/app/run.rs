@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use super::beside::{self, Beside, Checks};
-use super::{configuration, converter, facts};
+use super::{configuration, converter, facts, manager};
 use crate::addresses;
 use crate::cli::RunArgs;
 use crate::config::{Config, Source};
@@ -51,6 +51,7 @@ async fn supervise(config: Config, netlink: Netlink) -> anyhow::Result<()> {
     tasks.spawn(async move {
         // While anybody listens, the kernel describes every element of every transaction: not before the cold start.
         if started.await.is_ok() {
+            manager::ready();
             listen(own_port, disturbance_sender).await.context("cannot listen to changes of nftables")?;
         }
         std::future::pending().await
@@ -75,7 +76,12 @@ async fn supervise(config: Config, netlink: Netlink) -> anyhow::Result<()> {
     tasks.spawn(beside::serve_health_checks(checks, health.clone()));
     tasks.spawn(beside::serve_health(config.healthz_bind_address, health.clone()));
     let beside = Beside::new(started_sender, health, checks_sender)?;
-    let engine = start_engine(config, netlink, inputs, beside)?;
+    let (pulse, heartbeat) = manager::heartbeat();
+    tasks.spawn(async move {
+        pulse.beat().await;
+        Ok(())
+    });
+    let engine = start_engine(config, netlink, inputs, beside, heartbeat)?;
     let result = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
@@ -85,6 +91,7 @@ async fn supervise(config: Config, netlink: Netlink) -> anyhow::Result<()> {
             Some(Err(panic)) => Err(panic.into()),
         },
     };
+    manager::stopping();
     // Without sources the engine ends after the sync that is under way.
     tasks.shutdown().await;
     let joined = tokio::task::spawn_blocking(move || engine.join()).await?;
@@ -101,11 +108,17 @@ fn start_engine(
     netlink: Netlink,
     inputs: Inputs,
     mut beside: Beside,
+    heartbeat: manager::Heartbeat,
 ) -> anyhow::Result<thread::JoinHandle<anyhow::Result<()>>> {
     let body = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().context("cannot start")?;
         let mut engine = Engine::new(netlink, facts(&config));
-        runtime.block_on(sync::run(&mut engine, inputs, config.min_sync_period, &mut beside));
+        runtime.block_on(async {
+            tokio::select! {
+                () = sync::run(&mut engine, inputs, config.min_sync_period, &mut beside) => {}
+                () = heartbeat.pass_on() => {}
+            }
+        });
         Ok(())
     };
     thread::Builder::new().name("sync".to_owned()).spawn(body).context("cannot start a thread")
