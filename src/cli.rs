@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::config::LogFormat;
+
 /// nftproxyd's command line. Without a subcommand it runs the proxy, since kube-proxy is called that way:
 /// `nftproxyd --config=FILE`.
 #[derive(Debug, Parser)]
@@ -38,9 +40,20 @@ pub struct RunArgs {
     /// Options that concern the node
     #[command(flatten)]
     pub node: NodeArgs,
-    /// Say more in the log: 2 for each sync, 5 for each transaction as nft text
-    #[arg(short = 'v', long = "v", value_name = "LEVEL", default_value_t = 0)]
-    pub verbosity: u8,
+    /// Options that concern the log
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// Options that concern the log. What is absent is as the configuration says.
+#[derive(Debug, Clone, Default, Args)]
+pub struct LogArgs {
+    /// Say more in the log: 2 for each sync, 5 for each transaction as nft text; instead of logging.verbosity
+    #[arg(short = 'v', long = "v", value_name = "LEVEL")]
+    pub verbosity: Option<u32>,
+    /// The form of the log, instead of logging.format
+    #[arg(long = "logging-format", value_name = "FORMAT")]
+    pub format: Option<LogFormat>,
 }
 
 /// Options that every subcommand with a configuration has.
@@ -94,7 +107,10 @@ mod tests {
         };
         assert_eq!(args.node.config.as_deref(), Some("/var/lib/kube-proxy/config.conf".as_ref()));
         assert_eq!(args.node.hostname_override.as_deref(), Some("n1"));
-        assert_eq!(args.verbosity, 2);
+        assert_eq!(args.log.verbosity, Some(2));
+        assert_eq!(args.log.format, None);
+        let Command::Run(args) = parse("nftproxyd --logging-format=json") else { panic!("no subcommand means run") };
+        assert_eq!((args.log.verbosity, args.log.format), (None, Some(LogFormat::Json)));
         assert!(matches!(parse("nftproxyd"), Command::Run(_)));
         assert!(matches!(parse("nftproxyd run --manifests d"), Command::Run(RunArgs { manifests: Some(_), .. })));
         assert!(matches!(parse("nftproxyd cleanup"), Command::Cleanup));
@@ -103,7 +119,13 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_refused() {
-        for line in ["nftproxyd --confg=x", "nftproxyd run stray", "nftproxyd --config=x cleanup", "nftproxyd render"] {
+        for line in [
+            "nftproxyd --confg=x",
+            "nftproxyd run stray",
+            "nftproxyd --logging-format=xml",
+            "nftproxyd --config=x cleanup",
+            "nftproxyd render",
+        ] {
             assert!(Cli::try_parse_from(line.split_whitespace()).is_err(), "{line}");
         }
     }

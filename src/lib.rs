@@ -11,7 +11,8 @@
 //!
 //! Who may use whom: `model` uses nobody. `source` uses `model` (it turns what it reads into model values at once, so
 //! that no full Kubernetes object is kept). `ruleset` uses `model`, `diff` uses both, `netlink` uses all three. `sync`
-//! and `app` may use everything. Beside the line stand `addresses` (of the node), `conntrack`, `health` and `config`.
+//! and `app` may use everything. Beside the line stand `addresses` (of the node), `conntrack`, `health`, `metrics`,
+//! `events` and `config`.
 //! `tests/architecture.rs` holds the code to all of this.
 //!
 //! A Service is *data*: elements of a fixed number of nftables sets and maps, never a chain or a rule of its own.
@@ -24,8 +25,11 @@ pub mod cli;
 pub mod config;
 pub mod conntrack;
 pub mod diff;
+pub mod events;
 pub mod health;
+mod http;
 mod logging;
+pub mod metrics;
 pub mod model;
 pub mod netlink;
 mod nlmsg;

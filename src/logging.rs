@@ -1,26 +1,137 @@
 //! The log: one line for each change of state that matters, to standard error, for journald and for people.
 
+use std::fmt;
+use std::os::fd::AsFd;
+
 use tracing::level_filters::LevelFilter;
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::Targets;
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::config::LogFormat;
 
 /// Starts logging at a klog-like verbosity: 0 and 1 for information, 2 to 4 for debugging, 5 and more for everything.
 ///
 /// Libraries are held to warnings below 5: what they say is rarely about Services.
-pub(crate) fn init(verbosity: u8) {
+pub(crate) fn init(verbosity: u32, format: LogFormat) {
     let (own, others) = match verbosity {
         0 | 1 => (LevelFilter::INFO, LevelFilter::WARN),
         2..=4 => (LevelFilter::DEBUG, LevelFilter::WARN),
         _ => (LevelFilter::TRACE, LevelFilter::DEBUG),
     };
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
     // kube's client warns of every attempt that fails; our sources say when it begins and when it ends.
     let kube = if verbosity < 5 { LevelFilter::ERROR } else { others };
     let filter = Targets::new()
         .with_default(others)
         .with_targets([("kube_client", kube), ("kube_runtime", kube)])
         .with_target("nftproxyd", own);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let lines = match format {
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+        LogFormat::Text if journald_listens() => lines.event_format(Journal).boxed(),
+        LogFormat::Text => lines.boxed(),
+    };
     // A second call, in tests, changes nothing.
     let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
+}
+
+/// Whether standard error leads to journald, which says so in `JOURNAL_STREAM` (systemd.exec(5)).
+fn journald_listens() -> bool {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
+    let Ok(stat) = nix::sys::stat::fstat(std::io::stderr().as_fd()) else { return false };
+    stream == format!("{}:{}", stat.st_dev, stat.st_ino)
+}
+
+/// Lines for journald: it adds the time itself, and takes the priority from the beginning of the line (sd-daemon(3)).
+struct Journal;
+
+impl<S, N> FormatEvent<S, N> for Journal
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let mut text = String::new();
+        context.field_format().format_fields(Writer::new(&mut text), event)?;
+        journal_lines(priority(*event.metadata().level()), &text, writer)
+    }
+}
+
+/// A priority of syslog(3).
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::ERROR => 3,
+        Level::WARN => 4,
+        Level::INFO => 6,
+        Level::DEBUG | Level::TRACE => 7,
+    }
+}
+
+/// Each line is an entry of its own to journald, so each has the priority.
+fn journal_lines(priority: u8, text: &str, mut writer: impl fmt::Write) -> fmt::Result {
+    text.lines().try_for_each(|line| writeln!(writer, "<{priority}>{line}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// What is logged ends up here.
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("nobody panics").extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged<L>(layer: impl FnOnce(Sink) -> L) -> String
+    where
+        L: Layer<tracing_subscriber::Registry> + Send + Sync,
+    {
+        let sink = Sink::default();
+        let subscriber = tracing_subscriber::registry().with(layer(sink.clone()));
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::warn!(kind = "Service", "one\ntwo");
+            tracing::info!(operations = 3, "in sync");
+        });
+        let bytes = sink.0.lock().expect("nobody panics").clone();
+        String::from_utf8(bytes).expect("text")
+    }
+
+    #[test]
+    fn journald_gets_priorities_and_no_time() {
+        let text = logged(|sink| {
+            let writer = move || sink.clone();
+            tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false).event_format(Journal)
+        });
+        assert_eq!(text, "<4>one\n<4>two kind=\"Service\"\n<6>in sync operations=3\n");
+    }
+
+    #[test]
+    fn json_is_one_object_for_each_line() {
+        let text = logged(|sink| {
+            let writer = move || sink.clone();
+            tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false).json().flatten_event(true)
+        });
+        let lines: Vec<serde_json::Value> =
+            text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        assert_eq!(lines.len(), 2);
+        assert_eq!(lines[0]["message"], "one\ntwo");
+        assert_eq!(lines[0]["kind"], "Service");
+        assert_eq!((&lines[1]["level"], &lines[1]["operations"]), (&"INFO".into(), &3.into()));
+    }
 }

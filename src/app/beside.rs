@@ -2,22 +2,21 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context;
 use tokio::sync::{oneshot, watch};
-use tokio::time::{sleep, timeout};
-use tracing::{info, warn};
+use tokio::time::timeout;
 
+use super::LISTEN_AGAIN;
+use super::observe::{self, Counting};
 use crate::addresses::Accepted;
-use crate::conntrack::{Conntrack, Frontends, Rule, Worker};
-use crate::health::{self, Health, HealthCheck, HealthChecks, NodePorts};
-use crate::model::{Family, FrontendAt, ObjectName, PerFamily, policy};
+use crate::conntrack::{Conntrack, Frontends, Pass, Rule, Worker};
+use crate::events::{Events, Notice};
+use crate::health::{BindFailure, Health, HealthCheck, HealthChecks, NodePorts};
+use crate::metrics::Metrics;
+use crate::model::{Event, Family, FrontendAt, ObjectName, PerFamily, policy};
 use crate::netlink::Kernel;
 use crate::sync::{self, Engine, Observer, Report};
-
-/// How long to wait before an address that could not be listened on is tried again.
-const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 
 /// The health checks of Services and where they listen.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,6 +30,7 @@ pub(super) struct Checks {
 pub(super) struct Beside {
     conntrack: Worker,
     health: Health,
+    counting: Counting,
     checks: watch::Sender<Checks>,
     /// To be told of the first sync that succeeds.
     started: Option<oneshot::Sender<()>>,
@@ -40,17 +40,24 @@ impl Beside {
     pub(super) fn new(
         started: oneshot::Sender<()>,
         health: Health,
+        metrics: Arc<Metrics>,
         checks: watch::Sender<Checks>,
     ) -> anyhow::Result<Beside> {
         let conntrack = Conntrack::open().context("cannot use connection tracking")?;
-        // What a pass did is in the log of the worker.
-        let conntrack = Worker::spawn(conntrack, |_| {}).context("cannot start a thread")?;
-        Ok(Beside { conntrack, health, checks, started: Some(started) })
+        let counting = Counting::new(Arc::clone(&metrics));
+        let count = move |pass: &Pass| observe::count_pass(&metrics, pass);
+        let conntrack = Worker::spawn(conntrack, count).context("cannot start a thread")?;
+        Ok(Beside { conntrack, health, counting, checks, started: Some(started) })
     }
 }
 
 impl<K: Kernel> Observer<K> for Beside {
+    fn hears(&mut self, engine: &Engine<K>, event: &Event) {
+        self.counting.hears(engine, event);
+    }
+
     fn queued(&mut self, engine: &Engine<K>) {
+        self.counting.queued(engine);
         let waiting = Family::ALL.into_iter().filter(|family| engine.is_family_behind(*family));
         waiting.for_each(|family| self.health.change_queued(family));
         // A change of the Node alone needs no sync.
@@ -71,6 +78,7 @@ impl<K: Kernel> Observer<K> for Beside {
                 self.health.sync_succeeded(family);
             }
         }
+        self.counting.synced(engine, report);
         self.conntrack.clean(udp_flows(engine, report));
         self.checks.send_if_modified(|checks| update_checks(checks, engine, report));
         if report.failures == 0
@@ -137,7 +145,12 @@ fn health_check<K: Kernel>(engine: &Engine<K>, name: &ObjectName, family: Family
 }
 
 /// Serves the health checks of Services for ever.
-pub(super) async fn serve_health_checks(mut checks: watch::Receiver<Checks>, health: Health) -> anyhow::Result<()> {
+pub(super) async fn serve_health_checks(
+    mut checks: watch::Receiver<Checks>,
+    health: Health,
+    node_name: String,
+    events: Events,
+) -> anyhow::Result<()> {
     let nowhere = PerFamily::from_fn(|_| Accepted::Only(Default::default()));
     let mut server = NodePorts::new(nowhere, health);
     let mut failing = false;
@@ -155,29 +168,11 @@ pub(super) async fn serve_health_checks(mut checks: watch::Receiver<Checks>, hea
         if let Some(listening) = listening {
             server.listen_on(listening);
         }
-        server.update(&wanted).await;
-        failing = server.is_failing();
-    }
-}
-
-/// Serves `/healthz` and `/livez` for ever; an address that cannot be listened on is tried again.
-pub(super) async fn serve_health(address: SocketAddr, health: Health) -> anyhow::Result<()> {
-    let mut said = false;
-    loop {
-        match health::bind(address) {
-            Ok(listener) => {
-                info!(%address, "serving /healthz and /livez");
-                health::serve(listener, health.clone()).await;
-            }
-            Err(error) if !said => {
-                warn!(
-                    "cannot listen on {address} for /healthz ({error}); trying again every {} s",
-                    LISTEN_AGAIN.as_secs()
-                );
-                said = true;
-            }
-            Err(_) => {}
+        for BindFailure { service, address, source } in server.update(&wanted).await {
+            let port = address.port();
+            let note = format!("node {node_name} failed to start healthcheck \"{service}\" on port {port}: {source}");
+            events.say(Notice::health_check_failed(service, note));
         }
-        sleep(LISTEN_AGAIN).await;
+        failing = server.is_failing();
     }
 }

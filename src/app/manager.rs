@@ -70,6 +70,6 @@ impl Heartbeat {
             tell(NotifyState::Watchdog);
         }
         // The end of the sources is not that of the engine, which finishes what it has.
-        future::pending().await
+        future::pending::<()>().await;
     }
 }

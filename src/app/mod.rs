@@ -3,6 +3,8 @@
 mod beside;
 mod cleanup;
 mod manager;
+mod observe;
+mod ports;
 mod render;
 mod run;
 
@@ -10,8 +12,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cli::{Command, NodeArgs};
-use crate::config::{self, Config, Overrides};
+use crate::cli::{Command, LogArgs, NodeArgs};
+use crate::config::{self, Config, LogFormat, Overrides};
 use crate::logging;
 use crate::model::convert::{Converter, Options};
 use crate::model::{Family, PerFamily};
@@ -20,30 +22,30 @@ use crate::sync::Facts;
 /// The longest wait between two attempts of a sync that fails.
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
+/// How long to wait before an address that could not be listened on is tried again.
+const LISTEN_AGAIN: Duration = Duration::from_secs(5);
+
 /// Does what the command line asks for.
 ///
 /// # Errors
 /// One error with its causes, to be printed on one line.
 pub fn main(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Run(args) => {
-            logging::init(args.verbosity);
-            run::run(args)
-        }
-        Command::Render(args) => {
-            logging::init(0);
-            render::render(&args)
-        }
+        Command::Run(args) => run::run(args),
+        Command::Render(args) => render::render(&args),
         Command::Cleanup => {
-            logging::init(0);
+            logging::init(0, LogFormat::Text);
             cleanup::cleanup()
         }
     }
 }
 
-fn configuration(args: &NodeArgs, manifests: Option<PathBuf>) -> anyhow::Result<Config> {
+/// Reads the configuration and starts the log as it says, unless the command line says otherwise.
+fn configuration(args: &NodeArgs, manifests: Option<PathBuf>, log: &LogArgs) -> anyhow::Result<Config> {
     let overrides = Overrides { hostname_override: args.hostname_override.clone(), manifests, ..Overrides::default() };
     let loaded = config::load(args.config.as_deref(), &overrides)?;
+    let configured = &loaded.config.logging;
+    logging::init(log.verbosity.unwrap_or(configured.verbosity), log.format.unwrap_or(configured.format));
     loaded.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     Ok(loaded.config)
 }

@@ -1,42 +1,52 @@
 //! `nftproxyd run`: the daemon.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::Context;
 use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::beside::{self, Beside, Checks};
+use super::ports::{self, Listening};
 use super::{configuration, converter, facts, manager};
 use crate::addresses;
 use crate::cli::RunArgs;
-use crate::config::{Config, Source};
+use crate::config::{self, Config, Source};
+use crate::events::{self, Events, Notice};
 use crate::health::{self, Health, Moment};
+use crate::metrics::Metrics;
 use crate::model::Family;
 use crate::netlink::{Heard, Monitor, Netlink};
 use crate::ruleset::text;
-use crate::source::{file, kube};
+use crate::source::{Exchange, file, kube};
 use crate::sync::{self, Disturbance, Engine, Inputs};
 
 /// Events on their way to the engine. A list that comes faster than it is taken in waits in its source.
 const EVENTS_WAITING: usize = 4_096;
 
+/// How long the process waits at its end for the API server to take the last Events.
+const LAST_EVENTS: Duration = Duration::from_secs(2);
+
 /// Runs the proxy until it is told to stop. The rules stay in place.
 pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
-    let config = configuration(&args.node, args.manifests)?;
+    let config = configuration(&args.node, args.manifests, &args.log)?;
+    let configz = serde_json::json!({ "kubeproxy.config.k8s.io": config::effective(&config) });
     info!(version = env!("CARGO_PKG_VERSION"), node = %config.node_name, "nftproxyd starts");
     let mut netlink = Netlink::open()?;
     netlink.probe()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
-    runtime.block_on(supervise(config, netlink))
+    runtime.block_on(supervise(config, configz.to_string(), netlink))
 }
 
 /// Owns every task: one that ends unexpectedly ends the process with its reason.
-async fn supervise(config: Config, netlink: Netlink) -> anyhow::Result<()> {
+async fn supervise(config: Config, configz: String, netlink: Netlink) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
     let (event_sender, events) = mpsc::channel(EVENTS_WAITING);
@@ -44,15 +54,18 @@ async fn supervise(config: Config, netlink: Netlink) -> anyhow::Result<()> {
     let (address_sender, addresses) = watch::channel(local);
     let (disturbance_sender, disturbances) = mpsc::channel(16);
     let (started_sender, started) = oneshot::channel();
+    let metrics = Arc::new(Metrics::new());
+    let (mut events_out, mut publisher) = (Events::nowhere(), None);
 
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
     let own_port = netlink.port();
     tasks.spawn(async move { addresses::watch(address_sender).await.context("cannot follow the node's addresses") });
+    let foreign = Arc::clone(&metrics);
     tasks.spawn(async move {
         // While anybody listens, the kernel describes every element of every transaction: not before the cold start.
         if started.await.is_ok() {
             manager::ready();
-            listen(own_port, disturbance_sender).await.context("cannot listen to changes of nftables")?;
+            listen(own_port, disturbance_sender, &foreign).await.context("cannot listen to changes of nftables")?;
         }
         std::future::pending().await
     });
@@ -63,7 +76,16 @@ async fn supervise(config: Config, netlink: Netlink) -> anyhow::Result<()> {
             tasks.spawn(async move { Ok(file::watch(folder, node_name, convert, event_sender).await?) });
         }
         Source::Api { kubeconfig, master } => {
-            let client = kube::connect(&kubeconfig, master.as_deref()).await?;
+            let requests = Arc::clone(&metrics);
+            let listener = move |exchange: &Exchange| {
+                let Exchange { method, host, code, elapsed } = exchange;
+                requests.requested(method, host, *code, *elapsed);
+            };
+            let client = kube::connect_with(&kubeconfig, master.as_deref(), Arc::new(listener)).await?;
+            let (sender, notices) = Events::channel();
+            events_out = sender;
+            events_out.say(Notice::starting());
+            publisher = Some(tokio::spawn(publish(client.clone(), node_name.clone(), notices)));
             tasks.spawn(async move {
                 kube::watch(client, &node_name, convert, event_sender).await;
                 Ok(())
@@ -73,9 +95,13 @@ async fn supervise(config: Config, netlink: Netlink) -> anyhow::Result<()> {
     let inputs = Inputs { events, addresses, disturbances };
     let health = Health::new(health::State::new(Family::ALL, config.sync_period, Moment::now()));
     let (checks_sender, checks) = watch::channel(Checks::default());
-    tasks.spawn(beside::serve_health_checks(checks, health.clone()));
-    tasks.spawn(beside::serve_health(config.healthz_bind_address, health.clone()));
-    let beside = Beside::new(started_sender, health, checks_sender)?;
+    let name = config.node_name.clone();
+    tasks.spawn(beside::serve_health_checks(checks, health.clone(), name, events_out.clone()));
+    let listening = Listening { hard_fail: config.bind_address_hard_fail, events: events_out };
+    let address = config.healthz_bind_address;
+    tasks.spawn(ports::serve_health(listening.clone(), address, health.clone(), Arc::clone(&metrics)));
+    tasks.spawn(ports::serve_metrics(listening, config.metrics_bind_address, Arc::clone(&metrics), configz));
+    let beside = Beside::new(started_sender, health, metrics, checks_sender)?;
     let (pulse, heartbeat) = manager::heartbeat();
     tasks.spawn(async move {
         pulse.beat().await;
@@ -94,12 +120,21 @@ async fn supervise(config: Config, netlink: Netlink) -> anyhow::Result<()> {
     manager::stopping();
     // Without sources the engine ends after the sync that is under way.
     tasks.shutdown().await;
+    if let Some(publisher) = publisher {
+        // Nobody can say anything any more. What was said last may be the reason of the end.
+        let _ = timeout(LAST_EVENTS, publisher).await;
+    }
     let joined = tokio::task::spawn_blocking(move || engine.join()).await?;
     joined.map_err(|_| anyhow::anyhow!("the sync loop panicked"))??;
     if result.is_ok() {
         info!("nftproxyd stops; the rules stay");
     }
     result
+}
+
+async fn publish(client: ::kube::Client, node_name: String, notices: mpsc::Receiver<Notice>) {
+    let host_name = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    events::publish(client, &node_name, &host_name, notices).await;
 }
 
 /// Starts the thread that the engine runs on: what the kernel takes its time for keeps nobody else waiting.
@@ -125,7 +160,7 @@ fn start_engine(
 }
 
 /// Tells the engine when somebody else changes our tables.
-async fn listen(own_port: u32, disturbances: mpsc::Sender<Disturbance>) -> anyhow::Result<()> {
+async fn listen(own_port: u32, disturbances: mpsc::Sender<Disturbance>, metrics: &Metrics) -> anyhow::Result<()> {
     #[expect(
         deprecated,
         reason = "the safe constructor; its successor is unsafe for types that do not own their descriptor"
@@ -142,6 +177,7 @@ async fn listen(own_port: u32, disturbances: mpsc::Sender<Disturbance>) -> anyho
             .into_iter()
             .flat_map(|heard| match heard {
                 Heard::Foreign { family, port, .. } => {
+                    metrics.foreign_changes[family].inc();
                     warn!(
                         "table {} nftproxyd was changed by somebody else (netlink port {port}); it is repaired",
                         text::family(family)

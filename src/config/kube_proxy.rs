@@ -8,7 +8,9 @@ use ipnet::IpNet;
 
 use super::fields::Fields;
 use super::tree::Tree;
-use super::{Config, ConfigError, DetectLocal, Loaded, NodePortAddresses, Overrides, Problem, Source};
+use super::{
+    Config, ConfigError, DetectLocal, Loaded, LogFormat, Logging, NodePortAddresses, Overrides, Problem, Source,
+};
 use crate::model::parse;
 use crate::model::{Family, PerFamily};
 
@@ -19,6 +21,7 @@ const DEFAULT_SYNC_PERIOD: Duration = Duration::from_secs(30);
 /// kube-proxy syncs everything once in this time, and panics when it must wait longer.
 const LONGEST_MIN_SYNC_PERIOD: Duration = Duration::from_secs(3600);
 const HEALTHZ_PORT: u16 = 10256;
+const METRICS_PORT: u16 = 10249;
 /// Bytes of an interface's name (`IFNAMSIZ` less the zero at its end).
 const INTERFACE_NAME: usize = 15;
 
@@ -84,6 +87,8 @@ impl Resolver<'_> {
         let node_name = self.node_name(overrides, host_name);
         let bind_address = self.bind_address();
         let healthz_bind_address = self.healthz_bind_address(bind_address);
+        let metrics_bind_address = self.metrics_bind_address(bind_address);
+        let logging = self.logging();
         let allow_external_ips = self.feature_gates();
         let masquerade_bit = self.masquerade_bit(mode);
         let masquerade_all = self.fields.bool(match mode {
@@ -98,6 +103,9 @@ impl Resolver<'_> {
             source: self.source(overrides),
             bind_address: bind_address?,
             healthz_bind_address: healthz_bind_address?,
+            metrics_bind_address: metrics_bind_address?,
+            bind_address_hard_fail: self.fields.bool("bindAddressHardFail"),
+            logging: logging?,
             detect_local: detect_local?,
             node_port_addresses: node_port_addresses?,
             masquerade_bit: masquerade_bit?,
@@ -195,17 +203,42 @@ impl Resolver<'_> {
     }
 
     fn healthz_bind_address(&mut self, bind_address: Option<IpAddr>) -> Option<SocketAddr> {
-        const FIELD: &str = "healthzBindAddress";
-        let text = self.fields.string(FIELD);
+        let any = match bind_address {
+            Some(IpAddr::V6(_)) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+            _ => Ipv4Addr::UNSPECIFIED.into(),
+        };
+        self.address_and_port("healthzBindAddress", any, HEALTHZ_PORT)
+    }
+
+    fn metrics_bind_address(&mut self, bind_address: Option<IpAddr>) -> Option<SocketAddr> {
+        let local = match bind_address {
+            Some(IpAddr::V6(_)) => IpAddr::from(Ipv6Addr::LOCALHOST),
+            _ => Ipv4Addr::LOCALHOST.into(),
+        };
+        self.address_and_port("metricsBindAddress", local, METRICS_PORT)
+    }
+
+    fn logging(&mut self) -> Option<Logging> {
+        let format = match self.fields.string("logging.format") {
+            "" | "text" => LogFormat::Text,
+            "json" => LogFormat::Json,
+            other => return self.problem("logging.format", other, "must be text or json"),
+        };
+        let given = self.fields.int("logging.verbosity").unwrap_or(0);
+        match u32::try_from(given) {
+            Ok(verbosity) => Some(Logging { format, verbosity }),
+            Err(_) => self.problem("logging.verbosity", given, "must be from 0 to 2147483647"),
+        }
+    }
+
+    /// An address, with or without a port.
+    fn address_and_port(&mut self, field: &str, default: IpAddr, default_port: u16) -> Option<SocketAddr> {
+        let text = self.fields.string(field);
         if text.is_empty() {
-            let any = match bind_address {
-                Some(IpAddr::V6(_)) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
-                _ => Ipv4Addr::UNSPECIFIED.into(),
-            };
-            return Some(SocketAddr::new(any, HEALTHZ_PORT));
+            return Some(SocketAddr::new(default, default_port));
         }
         if let Ok(address) = parse::address(text) {
-            return Some(SocketAddr::new(address, HEALTHZ_PORT));
+            return Some(SocketAddr::new(address, default_port));
         }
         let parsed = text.rsplit_once(':').and_then(|(address, port)| {
             let address = match address.strip_prefix('[') {
@@ -216,8 +249,9 @@ impl Resolver<'_> {
             let port: u16 = port.parse().ok().filter(|&port| port != 0)?;
             Some(SocketAddr::new(parse::address(address).ok()?, port))
         });
-        parsed
-            .or_else(|| self.problem(FIELD, text, "must be an IP address and a port from 1 to 65535, as 0.0.0.0:10256"))
+        let example = SocketAddr::new(default, default_port);
+        let expected = format!("must be an IP address and a port from 1 to 65535, as {example}");
+        parsed.or_else(|| self.problem(field, text, expected))
     }
 
     /// Returns whether external IPs are allowed.

@@ -1,6 +1,7 @@
 //! What the proxy is to do: read once at start, from a configuration file of kube-proxy and a few flags that beat it.
 
 mod duration;
+mod effective;
 mod fields;
 mod kube_proxy;
 mod tree;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+pub use self::effective::effective;
 pub use crate::addresses::NodePortAddresses;
 use crate::model::PerFamily;
 
@@ -26,6 +28,12 @@ pub struct Config {
     pub bind_address: IpAddr,
     /// `healthzBindAddress`.
     pub healthz_bind_address: SocketAddr,
+    /// `metricsBindAddress`.
+    pub metrics_bind_address: SocketAddr,
+    /// `bindAddressHardFail`: an address of these two that cannot be listened on ends the process.
+    pub bind_address_hard_fail: bool,
+    /// `logging`.
+    pub logging: Logging,
     /// `detectLocalMode` with what it needs: which traffic comes from pods of this node.
     pub detect_local: DetectLocal,
     /// `nodePortAddresses`.
@@ -42,6 +50,25 @@ pub struct Config {
     pub sync_period: Duration,
     /// Feature gate `AllowServiceExternalIPs`, default true.
     pub allow_external_ips: bool,
+}
+
+/// How the log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Logging {
+    /// `logging.format`.
+    pub format: LogFormat,
+    /// `logging.verbosity`, as of klog: 0 and 1 for what matters, 2 to 4 for debugging, 5 and more for everything.
+    pub verbosity: u32,
+}
+
+/// What a line of the log looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object for each line.
+    Json,
 }
 
 /// Where objects come from.

@@ -24,8 +24,8 @@ pub struct Pass {
     pub frontends: usize,
     /// The result of each family that the frontends concern.
     pub families: PerFamily<Option<Result<Swept, FlowsError>>>,
-    /// How long it took.
-    pub elapsed: Duration,
+    /// How long it took in each.
+    pub elapsed: PerFamily<Duration>,
 }
 
 /// The thread that cleans up. Dropping it lets a pass that is under way finish, and forgets what is waiting.
@@ -100,16 +100,20 @@ fn run(mut flows: impl Flows, mut report: impl FnMut(&Pass), jobs: &Receiver<Fro
 
 /// One pass: each family's table is listed once, however many frontends there are.
 fn clean(flows: &mut impl Flows, frontends: &Frontends) -> Pass {
-    let start = Instant::now();
+    let mut elapsed = PerFamily::default();
     let families = PerFamily::from_fn(|family| {
-        frontends.concerns(family).then(|| flows.delete_udp(family, &mut |flow| stale(flow, frontends)))
+        let start = Instant::now();
+        let swept = frontends.concerns(family).then(|| flows.delete_udp(family, &mut |flow| stale(flow, frontends)));
+        elapsed[family] = start.elapsed();
+        swept
     });
-    Pass { frontends: frontends.len(), families, elapsed: start.elapsed() }
+    Pass { frontends: frontends.len(), families, elapsed }
 }
 
 fn log(pass: &Pass) {
-    let Pass { frontends, elapsed, .. } = pass;
+    let frontends = pass.frontends;
     for family in Family::ALL {
+        let elapsed = pass.elapsed[family];
         match &pass.families[family] {
             None => {}
             Some(Ok(Swept { seen, deleted, failed, incomplete })) => {

@@ -1,6 +1,6 @@
 //! What one family's table holds.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use crate::model::{FrontendKey, ObjectName};
@@ -45,6 +45,11 @@ impl Installed {
         self.frontends.len()
     }
 
+    /// The number of Services that something is installed for.
+    pub fn service_count(&self) -> usize {
+        self.units.len()
+    }
+
     /// The chains made on demand that the table holds.
     pub fn chains(&self) -> &BTreeSet<ChainName> {
         &self.chains
@@ -84,5 +89,18 @@ impl Installed {
         elements.extend(self.nodeport_ips.iter().map(|address| service::nodeport_ip_element(*address)));
         elements.sort_unstable();
         elements
+    }
+
+    /// How many elements each set of the table has. Costs time in proportion to their number, and no memory.
+    #[expect(clippy::disallowed_methods, reason = "they are counted")]
+    pub fn element_counts(&self) -> BTreeMap<SetName, usize> {
+        let mut counts = BTreeMap::new();
+        let mut count = |set| *counts.entry(set).or_default() += 1;
+        let regular = self.frontends.iter().flat_map(|(key, frontend)| service::elements(key, frontend));
+        regular.for_each(|(set, _)| count(set));
+        self.damaged.values().flatten().for_each(|(set, _)| count(*set));
+        self.shared.keys().for_each(|shared| count(service::shared_element(*shared).0));
+        self.nodeport_ips.iter().for_each(|_| count(SetName::NodeportIps));
+        counts
     }
 }

@@ -5,13 +5,12 @@
 //! * [`serve`]: `/healthz` and `/livez` on the health port.
 //! * [`NodePorts`]: the health check of each Service that has a `healthCheckNodePort`.
 
-mod http;
 mod node_ports;
 mod server;
 mod state;
 
 pub use node_ports::{BindFailure, HealthCheck, HealthChecks, NodePorts};
-pub use server::{bind, serve};
+pub use server::{Question, serve};
 pub use state::{FamilyReport, Moment, Report, State};
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

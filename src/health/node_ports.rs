@@ -15,8 +15,9 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tokio::task::JoinHandle;
 
-use super::{Health, http};
+use super::Health;
 use crate::addresses::Accepted;
+use crate::http;
 use crate::model::{Family, ObjectName, PerFamily};
 
 /// A Service's health check in one family.

@@ -1,46 +1,49 @@
 //! `/healthz` and `/livez`.
 
-use std::io;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use axum::Router;
-use axum::extract::State as Shared;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use jiff::Timestamp;
-use nix::errno::Errno;
 use serde::Serialize;
 use tokio::net::TcpListener;
 
-use super::{FamilyReport, Health, Report, http};
-
-/// Listens on the health address (`healthzBindAddress`). `0.0.0.0` and `::` mean every address of both families, or of
-/// IPv4 where the kernel has no IPv6, as they do in kube-proxy.
-pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    if !address.ip().is_unspecified() {
-        return http::listen(address, false);
-    }
-    match http::listen(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), address.port()), true) {
-        Err(error) if no_ipv6(&error) => http::listen(SocketAddr::new([0; 4].into(), address.port()), false),
-        listening => listening,
-    }
-}
-
-fn no_ipv6(error: &io::Error) -> bool {
-    let errno = error.raw_os_error().map(Errno::from_raw);
-    matches!(errno, Some(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL | Errno::ENOPROTOOPT))
-}
+use super::{FamilyReport, Health, Report};
+use crate::http;
 
 /// Answers for ever on `/healthz` (for load balancers: is this node to get connections?) and `/livez` (for whoever
 /// restarts the proxy: does it work?). Everything is closed when the future is dropped.
-pub async fn serve(listener: TcpListener, health: Health) {
-    let app = Router::new()
-        .route("/healthz", any(async |Shared(health): Shared<Health>| answer(&health.report(), true)))
-        .route("/livez", any(async |Shared(health): Shared<Health>| answer(&health.report(), false)))
-        .with_state(health);
+///
+/// `asked` is called with each question and the status code of the answer.
+pub async fn serve(listener: TcpListener, health: Health, asked: impl Fn(Question, u16) + Send + Sync + 'static) {
+    let state = Arc::new((health, asked));
+    let app = Router::new();
+    let app = [("/healthz", Question::Healthz), ("/livez", Question::Livez)].into_iter().fold(
+        app,
+        |app, (path, question)| {
+            let state = Arc::clone(&state);
+            let handler = async move || {
+                let (health, asked) = &*state;
+                let answer = answer(&health.report(), question == Question::Healthz);
+                asked(question, answer.status().as_u16());
+                answer
+            };
+            app.route(path, any(handler))
+        },
+    );
     http::serve(listener, app).await;
+}
+
+/// What the health port is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Question {
+    /// `/healthz`.
+    Healthz,
+    /// `/livez`.
+    Livez,
 }
 
 #[derive(Serialize)]
@@ -105,6 +108,7 @@ fn rfc3339(time: SystemTime) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
     use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
@@ -183,8 +187,12 @@ mod tests {
     fn both_paths_are_served_on_both_families() {
         in_network_namespace_async(async || {
             let health = Health::new(State::new(Family::ALL, Duration::from_secs(30), Moment::now()));
-            let listener = bind("0.0.0.0:10256".parse().expect("an address")).expect("free");
-            let serving = tokio::spawn(serve(listener, health.clone()));
+            let listener = http::bind("0.0.0.0:10256".parse().expect("an address")).expect("free");
+            let (serving, answers) = {
+                let (sender, answers) = std::sync::mpsc::channel();
+                let asked = move |question, code| sender.send((question, code)).expect("the test listens");
+                (tokio::spawn(serve(listener, health.clone(), asked)), answers)
+            };
             for address in ["127.0.0.1:10256", "[::1]:10256"] {
                 for (method, path, status) in [
                     ("GET", "/healthz", 503),
@@ -202,6 +210,8 @@ mod tests {
                     }
                 }
             }
+            let of_one_client = [(Question::Healthz, 503), (Question::Livez, 200), (Question::Livez, 200)];
+            assert_eq!(answers.try_iter().collect::<Vec<_>>(), [of_one_client, of_one_client].concat());
             health.set_node_eligible(true);
             assert_eq!(request("[::1]:10256", "GET", "/healthz").await.status, 200);
 
@@ -218,7 +228,7 @@ mod tests {
             run(&["ip", "addr", "add", "192.0.2.1/32", "dev", "lo"]);
             // All at once: none is wider than it says.
             let addresses = ["192.0.2.1:10256", "127.0.0.1:10256", "[::1]:10256"];
-            let listen = |address: &str| bind(address.parse().expect("an address"));
+            let listen = |address: &str| http::bind(address.parse().expect("an address"));
             let open: Vec<TcpListener> = addresses.iter().map(|address| listen(address).expect(address)).collect();
             let refused = listen("[::]:10256").expect_err("it would be on all of them");
             assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);

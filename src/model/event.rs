@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use super::{Node, ObjectName, Service, ServiceCidr, Slice};
+use super::{Family, Node, ObjectName, Service, ServiceCidr, Slice};
 
 /// The kinds of objects that the proxy reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -50,6 +51,15 @@ pub enum Event {
     Service(Service),
     /// A Service is gone, or is no longer one to be proxied.
     ServiceGone(ObjectName),
+    /// The next event, a slice of this Service, tells what happened at this time.
+    EndpointsChanged {
+        /// The Service.
+        service: ObjectName,
+        /// The family of the slice.
+        family: Family,
+        /// By the clock of the control plane.
+        at: SystemTime,
+    },
     /// A slice is there, or changed.
     Slice(Slice),
     /// A slice is gone, or is no longer one to be used.

@@ -22,6 +22,7 @@ use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
@@ -31,6 +32,7 @@ use tokio::sync::mpsc::Sender;
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
+use super::exchange::{Listener, Listening};
 use super::object::{self, Object};
 use super::rejects::Reported;
 use super::{Convert, HEADLESS_LABEL, Key, SERVICE_PROXY_NAME_LABEL};
@@ -90,6 +92,14 @@ pub enum ConnectError {
 /// # Errors
 /// The configuration cannot be used.
 pub async fn connect(kubeconfig: &Path, master: Option<&str>) -> Result<Client, ConnectError> {
+    connect_with(kubeconfig, master, Arc::new(|_| {})).await
+}
+
+/// The same, with somebody who hears of every request and its answer.
+///
+/// # Errors
+/// The configuration cannot be used.
+pub async fn connect_with(kubeconfig: &Path, master: Option<&str>, listener: Listener) -> Result<Client, ConnectError> {
     let mut config = if !kubeconfig.as_os_str().is_empty() {
         from_kubeconfig(kubeconfig, master).await?
     } else if let Some(master) = master {
@@ -101,7 +111,11 @@ pub async fn connect(kubeconfig: &Path, master: Option<&str>) -> Result<Client, 
     config.default_retry = false;
     config.read_timeout = Some(SILENCE);
     let url = config.cluster_url.to_string();
-    Client::try_from(config).map_err(|err| ConnectError::Client { url, reason: chain(&err) })
+    // Not the authority, which may have a password in it.
+    let host = config.cluster_url.host().unwrap_or_default();
+    let host = config.cluster_url.port_u16().map_or(host.to_owned(), |port| format!("{host}:{port}"));
+    let builder = ClientBuilder::try_from(config).map_err(|err| ConnectError::Client { url, reason: chain(&err) })?;
+    Ok(builder.with_layer(&Listening { listener, host }).build())
 }
 
 async fn from_kubeconfig(path: &Path, master: Option<&str>) -> Result<kube::Config, ConnectError> {

@@ -4,6 +4,7 @@
 //! each object into a model value as it arrives and forgets the object. It keeps what works: when a server cannot be
 //! reached or a file cannot be read, nothing is said, so everything that was known stays in force.
 
+mod exchange;
 pub mod file;
 pub mod kube;
 mod object;
@@ -14,6 +15,8 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
+
+pub use exchange::{Exchange, Listener};
 
 use crate::model::convert::Converter;
 use crate::model::{Event, Kind, ObjectName};

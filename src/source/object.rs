@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{Convert, HEADLESS_LABEL, Key, SERVICE_PROXY_NAME_LABEL};
+use crate::model::convert::LAST_CHANGE;
 use crate::model::{Event, Kind, Reject};
 
 /// A kind of object that the proxy reads.
@@ -74,7 +75,10 @@ pub(super) fn events<T: Object>(object: &T, key: &Key, convert: &dyn Convert) ->
 pub(super) fn strip(object: &mut Value) {
     if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
         metadata.remove("managedFields");
-        metadata.remove("annotations");
+        match metadata.get_mut("annotations").and_then(Value::as_object_mut) {
+            Some(annotations) => annotations.retain(|name, _| name == LAST_CHANGE),
+            None => drop(metadata.remove("annotations")),
+        }
     }
 }
 

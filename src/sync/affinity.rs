@@ -77,18 +77,25 @@ impl Sweeper {
     }
 
     /// Deletes stale entries, if it is time. Failures are logged: the worst that happens is a client that is sent to an
-    /// endpoint that is gone, until its entry runs out or the next sweep.
-    pub(super) fn sweep(&mut self, kernel: &mut dyn Kernel, family: Family, installed: &Installed, now: Instant) {
+    /// endpoint that is gone, until its entry runs out or the next sweep. Returns whether nothing failed.
+    pub(super) fn sweep(
+        &mut self,
+        kernel: &mut dyn Kernel,
+        family: Family,
+        installed: &Installed,
+        now: Instant,
+    ) -> bool {
         if self.wake_at().is_none_or(|at| at > now) {
-            return;
+            return true;
         }
         self.due = None;
         self.second_look = self.second_look.filter(|at| *at > now);
         let started = Instant::now();
-        match forget_stale(kernel, family, installed, &self.lost) {
+        let forgotten = forget_stale(kernel, family, installed, &self.lost);
+        match &forgotten {
             Ok(entries) => {
                 self.failing = None;
-                if entries > 0 {
+                if *entries > 0 {
                     debug!(%family, entries, "forgot clients of endpoints that are gone");
                 }
             }
@@ -105,6 +112,7 @@ impl Sweeper {
             self.lost.clear();
         }
         self.not_before = Some(now + started.elapsed() * SHARE);
+        forgotten.is_ok()
     }
 }
 

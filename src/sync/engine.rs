@@ -1,6 +1,7 @@
-//! From events to synced tables, without I/O of its own, clock or tasks.
+//! From events to synced tables, without I/O of its own or tasks. The time comes in as an argument; the clock is only
+//! asked how long something took.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,10 +16,10 @@ use crate::model::claims::Claims;
 use crate::model::policy;
 use crate::model::store::Store;
 use crate::model::{Event, Family, FrontendKey, ObjectName, PerFamily, Protocol};
-use crate::netlink::Kernel;
+use crate::netlink::{Committed, Kernel};
 use crate::ruleset::Ruleset;
 use crate::ruleset::base::{self, Detector, FrameFacts};
-use crate::ruleset::names::Masquerade;
+use crate::ruleset::names::{Masquerade, SetName};
 use crate::ruleset::service::{self, Backend, ServiceFacts, Wanted};
 
 /// What the ruleset depends on besides the objects of the cluster: the configuration.
@@ -61,8 +62,27 @@ pub struct Report {
     pub services: BTreeSet<ObjectName>,
     /// Services that were looked at, whether or not their frontends changed.
     pub examined: BTreeSet<ObjectName>,
+    /// What was done in each family that there was something to do in.
+    pub families: PerFamily<Option<FamilyReport>>,
     /// The first error that kept a whole table from being synced.
     pub(super) fatal: Option<SyncError>,
+}
+
+/// What a sync did in one family.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FamilyReport {
+    /// How long it took.
+    pub elapsed: Duration,
+    /// Whether the table was read back and compared as a whole.
+    pub full: bool,
+    /// Whether somebody else had changed the table, or may have, and it was in fact not as it should be.
+    pub repaired: bool,
+    /// What each transaction cost.
+    pub commits: Vec<Committed>,
+    /// Transactions that failed.
+    pub failed_commits: usize,
+    /// Failures to forget the clients of endpoints that are gone.
+    pub failed_cleanups: usize,
 }
 
 /// A UDP frontend whose connections may have to be forgotten.
@@ -78,6 +98,10 @@ impl Report {
     /// The first error that kept a whole table from being synced, in words; empty if there is none.
     pub fn error_text(&self) -> String {
         self.fatal.as_ref().map(|error| error_text(error)).unwrap_or_default()
+    }
+
+    pub(super) fn family(&mut self, family: Family) -> &mut FamilyReport {
+        self.families[family].get_or_insert_default()
     }
 
     /// Notes what is about to be made the installed state.
@@ -177,6 +201,16 @@ impl<K: Kernel> Engine<K> {
         self.tables[family].ruleset()
     }
 
+    /// How many elements are in each set of a family's table, without those that the kernel writes.
+    pub fn elements(&self, family: Family) -> &BTreeMap<SetName, usize> {
+        self.tables[family].elements()
+    }
+
+    /// The number of Services of which the kernel refuses something in a family.
+    pub fn refused(&self, family: Family) -> usize {
+        self.tables[family].refused()
+    }
+
     /// The addresses of the node that accept node ports, of both families.
     pub fn node_port_addresses(&self) -> BTreeSet<IpAddr> {
         let accepted = self.facts.node_ports.accepted(&node_ips(&self.facts, &self.store), &self.addresses);
@@ -230,8 +264,10 @@ impl<K: Kernel> Engine<K> {
             if self.tables[family].is_due(now) {
                 let mut pass = Pass { kernel: &mut self.kernel, wants: &wants, now, report: &mut report };
                 let failures = pass.report.failures;
+                let started = Instant::now();
                 self.tables[family].sync(&mut pass);
                 report.failed[family] = report.failures > failures;
+                report.family(family).elapsed = started.elapsed();
             }
         }
         report

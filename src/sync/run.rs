@@ -37,6 +37,8 @@ pub enum Disturbance {
 
 /// What hangs beside the line: it hears of every sync and never holds one up.
 pub trait Observer<K> {
+    /// An event has come, and is about to be taken in.
+    fn hears(&mut self, engine: &Engine<K>, event: &Event);
     /// Something waits to be synced.
     fn queued(&mut self, engine: &Engine<K>);
     /// A sync begins; it takes up all that waits.
@@ -85,7 +87,7 @@ pub async fn run<K: Kernel>(
                 if count == 0 {
                     return;
                 }
-                take(engine, &mut reports, &mut events, &mut inputs.events);
+                take(engine, &mut reports, observer, &mut events, &mut inputs.events);
             }
             Some(disturbance) = inputs.disturbances.recv() => match disturbance {
                 Disturbance::Table(family) => engine.distrust(family),
@@ -109,12 +111,14 @@ fn now() -> Instant {
 fn take<K: Kernel>(
     engine: &mut Engine<K>,
     reports: &mut Reports,
+    observer: &mut impl Observer<K>,
     events: &mut Vec<Event>,
     more: &mut mpsc::Receiver<Event>,
 ) {
     loop {
         for event in events.drain(..) {
             reports.log(&event);
+            observer.hears(engine, &event);
             engine.apply(event);
         }
         while events.len() < EVENTS_AT_ONCE
@@ -130,12 +134,17 @@ fn take<K: Kernel>(
 
 fn log<K: Kernel>(engine: &Engine<K>, report: &Report, first: &mut bool) {
     let Report { transactions, operations, bytes, .. } = report;
-    let kernel_us = report.in_kernel.as_micros();
+    let kernel_us = whole(report.in_kernel.as_micros());
     if *first && report.failures == 0 {
         let services = engine.store().services().count();
-        info!(services, operations, kernel_ms = report.in_kernel.as_millis(), "in sync");
+        info!(services, operations, kernel_ms = whole(report.in_kernel.as_millis()), "in sync");
         *first = false;
     } else {
         debug!(transactions, operations, bytes, kernel_us, failures = report.failures, "synced");
     }
+}
+
+/// A number that is one in JSON, too: `u128` would be a text there.
+fn whole(number: u128) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::mem;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -77,6 +78,10 @@ pub(super) struct Table {
     longest_retry: Duration,
     /// Forgets the clients of endpoints that are gone.
     sweeper: Sweeper,
+    /// How many elements each set has, without those that the kernel writes.
+    elements: BTreeMap<SetName, usize>,
+    /// Whether somebody else has changed the table, or may have, since it was last known.
+    disturbed: bool,
 }
 
 /// What failed before and will be tried again.
@@ -111,6 +116,8 @@ impl Table {
             failing: None,
             longest_retry,
             sweeper: Sweeper::default(),
+            elements: BTreeMap::new(),
+            disturbed: false,
         }
     }
 
@@ -120,6 +127,14 @@ impl Table {
 
     pub(super) fn installed(&self) -> &Installed {
         &self.installed
+    }
+
+    pub(super) fn elements(&self) -> &BTreeMap<SetName, usize> {
+        &self.elements
+    }
+
+    pub(super) fn refused(&self) -> usize {
+        self.refused.len()
     }
 
     /// The facts that the frame depends on have changed.
@@ -142,6 +157,7 @@ impl Table {
     /// The kernel's table may not be what it was: read it back at the next sync.
     pub(super) fn distrust(&mut self) {
         self.known = false;
+        self.disturbed = true;
     }
 
     /// Whether a sync at `now` would do anything.
@@ -197,7 +213,10 @@ impl Table {
                 if self.failing.take().is_some() {
                     info!("table {} {TABLE} is in sync again", text::family(self.family));
                 }
-                self.sweeper.sweep(pass.kernel, self.family, &self.installed, now);
+                let swept = self.sweeper.sweep(pass.kernel, self.family, &self.installed, now);
+                let report = pass.report.family(self.family);
+                report.failed_cleanups += usize::from(!swept);
+                report.repaired = mem::take(&mut self.disturbed) && !report.commits.is_empty();
             }
             Err(error) => {
                 let failure = Failure::after(self.failing.as_ref(), error_text(&error), now, self.longest_retry);
@@ -238,6 +257,7 @@ impl Table {
     fn read_back(&mut self, pass: &mut Pass<'_>) -> Result<(), SyncError> {
         let frame = base::frame(&self.facts);
         let on_demand = |name| base::on_demand(name, &self.facts);
+        pass.report.family(self.family).full = true;
         let mut snapshot = pass.kernel.dump(self.family, &frame.sets, &frame.chains, &on_demand)?;
         let mut recovery = Recovery::new(self.family);
         for set in frame.sets.iter().filter(|set| set.dynamic_size.is_none() && snapshot.sets.contains(&set.name)) {
@@ -260,7 +280,9 @@ impl Table {
         self.installed = Installed::default();
         let (installed, unknown) = recovery.finish(chains);
         self.installed = installed;
+        self.elements = self.installed.element_counts();
         for (set, element) in unknown {
+            *self.elements.entry(set).or_default() += 1;
             transaction.operations.push(Operation::DeleteElements(set, vec![element]));
         }
         match self.send(pass, &transaction) {
@@ -431,7 +453,7 @@ impl Table {
         Ok(())
     }
 
-    fn send(&self, pass: &mut Pass<'_>, transaction: &Transaction) -> Result<(), CommitError> {
+    fn send(&mut self, pass: &mut Pass<'_>, transaction: &Transaction) -> Result<(), CommitError> {
         if transaction.is_empty() {
             return Ok(());
         }
@@ -443,11 +465,29 @@ impl Table {
             attempt += 1;
             match pass.kernel.commit(transaction) {
                 Err(CommitError::Busy) if attempt < BUSY_ATTEMPTS => debug!("the kernel is busy; trying again"),
-                other => break other?,
+                other => break other,
             }
         };
+        let report = pass.report.family(self.family);
+        let committed = committed.inspect_err(|_| report.failed_commits += 1)?;
+        report.commits.push(committed);
         pass.report.note_commit(committed);
+        self.count_elements(transaction);
         Ok(())
+    }
+
+    fn count_elements(&mut self, transaction: &Transaction) {
+        for operation in &transaction.operations {
+            match operation {
+                Operation::DeleteTable => self.elements.clear(),
+                Operation::AddElements(set, elements) => *self.elements.entry(*set).or_default() += elements.len(),
+                Operation::DeleteElements(set, elements) => {
+                    let count = self.elements.entry(*set).or_default();
+                    *count = count.saturating_sub(elements.len());
+                }
+                _ => {}
+            }
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 mod api;
 mod conformance;
 mod daemon;
+mod metrics;
 mod packets;
 mod random;
 mod scenarios;

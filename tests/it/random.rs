@@ -37,6 +37,18 @@ fn held(kernel: &FakeKernel, family: Family) -> Vec<(SetName, Element)> {
     all
 }
 
+/// How many elements each set has, but for those that have none.
+fn counts(elements: &[(SetName, Element)]) -> BTreeMap<SetName, usize> {
+    let mut counts = BTreeMap::new();
+    elements.iter().for_each(|(set, _)| *counts.entry(*set).or_default() += 1);
+    counts
+}
+
+/// The same, as the engine counts along.
+fn counted<K: Kernel>(engine: &Engine<K>, family: Family) -> BTreeMap<SetName, usize> {
+    engine.elements(family).iter().filter(|(_, count)| **count > 0).map(|(set, count)| (*set, *count)).collect()
+}
+
 /// The kernel holds what the engine believes, with every chain; and that is what the cluster needs.
 fn check(engine: &mut Engine<FakeKernel>, cluster: &Cluster, node_ports: &NodePortAddresses) {
     let expected = cluster.expected(facts(node_ports.clone()));
@@ -44,6 +56,7 @@ fn check(engine: &mut Engine<FakeKernel>, cluster: &Cluster, node_ports: &NodePo
         let installed = engine.installed(family).all_elements();
         let ruleset = engine.ruleset(family);
         assert_eq!(held(engine.kernel(), family), installed, "{family}");
+        assert_eq!(counted(engine, family), counts(&installed), "{family}");
         for chain in &ruleset.chains {
             assert_eq!(engine.kernel().rules_of(family, chain.name).as_ref(), Some(&chain.rules), "{}", chain.name);
         }
@@ -208,6 +221,7 @@ fn trouble_never_leaves_half_a_service_and_passes() {
                     for family in Family::ALL {
                         let installed = engine.installed(family).all_elements();
                         assert_eq!(held(engine.kernel(), family), installed, "{family}");
+                        assert_eq!(counted(&engine, family), counts(&installed), "{family}");
                     }
                 }
                 for name in before.keys().chain(wanted.keys()) {
@@ -278,6 +292,7 @@ fn check_kernel(engine: &mut Engine<Netlink>, cluster: &Cluster, node_ports: &No
         }
         held.sort_unstable();
         assert_eq!(held, installed, "{family}");
+        assert_eq!(counted(engine, family), counts(&installed), "{family}");
         assert_eq!(without_slots(&held), without_slots(&expected.installed(family).all_elements()), "{family}");
     }
 }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nftproxyd::model::{Event, Kind};
-use nftproxyd::source::kube::{ConnectError, connect, watch};
+use nftproxyd::source::Exchange;
+use nftproxyd::source::kube::{ConnectError, connect, connect_with, watch};
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 use tokio::sync::mpsc::{Receiver, channel};
@@ -372,4 +373,25 @@ async fn unusable_kubeconfigs_are_named() {
     }
     let err = connect(Path::new(""), Some("not a url")).await.err().expect("no URL");
     assert!(matches!(err, ConnectError::Master(_)), "{err:?}");
+}
+
+#[tokio::test]
+async fn every_request_is_told() {
+    let api = Api::local();
+    let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
+    file.write_all(api.kubeconfig().as_bytes()).expect("written");
+    let (sender, exchanges) = std::sync::mpsc::channel();
+    let listener = move |exchange: &Exchange| sender.send(exchange.clone()).expect("the test listens");
+    let client = connect_with(file.path(), None, Arc::new(listener)).await.expect("a valid kubeconfig");
+    client.apiserver_version().await.expect_err("it has no /version");
+    let exchange = exchanges.try_recv().expect("it was told");
+    assert_eq!((&*exchange.method, exchange.code), ("GET", Some(404)));
+    assert!(exchange.elapsed > Duration::ZERO);
+    let host = api.address().to_string();
+    assert_eq!(exchange.host, host);
+    drop(api);
+    client.apiserver_version().await.expect_err("the server is gone");
+    let exchange = exchanges.try_recv().expect("it was told");
+    assert_eq!((exchange.host, exchange.code), (host, None));
+    assert!(exchanges.try_recv().is_err(), "nothing more");
 }

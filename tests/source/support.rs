@@ -139,6 +139,7 @@ impl Picture {
                 self.came(Kind::EndpointSlice, &name);
                 self.slices.insert(name, slice.endpoints.len());
             }
+            Event::EndpointsChanged { .. } => {}
             Event::SliceGone(name) => drop(self.slices.remove(name.as_str())),
             Event::Node(node) => {
                 self.came(Kind::Node, NODE);

@@ -20,7 +20,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 pub use node::{node, service_cidr};
 pub use pool::Pool;
 pub use service::service;
-pub use slice::slice;
+pub use slice::{LAST_CHANGE, slice};
 
 use super::{Event, Kind, ObjectName, Reject};
 
@@ -66,10 +66,17 @@ impl Converter {
         events(Kind::Service, &object.metadata, converted, Event::Service, Event::ServiceGone)
     }
 
-    /// An EndpointSlice.
+    /// An EndpointSlice; before its value comes when it changed, where it says so.
     pub fn slice(&self, object: &discovery::EndpointSlice) -> Vec<Event> {
-        let converted = slice(object, &self.options, &mut self.pool());
-        events(Kind::EndpointSlice, &object.metadata, converted, Event::Slice, Event::SliceGone)
+        let mut converted = slice(object, &self.options, &mut self.pool());
+        let at = slice::last_change(object, &mut converted.rejects);
+        let changed = converted.value.as_ref().zip(at).map(|(slice, at)| Event::EndpointsChanged {
+            service: slice.service.clone(),
+            family: slice.family,
+            at,
+        });
+        let events = events(Kind::EndpointSlice, &object.metadata, converted, Event::Slice, Event::SliceGone);
+        changed.into_iter().chain(events).collect()
     }
 
     /// A Node; other nodes' give no events.

@@ -1,9 +1,12 @@
 //! EndpointSlice (`discovery.k8s.io/v1`).
 
+use std::time::SystemTime;
+
+use jiff::Timestamp;
 use k8s_openapi::api::discovery::v1 as discovery;
 
 use super::super::parse::{self, shown};
-use super::super::{Conditions, Endpoint, Family, Hints, ObjectName, Slice, SlicePort};
+use super::super::{Conditions, Endpoint, Family, Hints, ObjectName, Reject, Slice, SlicePort};
 use super::fields::{Rejects, label, list, object_name, port_number, protocol};
 use super::{Converted, Options, Pool};
 
@@ -11,6 +14,20 @@ use super::{Converted, Options, Pool};
 const HEADLESS: &str = "service.kubernetes.io/headless";
 /// The name of the Service that a slice belongs to.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// The annotation that says when what the slice tells has happened.
+pub const LAST_CHANGE: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+
+/// When what the slice tells has happened (RFC 3339), if it says so.
+pub(super) fn last_change(object: &discovery::EndpointSlice, rejects: &mut Vec<Reject>) -> Option<SystemTime> {
+    let text = object.metadata.annotations.as_ref()?.get(LAST_CHANGE)?;
+    let time = text.parse::<Timestamp>().ok();
+    if time.is_none() {
+        let reason = format!("{} is not a time; how long the change took is not measured", shown(text));
+        rejects.push(Reject { field: format!("metadata.annotations[{LAST_CHANGE}]"), reason });
+    }
+    time.map(SystemTime::from)
+}
 
 /// Reads an EndpointSlice. One without a Service, or of a headless one, gives no value.
 pub fn slice(object: &discovery::EndpointSlice, options: &Options, pool: &mut Pool) -> Converted<Slice> {

@@ -74,7 +74,7 @@ struct Filed {
 }
 
 impl Store {
-    /// Takes in an event. [`Event::Rejects`] changes nothing here.
+    /// Takes in an event. [`Event::Rejects`] and [`Event::EndpointsChanged`] change nothing here.
     pub fn apply(&mut self, event: Event) -> Changes {
         match event {
             Event::ListStarted(kind) => {
@@ -92,7 +92,7 @@ impl Store {
             Event::ServiceCidrGone(name) => {
                 Changes { service_cidrs: self.service_cidrs.remove(&name).is_some(), ..Changes::default() }
             }
-            Event::Rejects { .. } => Changes::default(),
+            Event::Rejects { .. } | Event::EndpointsChanged { .. } => Changes::default(),
         }
     }
 

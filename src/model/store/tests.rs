@@ -257,7 +257,7 @@ impl Expected {
                 self.objects.retain(|key, _| key.0 != *kind || self.listed.contains(key));
                 return;
             }
-            Event::Rejects { .. } => return,
+            Event::Rejects { .. } | Event::EndpointsChanged { .. } => return,
         };
         match event {
             Event::ServiceGone(_) | Event::SliceGone(_) | Event::NodeGone | Event::ServiceCidrGone(_) => {

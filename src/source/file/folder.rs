@@ -40,6 +40,8 @@ pub(super) struct Folder {
     withdrawn: Vec<String>,
     reported: Reported,
     other_kinds: BTreeSet<String>,
+    /// Those of them that have not been logged yet.
+    unnamed_kinds: BTreeSet<String>,
     subfolders_named: bool,
 }
 
@@ -108,6 +110,7 @@ impl Folder {
             withdrawn: Vec::new(),
             reported: Reported::default(),
             other_kinds: BTreeSet::new(),
+            unnamed_kinds: BTreeSet::new(),
             subfolders_named: false,
         }
     }
@@ -217,7 +220,7 @@ impl Folder {
         }
         for kind in update.other_kinds() {
             if self.other_kinds.insert(kind.to_owned()) {
-                info!(kind, "objects of this kind are not read; skipped");
+                self.unnamed_kinds.insert(kind.to_owned());
             }
         }
         let documents = update.documents;
@@ -273,6 +276,10 @@ impl Folder {
 
     /// Says what has changed about what is wrong with files and documents.
     pub(super) fn flush_reports(&mut self, emit: &mut dyn FnMut(Event)) {
+        let kinds: Vec<String> = std::mem::take(&mut self.unnamed_kinds).into_iter().collect();
+        if !kinds.is_empty() {
+            info!(kinds = kinds.join(", "), "objects of these kinds are not read; skipped");
+        }
         for name in std::mem::take(&mut self.unreported) {
             let Some(file) = self.files.get(&name) else { continue };
             let wanted = self.reports(&name, file);

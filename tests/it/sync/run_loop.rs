@@ -52,6 +52,8 @@ struct Note {
 }
 
 impl Observer<FakeKernel> for Note {
+    fn hears(&mut self, _: &Engine<FakeKernel>, _: &Event) {}
+
     fn queued(&mut self, _: &Engine<FakeKernel>) {}
 
     fn begins(&mut self, _: &Engine<FakeKernel>) {}

@@ -1,13 +1,14 @@
 //! Listening, and serving HTTP in such a way that it can be stopped.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use nix::errno::Errno;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::Ipv6V6Only;
 use tokio::net::{TcpListener, TcpSocket};
@@ -26,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Listens on an address. On an IPv6 address IPv4 clients are served only with `dual_stack` (and only on `[::]`).
-pub(super) fn listen(address: SocketAddr, dual_stack: bool) -> io::Result<TcpListener> {
+pub(crate) fn listen(address: SocketAddr, dual_stack: bool) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() {
         TcpSocket::new_v4()?
     } else {
@@ -40,9 +41,26 @@ pub(super) fn listen(address: SocketAddr, dual_stack: bool) -> io::Result<TcpLis
     socket.listen(BACKLOG)
 }
 
+/// Listens on an address of the configuration. `0.0.0.0` and `::` mean every address of both families, or of IPv4 where
+/// the kernel has no IPv6, as they do in kube-proxy.
+pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    if !address.ip().is_unspecified() {
+        return listen(address, false);
+    }
+    match listen(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), address.port()), true) {
+        Err(error) if no_ipv6(&error) => listen(SocketAddr::new([0; 4].into(), address.port()), false),
+        listening => listening,
+    }
+}
+
+fn no_ipv6(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL | Errno::ENOPROTOOPT))
+}
+
 /// Serves for ever. When the future is dropped, the listening socket and all connections are closed; `axum::serve`
 /// instead leaves its connections to tasks that nobody owns.
-pub(super) async fn serve(listener: TcpListener, app: Router) {
+pub(crate) async fn serve(listener: TcpListener, app: Router) {
     let mut connections = JoinSet::new();
     loop {
         let room = connections.len() < CONNECTIONS;

@@ -1,0 +1,223 @@
+//! Counts what the sync loop does.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::conntrack;
+use crate::metrics::{self, Metrics};
+use crate::model::{Event, Family, Kind, ObjectName, PerFamily, Slice, TrafficPolicy, policy};
+use crate::netlink::Kernel;
+use crate::ruleset::names::SetName;
+use crate::sync::{Engine, FamilyReport, Report};
+
+/// Service ports without a local endpoint: those of policy `internal`, and of policy `external`.
+type NoLocal = [PerFamily<usize>; 2];
+
+/// Turns what is heard of the sync loop into numbers. What it keeps is in proportion to what waits or is odd.
+pub(super) struct Counting {
+    metrics: Arc<Metrics>,
+    started: SystemTime,
+    /// When the change happened that the next event tells.
+    announced: Option<SystemTime>,
+    /// When the changes happened that wait for a sync.
+    waiting: PerFamily<BTreeMap<ObjectName, Vec<SystemTime>>>,
+    changed_services: BTreeSet<ObjectName>,
+    changed_slices: usize,
+    /// Objects of which something cannot be used.
+    rejected: BTreeSet<String>,
+    /// How many of them, by kind.
+    rejected_of: BTreeMap<String, usize>,
+    no_local: BTreeMap<ObjectName, NoLocal>,
+    no_local_sum: NoLocal,
+}
+
+impl Counting {
+    pub(super) fn new(metrics: Arc<Metrics>) -> Counting {
+        for kind in Kind::ALL {
+            metrics.set_rejected_objects(&kind.to_string(), 0);
+        }
+        let started = SystemTime::now();
+        Family::ALL.into_iter().for_each(|family| metrics.sync_last_queued[family].set(metrics::timestamp(started)));
+        Counting {
+            metrics,
+            started,
+            announced: None,
+            waiting: PerFamily::default(),
+            changed_services: BTreeSet::new(),
+            changed_slices: 0,
+            rejected: BTreeSet::new(),
+            rejected_of: BTreeMap::new(),
+            no_local: BTreeMap::new(),
+            no_local_sum: NoLocal::default(),
+        }
+    }
+
+    /// An event comes, and is not in the engine yet.
+    pub(super) fn hears<K: Kernel>(&mut self, engine: &Engine<K>, event: &Event) {
+        let announced = self.announced.take();
+        match event {
+            Event::EndpointsChanged { at, .. } => self.announced = Some(*at),
+            Event::Service(service) => {
+                let changes = engine.store().service(&service.name) != Some(service);
+                self.service_changes(&service.name, changes);
+            }
+            Event::ServiceGone(name) => self.service_changes(name, engine.store().service(name).is_some()),
+            Event::Slice(slice) => {
+                self.metrics.endpoint_changes.inc();
+                if !engine.store().slices(&slice.service).contains(slice) {
+                    self.slice_changes(slice, announced);
+                }
+            }
+            Event::SliceGone(_) => {
+                self.metrics.endpoint_changes.inc();
+                self.changed_slices += 1;
+            }
+            Event::Rejects { object, rejects } => self.rejects(object, !rejects.is_empty()),
+            _ => {}
+        }
+    }
+
+    /// Events have been taken in.
+    pub(super) fn queued<K: Kernel>(&self, engine: &Engine<K>) {
+        let now = metrics::timestamp(SystemTime::now());
+        for family in Family::ALL.into_iter().filter(|family| engine.is_family_behind(*family)) {
+            self.metrics.sync_last_queued[family].set(now);
+        }
+        self.metrics.service_changes_pending.set(self.changed_services.len() as f64);
+        self.metrics.endpoint_changes_pending.set(self.changed_slices as f64);
+    }
+
+    /// A sync has ended.
+    pub(super) fn synced<K: Kernel>(&mut self, engine: &Engine<K>, report: &Report) {
+        let now = SystemTime::now();
+        for family in Family::ALL {
+            if let Some(done) = &report.families[family] {
+                self.family_synced(family, done, report.failed[family], now);
+            }
+            self.metrics.refused_services[family].set(engine.refused(family) as f64);
+            self.metrics.services[family].set(engine.installed(family).service_count() as f64);
+            let elements = engine.elements(family);
+            // The kernel writes the map `affinity` itself.
+            for set in SetName::ALL.into_iter().filter(|set| *set != SetName::Affinity) {
+                self.metrics.set_map_elements(family, set.as_str(), elements.get(&set).copied().unwrap_or(0));
+            }
+        }
+        self.changed_services.clear();
+        self.changed_slices = 0;
+        self.metrics.service_changes_pending.set(0.0);
+        self.metrics.endpoint_changes_pending.set(0.0);
+        for name in &report.examined {
+            self.look_for_local_endpoints(engine, name);
+        }
+        for (policy, sums) in self.metrics.no_local_endpoints.iter().zip(&self.no_local_sum) {
+            Family::ALL.into_iter().for_each(|family| policy[family].set(sums[family] as f64));
+        }
+    }
+
+    fn family_synced(&mut self, family: Family, done: &FamilyReport, failed: bool, now: SystemTime) {
+        let metrics = &self.metrics;
+        let seconds = done.elapsed.as_secs_f64();
+        metrics.sync_duration[family].observe(seconds);
+        let kind = if done.full { &metrics.sync_full_duration } else { &metrics.sync_partial_duration };
+        kind[family].observe(seconds);
+        for commit in &done.commits {
+            metrics.transaction_operations[family].observe(commit.operations as f64);
+            metrics.transaction_bytes[family].observe(commit.bytes as f64);
+            metrics.transaction_kernel[family].observe(commit.elapsed.as_secs_f64());
+        }
+        metrics.sync_failures[family].inc_by(done.failed_commits as f64);
+        metrics.cleanup_failures[family].inc_by(done.failed_cleanups as f64);
+        metrics.repairs[family].inc_by(f64::from(u8::from(done.repaired)));
+        // Those of a sync that failed are not measured, as in kube-proxy: they would tell of the failure.
+        let waiting = std::mem::take(&mut self.waiting[family]);
+        if !failed {
+            metrics.sync_last[family].set(metrics::timestamp(now));
+            for since in waiting.into_values().flatten() {
+                let latency = now.duration_since(since).unwrap_or_default();
+                metrics.network_programming[family].observe(latency.as_secs_f64());
+            }
+        }
+    }
+
+    fn service_changes(&mut self, name: &ObjectName, changes: bool) {
+        self.metrics.service_changes.inc();
+        if changes {
+            self.changed_services.insert(name.clone());
+        }
+    }
+
+    fn slice_changes(&mut self, slice: &Slice, announced: Option<SystemTime>) {
+        self.changed_slices += 1;
+        // What happened before the start would tell how long the proxy was not there.
+        if let Some(at) = announced.filter(|at| *at > self.started) {
+            self.waiting[slice.family].entry(slice.service.clone()).or_default().push(at);
+        }
+    }
+
+    fn rejects(&mut self, object: &str, faulty: bool) {
+        let changes = if faulty { self.rejected.insert(object.to_owned()) } else { self.rejected.remove(object) };
+        if changes {
+            // The first word, as in `Service shop/web` and `file shop.yaml`.
+            let kind = object.split(' ').next().unwrap_or_default();
+            let objects = self.rejected_of.entry(kind.to_owned()).or_default();
+            *objects = if faulty { *objects + 1 } else { *objects - 1 };
+            self.metrics.set_rejected_objects(kind, *objects);
+        }
+    }
+
+    /// Counts the ports of a Service that only local endpoints may serve, and that have only others.
+    fn look_for_local_endpoints<K: Kernel>(&mut self, engine: &Engine<K>, name: &ObjectName) {
+        let found = no_local_endpoints(engine, name);
+        let before = if found == NoLocal::default() {
+            self.no_local.remove(name)
+        } else {
+            self.no_local.insert(name.clone(), found)
+        };
+        for (policy, sums) in self.no_local_sum.iter_mut().enumerate() {
+            for family in Family::ALL {
+                sums[family] += found[policy][family];
+                sums[family] -= before.map_or(0, |before| before[policy][family]);
+            }
+        }
+    }
+}
+
+fn no_local_endpoints<K: Kernel>(engine: &Engine<K>, name: &ObjectName) -> NoLocal {
+    let mut found = NoLocal::default();
+    let Some(service) = engine.store().service(name) else { return found };
+    let local = |policy| policy == TrafficPolicy::Local;
+    if !local(service.internal_policy) && !local(service.external_policy) {
+        return found;
+    }
+    let slices = engine.store().slices(name);
+    for family in Family::ALL.into_iter().filter(|family| service.cluster_ips[*family].is_some()) {
+        for port in &service.ports {
+            let external = local(service.external_policy) && policy::external(service, port, family);
+            if !local(service.internal_policy) && !external {
+                continue;
+            }
+            let choice = policy::choose(service, port, family, slices, engine.store().zone());
+            if choice.any && choice.local.is_empty() {
+                found[0][family] += usize::from(local(service.internal_policy));
+                found[1][family] += usize::from(external);
+            }
+        }
+    }
+    found
+}
+
+/// Counts what a pass over the UDP flows did.
+pub(super) fn count_pass(metrics: &Metrics, pass: &conntrack::Pass) {
+    for family in Family::ALL {
+        if let Some(result) = &pass.families[family] {
+            metrics.conntrack_duration[family].observe(pass.elapsed[family].as_secs_f64());
+            if let Ok(swept) = result {
+                metrics.conntrack_deleted[family].inc_by(swept.deleted as f64);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

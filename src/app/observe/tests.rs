@@ -1,0 +1,244 @@
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::config::{self, Overrides};
+use crate::model::Reject;
+use crate::model::convert::{Converter, LAST_CHANGE, Options};
+use crate::netlink::fake::{FakeKernel, Fault};
+use crate::sync::Engine;
+
+const V4: Family = Family::V4;
+const V6: Family = Family::V6;
+
+/// The sync loop, step by step.
+struct Proxy {
+    engine: Engine<FakeKernel>,
+    counting: Counting,
+    metrics: Arc<Metrics>,
+    convert: Converter,
+}
+
+impl Proxy {
+    /// A proxy that has listed everything: nothing but one Node.
+    fn new() -> Proxy {
+        let overrides = Overrides { hostname_override: Some("n1".to_owned()), ..Overrides::default() };
+        let config = config::load(None, &overrides).expect("defaults are valid").config;
+        let engine = Engine::new(FakeKernel::new(), super::super::facts(&config));
+        let metrics = Arc::new(Metrics::new());
+        let counting = Counting::new(Arc::clone(&metrics));
+        let convert = Converter::new(Options { node_name: "n1".to_owned(), allow_external_ips: true });
+        let mut proxy = Proxy { engine, counting, metrics, convert };
+        for kind in Kind::ALL {
+            proxy.hear([Event::ListStarted(kind), Event::ListDone(kind)]);
+        }
+        proxy
+    }
+
+    fn hear(&mut self, events: impl IntoIterator<Item = Event>) {
+        for event in events {
+            self.counting.hears(&self.engine, &event);
+            self.engine.apply(event);
+        }
+        self.counting.queued(&self.engine);
+    }
+
+    /// A dual-stack Service with two ports.
+    fn service(&mut self, name: &str, patch: &[(&str, Value)]) {
+        let mut spec = json!({
+            "type": "NodePort", "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd00::1"],
+            "ports": [{"name": "a", "port": 80, "nodePort": 30080}, {"name": "b", "port": 81}],
+        });
+        for (field, value) in patch {
+            spec[*field] = value.clone();
+        }
+        let object = json!({"metadata": {"namespace": "shop", "name": name}, "spec": spec});
+        let events = self.convert.service(&serde_json::from_value(object).expect("a Service"));
+        self.hear(events);
+    }
+
+    /// The IPv4 slice of the Service `web`.
+    fn slice(&mut self, addresses: &[&str], node: &str, at: Option<SystemTime>) {
+        let endpoints: Vec<Value> =
+            addresses.iter().map(|address| json!({"addresses": [address], "nodeName": node})).collect();
+        let at = at.map(|at| jiff::Timestamp::try_from(at).expect("now").to_string());
+        let object = json!({
+            "metadata": {"namespace": "shop", "name": "web-1", "labels": {"kubernetes.io/service-name": "web"},
+                         "annotations": at.map(|at| json!({LAST_CHANGE: at}))},
+            "addressType": "IPv4", "endpoints": endpoints,
+            "ports": [{"name": "a", "port": 8080}, {"name": "b", "port": 8081}],
+        });
+        let events = self.convert.slice(&serde_json::from_value(object).expect("an EndpointSlice"));
+        self.hear(events);
+    }
+
+    fn sync(&mut self) {
+        let report = self.engine.sync(Instant::now());
+        self.counting.synced(&self.engine, &report);
+        for family in Family::ALL {
+            for set in SetName::ALL {
+                let counted = self.engine.elements(family).get(&set).copied().unwrap_or(0);
+                assert_eq!(counted, self.engine.kernel().elements_of(family, set).len(), "{family} {set}");
+            }
+        }
+    }
+
+    /// The value of a sample, as it is exported.
+    fn value(&self, sample: &str) -> f64 {
+        let text = self.metrics.text();
+        let line = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("{sample} is not in\n{text}")).parse().expect("a number")
+    }
+}
+
+#[test]
+fn changes_are_counted_and_wait_for_a_sync() {
+    let mut proxy = Proxy::new();
+    let values = |proxy: &Proxy| {
+        let metrics = &proxy.metrics;
+        [
+            metrics.service_changes.get(),
+            metrics.service_changes_pending.get(),
+            metrics.endpoint_changes.get(),
+            metrics.endpoint_changes_pending.get(),
+        ]
+    };
+    proxy.service("web", &[]);
+    proxy.service("web", &[]);
+    proxy.slice(&["10.1.0.1"], "n1", None);
+    assert_eq!(values(&proxy), [2.0, 1.0, 1.0, 1.0]);
+    proxy.sync();
+    assert_eq!(values(&proxy), [2.0, 0.0, 1.0, 0.0]);
+    proxy.slice(&["10.1.0.1"], "n1", None);
+    assert_eq!(values(&proxy), [2.0, 0.0, 2.0, 0.0], "it says nothing new");
+    proxy.slice(&["10.1.0.1", "10.1.0.2"], "n1", None);
+    proxy.slice(&["10.1.0.1", "10.1.0.2", "10.1.0.3"], "n1", None);
+    assert_eq!(values(&proxy), [2.0, 0.0, 4.0, 2.0]);
+    proxy.sync();
+    assert_eq!(values(&proxy), [2.0, 0.0, 4.0, 0.0]);
+}
+
+#[test]
+fn the_latency_is_measured_from_the_change_to_the_rules() {
+    let mut proxy = Proxy::new();
+    let count = |proxy: &Proxy| proxy.metrics.network_programming[V4].get_sample_count();
+    let hour = Duration::from_secs(3600);
+    proxy.service("web", &[]);
+    proxy.slice(&["10.1.0.1"], "n1", Some(SystemTime::now() - hour));
+    proxy.sync();
+    assert_eq!(count(&proxy), 0, "it happened before the proxy was there");
+    proxy.counting.started -= 2 * hour;
+    proxy.slice(&["10.1.0.1"], "n1", Some(SystemTime::now() - hour));
+    proxy.sync();
+    assert_eq!(count(&proxy), 0, "nothing changed");
+    proxy.slice(&["10.1.0.2"], "n1", Some(SystemTime::now() - hour));
+    proxy.slice(&["10.1.0.3"], "n1", Some(SystemTime::now() + hour));
+    proxy.slice(&["10.1.0.4"], "n1", None);
+    assert_eq!(count(&proxy), 0, "not yet in force");
+    proxy.sync();
+    assert_eq!(count(&proxy), 2);
+    let sum = proxy.metrics.network_programming[V4].get_sample_sum();
+    assert!((3600.0..3660.0).contains(&sum), "{sum}: what is to come counts as now");
+    proxy.slice(&["10.1.0.5"], "n1", Some(SystemTime::now()));
+    proxy.engine.kernel().fail_next(Fault::Permission);
+    proxy.sync();
+    proxy.sync();
+    assert_eq!(count(&proxy), 2, "times of a failed sync are lost");
+    assert_eq!(proxy.metrics.network_programming[V6].get_sample_count(), 0);
+}
+
+#[test]
+fn syncs_are_told_apart() {
+    let mut proxy = Proxy::new();
+    let counts = |proxy: &Proxy, family: Family| {
+        let metrics = &proxy.metrics;
+        let histograms = [&metrics.sync_duration, &metrics.sync_full_duration, &metrics.sync_partial_duration];
+        histograms.map(|histogram| histogram[family].get_sample_count())
+    };
+    let queued = proxy.metrics.sync_last_queued[V4].get();
+    assert!(queued > 1.7e9, "{queued}");
+    assert_eq!(proxy.metrics.sync_last[V4].get(), 0.0);
+    proxy.sync();
+    assert_eq!((counts(&proxy, V4), counts(&proxy, V6)), ([1, 1, 0], [1, 1, 0]));
+    let last = proxy.metrics.sync_last[V4].get();
+    assert!(last >= queued, "{last}");
+
+    proxy.service("web", &[]);
+    proxy.slice(&["10.1.0.1"], "n1", None);
+    proxy.sync();
+    assert_eq!((counts(&proxy, V4), counts(&proxy, V6)), ([2, 1, 1], [2, 1, 1]));
+    assert_eq!(proxy.metrics.services[V4].get(), 1.0);
+    assert_eq!(proxy.value(r#"nftproxyd_map_elements{ip_family="IPv4",map="endpoints"}"#), 2.0);
+    assert_eq!(proxy.value(r#"nftproxyd_map_elements{ip_family="IPv6",map="endpoints"}"#), 0.0);
+    assert!(proxy.metrics.transaction_operations[V4].get_sample_count() >= 2);
+    assert_eq!(proxy.metrics.repairs[V4].get(), 0.0, "the start is no repair");
+
+    proxy.engine.distrust(V4);
+    proxy.sync();
+    assert_eq!((counts(&proxy, V4), counts(&proxy, V6)), ([3, 2, 1], [2, 1, 1]));
+    assert_eq!(proxy.metrics.repairs[V4].get(), 0.0, "nothing was wrong");
+    proxy.engine.kernel().delete_table(V4);
+    proxy.engine.distrust(V4);
+    proxy.sync();
+    assert_eq!(proxy.metrics.repairs[V4].get(), 1.0);
+
+    let last = proxy.metrics.sync_last[V4].get();
+    proxy.slice(&["10.1.0.2"], "n1", None);
+    proxy.engine.kernel().fail_next(Fault::Permission);
+    let report = proxy.engine.sync(Instant::now());
+    proxy.counting.synced(&proxy.engine, &report);
+    assert_eq!(proxy.metrics.sync_failures[V4].get(), 1.0);
+    assert_eq!(proxy.metrics.sync_failures[V6].get(), 0.0);
+    assert_eq!(proxy.metrics.sync_last[V4].get(), last, "not a success");
+    assert_eq!(counts(&proxy, V4)[0], 5, "but a sync");
+}
+
+#[test]
+fn service_ports_without_a_local_endpoint_are_counted() {
+    /// Changes of the Service `web`, the node of its endpoint, and what is counted of IPv4: internal, external.
+    type Case<'a> = (&'a [(&'a str, Value)], &'a str, [f64; 2]);
+    let local = json!("Local");
+    let mut proxy = Proxy::new();
+    #[rustfmt::skip]
+    let cases: [Case<'_>; 6] = [
+        (&[], "n2", [0.0, 0.0]),
+        (&[("internalTrafficPolicy", local.clone())], "n2", [2.0, 0.0]),
+        (&[("externalTrafficPolicy", local.clone())], "n2", [0.0, 1.0]),
+        (&[("externalTrafficPolicy", local.clone()), ("internalTrafficPolicy", local.clone())], "n2", [2.0, 1.0]),
+        (&[("externalTrafficPolicy", local.clone()), ("internalTrafficPolicy", local.clone())], "n1", [0.0, 0.0]),
+        (&[("externalTrafficPolicy", local)], "n2", [0.0, 1.0]),
+    ];
+    for (patch, node, expected) in cases {
+        proxy.service("web", patch);
+        proxy.slice(&["10.1.0.1"], node, None);
+        proxy.sync();
+        let counted =
+            |family: Family| [0, 1].map(|policy: usize| proxy.metrics.no_local_endpoints[policy][family].get());
+        assert_eq!(counted(V4), expected, "{patch:?} {node}");
+        assert_eq!(counted(V6), [0.0, 0.0], "it has no endpoints at all");
+    }
+    proxy.hear([Event::ServiceGone(ObjectName::new("shop", "web").expect("a name"))]);
+    proxy.sync();
+    assert_eq!(proxy.metrics.no_local_endpoints[1][V4].get(), 0.0);
+    assert!(proxy.counting.no_local.is_empty());
+}
+
+#[test]
+fn faulty_objects_are_counted_by_kind() {
+    let mut proxy = Proxy::new();
+    let rejects = |object: &str, faulty: bool| {
+        let reject = Reject { field: "spec".to_owned(), reason: "odd".to_owned() };
+        let rejects = if faulty { vec![reject] } else { Vec::new() };
+        Event::Rejects { object: object.to_owned(), rejects }
+    };
+    let values = |proxy: &Proxy| {
+        ["Service", "file"].map(|kind| proxy.value(&format!("nftproxyd_rejected_objects{{kind=\"{kind}\"}}")))
+    };
+    proxy.hear([rejects("Service shop/a", true), rejects("Service shop/a", true), rejects("file x.yaml", true)]);
+    assert_eq!(values(&proxy), [1.0, 1.0]);
+    proxy.hear([rejects("Service shop/b", true), rejects("file x.yaml", false)]);
+    assert_eq!(values(&proxy), [2.0, 0.0]);
+    proxy.hear([rejects("Service shop/a", false), rejects("Service shop/a", false), rejects("Service shop/b", false)]);
+    assert_eq!(values(&proxy), [0.0, 0.0]);
+}

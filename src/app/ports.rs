@@ -1,0 +1,128 @@
+//! The ports for probes and for Prometheus.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use super::LISTEN_AGAIN;
+use crate::events::{Events, Notice};
+use crate::health::{self, Health, Question};
+use crate::http;
+use crate::metrics::{self, Metrics};
+
+/// How an address that cannot be listened on is dealt with.
+#[derive(Clone)]
+pub(super) struct Listening {
+    /// Whether it ends the process (`bindAddressHardFail`); otherwise it is tried again.
+    pub(super) hard_fail: bool,
+    pub(super) events: Events,
+}
+
+/// Serves `/healthz` and `/livez` for ever.
+pub(super) async fn serve_health(
+    listening: Listening,
+    address: SocketAddr,
+    health: Health,
+    metrics: Arc<Metrics>,
+) -> anyhow::Result<()> {
+    let listener = listening.bind(address, "/healthz", "FailedToStartProxierHealthcheck").await?;
+    info!(%address, "serving /healthz and /livez");
+    let asked = move |question, code| match question {
+        Question::Healthz => metrics.healthz_answered(code),
+        Question::Livez => metrics.livez_answered(code),
+    };
+    health::serve(listener, health, asked).await;
+    Ok(())
+}
+
+/// Serves `/metrics` and the rest of the metrics port for ever.
+pub(super) async fn serve_metrics(
+    listening: Listening,
+    address: SocketAddr,
+    metrics: Arc<Metrics>,
+    configz: String,
+) -> anyhow::Result<()> {
+    let listener = listening.bind(address, "/metrics", "FailedToStartMetricServer").await?;
+    info!(%address, "serving /metrics");
+    metrics::serve(listener, metrics, configz).await;
+    Ok(())
+}
+
+impl Listening {
+    async fn bind(&self, address: SocketAddr, path: &str, reason: &'static str) -> io::Result<TcpListener> {
+        let mut said = false;
+        loop {
+            let error = match http::bind(address) {
+                Ok(listener) => return Ok(listener),
+                Err(error) => error,
+            };
+            let what = format!("cannot listen on {address} for {path} ({error})");
+            if self.hard_fail {
+                self.events.say(Notice::start_failed(reason, what.clone()));
+                return Err(io::Error::new(error.kind(), format!("{what}, and bindAddressHardFail is set")));
+            }
+            if !std::mem::replace(&mut said, true) {
+                warn!("{what}; trying again every {} s", LISTEN_AGAIN.as_secs());
+            }
+            sleep(LISTEN_AGAIN).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::health::{Moment, State};
+    use crate::model::Family;
+    use crate::testing::http::request;
+    use crate::testing::in_network_namespace_async;
+
+    const ADDRESS: &str = "127.0.0.1:10249";
+
+    #[test]
+    fn a_busy_port_ends_the_process_only_if_told_so() {
+        in_network_namespace_async(async || {
+            let address = ADDRESS.parse().expect("an address");
+            let taken = http::bind(address).expect("free");
+            let (events, mut notices) = Events::channel();
+            let listening = Listening { hard_fail: true, events };
+            let metrics = Arc::new(Metrics::new());
+            let health = Health::new(State::new(Family::ALL, Duration::from_secs(30), Moment::now()));
+
+            let ended = serve_metrics(listening.clone(), address, Arc::clone(&metrics), String::new()).await;
+            let error = ended.expect_err("the port is taken").to_string();
+            assert!(error.starts_with(&format!("cannot listen on {ADDRESS} for /metrics (")), "{error}");
+            assert_eq!(notices.recv().await.expect("it is said").reason, "FailedToStartMetricServer");
+            let ended = serve_health(listening.clone(), address, health.clone(), Arc::clone(&metrics)).await;
+            ended.expect_err("the port is taken");
+            assert_eq!(notices.recv().await.expect("it is said").reason, "FailedToStartProxierHealthcheck");
+
+            let patient = Listening { hard_fail: false, ..listening };
+            let serving = tokio::spawn(serve_health(patient, address, health, Arc::clone(&metrics)));
+            tokio::task::yield_now().await;
+            assert!(!serving.is_finished());
+            drop(taken);
+            let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+            while tokio::net::TcpStream::connect(ADDRESS).await.is_err() {
+                assert!(tokio::time::Instant::now() < deadline, "it does not try again");
+                sleep(Duration::from_millis(20)).await;
+            }
+            assert_eq!(request(ADDRESS, "GET", "/healthz").await.status, 503);
+            assert_eq!(request(ADDRESS, "GET", "/livez").await.status, 200);
+            assert!(notices.try_recv().is_err(), "nothing is said of what may yet succeed");
+            serving.abort();
+            let text = metrics.text();
+            for sample in
+                ["kubeproxy_proxy_healthz_total{code=\"503\"} 1\n", "kubeproxy_proxy_livez_total{code=\"200\"} 1\n"]
+            {
+                assert!(text.contains(sample), "{sample}");
+            }
+        });
+    }
+}

@@ -1,0 +1,76 @@
+//! The metrics port, as kube-proxy has it: paths, status codes, headers and bodies.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{RawQuery, State};
+use axum::http::{HeaderName, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::any;
+use tokio::net::TcpListener;
+
+use super::{Metrics, readings};
+use crate::http;
+
+/// The same type that Go's library gives to the text format.
+const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
+const PLAIN: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+
+struct Shared {
+    metrics: Arc<Metrics>,
+    configz: String,
+}
+
+/// Answers for ever on `/metrics`, `/metrics/slis`, `/proxyMode`, `/healthz`, `/healthz/ping` and `/configz`.
+///
+/// `configz` is the body of `/configz`: the configuration in use, as JSON. `/healthz` only says that somebody answers;
+/// whether the proxy works is told on the health port.
+pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, configz: String) {
+    let app = Router::new()
+        .route("/metrics", any(exposition))
+        .route("/metrics/slis", any(slis))
+        .route("/proxyMode", any(async || plain(StatusCode::OK, "nftables")))
+        .route("/healthz", any(healthz))
+        .route("/healthz/ping", any(async || plain(StatusCode::OK, "ok")))
+        .route(
+            "/configz",
+            any(async |State(shared): State<Arc<Shared>>| body(StatusCode::OK, JSON, shared.configz.clone())),
+        )
+        .fallback(async || plain(StatusCode::NOT_FOUND, "404 page not found\n"))
+        .with_state(Arc::new(Shared { metrics, configz }));
+    http::serve(listener, app).await;
+}
+
+async fn exposition(State(shared): State<Arc<Shared>>) -> Response {
+    let start = readings::start_time().map_or(0, |time| time as u64).to_string();
+    let headers = [(header::CONTENT_TYPE, EXPOSITION), (HeaderName::from_static("process-start-time-unix"), &start)];
+    (headers, shared.metrics.text()).into_response()
+}
+
+/// What service levels are computed from; `DELETE` sets it back.
+async fn slis(method: Method, State(shared): State<Arc<Shared>>) -> Response {
+    if method == Method::DELETE {
+        shared.metrics.reset_slis();
+        return plain(StatusCode::OK, "metrics reset\n");
+    }
+    ([(header::CONTENT_TYPE, EXPOSITION)], shared.metrics.slis_text()).into_response()
+}
+
+async fn healthz(RawQuery(query): RawQuery, State(shared): State<Arc<Shared>>) -> Response {
+    shared.metrics.healthcheck();
+    let verbose = query.unwrap_or_default().split('&').any(|word| word.split('=').next() == Some("verbose"));
+    plain(StatusCode::OK, if verbose { "[+]ping ok\nhealthz check passed\n" } else { "ok" })
+}
+
+fn plain(status: StatusCode, text: &'static str) -> Response {
+    body(status, PLAIN, text.to_owned())
+}
+
+fn body(status: StatusCode, content_type: &'static str, body: String) -> Response {
+    let headers = [(header::CONTENT_TYPE, content_type), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
+    (status, headers, body).into_response()
+}
+
+#[cfg(test)]
+mod tests;
