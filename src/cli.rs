@@ -1,16 +1,23 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::builder::BoolishValueParser;
+use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-use crate::config::LogFormat;
+use crate::config::{FLAGS, Overrides, Setting};
+
+const EXIT_STATUS: &str = "\
+Exit status: 0 on success and when stopped by SIGTERM or SIGINT; 1 on any error, for values that cannot be used, and when
+the configuration file has changed in a way that needs a restart; 2 on a wrong command line.
+Manual: nftproxyd(8).";
 
 /// nftproxyd's command line. Without a subcommand it runs the proxy, since kube-proxy is called that way:
 /// `nftproxyd --config=FILE`.
 #[derive(Debug, Parser)]
-#[command(name = "nftproxyd", version, about, long_about = None, args_conflicts_with_subcommands = true)]
-#[command(after_help = "Exit status: 0 on success, 1 on any error, 2 on a wrong command line.\nManual: nftproxyd(8).")]
+#[command(name = "nftproxyd", version, about, long_about = None, disable_version_flag = true)]
+#[command(args_conflicts_with_subcommands = true, args_override_self = true, after_help = EXIT_STATUS)]
 pub struct Cli {
     /// What to do; `run` if absent.
     #[command(subcommand)]
@@ -24,9 +31,18 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Proxy the Services of a cluster, or of a folder of manifests, until stopped; the rules stay when it stops
-    Run(RunArgs),
+    #[command(args_override_self = true, after_help = EXIT_STATUS)]
+    Run(Box<RunArgs>),
     /// Print the nft script of what would be installed for a folder of manifests; needs no root
+    #[command(args_override_self = true)]
     Render(RenderArgs),
+    /// Say whether a configuration file can be used, and what in it has no effect
+    CheckConfig(CheckConfigArgs),
+    /// Look for what keeps Services on this node from working, and say how to mend it; changes nothing
+    #[command(args_override_self = true)]
+    Doctor(NodeArgs),
+    /// List every frontend with its policy, endpoints and open connections, as the kernel has them
+    Status(StatusArgs),
     /// Remove nftproxyd's tables from the kernel, and nothing else
     Cleanup,
 }
@@ -40,20 +56,23 @@ pub struct RunArgs {
     /// Options that concern the node
     #[command(flatten)]
     pub node: NodeArgs,
-    /// Options that concern the log
-    #[command(flatten)]
-    pub log: LogArgs,
-}
-
-/// Options that concern the log. What is absent is as the configuration says.
-#[derive(Debug, Clone, Default, Args)]
-pub struct LogArgs {
-    /// Say more in the log: 2 for each sync, 5 for each transaction as nft text; instead of logging.verbosity
-    #[arg(short = 'v', long = "v", value_name = "LEVEL")]
-    pub verbosity: Option<u32>,
-    /// The form of the log, instead of logging.format
-    #[arg(long = "logging-format", value_name = "FORMAT")]
-    pub format: Option<LogFormat>,
+    /// Write the configuration that is in force, with all defaults, to FILE and exit
+    #[arg(long, value_name = "FILE")]
+    pub write_config_to: Option<PathBuf>,
+    /// Set up connection tracking, check that the kernel can do what is needed, and exit
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false")]
+    #[arg(value_parser = BoolishValueParser::new(), action = ArgAction::Set, hide_default_value = true)]
+    #[arg(hide_possible_values = true, value_name = "BOOL")]
+    pub init_only: bool,
+    /// Remove nftproxyd's tables and exit, as the subcommand does
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false")]
+    #[arg(value_parser = BoolishValueParser::new(), action = ArgAction::Set, hide_default_value = true)]
+    #[arg(hide_possible_values = true, value_name = "BOOL")]
+    pub cleanup: bool,
+    /// Print the version and exit; raw also says what it was built of
+    #[arg(short = 'V', long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(value_parser = ["true", "false", "raw"], hide_possible_values = true, value_name = "raw")]
+    pub version: Option<String>,
 }
 
 /// Options that every subcommand with a configuration has.
@@ -65,7 +84,17 @@ pub struct NodeArgs {
     /// This node's name, instead of hostnameOverride in the configuration or the host name
     #[arg(long, value_name = "NAME")]
     pub hostname_override: Option<String>,
+    /// URL of the API server, instead of that in the kubeconfig
+    #[arg(long, value_name = "URL")]
+    pub master: Option<String>,
+    /// Flags that stand for fields of the configuration file
+    #[command(flatten)]
+    pub fields: FieldFlags,
 }
+
+/// The flags of [`FLAGS`] that were given.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FieldFlags(pub Vec<Setting>);
 
 /// Options of `render`.
 #[derive(Debug, Clone, Args)]
@@ -78,19 +107,116 @@ pub struct RenderArgs {
     pub node: NodeArgs,
 }
 
+/// Options of `check-config`.
+#[derive(Debug, Clone, Args)]
+pub struct CheckConfigArgs {
+    /// A KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1)
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+/// Options of `status`.
+#[derive(Debug, Clone, Args)]
+pub struct StatusArgs {
+    /// How to print it
+    #[arg(short = 'o', long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+/// How something is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
 impl Cli {
     /// The command that is meant.
     pub fn command(self) -> Command {
-        self.command.unwrap_or(Command::Run(self.run))
+        self.command.unwrap_or(Command::Run(Box::new(self.run)))
     }
+}
+
+impl NodeArgs {
+    /// What they say about the configuration.
+    pub fn overrides(&self, manifests: Option<PathBuf>) -> Overrides {
+        Overrides {
+            hostname_override: self.hostname_override.clone(),
+            master: self.master.clone(),
+            manifests,
+            flags: self.fields.0.clone(),
+        }
+    }
+}
+
+impl Args for FieldFlags {
+    fn augment_args(mut command: clap::Command) -> clap::Command {
+        for flag in FLAGS {
+            let mut arg = Arg::new(flag.name).long(flag.name).action(ArgAction::Append);
+            if flag.name == "v" {
+                arg = arg.short('v');
+            }
+            arg = if flag.is_switch() {
+                arg.num_args(0..=1).require_equals(true).default_missing_value("true").value_name("BOOL")
+            } else {
+                arg.num_args(1).allow_hyphen_values(true).value_name(flag.value)
+            };
+            let heading = if flag.beats_file { "Log" } else { "Instead of a configuration file" };
+            command = command.arg(arg.help(flag.help).hide(flag.help.is_empty()).help_heading(heading));
+        }
+        command
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for FieldFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<FieldFlags, clap::Error> {
+        let given = FLAGS.iter().flat_map(|flag| {
+            let values = matches.get_many::<String>(flag.name).into_iter().flatten();
+            values.map(|value| Setting { flag: flag.name, value: value.clone() })
+        });
+        Ok(FieldFlags(given.collect()))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+/// The same command line with hyphens in the names of flags where kube-proxy takes underscores too.
+pub fn with_hyphens(line: impl IntoIterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+    line.into_iter().map(|word| match word.to_str().and_then(|text| text.strip_prefix("--")) {
+        Some(flag) => {
+            let (name, value) = flag.split_at(flag.find('=').unwrap_or(flag.len()));
+            format!("--{}{value}", name.replace('_', "-")).into()
+        }
+        None => word,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn try_parse(line: &str) -> Result<Command, clap::Error> {
+        Cli::try_parse_from(with_hyphens(line.split_whitespace().map(OsString::from))).map(Cli::command)
+    }
+
     fn parse(line: &str) -> Command {
-        Cli::try_parse_from(line.split_whitespace()).expect("a valid command line").command()
+        try_parse(line).unwrap_or_else(|err| panic!("{line}: {err}"))
+    }
+
+    fn run(line: &str) -> RunArgs {
+        match parse(line) {
+            Command::Run(args) => *args,
+            other => panic!("{line}: {other:?}"),
+        }
     }
 
     #[test]
@@ -100,33 +226,62 @@ mod tests {
 
     #[test]
     fn it_can_be_called_as_kube_proxy_is() {
-        let Command::Run(args) =
-            parse("nftproxyd --config=/var/lib/kube-proxy/config.conf --hostname-override=n1 -v 2")
-        else {
-            panic!("no subcommand means run")
-        };
+        let args = run("nftproxyd --config=/var/lib/kube-proxy/config.conf --hostname-override=n1 -v 2");
         assert_eq!(args.node.config.as_deref(), Some("/var/lib/kube-proxy/config.conf".as_ref()));
         assert_eq!(args.node.hostname_override.as_deref(), Some("n1"));
-        assert_eq!(args.log.verbosity, Some(2));
-        assert_eq!(args.log.format, None);
-        let Command::Run(args) = parse("nftproxyd --logging-format=json") else { panic!("no subcommand means run") };
-        assert_eq!((args.log.verbosity, args.log.format), (None, Some(LogFormat::Json)));
+        assert_eq!(args.node.fields.0, [Setting { flag: "v", value: "2".to_owned() }]);
+        assert!(!args.cleanup && !args.init_only && args.version.is_none());
+        assert!(run("nftproxyd run --manifests d").manifests.is_some());
         assert!(matches!(parse("nftproxyd"), Command::Run(_)));
-        assert!(matches!(parse("nftproxyd run --manifests d"), Command::Run(RunArgs { manifests: Some(_), .. })));
         assert!(matches!(parse("nftproxyd cleanup"), Command::Cleanup));
         assert!(matches!(parse("nftproxyd render --manifests d"), Command::Render(_)));
+        assert!(matches!(parse("nftproxyd status -o json"), Command::Status(StatusArgs { output: Output::Json })));
+        assert!(matches!(parse("nftproxyd check-config f"), Command::CheckConfig(_)));
+        assert!(run("nftproxyd --cleanup").cleanup && !run("nftproxyd --cleanup=false").cleanup);
+        assert_eq!(run("nftproxyd --version=raw").version.as_deref(), Some("raw"));
+        assert_eq!(run("nftproxyd --version").version.as_deref(), Some("true"));
+        let twice = run("nftproxyd --config=a --config b --master=u");
+        assert_eq!((twice.node.config, twice.node.master), (Some("b".into()), Some("u".to_owned())));
+    }
+
+    #[test]
+    fn every_flag_of_kube_proxy_is_taken() {
+        for flag in FLAGS {
+            let value = if flag.is_switch() { "" } else { "=1" };
+            let expected = if flag.is_switch() { "true" } else { "1" };
+            for name in [flag.name.to_owned(), flag.name.replace('-', "_")] {
+                let args = run(&format!("nftproxyd --{name}{value}"));
+                assert_eq!(args.node.fields.0, [Setting { flag: flag.name, value: expected.to_owned() }], "--{name}");
+            }
+        }
+        let spellings = [
+            ("-v=3", "v", "3"),
+            ("-v3", "v", "3"),
+            ("--v 3", "v", "3"),
+            ("--profiling=false", "profiling", "false"),
+            ("--oom_score_adj -998", "oom-score-adj", "-998"),
+            ("--cluster-cidr a_b", "cluster-cidr", "a_b"),
+        ];
+        for (line, flag, value) in spellings {
+            let args = run(&format!("nftproxyd {line}"));
+            assert_eq!(args.node.fields.0, [Setting { flag, value: value.to_owned() }], "{line}");
+        }
+        let order = run("nftproxyd --nodeport-addresses=a --nodeport-addresses=b").node.fields.0;
+        assert_eq!(order.iter().map(|setting| setting.value.as_str()).collect::<Vec<_>>(), ["a", "b"]);
     }
 
     #[test]
     fn what_is_not_known_is_refused() {
-        for line in [
+        let lines = [
             "nftproxyd --confg=x",
             "nftproxyd run stray",
-            "nftproxyd --logging-format=xml",
             "nftproxyd --config=x cleanup",
             "nftproxyd render",
-        ] {
-            assert!(Cli::try_parse_from(line.split_whitespace()).is_err(), "{line}");
+            "nftproxyd --profiling false",
+            "nftproxyd check-config",
+        ];
+        for line in lines {
+            assert!(try_parse(line).is_err(), "{line}");
         }
     }
 }

@@ -12,7 +12,7 @@
 //! Who may use whom: `model` uses nobody. `source` uses `model` (it turns what it reads into model values at once, so
 //! that no full Kubernetes object is kept). `ruleset` uses `model`, `diff` uses both, `netlink` uses all three. `sync`
 //! and `app` may use everything. Beside the line stand `addresses` (of the node), `conntrack`, `health`, `metrics`,
-//! `events` and `config`.
+//! `events`, `proc`, `doctor`, `status` and `config`.
 //! `tests/architecture.rs` holds the code to all of this.
 //!
 //! A Service is *data*: elements of a fixed number of nftables sets and maps, never a chain or a rule of its own.
@@ -25,6 +25,7 @@ pub mod cli;
 pub mod config;
 pub mod conntrack;
 pub mod diff;
+pub mod doctor;
 pub mod events;
 pub mod health;
 mod http;
@@ -33,8 +34,10 @@ pub mod metrics;
 pub mod model;
 pub mod netlink;
 mod nlmsg;
+pub mod proc;
 pub mod ruleset;
 pub mod source;
+pub mod status;
 pub mod sync;
 
 #[cfg(test)]

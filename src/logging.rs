@@ -12,12 +12,12 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::config::LogFormat;
+use crate::config::{LogFormat, Logging};
 
 /// Starts logging at a klog-like verbosity: 0 and 1 for information, 2 to 4 for debugging, 5 and more for everything.
 ///
 /// Libraries are held to warnings below 5: what they say is rarely about Services.
-pub(crate) fn init(verbosity: u32, format: LogFormat) {
+pub(crate) fn init(Logging { format, verbosity }: Logging) {
     let (own, others) = match verbosity {
         0 | 1 => (LevelFilter::INFO, LevelFilter::WARN),
         2..=4 => (LevelFilter::DEBUG, LevelFilter::WARN),

@@ -3,10 +3,11 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use nftproxyd::{app, cli::Cli};
+use nftproxyd::app;
+use nftproxyd::cli::{Cli, with_hyphens};
 
 fn main() -> ExitCode {
-    match app::main(Cli::parse().command()) {
+    match app::main(Cli::parse_from(with_hyphens(std::env::args_os())).command()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("Error: {error:#}");

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 /// The layers, and which others each may use.
-const LAYERS: [(&str, &[&str]); 13] = [
+const LAYERS: [(&str, &[&str]); 16] = [
     ("model", &[]),
     ("config", &["model", "addresses"]),
     ("source", &["model"]),
@@ -22,6 +22,9 @@ const LAYERS: [(&str, &[&str]); 13] = [
     ("health", &["model", "addresses", "http"]),
     ("metrics", &["model", "http"]),
     ("events", &["model"]),
+    ("proc", &["config"]),
+    ("status", &["model", "ruleset", "netlink", "conntrack"]),
+    ("doctor", &["model", "netlink", "nlmsg", "proc", "config"]),
 ];
 
 /// What puts the layers together, and may use all of them; no layer uses these.

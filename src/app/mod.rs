@@ -2,8 +2,10 @@
 
 mod beside;
 mod cleanup;
+mod follow;
 mod manager;
 mod observe;
+mod one_shot;
 mod ports;
 mod render;
 mod run;
@@ -12,8 +14,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cli::{Command, LogArgs, NodeArgs};
-use crate::config::{self, Config, LogFormat, Overrides};
+use crate::cli::{Command, NodeArgs};
+use crate::config::{self, Config, Loaded};
 use crate::logging;
 use crate::model::convert::{Converter, Options};
 use crate::model::{Family, PerFamily};
@@ -31,23 +33,21 @@ const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 /// One error with its causes, to be printed on one line.
 pub fn main(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Run(args) => run::run(args),
+        Command::Run(args) => run::run(*args),
         Command::Render(args) => render::render(&args),
-        Command::Cleanup => {
-            logging::init(0, LogFormat::Text);
-            cleanup::cleanup()
-        }
+        Command::CheckConfig(args) => one_shot::check_config(&args.file),
+        Command::Doctor(args) => one_shot::doctor(&args),
+        Command::Status(args) => one_shot::status(args.output),
+        Command::Cleanup => one_shot::cleanup(),
     }
 }
 
-/// Reads the configuration and starts the log as it says, unless the command line says otherwise.
-fn configuration(args: &NodeArgs, manifests: Option<PathBuf>, log: &LogArgs) -> anyhow::Result<Config> {
-    let overrides = Overrides { hostname_override: args.hostname_override.clone(), manifests, ..Overrides::default() };
-    let loaded = config::load(args.config.as_deref(), &overrides)?;
-    let configured = &loaded.config.logging;
-    logging::init(log.verbosity.unwrap_or(configured.verbosity), log.format.unwrap_or(configured.format));
+/// Reads the configuration, and begins to log as it says.
+fn configuration(args: &NodeArgs, manifests: Option<PathBuf>) -> anyhow::Result<Loaded> {
+    let loaded = config::load(args.config.as_deref(), &args.overrides(manifests))?;
+    logging::init(loaded.config.logging);
     loaded.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    Ok(loaded.config)
+    Ok(loaded)
 }
 
 fn converter(config: &Config) -> Arc<Converter> {

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::Context;
 
 use super::{configuration, converter, facts};
-use crate::cli::{LogArgs, RenderArgs};
+use crate::cli::RenderArgs;
 use crate::model::{Event, Family};
 use crate::netlink::fake::FakeKernel;
 use crate::ruleset::text;
@@ -18,7 +18,7 @@ use crate::sync::Engine;
 ///
 /// The node's addresses are those of its Node object, since the script may be for another machine.
 pub(super) fn render(args: &RenderArgs) -> anyhow::Result<()> {
-    let config = configuration(&args.node, Some(args.manifests.clone()), &LogArgs::default())?;
+    let config = configuration(&args.node, Some(args.manifests.clone()))?.config;
     let mut engine = Engine::new(FakeKernel::new(), facts(&config));
     file::load_once(&args.manifests, &config.node_name, converter(&config), &mut |event| {
         if let Event::Rejects { object, rejects } = &event {

@@ -1,6 +1,7 @@
 //! `nftproxyd run`: the daemon.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -14,16 +15,18 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::beside::{self, Beside, Checks};
+use super::follow::{File, follow};
 use super::ports::{self, Listening};
-use super::{configuration, converter, facts, manager};
+use super::{configuration, converter, facts, manager, one_shot};
 use crate::addresses;
 use crate::cli::RunArgs;
-use crate::config::{self, Config, Source};
+use crate::config::{self, Config, Loaded, Source};
 use crate::events::{self, Events, Notice};
 use crate::health::{self, Health, Moment};
 use crate::metrics::Metrics;
 use crate::model::Family;
 use crate::netlink::{Heard, Monitor, Netlink};
+use crate::proc;
 use crate::ruleset::text;
 use crate::source::{Exchange, file, kube};
 use crate::sync::{self, Disturbance, Engine, Inputs};
@@ -36,17 +39,35 @@ const LAST_EVENTS: Duration = Duration::from_secs(2);
 
 /// Runs the proxy until it is told to stop. The rules stay in place.
 pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
-    let config = configuration(&args.node, args.manifests, &args.log)?;
+    match args.version.as_deref() {
+        None | Some("false") => {}
+        Some(form) => return one_shot::version(form == "raw"),
+    }
+    if args.cleanup {
+        return one_shot::cleanup();
+    }
+    let Loaded { config, text, .. } = configuration(&args.node, args.manifests.clone())?;
+    if let Some(file) = &args.write_config_to {
+        return one_shot::write_config(&config, file);
+    }
     let configz = serde_json::json!({ "kubeproxy.config.k8s.io": config::effective(&config) });
     info!(version = env!("CARGO_PKG_VERSION"), node = %config.node_name, "nftproxyd starts");
     let mut netlink = Netlink::open()?;
     netlink.probe()?;
+    proc::tune(Path::new("/"), &config.conntrack);
+    if args.init_only {
+        info!("connection tracking is set up, and the kernel can do what is needed (--init-only)");
+        return Ok(());
+    }
+    proc::set_oom_score(Path::new("/"), config.oom_score_adj);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
-    runtime.block_on(supervise(config, configz.to_string(), netlink))
+    let overrides = args.node.overrides(args.manifests);
+    let file = args.node.config.map(|path| File { path, text, overrides });
+    runtime.block_on(supervise(config, file, configz.to_string(), netlink))
 }
 
 /// Owns every task: one that ends unexpectedly ends the process with its reason.
-async fn supervise(config: Config, configz: String, netlink: Netlink) -> anyhow::Result<()> {
+async fn supervise(config: Config, file: Option<File>, configz: String, netlink: Netlink) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
     let (event_sender, events) = mpsc::channel(EVENTS_WAITING);
@@ -69,6 +90,9 @@ async fn supervise(config: Config, configz: String, netlink: Netlink) -> anyhow:
         }
         std::future::pending().await
     });
+    if let Some(file) = file {
+        tasks.spawn(follow(file, config.clone()));
+    }
     let convert = converter(&config);
     let node_name = config.node_name.clone();
     match config.source.clone() {
@@ -98,8 +122,9 @@ async fn supervise(config: Config, configz: String, netlink: Netlink) -> anyhow:
     let name = config.node_name.clone();
     tasks.spawn(beside::serve_health_checks(checks, health.clone(), name, events_out.clone()));
     let listening = Listening { hard_fail: config.bind_address_hard_fail, events: events_out };
-    let address = config.healthz_bind_address;
-    tasks.spawn(ports::serve_health(listening.clone(), address, health.clone(), Arc::clone(&metrics)));
+    if let Some(address) = config.healthz_bind_address {
+        tasks.spawn(ports::serve_health(listening.clone(), address, health.clone(), Arc::clone(&metrics)));
+    }
     tasks.spawn(ports::serve_metrics(listening, config.metrics_bind_address, Arc::clone(&metrics), configz));
     let beside = Beside::new(started_sender, health, metrics, checks_sender)?;
     let (pulse, heartbeat) = manager::heartbeat();

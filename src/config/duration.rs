@@ -1,10 +1,18 @@
 //! Durations as Go writes them.
 
+use std::fmt;
 use std::time::Duration;
 
 /// Nanoseconds; may be negative, as in Go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct GoDuration(pub(super) i64);
+
+impl fmt::Debug for GoDuration {
+    /// In seconds, as it could be written.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}s", self.0 as f64 / 1e9)
+    }
+}
 
 impl GoDuration {
     /// Reads Go's `time.ParseDuration`: numbers with units in any order, such as `1h30m`, `1.5s`, `-100ms` or `0`.

@@ -26,7 +26,7 @@ pub(super) enum Type {
 }
 
 impl Type {
-    fn expected(self) -> &'static str {
+    pub(super) fn expected(self) -> &'static str {
         match self {
             Type::String => "must be a text",
             Type::Bool => "must be true or false",
@@ -46,8 +46,6 @@ impl Type {
 pub(super) enum Use {
     /// It has the effect that it has in kube-proxy.
     Honoured,
-    /// Its type is checked; it has no effect yet.
-    Later,
     /// It has no effect, and needs none.
     Accepted,
     /// It has no effect; a warning where it is set to anything but false, zero or empty.
@@ -80,7 +78,7 @@ pub(super) const FIELDS: &[(&str, Type, Use)] = &[
     ("enableProfiling", Bool, Warned),
     ("showHiddenMetricsForVersion", String, Accepted),
     ("configSyncPeriod", Duration, Accepted),
-    ("oomScoreAdj", Int, Later),
+    ("oomScoreAdj", Int, Honoured),
     ("portRange", String, Accepted),
     ("windowsRunAsService", Bool, Warned),
     ("winkernel.networkName", String, Warned),
@@ -111,14 +109,19 @@ pub(super) const FIELDS: &[(&str, Type, Use)] = &[
     ("detectLocal.interfaceNamePrefix", String, Honoured),
     ("clusterCIDR", String, Honoured),
     ("nodePortAddresses", Strings, Honoured),
-    ("conntrack.maxPerCore", Int, Later),
-    ("conntrack.min", Int, Later),
-    ("conntrack.tcpEstablishedTimeout", Duration, Later),
-    ("conntrack.tcpCloseWaitTimeout", Duration, Later),
-    ("conntrack.tcpBeLiberal", Bool, Later),
-    ("conntrack.udpTimeout", Duration, Later),
-    ("conntrack.udpStreamTimeout", Duration, Later),
+    ("conntrack.maxPerCore", Int, Honoured),
+    ("conntrack.min", Int, Honoured),
+    ("conntrack.tcpEstablishedTimeout", Duration, Honoured),
+    ("conntrack.tcpCloseWaitTimeout", Duration, Honoured),
+    ("conntrack.tcpBeLiberal", Bool, Honoured),
+    ("conntrack.udpTimeout", Duration, Honoured),
+    ("conntrack.udpStreamTimeout", Duration, Honoured),
 ];
+
+/// The type of the field with this path.
+pub(super) fn type_of(path: &str) -> Option<Type> {
+    FIELDS.iter().find(|(field, ..)| *field == path).map(|&(_, kind, _)| kind)
+}
 
 /// A field's value, of the type of the field.
 #[derive(Debug, Clone, PartialEq)]
@@ -260,8 +263,13 @@ impl Fields {
 
     /// A duration; zero is absent.
     pub(super) fn duration(&self, path: &str) -> Option<GoDuration> {
-        match self.get(path, Duration) {
-            Some(Value::Duration(duration)) if duration.0 != 0 => Some(*duration),
+        self.exact_duration(path).filter(|duration| duration.0 != 0)
+    }
+
+    /// A duration that may be zero.
+    pub(super) fn exact_duration(&self, path: &str) -> Option<GoDuration> {
+        match self.get(path, type_of(path).unwrap_or(Duration)) {
+            Some(Value::Duration(duration)) => Some(*duration),
             _ => None,
         }
     }
@@ -285,8 +293,8 @@ impl Fields {
 
     fn get(&self, path: &str, wanted: Type) -> Option<&Value> {
         debug_assert!(
-            FIELDS.contains(&(path, wanted, Honoured)),
-            "{path} is a field of type {wanted:?} that is honoured"
+            FIELDS.iter().any(|(field, kind, _)| (*field, *kind) == (path, wanted)),
+            "{path} is a field of type {wanted:?}"
         );
         self.values.get(path)
     }

@@ -7,15 +7,14 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::fields::Fields;
+use super::flags::Flags;
 use super::tree::Tree;
-use super::{
-    Config, ConfigError, DetectLocal, Loaded, LogFormat, Logging, NodePortAddresses, Overrides, Problem, Source,
-};
+use super::{Config, ConfigError, DetectLocal, Loaded, NodePortAddresses, Overrides, Problem, Source};
 use crate::model::parse;
 use crate::model::{Family, PerFamily};
 
-const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
-const KIND: &str = "KubeProxyConfiguration";
+pub(super) const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
+pub(super) const KIND: &str = "KubeProxyConfiguration";
 const DEFAULT_MASQUERADE_BIT: i64 = 14;
 const DEFAULT_SYNC_PERIOD: Duration = Duration::from_secs(30);
 /// kube-proxy syncs everything once in this time, and panics when it must wait longer.
@@ -60,20 +59,33 @@ enum Mode {
     Ipvs,
 }
 
-/// Makes the configuration of a file and the flags that beat it. `host_name` is the name of the host.
-pub(super) fn resolve(file: &Tree, overrides: &Overrides, host_name: &str) -> Result<Loaded, ConfigError> {
-    let mut fields = Fields::read(file);
-    let problems = std::mem::take(&mut fields.problems);
-    let mut resolver = Resolver { fields: &fields, problems, warnings: Vec::new() };
+/// Makes the configuration of a file (or of what stands for one) and the command line. `host_name` is the name of the
+/// host.
+pub(super) fn resolve(
+    mut document: Tree,
+    has_file: bool,
+    overrides: &Overrides,
+    host_name: &str,
+) -> Result<Loaded, ConfigError> {
+    let mut flags = Flags::apply(&overrides.flags, has_file, &mut document);
+    let mut fields = Fields::read(&document);
+    let mut problems = std::mem::take(&mut flags.problems);
+    problems.append(&mut fields.problems);
+    let mut resolver = Resolver { fields: &fields, flags: &flags, problems, warnings: Vec::new() };
     let config = resolver.config(overrides, host_name);
+    let Resolver { mut problems, warnings, .. } = resolver;
     match config {
-        Some(config) if resolver.problems.is_empty() => Ok(Loaded { config, warnings: resolver.warnings }),
-        _ => Err(ConfigError::Invalid { problems: resolver.problems }),
+        Some(config) if problems.is_empty() => Ok(Loaded { config, warnings, text: String::new() }),
+        _ => {
+            problems.iter_mut().for_each(|problem| problem.field = flags.known_as(&problem.field));
+            Err(ConfigError::Invalid { problems })
+        }
     }
 }
 
-struct Resolver<'a> {
-    fields: &'a Fields,
+pub(super) struct Resolver<'a> {
+    pub(super) fields: &'a Fields,
+    flags: &'a Flags,
     problems: Vec<Problem>,
     warnings: Vec<String>,
 }
@@ -89,6 +101,9 @@ impl Resolver<'_> {
         let healthz_bind_address = self.healthz_bind_address(bind_address);
         let metrics_bind_address = self.metrics_bind_address(bind_address);
         let logging = self.logging();
+        let oom_score_adj = self.oom_score_adj();
+        let conntrack = self.conntrack();
+        self.check_unused(mode == Some(Mode::Ipvs));
         let allow_external_ips = self.feature_gates();
         let masquerade_bit = self.masquerade_bit(mode);
         let masquerade_all = self.fields.bool(match mode {
@@ -106,6 +121,8 @@ impl Resolver<'_> {
             metrics_bind_address: metrics_bind_address?,
             bind_address_hard_fail: self.fields.bool("bindAddressHardFail"),
             logging: logging?,
+            oom_score_adj: oom_score_adj?,
+            conntrack: conntrack?,
             detect_local: detect_local?,
             node_port_addresses: node_port_addresses?,
             masquerade_bit: masquerade_bit?,
@@ -116,7 +133,12 @@ impl Resolver<'_> {
         })
     }
 
-    fn problem<T>(&mut self, field: &str, value: impl std::fmt::Debug, reason: impl Into<String>) -> Option<T> {
+    pub(super) fn problem<T>(
+        &mut self,
+        field: &str,
+        value: impl std::fmt::Debug,
+        reason: impl Into<String>,
+    ) -> Option<T> {
         // A field of the wrong type has been named already.
         if !self.problems.iter().any(|problem| problem.field == field) {
             self.problems.push(Problem::new(field, format_args!("{value:?}"), reason));
@@ -136,10 +158,14 @@ impl Resolver<'_> {
     fn oddities(&mut self) {
         let list = |paths: &mut dyn Iterator<Item = &str>| paths.collect::<Vec<_>>().join(", ");
         let fields = self.fields;
+        let without_effect = fields.without_effect().into_iter().map(|path| self.flags.known_as(path));
+        let without_effect: Vec<_> = without_effect.collect();
+        let ignored: Vec<_> = self.flags.ignored.iter().map(|flag| format!("--{flag}")).collect();
         let lists = [
             ("unknown fields are ignored", list(&mut fields.unknown.iter().map(String::as_str))),
             ("of fields that are given twice the last counts", list(&mut fields.duplicate.iter().map(String::as_str))),
-            ("these fields have no effect with nftables", list(&mut fields.without_effect().into_iter())),
+            ("no effect with nftables", list(&mut without_effect.iter().map(String::as_str))),
+            ("flags that do not count beside --config", list(&mut ignored.iter().map(String::as_str))),
         ];
         for (what, paths) in lists {
             if !paths.is_empty() {
@@ -188,8 +214,7 @@ impl Resolver<'_> {
         match &overrides.manifests {
             Some(folder) => Source::Manifests(folder.clone()),
             None => {
-                let of_file = PathBuf::from(self.fields.string("clientConnection.kubeconfig"));
-                let kubeconfig = overrides.kubeconfig.clone().unwrap_or(of_file);
+                let kubeconfig = PathBuf::from(self.fields.string("clientConnection.kubeconfig"));
                 Source::Api { kubeconfig, master: overrides.master.clone() }
             }
         }
@@ -202,33 +227,33 @@ impl Resolver<'_> {
         }
     }
 
-    fn healthz_bind_address(&mut self, bind_address: Option<IpAddr>) -> Option<SocketAddr> {
+    /// `Some(None)` if the server is switched off.
+    fn healthz_bind_address(&mut self, bind_address: Option<IpAddr>) -> Option<Option<SocketAddr>> {
+        if self.flags.healthz_port == Some(0) {
+            return Some(None);
+        }
+        let port = self.flags.healthz_port.and_then(|port| u16::try_from(port).ok()).unwrap_or(HEALTHZ_PORT);
         let any = match bind_address {
             Some(IpAddr::V6(_)) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
             _ => Ipv4Addr::UNSPECIFIED.into(),
         };
-        self.address_and_port("healthzBindAddress", any, HEALTHZ_PORT)
+        self.address_and_port("healthzBindAddress", any, port).map(Some)
     }
 
     fn metrics_bind_address(&mut self, bind_address: Option<IpAddr>) -> Option<SocketAddr> {
+        if self.flags.metrics_port == Some(0) {
+            return self.problem(
+                "--metrics-port",
+                0,
+                "must be a port from 1 to 65535: the server cannot be switched off",
+            );
+        }
+        let port = self.flags.metrics_port.and_then(|port| u16::try_from(port).ok()).unwrap_or(METRICS_PORT);
         let local = match bind_address {
             Some(IpAddr::V6(_)) => IpAddr::from(Ipv6Addr::LOCALHOST),
             _ => Ipv4Addr::LOCALHOST.into(),
         };
-        self.address_and_port("metricsBindAddress", local, METRICS_PORT)
-    }
-
-    fn logging(&mut self) -> Option<Logging> {
-        let format = match self.fields.string("logging.format") {
-            "" | "text" => LogFormat::Text,
-            "json" => LogFormat::Json,
-            other => return self.problem("logging.format", other, "must be text or json"),
-        };
-        let given = self.fields.int("logging.verbosity").unwrap_or(0);
-        match u32::try_from(given) {
-            Ok(verbosity) => Some(Logging { format, verbosity }),
-            Err(_) => self.problem("logging.verbosity", given, "must be from 0 to 2147483647"),
-        }
+        self.address_and_port("metricsBindAddress", local, port)
     }
 
     /// An address, with or without a port.
@@ -294,13 +319,12 @@ impl Resolver<'_> {
             Some(Mode::Ipvs) => ("ipvs.minSyncPeriod", "ipvs.syncPeriod"),
             Some(Mode::Iptables) | None => ("iptables.minSyncPeriod", "iptables.syncPeriod"),
         };
-        let mut period = |field, default| match self.fields.duration(field).map(|duration| duration.get()) {
+        let mut period = |field, default| match self.fields.duration(field) {
             None => default,
-            Some(Some(duration)) => duration,
-            Some(None) => {
-                self.problem::<()>(field, "a negative duration", "must not be negative");
+            Some(given) => given.get().unwrap_or_else(|| {
+                self.problem::<()>(field, given, "must not be negative");
                 default
-            }
+            }),
         };
         let (min, sync) = (period(min_field, Duration::ZERO), period(field, DEFAULT_SYNC_PERIOD));
         if min > LONGEST_MIN_SYNC_PERIOD {

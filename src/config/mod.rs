@@ -1,10 +1,13 @@
-//! What the proxy is to do: read once at start, from a configuration file of kube-proxy and a few flags that beat it.
+//! What the proxy is to do: read at start, from a configuration file of kube-proxy or its flags.
 
+mod checks;
 mod duration;
 mod effective;
 mod fields;
+mod flags;
 mod kube_proxy;
 mod tree;
+mod watch;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -14,6 +17,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 pub use self::effective::effective;
+pub use self::flags::{FLAGS, Flag};
+pub use self::watch::Watch;
 pub use crate::addresses::NodePortAddresses;
 use crate::model::PerFamily;
 
@@ -26,14 +31,18 @@ pub struct Config {
     pub source: Source,
     /// `bindAddress`: where it is a specific address, it is this node's, whatever its Node says.
     pub bind_address: IpAddr,
-    /// `healthzBindAddress`.
-    pub healthz_bind_address: SocketAddr,
+    /// `healthzBindAddress`; `None` for `--healthz-port=0`, which switches the server off.
+    pub healthz_bind_address: Option<SocketAddr>,
     /// `metricsBindAddress`.
     pub metrics_bind_address: SocketAddr,
     /// `bindAddressHardFail`: an address of these two that cannot be listened on ends the process.
     pub bind_address_hard_fail: bool,
     /// `logging`.
     pub logging: Logging,
+    /// `oomScoreAdj`, -1000..=1000, default -999: written to `/proc/self/oom_score_adj`.
+    pub oom_score_adj: i32,
+    /// `conntrack`.
+    pub conntrack: Conntrack,
     /// `detectLocalMode` with what it needs: which traffic comes from pods of this node.
     pub detect_local: DetectLocal,
     /// `nodePortAddresses`.
@@ -62,13 +71,32 @@ pub struct Logging {
 }
 
 /// What a line of the log looks like.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LogFormat {
     /// For people.
     #[default]
     Text,
     /// One JSON object for each line.
     Json,
+}
+
+/// How the kernel is to track connections. `None` and zero leave a setting of the kernel as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Conntrack {
+    /// `conntrack.maxPerCore`; `None` where it is not set, which means 32768, but never lowers the limit.
+    pub max_per_core: Option<u32>,
+    /// `conntrack.min`; `None` where it is not set, which means 131072, but never lowers the limit.
+    pub min: Option<u32>,
+    /// `conntrack.tcpEstablishedTimeout`, default 24 h.
+    pub tcp_established_timeout: Duration,
+    /// `conntrack.tcpCloseWaitTimeout`, default 1 h.
+    pub tcp_close_wait_timeout: Duration,
+    /// `conntrack.tcpBeLiberal`: packets outside of the TCP window do not count as invalid.
+    pub tcp_be_liberal: bool,
+    /// `conntrack.udpTimeout`.
+    pub udp_timeout: Duration,
+    /// `conntrack.udpStreamTimeout`.
+    pub udp_stream_timeout: Duration,
 }
 
 /// Where objects come from.
@@ -98,17 +126,26 @@ pub enum DetectLocal {
     InterfaceNamePrefix(String),
 }
 
-/// Flags that beat the file.
+/// What the command line says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Overrides {
-    /// `--hostname-override`.
+    /// `--hostname-override`: beats the file.
     pub hostname_override: Option<String>,
-    /// `--master`.
+    /// `--master`: beats the kubeconfig.
     pub master: Option<String>,
-    /// `--kubeconfig`, where there is no file.
-    pub kubeconfig: Option<PathBuf>,
     /// `--manifests`.
     pub manifests: Option<PathBuf>,
+    /// The flags that stand for fields, in their order. Most of them count only where there is no file.
+    pub flags: Vec<Setting>,
+}
+
+/// A flag of [`FLAGS`] that was given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// [`Flag::name`].
+    pub flag: &'static str,
+    /// Its value.
+    pub value: String,
 }
 
 /// A value that cannot be used.
@@ -173,19 +210,38 @@ pub struct Loaded {
     pub config: Config,
     /// What is ignored, and what is different from kube-proxy: one line each.
     pub warnings: Vec<String>,
+    /// The file as it was read; empty where there is none.
+    pub text: String,
 }
 
-/// Reads the configuration; without a file, everything has its default, and the mode is `nftables`.
+/// Reads the configuration; without a file, everything that no flag sets has its default, and the mode is `nftables`.
 ///
 /// # Errors
 /// The file cannot be read, or values in it cannot be used.
 pub fn load(file: Option<&Path>, overrides: &Overrides) -> Result<Loaded, ConfigError> {
-    let host_name = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let Some(path) = file else {
-        return kube_proxy::resolve(&kube_proxy::without_file(), overrides, &host_name);
+        return kube_proxy::resolve(kube_proxy::without_file(), false, overrides, &host_name());
     };
     let text =
         std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
-    let tree = tree::Tree::parse(&text).map_err(|reason| ConfigError::Syntax { path: path.to_owned(), reason })?;
-    kube_proxy::resolve(&tree, overrides, &host_name)
+    parse(path, &text, overrides)
+}
+
+/// The same for a file with these contents.
+///
+/// # Errors
+/// The contents cannot be used.
+pub fn parse(path: &Path, text: &str, overrides: &Overrides) -> Result<Loaded, ConfigError> {
+    let tree = tree::Tree::parse(text).map_err(|reason| ConfigError::Syntax { path: path.to_owned(), reason })?;
+    let loaded = kube_proxy::resolve(tree, true, overrides, &host_name())?;
+    Ok(Loaded { text: text.to_owned(), ..loaded })
+}
+
+/// Paths of all fields that a configuration file may have, such as `conntrack.min`, in no particular order.
+pub fn field_paths() -> impl Iterator<Item = &'static str> {
+    fields::FIELDS.iter().map(|(path, ..)| *path)
+}
+
+fn host_name() -> String {
+    nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }

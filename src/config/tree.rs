@@ -28,6 +28,24 @@ impl Tree {
         }
         serde_yaml::from_str(text).map_err(|err| err.to_string())
     }
+
+    /// Sets what is at a path such as `conntrack.min`; what is no section on the way there is left alone, since it will
+    /// be refused.
+    pub(super) fn set(&mut self, path: &str, value: Tree) {
+        let (key, rest) = path.split_once('.').map_or((path, None), |(key, rest)| (key, Some(rest)));
+        if *self == Tree::Null {
+            *self = Tree::Map(Vec::new());
+        }
+        let Tree::Map(entries) = self else { return };
+        let position = entries.iter().rposition(|(found, _)| found == key).unwrap_or_else(|| {
+            entries.push((key.to_owned(), Tree::Null));
+            entries.len() - 1
+        });
+        match rest {
+            Some(rest) => entries[position].1.set(rest, value),
+            None => entries[position].1 = value,
+        }
+    }
 }
 
 impl fmt::Display for Tree {

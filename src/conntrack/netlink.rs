@@ -100,6 +100,22 @@ impl Conntrack {
         Ok(Conntrack { list: open().map_err(failed)?, delete: open().map_err(failed)?, filter: true })
     }
 
+    /// Hands every entry with ports of a family to `visit`. Returns whether the listing is complete: the kernel may
+    /// interrupt it, and entries may be missing or doubled then.
+    pub fn each(&mut self, family: Family, visit: &mut dyn FnMut(&Flow)) -> Result<bool, FlowsError> {
+        let request = list_request(family, false, self.list.next_sequence());
+        let listed = self.list.dump(&request, |message| {
+            if let Some(flow) = (message.kind == CT_NEW).then(|| parse(message.payload)).flatten() {
+                visit(&flow);
+            }
+        });
+        listed.map(|dump| dump == Dump::Complete).map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EPERM | Errno::EACCES) => FlowsError::Permission,
+            Some(Errno::EINVAL | Errno::EOPNOTSUPP) => FlowsError::Unsupported,
+            _ => FlowsError::Io { step: "list connections", source: error },
+        })
+    }
+
     fn pass(&mut self, family: Family, stale: &mut dyn FnMut(&Flow) -> bool, swept: &mut Swept) -> io::Result<Dump> {
         let request = list_request(family, self.filter, self.list.next_sequence());
         let delete = &mut self.delete;

@@ -9,6 +9,7 @@ mod api;
 mod conformance;
 mod daemon;
 mod metrics;
+mod operate;
 mod packets;
 mod random;
 mod scenarios;

@@ -1,39 +1,13 @@
 //! Files and what becomes of them.
 
 use super::*;
+use crate::config::{Conntrack, LogFormat, Logging, Setting, effective};
 
 /// What kubeadm writes.
-const KUBEADM: &str = r#"
-apiVersion: kubeproxy.config.k8s.io/v1alpha1
-kind: KubeProxyConfiguration
-bindAddress: 0.0.0.0
-bindAddressHardFail: false
-clientConnection: {acceptContentTypes: "", burst: 0, contentType: "", kubeconfig: /var/lib/kube-proxy/kubeconfig.conf, qps: 0}
-clusterCIDR: 10.244.0.0/16
-configSyncPeriod: 0s
-conntrack: {maxPerCore: null, min: null, tcpBeLiberal: false, tcpCloseWaitTimeout: null, tcpEstablishedTimeout: null,
-            udpStreamTimeout: 0s, udpTimeout: 0s}
-detectLocal: {bridgeInterface: "", interfaceNamePrefix: ""}
-detectLocalMode: ""
-enableProfiling: false
-healthzBindAddress: ""
-hostnameOverride: ""
-iptables: {localhostNodePorts: null, masqueradeAll: false, masqueradeBit: null, minSyncPeriod: 0s, syncPeriod: 0s}
-ipvs: {excludeCIDRs: null, minSyncPeriod: 0s, scheduler: "", strictARP: false, syncPeriod: 0s, tcpFinTimeout: 0s,
-       tcpTimeout: 0s, udpTimeout: 0s}
-logging: {flushFrequency: 0, options: {json: {infoBufferSize: "0"}, text: {infoBufferSize: "0"}}, verbosity: 0}
-metricsBindAddress: ""
-mode: ""
-nftables: {masqueradeAll: false, masqueradeBit: null, minSyncPeriod: 0s, syncPeriod: 0s}
-nodePortAddresses: null
-oomScoreAdj: null
-portRange: ""
-showHiddenMetricsForVersion: ""
-winkernel: {enableDSR: false, forwardHealthCheckVip: false, networkName: "", rootHnsEndpointName: "", sourceVip: ""}
-"#;
+const KUBEADM: &str = include_str!("../../../testdata/kubeadm/config.conf");
 
 fn resolve_text(text: &str) -> Result<Loaded, ConfigError> {
-    resolve(&Tree::parse(text).expect("it is YAML"), &Overrides::default(), "Host-A")
+    resolve(Tree::parse(text).expect("it is YAML"), true, &Overrides::default(), "Host-A")
 }
 
 /// A file with these fields in the mode `nftables`.
@@ -60,15 +34,21 @@ fn cidr(text: &str) -> IpNet {
 
 #[test]
 fn what_kubeadm_writes() {
-    let Loaded { config, warnings } = resolve_text(KUBEADM).expect("it can be used");
+    let Loaded { config, warnings, .. } = resolve_text(KUBEADM).expect("it can be used");
     let expected = Config {
         node_name: "host-a".to_owned(),
         source: Source::Api { kubeconfig: "/var/lib/kube-proxy/kubeconfig.conf".into(), master: None },
         bind_address: Ipv4Addr::UNSPECIFIED.into(),
-        healthz_bind_address: (Ipv4Addr::UNSPECIFIED, 10256).into(),
+        healthz_bind_address: Some((Ipv4Addr::UNSPECIFIED, 10256).into()),
         metrics_bind_address: (Ipv4Addr::LOCALHOST, 10249).into(),
         bind_address_hard_fail: false,
         logging: Logging::default(),
+        oom_score_adj: -999,
+        conntrack: Conntrack {
+            tcp_established_timeout: Duration::from_secs(86_400),
+            tcp_close_wait_timeout: Duration::from_secs(3600),
+            ..Conntrack::default()
+        },
         detect_local: DetectLocal::ClusterCidr(PerFamily { v4: Some(cidr("10.244.0.0/16")), v6: None }),
         node_port_addresses: NodePortAddresses::All,
         masquerade_bit: 14,
@@ -84,7 +64,7 @@ fn what_kubeadm_writes() {
 
 #[test]
 fn without_a_file() {
-    let loaded = resolve(&without_file(), &Overrides::default(), "host-a").expect("it can be used");
+    let loaded = resolve(without_file(), false, &Overrides::default(), "host-a").expect("it can be used");
     assert_eq!(loaded.warnings, [] as [&str; 0]);
     assert_eq!(loaded.config.node_port_addresses, NodePortAddresses::Primary);
     assert_eq!(loaded.config.source, Source::Api { kubeconfig: PathBuf::new(), master: None });
@@ -102,19 +82,19 @@ fn flags_beat_the_file() {
     ];
     for (flag, expected) in names {
         let overrides = Overrides { hostname_override: flag.map(str::to_owned), ..Overrides::default() };
-        match (resolve(&tree, &overrides, "host"), expected) {
+        match (resolve(tree.clone(), true, &overrides, "host"), expected) {
             (Ok(loaded), Ok(name)) => assert_eq!(loaded.config.node_name, name),
             (Err(err), Err(field)) => assert!(err.to_string().contains(field), "{err}"),
             (result, _) => panic!("{flag:?}: {result:?}"),
         }
     }
     let overrides = Overrides { manifests: Some("folder".into()), ..Overrides::default() };
-    let loaded = resolve(&tree, &overrides, "host").expect("it can be used");
+    let loaded = resolve(tree.clone(), true, &overrides, "host").expect("it can be used");
     assert_eq!(loaded.config.source, Source::Manifests("folder".into()));
     let overrides = Overrides { master: Some("https://192.0.2.1".into()), ..Overrides::default() };
-    let loaded = resolve(&tree, &overrides, "host").expect("it can be used");
+    let loaded = resolve(tree.clone(), true, &overrides, "host").expect("it can be used");
     assert_eq!(loaded.config.source, Source::Api { kubeconfig: "k".into(), master: Some("https://192.0.2.1".into()) });
-    assert!(resolve(&without_file(), &Overrides::default(), " ").is_err(), "a host without a name");
+    assert!(resolve(without_file(), false, &Overrides::default(), " ").is_err(), "a host without a name");
 }
 
 #[test]
@@ -157,7 +137,7 @@ fn values_that_count() {
     let prefix = "detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: veth}";
     assert_eq!(local(prefix), DetectLocal::InterfaceNamePrefix("veth".to_owned()));
 
-    let healthz = |fields| config(fields).healthz_bind_address.to_string();
+    let healthz = |fields| config(fields).healthz_bind_address.expect("it is on").to_string();
     assert_eq!(healthz("bindAddress: \"::\""), "[::]:10256");
     assert_eq!(healthz("healthzBindAddress: 192.0.2.1"), "192.0.2.1:10256");
     assert_eq!(healthz("healthzBindAddress: \"::1\""), "[::1]:10256");
@@ -182,11 +162,22 @@ fn values_that_cannot_be_used() {
         ("featureGates: {X: 1}", "featureGates: {X: 1} must be names with true or false"),
         ("nftables: {masqueradeBit: 32}", "nftables.masqueradeBit: 32 must be from 0 to 31"),
         ("iptables: {masqueradeBit: -1}", "iptables.masqueradeBit: -1 must be from 0 to 31"),
-        ("nftables: {syncPeriod: -1s}", "nftables.syncPeriod: \"a negative duration\" must not be negative"),
+        ("nftables: {syncPeriod: -1s}", "nftables.syncPeriod: -1s must not be negative"),
         ("nftables: {syncPeriod: 1s, minSyncPeriod: 2s}", "nftables.syncPeriod: 1s must not be shorter than"),
         ("nftables: {syncPeriod: 3h, minSyncPeriod: 2h}", "nftables.minSyncPeriod: 7200s must not be longer than 1h"),
         ("nftables: {syncPeriod: 30}", "nftables.syncPeriod: 30 must be a duration as text"),
         ("nftables: 5", "nftables: 5 must be a section"),
+        ("metricsBindAddress: \"1.2.3.4:\"", "metricsBindAddress: \"1.2.3.4:\" must be an IP address and a port"),
+        ("logging: {format: xml}", "logging.format: \"xml\" must be text or json"),
+        ("logging: {verbosity: -1}", "logging.verbosity: -1 must be from 0 to 2147483647"),
+        ("logging: {flushFrequency: -1}", "logging.flushFrequency: -0.000000001s must not be negative"),
+        ("oomScoreAdj: 1001", "oomScoreAdj: 1001 must be from -1000 to 1000"),
+        ("conntrack: {min: -1}", "conntrack.min: -1 must be from 0"),
+        ("conntrack: {maxPerCore: 2147483648}", "conntrack.maxPerCore: 2147483648 must be from 0"),
+        ("conntrack: {udpTimeout: -1s}", "conntrack.udpTimeout: -1s must not be negative"),
+        ("configSyncPeriod: -1s", "configSyncPeriod: -1s must not be negative"),
+        ("clientConnection: {burst: -1}", "clientConnection.burst: -1 must be from 0"),
+        ("showHiddenMetricsForVersion: \"1.34\"", "showHiddenMetricsForVersion: \"1.34\" must be empty or"),
         ("oomScoreAdj: \"5\"", "oomScoreAdj: \"5\" must be an integer"),
         ("conntrack: {tcpCloseWaitTimeout: 30}", "conntrack.tcpCloseWaitTimeout: 30 must be a duration"),
         ("detectLocalMode: Magic", "detectLocalMode: \"Magic\" must be"),
@@ -241,9 +232,128 @@ fn oddities_are_warned_about() {
     let expected = [
         "unknown fields are ignored: Mode, metadata, nftables.new, udpIdleTimeout",
         "of fields that are given twice the last counts: nftables.syncPeriod",
-        "these fields have no effect with nftables: enableProfiling, iptables.localhostNodePorts, ipvs.scheduler, ipvs.strictARP",
+        "no effect with nftables: enableProfiling, iptables.localhostNodePorts, ipvs.scheduler, ipvs.strictARP",
         "unknown feature gates are ignored: Nonsense",
     ];
     assert_eq!(loaded.warnings, expected);
     assert_eq!(loaded.config.sync_period.as_secs(), 2);
+}
+
+#[test]
+fn numbers_and_durations() {
+    let all = config(
+        "conntrack: {maxPerCore: 0, min: 7, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 1m, tcpBeLiberal: true, \
+         udpTimeout: 2s, udpStreamTimeout: 3s}\noomScoreAdj: 0\nmetricsBindAddress: 0.0.0.0\n\
+         bindAddressHardFail: true\nlogging: {format: json, verbosity: 4}",
+    );
+    let expected = Conntrack {
+        max_per_core: Some(0),
+        min: Some(7),
+        tcp_established_timeout: Duration::ZERO,
+        tcp_close_wait_timeout: Duration::from_secs(60),
+        tcp_be_liberal: true,
+        udp_timeout: Duration::from_secs(2),
+        udp_stream_timeout: Duration::from_secs(3),
+    };
+    assert_eq!(all.conntrack, expected);
+    assert_eq!((all.oom_score_adj, all.bind_address_hard_fail), (0, true));
+    assert_eq!(all.metrics_bind_address.to_string(), "0.0.0.0:10249");
+    assert_eq!(all.logging, Logging { format: LogFormat::Json, verbosity: 4 });
+    assert_eq!(config("bindAddress: \"::\"").metrics_bind_address.to_string(), "[::1]:10249");
+}
+
+fn with_flags(file: Option<&str>, line: &str) -> Result<Loaded, ConfigError> {
+    let flags = line.split_whitespace().map(|word| {
+        let (name, value) = word.split_once('=').expect("a name and a value");
+        let flag = crate::config::FLAGS.iter().find(|flag| flag.name == name).expect("a flag");
+        Setting { flag: flag.name, value: value.to_owned() }
+    });
+    let overrides = Overrides { flags: flags.collect(), ..Overrides::default() };
+    let document = file.map_or_else(without_file, |text| Tree::parse(text).expect("it is YAML"));
+    resolve(document, file.is_some(), &overrides, "host")
+}
+
+#[test]
+fn flags_take_the_place_of_a_file() {
+    let same = [
+        ("cluster-cidr=10.0.0.0/8", "clusterCIDR: 10.0.0.0/8"),
+        ("kubeconfig=/k", "clientConnection: {kubeconfig: /k}"),
+        ("masquerade-all=true", "nftables: {masqueradeAll: true}"),
+        ("iptables-sync-period=7s iptables-min-sync-period=2s", "nftables: {syncPeriod: 7s, minSyncPeriod: 2s}"),
+        (
+            "nodeport-addresses=10.0.0.0/8,11.0.0.0/8 nodeport-addresses=::/0",
+            "nodePortAddresses: [10.0.0.0/8, 11.0.0.0/8, \"::/0\"]",
+        ),
+        ("feature-gates=WinDSR=true,AllowServiceExternalIPs=0", "featureGates: {AllowServiceExternalIPs: false}"),
+        (
+            "feature-gates=AllowServiceExternalIPs=0 feature-gates=AllowServiceExternalIPs=1",
+            "featureGates: {AllowServiceExternalIPs: true}",
+        ),
+        ("conntrack-min=5 conntrack-min=6 conntrack-tcp-be-liberal=true", "conntrack: {min: 6, tcpBeLiberal: true}"),
+        ("v=4 logging-format=json", "logging: {verbosity: 4, format: json}"),
+        ("healthz-bind-address=127.0.0.1", "healthzBindAddress: 127.0.0.1:10256"),
+        (
+            "healthz-bind-address=127.0.0.1 healthz-port=80 metrics-port=81",
+            "healthzBindAddress: 127.0.0.1:80\nmetricsBindAddress: 127.0.0.1:81",
+        ),
+        ("oom-score-adj=-998 bind-address= boot-id-file=x", "oomScoreAdj: -998"),
+    ];
+    for (line, fields) in same {
+        let of_flags = with_flags(None, line).unwrap_or_else(|err| panic!("{line}: {err}"));
+        let mut of_file = config(fields);
+        of_file.node_name = "host".to_owned();
+        assert_eq!(of_flags.config, of_file, "{line}");
+    }
+    let off = with_flags(None, "healthz-port=0").expect("it can be used");
+    assert_eq!(off.config.healthz_bind_address, None);
+    let ipvs = with_flags(None, "proxy-mode=ipvs ipvs-sync-period=9s ipvs-scheduler=rr").expect("it can be used");
+    assert_eq!(ipvs.config.sync_period.as_secs(), 9);
+    assert_eq!(ipvs.warnings[0], "no effect with nftables: --ipvs-scheduler");
+}
+
+#[test]
+fn flags_beside_a_file_are_ignored_but_for_those_of_the_log() {
+    let loaded = with_flags(Some(&file("clusterCIDR: 10.0.0.0/8")), "v=3 cluster-cidr=11.0.0.0/8 conntrack-min=x v=5");
+    let loaded = loaded.expect("it can be used");
+    assert_eq!(loaded.config.logging.verbosity, 5);
+    assert_eq!(loaded.config.detect_local, config("clusterCIDR: 10.0.0.0/8").detect_local);
+    assert_eq!(loaded.warnings, ["flags that do not count beside --config: --cluster-cidr, --conntrack-min"]);
+}
+
+#[test]
+fn problems_name_the_flag() {
+    let line = "conntrack-min=x v=-1 healthz-port=99999 metrics-port=0 nodeport-addresses=::/0,y proxy-mode=userspace";
+    let Err(ConfigError::Invalid { problems }) = with_flags(None, line) else { panic!("{line} cannot be used") };
+    let fields: Vec<_> = problems.iter().map(|problem| problem.field.as_str()).collect();
+    let expected =
+        ["--conntrack-min", "--healthz-port", "--proxy-mode", "--metrics-port", "--v", "--nodeport-addresses[1]"];
+    assert_eq!(fields, expected);
+}
+
+#[test]
+fn what_is_effective_can_be_read_back() {
+    let files = [
+        file(""),
+        file(
+            "nodePortAddresses: [10.0.0.0/8]\nclusterCIDR: \"10.0.0.0/8,fd00::/64\"\noomScoreAdj: 3\n\
+             nftables: {masqueradeBit: 3, masqueradeAll: true, minSyncPeriod: 1500ms}\n\
+             conntrack: {maxPerCore: 0, tcpEstablishedTimeout: 0s}\nfeatureGates: {AllowServiceExternalIPs: false}",
+        ),
+        file("detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cni0}\nlogging: {format: json}"),
+    ];
+    for text in files {
+        let before = resolve_text(&text).expect("it can be used").config;
+        let after = resolve_text(&effective(&before).to_string()).expect("it can be used");
+        assert_eq!(after.config, before);
+        assert_eq!(after.warnings, [] as [&str; 0]);
+    }
+    let before = resolve_text(KUBEADM).expect("it can be used").config;
+    let after = resolve_text(&effective(&before).to_string()).expect("it can be used");
+    let everywhere = NodePortAddresses::Cidrs(vec![cidr("0.0.0.0/0"), cidr("::/0")]);
+    assert_eq!(after.config, Config { node_port_addresses: everywhere, ..before });
+    let all = effective(&after.config);
+    for (path, ..) in crate::config::fields::FIELDS.iter().filter(|(path, ..)| *path != "logging.vmodule") {
+        let pointer = format!("/{}", path.replace('.', "/"));
+        assert!(all.pointer(&pointer).is_some(), "{path}");
+    }
 }

@@ -1,0 +1,138 @@
+//! What becomes of a change of the configuration file while the daemon runs.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use tracing::{error, info, warn};
+
+use crate::config::{self, Config, Overrides, Watch, effective};
+use crate::proc;
+
+/// Fields, or sections, that are applied while the daemon runs.
+const LIVE: [&str; 2] = ["conntrack", "oomScoreAdj"];
+
+/// The file that a configuration was read from.
+pub(super) struct File {
+    /// Where it is.
+    pub(super) path: PathBuf,
+    /// What it said.
+    pub(super) text: String,
+    /// What the command line says besides.
+    pub(super) overrides: Overrides,
+}
+
+/// Follows the file: what can be applied is, and a file that cannot be used is reported and leaves what was in force.
+///
+/// # Errors
+/// The file says something that takes a restart: kube-proxy ends with an error too, so that whoever started it does so
+/// again.
+pub(super) async fn follow(file: File, mut current: Config) -> anyhow::Result<()> {
+    let File { path, text, overrides } = file;
+    let shown = path.display();
+    let mut watch = match Watch::new(&path, text) {
+        Ok(watch) => watch,
+        Err(reason) => {
+            // A node on which others have used up all inotify watches shall have its Services all the same.
+            warn!("cannot follow {shown}, so that changes take a restart: {reason}");
+            return std::future::pending().await;
+        }
+    };
+    loop {
+        let text = watch.changed().await;
+        let loaded = match config::parse(&path, &text, &overrides) {
+            Ok(loaded) => loaded,
+            Err(reason) => {
+                error!("{shown} has changed and cannot be used; what it said before stays in force: {reason}");
+                continue;
+            }
+        };
+        let changes = changed_fields(&current, &loaded.config);
+        loaded.warnings.iter().for_each(|warning| warn!("{warning}"));
+        let (live, others): (Vec<_>, Vec<_>) = changes.iter().partition(|field| is_live(field));
+        anyhow::ensure!(
+            others.is_empty(),
+            "{shown} has changed in {}: nftproxyd ends to be started again; the rules stay",
+            list(&others)
+        );
+        current = loaded.config;
+        if live.is_empty() {
+            info!("{shown} has changed in nothing that counts");
+        } else {
+            proc::tune(Path::new("/"), &current.conntrack);
+            proc::set_oom_score(Path::new("/"), current.oom_score_adj);
+            info!("{shown} has changed in {}: applied", list(&live));
+        }
+    }
+}
+
+fn is_live(field: &str) -> bool {
+    LIVE.iter().any(|live| field.strip_prefix(live).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+}
+
+fn list(fields: &[&String]) -> String {
+    fields.iter().map(|field| field.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+/// Paths of the fields in which two configurations differ.
+fn changed_fields(old: &Config, new: &Config) -> BTreeSet<String> {
+    let mut changed = BTreeSet::new();
+    compare("", &effective(old), &effective(new), &mut changed);
+    // Never silent about a difference that has no field of its own.
+    if changed.is_empty() && old != new {
+        changed.insert("what is in force".to_owned());
+    }
+    changed
+}
+
+fn compare(path: &str, old: &Value, new: &Value, changed: &mut BTreeSet<String>) {
+    match (old, new) {
+        (Value::Object(old), Value::Object(new)) => {
+            for key in old.keys().chain(new.keys()) {
+                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                let of = |object: &serde_json::Map<String, Value>| object.get(key).cloned().unwrap_or(Value::Null);
+                compare(&path, &of(old), &of(new), changed);
+            }
+        }
+        (old, new) if old == new => {}
+        _ => drop(changed.insert(path.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(fields: &str) -> Config {
+        let text = format!(
+            "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: nftables\n{fields}"
+        );
+        let overrides = Overrides { hostname_override: Some("n".to_owned()), ..Overrides::default() };
+        config::parse(Path::new("f"), &text, &overrides).expect("it can be used").config
+    }
+
+    #[test]
+    fn changes_are_named_and_sorted_out() {
+        let cases = [
+            ("", "", "", ""),
+            ("", "syncPeriod: unknown", "", ""),
+            (
+                "",
+                "conntrack: {min: 5, udpTimeout: 1s}\noomScoreAdj: 3",
+                "conntrack.min conntrack.udpTimeout oomScoreAdj",
+                "",
+            ),
+            ("clusterCIDR: 10.0.0.0/8", "clusterCIDR: 11.0.0.0/8\nconntrack: {min: 5}", "conntrack.min", "clusterCIDR"),
+            ("nftables: {masqueradeAll: true}", "", "", "nftables.masqueradeAll"),
+            ("", "nodePortAddresses: [10.0.0.0/8]", "", "nodePortAddresses"),
+            ("", "clientConnection: {kubeconfig: x}", "", "clientConnection.kubeconfig"),
+            ("", "clientConnection: {qps: 7}", "", ""),
+        ];
+        for (old, new, live, others) in cases {
+            let changes = changed_fields(&config(old), &config(new));
+            let (found_live, found_others): (Vec<_>, Vec<_>) = changes.iter().partition(|field| is_live(field));
+            assert_eq!(list(&found_live).replace(", ", " "), live, "{old} -> {new}");
+            assert_eq!(list(&found_others).replace(", ", " "), others, "{old} -> {new}");
+        }
+    }
+}

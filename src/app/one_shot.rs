@@ -1,0 +1,68 @@
+//! What is over at once: subcommands and flags that print or write something and end.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use crate::cli::{NodeArgs, Output};
+use crate::config::{self, Config, Logging, Overrides, effective};
+use crate::netlink::Netlink;
+use crate::{doctor, logging, status};
+
+/// `nftproxyd cleanup` and `--cleanup`.
+pub(super) fn cleanup() -> anyhow::Result<()> {
+    logging::init(Logging::default());
+    super::cleanup::cleanup()
+}
+
+/// `--version`.
+pub(super) fn version(raw: bool) -> anyhow::Result<()> {
+    let mut text = format!("nftproxyd {}\n", env!("CARGO_PKG_VERSION"));
+    if raw {
+        let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
+        text.push_str(&format!("platform {os}/{arch}\nconfiguration kubeproxy.config.k8s.io/v1alpha1 (1.36)\n"));
+    }
+    io::stdout().write_all(text.as_bytes()).context("cannot write")
+}
+
+/// `--write-config-to`.
+pub(super) fn write_config(config: &Config, file: &Path) -> anyhow::Result<()> {
+    let text = serde_yaml::to_string(&effective(config)).context("cannot write the configuration as YAML")?;
+    std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    tracing::info!("the configuration is in {}", file.display());
+    Ok(())
+}
+
+/// `nftproxyd check-config`.
+pub(super) fn check_config(file: &Path) -> anyhow::Result<()> {
+    // The name of this host is no part of the question.
+    let overrides = Overrides { manifests: Some(PathBuf::new()), ..Overrides::default() };
+    let loaded = config::load(Some(file), &overrides)?;
+    let mut text: String = loaded.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
+    text.push_str(&format!("{} can be used\n", file.display()));
+    io::stdout().write_all(text.as_bytes()).context("cannot write")
+}
+
+/// `nftproxyd doctor`.
+pub(super) fn doctor(args: &NodeArgs) -> anyhow::Result<()> {
+    let config = super::configuration(args, None)?.config;
+    let findings = doctor::examine(Path::new("/"), &config.conntrack);
+    io::stdout().write_all(doctor::report(&findings).as_bytes()).context("cannot write")?;
+    let wrong = findings.iter().filter(|finding| finding.grade == doctor::Grade::Wrong).count();
+    anyhow::ensure!(wrong == 0, "{wrong} of these keep Services from working");
+    Ok(())
+}
+
+/// `nftproxyd status`.
+pub(super) fn status(output: Output) -> anyhow::Result<()> {
+    let mut netlink = Netlink::open()?;
+    let families = netlink.tables()?;
+    anyhow::ensure!(!families.is_empty(), "there is no table of nftproxyd: nothing is proxied on this node");
+    let frontends = status::read(&mut netlink, &families)?;
+    let text = match output {
+        Output::Table => status::table(&frontends),
+        Output::Json => serde_json::to_string_pretty(&frontends).context("cannot write JSON")? + "\n",
+    };
+    io::stdout().write_all(text.as_bytes()).context("cannot write")
+}

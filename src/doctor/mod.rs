@@ -1,0 +1,139 @@
+//! `nftproxyd doctor`: what on this node keeps Services from working, or may, and what to do about it. It looks, and
+//! changes nothing: kernel features are asked for in a transaction that the kernel only checks.
+
+mod proc_files;
+mod tables;
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use crate::config::Conntrack;
+use crate::netlink::Netlink;
+
+/// How much a finding matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Grade {
+    /// As it should be.
+    Fine,
+    /// It may be meant so, or hurt only some traffic.
+    Doubtful,
+    /// Services do not work with this.
+    Wrong,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// How much it matters.
+    pub grade: Grade,
+    /// What was found.
+    pub what: String,
+    /// What an administrator can type or do about it; empty where nothing is to be done.
+    pub fix: String,
+}
+
+impl Finding {
+    fn fine(what: impl Into<String>) -> Finding {
+        Finding { grade: Grade::Fine, what: what.into(), fix: String::new() }
+    }
+
+    fn doubtful(what: impl Into<String>, fix: impl Into<String>) -> Finding {
+        Finding { grade: Grade::Doubtful, what: what.into(), fix: fix.into() }
+    }
+
+    fn wrong(what: impl Into<String>, fix: impl Into<String>) -> Finding {
+        Finding { grade: Grade::Wrong, what: what.into(), fix: fix.into() }
+    }
+}
+
+/// Looks at everything. Files of the kernel are read below `root`; nftables are those of this network namespace.
+pub fn examine(root: &Path, conntrack: &Conntrack) -> Vec<Finding> {
+    let mut findings = vec![features()];
+    findings.extend(proc_files::forwarding(root));
+    findings.extend(proc_files::reverse_path_filter(root));
+    findings.extend(proc_files::bridges(root));
+    findings.extend(proc_files::connections(root, conntrack));
+    findings.extend(proc_files::leftovers(root));
+    match tables::list() {
+        Ok(listed) => findings.extend(tables::judge(&listed)),
+        Err(error) => findings.push(Finding::doubtful(
+            format!("the tables of others cannot be listed: {error}"),
+            "run as root, or with CAP_NET_ADMIN",
+        )),
+    }
+    findings
+}
+
+/// The findings as text, the gravest last, where a reader's eye is.
+pub fn report(findings: &[Finding]) -> String {
+    let mut sorted: Vec<&Finding> = findings.iter().collect();
+    sorted.sort_by_key(|finding| finding.grade);
+    let mut text = String::new();
+    for finding in sorted {
+        let grade = match finding.grade {
+            Grade::Fine => "ok     ",
+            Grade::Doubtful => "check  ",
+            Grade::Wrong => "WRONG  ",
+        };
+        let _ = writeln!(text, "{grade}{}", finding.what);
+        if !finding.fix.is_empty() {
+            let _ = writeln!(text, "       fix: {}", finding.fix);
+        }
+    }
+    text
+}
+
+fn features() -> Finding {
+    let tried = Netlink::open().map_err(anyhow::Error::from).and_then(|mut netlink| Ok(netlink.probe()?));
+    match tried {
+        Ok(()) => Finding::fine("the kernel has every feature of nftables that is needed"),
+        Err(error) => Finding::wrong(
+            format!("the kernel cannot hold the tables: {error:#}"),
+            "run as root or with CAP_NET_ADMIN, on Linux 5.10 or later; load what is missing, such as: \
+             modprobe -a nf_tables nft_chain_nat nft_nat nft_masq nft_numgen nft_fib_ipv4 nft_fib_ipv6 nft_reject_inet",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{in_network_namespace, run};
+
+    #[test]
+    fn a_report_names_the_gravest_last() {
+        let findings = [Finding::wrong("a", "do b"), Finding::fine("c"), Finding::doubtful("d", "do e")];
+        let expected = "ok     c\ncheck  d\n       fix: do e\nWRONG  a\n       fix: do b\n";
+        assert_eq!(report(&findings), expected);
+    }
+
+    #[test]
+    fn a_bare_node_is_examined_and_mended() {
+        in_network_namespace(|| {
+            let of = |grade| {
+                let findings = examine(Path::new("/"), &Conntrack::default());
+                findings.into_iter().filter(|finding| finding.grade == grade).map(|finding| finding.what).collect()
+            };
+            run(&["sysctl", "-q", "-w", "net.ipv4.ip_forward=0"]);
+            let fine: Vec<String> = of(Grade::Fine);
+            assert!(fine.iter().any(|what| what.contains("every feature of nftables")), "{fine:?}");
+            let wrong: Vec<String> = of(Grade::Wrong);
+            assert_eq!(wrong, ["IPv4 packets are not forwarded"]);
+            run(&["sysctl", "-q", "-w", "net.ipv4.ip_forward=1"]);
+            assert_eq!(of(Grade::Wrong), [] as [&str; 0]);
+
+            run(&["nft", "add table ip kube-proxy; add table ip6 kube-proxy"]);
+            run(&["nft", "add table ip nat; add chain ip nat KUBE-SVC-ABC; add chain ip nat KUBE-KUBELET-CANARY"]);
+            run(&[
+                "nft",
+                "add table inet fw; add chain inet fw f { type filter hook forward priority 0; policy drop; }",
+            ]);
+            let doubtful: Vec<String> = of(Grade::Doubtful);
+            let wrong: Vec<String> = of(Grade::Wrong);
+            let has = |list: &[String], text: &str| list.iter().any(|what| what.contains(text));
+            assert!(has(&wrong, "table ip kube-proxy, table ip6 kube-proxy"), "{wrong:?}");
+            assert!(has(&wrong, "KUBE-SVC-ABC") && !has(&wrong, "KUBELET"), "{wrong:?}");
+            assert!(has(&doubtful, "chain inet fw f drops what no rule accepts"), "{doubtful:?}");
+        });
+    }
+}

@@ -1,0 +1,57 @@
+//! Status for people.
+
+use std::fmt::Write as _;
+
+use super::{Frontend, Policy};
+
+const HEADINGS: [&str; 6] = ["SERVICE", "FRONTEND", "POLICY", "AFFINITY", "ENDPOINT", "CONNECTIONS"];
+
+/// A table: one line for each endpoint; what is the same as on the line above is left out.
+pub fn table(frontends: &[Frontend]) -> String {
+    let mut lines: Vec<[String; 6]> = vec![HEADINGS.map(str::to_owned)];
+    for frontend in frontends {
+        let mut policy = match frontend.policy {
+            Policy::Cluster => "Cluster",
+            Policy::Local => "Local",
+            Policy::Refused => "refused",
+            Policy::Dropped => "dropped",
+        }
+        .to_owned();
+        if frontend.source_ranges {
+            policy.push_str(", ranges");
+        }
+        let affinity = frontend.affinity_seconds.map(|seconds| format!("{seconds}s"));
+        let address = match frontend.address {
+            Some(address) => std::net::SocketAddr::new(address, frontend.port).to_string(),
+            None => format!("*:{} ({})", frontend.port, frontend.family),
+        };
+        let mut left = [
+            frontend.service.clone(),
+            format!("{} {address}", frontend.protocol),
+            policy,
+            affinity.unwrap_or_else(|| "-".to_owned()),
+        ];
+        for endpoint in &frontend.endpoints {
+            let removed = if endpoint.removed { " (removed)" } else { "" };
+            let [service, address, policy, affinity] = left;
+            let right = format!("{}{removed}", endpoint.address);
+            lines.push([service, address, policy, affinity, right, endpoint.connections.to_string()]);
+            left = Default::default();
+        }
+        if frontend.endpoints.is_empty() {
+            let [service, address, policy, affinity] = left;
+            lines.push([service, address, policy, affinity, "-".to_owned(), "-".to_owned()]);
+        }
+    }
+    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; 6] = std::array::from_fn(width);
+    let mut text = String::new();
+    for line in &lines {
+        let mut row = String::new();
+        for (cell, width) in line.iter().zip(widths) {
+            let _ = write!(row, "{cell:width$}  ");
+        }
+        let _ = writeln!(text, "{}", row.trim_end());
+    }
+    text
+}

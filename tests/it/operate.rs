@@ -1,0 +1,253 @@
+//! The daemon as an operator meets it: started as kube-proxy is, configured, changed while it runs, and asked.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::api::Api;
+use crate::support::daemon::Daemon;
+use crate::support::http::{self, Answer};
+use crate::support::world::World;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const PROGRAM: &str = env!("CARGO_BIN_EXE_nftproxyd");
+const KUBEADM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/kubeadm");
+const HEADER: &str = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: nftables\n";
+
+fn node() -> Option<World> {
+    World::new(&[IpAddr::from([192, 0, 2, 10])], &[])
+}
+
+/// Runs the program in the node until it ends.
+fn run(world: &World, arguments: &[&str]) -> Output {
+    let mut command = Command::new(PROGRAM);
+    command.args(arguments);
+    world.run(move || command.output()).expect("it can be started")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn folder() -> TempDir {
+    tempfile::tempdir().expect("a temporary folder")
+}
+
+fn write(folder: &TempDir, name: &str, text: &str) -> String {
+    let path = folder.path().join(name);
+    fs::write(&path, text).expect("it can be written");
+    path.to_str().expect("temporary paths are text").to_owned()
+}
+
+fn sysctl(world: &World, name: &str) -> String {
+    let path = format!("/proc/sys/{name}");
+    world.run(move || fs::read_to_string(path)).expect("it can be read").trim().to_owned()
+}
+
+/// Waits until the daemon has ended, and returns its exit code.
+fn exit_code(daemon: &mut Daemon) -> Option<i32> {
+    let end = Instant::now() + PATIENCE;
+    while daemon.alive() {
+        assert!(Instant::now() < end, "it has not ended:\n{}", daemon.log());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    daemon.terminate(PATIENCE).expect("it has ended").code()
+}
+
+fn wait_for(daemon: &Daemon, text: &str) -> String {
+    daemon.wait_for_log(|line| line.contains(text), PATIENCE).unwrap_or_else(|log| panic!("{text:?}: {log}"))
+}
+
+/// The DaemonSet of kubeadm with another image: the command line, the files and their places are as they were.
+#[test]
+fn the_daemon_set_of_kubeadm_runs_unchanged() {
+    let Some(world) = node() else { return };
+    let api = world.run(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map(Api::start)).expect("loopback is up");
+    api.apply(json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-a"},
+        "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.10"}]},
+    }));
+    api.apply(json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "shop"},
+        "spec": {
+            "type": "NodePort", "clusterIP": "10.96.0.80", "clusterIPs": ["10.96.0.80"], "ipFamilies": ["IPv4"],
+            "ports": [{"port": 80, "protocol": "TCP", "targetPort": 8080, "nodePort": 30080}],
+        },
+    }));
+    // The volume: what is in the ConfigMap, but that the server is here and speaks plain HTTP.
+    let volume = folder();
+    fs::copy(Path::new(KUBEADM).join("config.conf"), volume.path().join("config.conf")).expect("it can be copied");
+    write(&volume, "kubeconfig.conf", &api.kubeconfig());
+    let command = fs::read_to_string(Path::new(KUBEADM).join("command")).expect("it can be read");
+    // What the kubelet does with it.
+    let words: Vec<String> = command.lines().map(|word| word.replace("$(NODE_NAME)", "node-a")).collect();
+    let image = "mount -t tmpfs none /usr/local/bin && ln -s \"$1\" /usr/local/bin/kube-proxy &&
+        mount -t tmpfs none /var/lib && mkdir /var/lib/kube-proxy && mount --bind \"$2\" /var/lib/kube-proxy &&
+        shift 2 && exec \"$@\"";
+    // Outside of what is mounted over: the program may be anywhere.
+    let arguments = ["--mount", "sh", "-c", image, "sh", PROGRAM, volume.path().to_str().expect("text")];
+    let arguments: Vec<&str> = arguments.into_iter().chain(words.iter().map(String::as_str)).collect();
+    let mut daemon = Daemon::start_program(&world, "unshare", &arguments).expect("it can be started");
+    wait_for(&daemon, "in sync");
+    wait_for(&daemon, "nftables is used instead of iptables");
+    assert!(daemon.log().contains("node-a"), "{}", daemon.log());
+    let listing = world.nft(&["list", "table", "ip", "nftproxyd"], "").expect("the table is there");
+    assert!(listing.contains("10.96.0.80 . tcp . 80") && listing.contains("shop/web"), "{listing}");
+    let healthz = http::get(&world, (Ipv4Addr::LOCALHOST, 10256).into(), "/healthz");
+    assert_eq!(healthz, Answer::Status(200), "{}", daemon.log());
+    assert_eq!(sysctl(&world, "net/netfilter/nf_conntrack_tcp_timeout_established"), "86400");
+    let status = daemon.terminate(PATIENCE).expect("it ends");
+    assert!(status.success(), "{status}: {}", daemon.log());
+}
+
+/// A volume of the kubelet: `name` is a link to `..data/name`, and `..data` one to a folder that is never written to.
+fn publish(volume: &TempDir, version: u32, text: &str) -> String {
+    let path = |name: &str| volume.path().join(name);
+    let folder = format!("..{version}");
+    fs::create_dir(path(&folder)).expect("a folder");
+    fs::write(path(&folder).join("config.conf"), text).expect("a file");
+    symlink(&folder, path("..data_tmp")).expect("a link");
+    fs::rename(path("..data_tmp"), path("..data")).expect("it can be renamed");
+    let file = path("config.conf");
+    if !file.is_symlink() {
+        symlink("..data/config.conf", &file).expect("a link");
+    }
+    file.to_str().expect("temporary paths are text").to_owned()
+}
+
+#[test]
+fn an_update_of_the_config_map_is_applied_or_ends_the_process() {
+    let Some(world) = node() else { return };
+    let (volume, manifests) = (folder(), folder());
+    let config = publish(&volume, 1, &format!("{HEADER}conntrack: {{maxPerCore: 0, udpTimeout: 61s}}\n"));
+    let arguments =
+        ["--config", &config, "--manifests", manifests.path().to_str().expect("text"), "--hostname-override", "n"];
+    let mut daemon = Daemon::start(&world, &arguments).expect("it can be started");
+    wait_for(&daemon, "in sync");
+    assert_eq!(sysctl(&world, "net/netfilter/nf_conntrack_udp_timeout"), "61");
+
+    publish(&volume, 2, &format!("{HEADER}conntrack: {{maxPerCore: 0, udpTimeout: 62s}}\n"));
+    wait_for(&daemon, "has changed in conntrack.udpTimeout: applied");
+    assert_eq!(sysctl(&world, "net/netfilter/nf_conntrack_udp_timeout"), "62");
+
+    publish(&volume, 3, &format!("{HEADER}clusterCIDR: nonsense\n"));
+    wait_for(&daemon, "cannot be used; what it said before stays in force");
+    assert!(daemon.alive());
+
+    publish(&volume, 4, &format!("{HEADER}clusterCIDR: 10.0.0.0/8\nconntrack: {{maxPerCore: 0, udpTimeout: 62s}}\n"));
+    assert_eq!(exit_code(&mut daemon), Some(1));
+    assert!(
+        daemon.log().contains("has changed in clusterCIDR: nftproxyd ends to be started again"),
+        "{}",
+        daemon.log()
+    );
+    world.nft(&["list", "table", "ip", "nftproxyd"], "").expect("the rules stay");
+}
+
+#[test]
+fn one_shots_do_what_they_say() {
+    let Some(world) = node() else { return };
+    let files = folder();
+    let good = write(&files, "good", &format!("{HEADER}ipvs: {{strictARP: true}}\n"));
+    let bad = write(&files, "bad", &format!("{HEADER}clusterCIDR: x\noomScoreAdj: 2000\nbindAddress: y\n"));
+    let to = files.path().join("written");
+    let to = to.to_str().expect("text");
+
+    let output = run(&world, &["check-config", &good]);
+    let expected = format!("warning: no effect with nftables: ipvs.strictARP\n{good} can be used\n");
+    assert_eq!((output.status.code(), stdout(&output)), (Some(0), expected));
+    let output = run(&world, &["check-config", &bad]);
+    assert_eq!(output.status.code(), Some(1));
+    for field in ["clusterCIDR: \"x\"", "oomScoreAdj: 2000", "bindAddress: \"y\""] {
+        assert!(stderr(&output).contains(field), "{field}: {}", stderr(&output));
+    }
+
+    let output = run(&world, &["--cluster-cidr=10.0.0.0/8", "--write-config-to", to, "--hostname-override=n"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(fs::read_to_string(to).expect("it is written").contains("clusterCIDR: 10.0.0.0/8"));
+    assert_eq!(run(&world, &["check-config", to]).status.code(), Some(0));
+
+    // 4321 is no default.
+    let output =
+        run(&world, &["--init-only", "--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=4321s"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(sysctl(&world, "net/netfilter/nf_conntrack_tcp_timeout_established"), "4321");
+    assert_eq!(world.nft(&["list", "tables"], "").expect("nft works"), "", "no table is written");
+
+    let version = format!("nftproxyd {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(stdout(&run(&world, &["--version"])), version);
+    assert!(stdout(&run(&world, &["--version=raw"])).starts_with(&version));
+    world.nft(&["add table ip nftproxyd"], "").expect("a table can be made");
+    let output = run(&world, &["--cleanup"]);
+    assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(0), "removed table ip nftproxyd\n"));
+
+    assert_eq!(run(&world, &["--no-such-flag"]).status.code(), Some(2));
+    assert_eq!(run(&world, &["--conntrack-min=x"]).status.code(), Some(1));
+    assert_eq!(run(&world, &["--config=/nonexistent"]).status.code(), Some(1));
+}
+
+#[test]
+fn the_doctor_names_what_is_wrong_and_how_to_mend_it() {
+    let Some(world) = node() else { return };
+    world.run(|| fs::write("/proc/sys/net/ipv4/ip_forward", "0")).expect("it can be written");
+    world.nft(&["add table ip kube-proxy"], "").expect("a table can be made");
+    let output = run(&world, &["doctor"]);
+    let text = stdout(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    for line in [
+        "WRONG  IPv4 packets are not forwarded\n       fix: sysctl -w net.ipv4.ip_forward=1\n",
+        "WRONG  rules of kube-proxy's nftables mode: table ip kube-proxy\n       fix: stop kube-proxy, then: nft delete \
+         table ip kube-proxy\n",
+        "ok     the kernel has every feature of nftables that is needed\n",
+    ] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+    world.run(|| fs::write("/proc/sys/net/ipv4/ip_forward", "1")).expect("it can be written");
+    world.nft(&["delete table ip kube-proxy"], "").expect("it can be deleted");
+    let output = run(&world, &["doctor"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
+}
+
+#[test]
+fn the_status_is_that_of_the_kernel() {
+    let Some(world) = node() else { return };
+    let output = run(&world, &["status"]);
+    assert_eq!(output.status.code(), Some(1), "without a table");
+    let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/demo");
+    let mut daemon = Daemon::start(&world, &["run", "--manifests", manifests, "--hostname-override", "node-1"])
+        .expect("it can start");
+    wait_for(&daemon, "in sync");
+    let connection = "conntrack -I -p tcp -s 203.0.113.7 -d 10.96.0.80 --sport 4000 --dport 80 -r 10.124.0.11 \
+                      -q 203.0.113.7 --reply-port-src 8080 --reply-port-dst 4000 --state ESTABLISHED -t 600";
+    let mut command = Command::new("sh");
+    command.args(["-c", connection]);
+    let output = world.run(move || command.output()).expect("it can be started");
+    assert!(output.status.success(), "{}", stderr(&output));
+    // It outlives the daemon.
+    daemon.terminate(PATIENCE).expect("it ends");
+
+    let output = run(&world, &["status"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let text = stdout(&output);
+    assert!(text.contains("tcp 10.96.0.80:80") && text.contains("*:30080 (IPv6)"), "{text}");
+    let output = run(&world, &["status", "-o", "json"]);
+    let all: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).expect("it is JSON");
+    let web = all.iter().find(|frontend| frontend["address"] == "10.96.0.80" && frontend["port"] == 80);
+    let web = web.expect("it is there");
+    let endpoints = web["endpoints"].as_array().expect("it is a list");
+    let of = |address: &str| {
+        let endpoint = endpoints.iter().find(|endpoint| endpoint["address"] == address);
+        endpoint.map(|endpoint| endpoint["connections"].clone())
+    };
+    assert_eq!((of("10.124.0.11:8080"), of("10.124.0.12:8080")), (Some(1.into()), Some(0.into())), "{web}");
+}
