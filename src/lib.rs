@@ -26,6 +26,7 @@ pub mod config;
 pub mod conntrack;
 pub mod diff;
 pub mod doctor;
+pub mod errors;
 pub mod events;
 pub mod health;
 mod http;

@@ -23,8 +23,8 @@ pub(crate) fn init(Logging { format, verbosity }: Logging) {
         2..=4 => (LevelFilter::DEBUG, LevelFilter::WARN),
         _ => (LevelFilter::TRACE, LevelFilter::DEBUG),
     };
-    // kube's client warns of every attempt that fails; our sources say when it begins and when it ends.
-    let kube = if verbosity < 5 { LevelFilter::ERROR } else { others };
+    // kube's client speaks of every attempt that fails; our sources say when it begins and when it ends.
+    let kube = if verbosity < 5 { LevelFilter::OFF } else { others };
     let filter = Targets::new()
         .with_default(others)
         .with_targets([("kube_client", kube), ("kube_runtime", kube)])

@@ -36,6 +36,7 @@ use super::exchange::{Listener, Listening};
 use super::object::{self, Object};
 use super::rejects::Reported;
 use super::{Convert, HEADLESS_LABEL, Key, SERVICE_PROXY_NAME_LABEL};
+use crate::errors;
 use crate::model::{Event, Kind, Reject};
 
 /// Objects in one answer to a list request. What a page holds is all that is ever in memory as a whole.
@@ -105,7 +106,7 @@ pub async fn connect_with(kubeconfig: &Path, master: Option<&str>, listener: Lis
     } else if let Some(master) = master {
         kube::Config::new(parse_master(master)?)
     } else {
-        kube::Config::incluster().map_err(|err| ConnectError::NotInCluster(chain(&err)))?
+        kube::Config::incluster().map_err(|err| ConnectError::NotInCluster(errors::text(&err)))?
     };
     // The watchers below try again by themselves, and say so.
     config.default_retry = false;
@@ -114,7 +115,8 @@ pub async fn connect_with(kubeconfig: &Path, master: Option<&str>, listener: Lis
     // Not the authority, which may have a password in it.
     let host = config.cluster_url.host().unwrap_or_default();
     let host = config.cluster_url.port_u16().map_or(host.to_owned(), |port| format!("{host}:{port}"));
-    let builder = ClientBuilder::try_from(config).map_err(|err| ConnectError::Client { url, reason: chain(&err) })?;
+    let client = ClientBuilder::try_from(config);
+    let builder = client.map_err(|err| ConnectError::Client { url, reason: errors::text(&err) })?;
     Ok(builder.with_layer(&Listening { listener, host }).build())
 }
 
@@ -258,7 +260,7 @@ impl Follower {
                     match &err {
                         // A watch that ends is resumed; only a failure to do so is worth a line.
                         watcher::Error::WatchFailed(err) => {
-                            debug!(kind = %self.kind, error = chain(err), "watch ended; resuming it");
+                            debug!(kind = %self.kind, error = errors::text(err), "watch ended; resuming it");
                         }
                         watcher::Error::WatchError(status) if status.code == 410 => {
                             info!(kind = %self.kind, "the API server no longer has the version last seen; listing again");
@@ -458,20 +460,6 @@ fn describe(err: &watcher::Error) -> String {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status))
         | watcher::Error::WatchError(status) => format!("{} {}: {}", status.code, status.reason, status.message),
-        err => chain(err),
+        err => errors::text(err),
     }
-}
-
-/// An error with its causes, each named once.
-fn chain(err: &dyn std::error::Error) -> String {
-    let mut text = err.to_string();
-    let mut source = err.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
-use super::table::{Pass, SyncError, Table, Wants, error_text};
+use super::table::{Pass, SyncError, Table, Wants};
 use crate::addresses::{Accepted, NodePortAddresses};
 use crate::config::DetectLocal;
 use crate::diff::{Installed, Stage};
+use crate::errors;
 use crate::model::claims::Claims;
 use crate::model::policy;
 use crate::model::store::Store;
@@ -97,7 +98,7 @@ pub struct UdpChange {
 impl Report {
     /// The first error that kept a whole table from being synced, in words; empty if there is none.
     pub fn error_text(&self) -> String {
-        self.fatal.as_ref().map(|error| error_text(error)).unwrap_or_default()
+        self.fatal.as_ref().map(|error| errors::text(error)).unwrap_or_default()
     }
 
     pub(super) fn family(&mut self, family: Family) -> &mut FamilyReport {

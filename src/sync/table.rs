@@ -11,6 +11,7 @@ use tracing::{debug, error, info, warn};
 use super::affinity::Sweeper;
 use super::engine::Report;
 use crate::diff::{Installed, Operation, Recovery, Stage, Transaction};
+use crate::errors;
 use crate::model::{Family, ObjectName};
 use crate::netlink::{CommitError, Committed, Kernel, KernelError, Snapshot};
 use crate::ruleset::Ruleset;
@@ -219,7 +220,7 @@ impl Table {
                 report.repaired = mem::take(&mut self.disturbed) && !report.commits.is_empty();
             }
             Err(error) => {
-                let failure = Failure::after(self.failing.as_ref(), error_text(&error), now, self.longest_retry);
+                let failure = Failure::after(self.failing.as_ref(), errors::text(&error), now, self.longest_retry);
                 if self.failing.as_ref().is_none_or(|previous| previous.error != failure.error) {
                     let table = text::family(self.family);
                     let wait = failure.wait.as_millis();
@@ -245,7 +246,7 @@ impl Table {
                 Ok(()) => return Ok(()),
                 Err(error) if read_backs < worth_reading_back(&error) => {
                     // Somebody may have changed the table; with its real state in hand the error may go away.
-                    warn!("{}; reading the kernel's table back", error_text(&error));
+                    warn!("{}; reading the kernel's table back", errors::text(&error));
                     self.known = false;
                 }
                 Err(error) => return Err(error.into()),
@@ -293,7 +294,7 @@ impl Table {
             Err(error @ CommitError::Refused { .. }) => {
                 // Foreign chains that refer to each other, say, or changes since the dump.
                 let table = text::family(self.family);
-                warn!("table {table} {TABLE} cannot be repaired and is replaced: {}", error_text(&error));
+                warn!("table {table} {TABLE} cannot be repaired and is replaced: {}", errors::text(&error));
                 self.replace(pass, &frame)?;
             }
             Err(error) => return Err(error.into()),
@@ -413,7 +414,7 @@ impl Table {
         if previous.is_none() && read_backs < worth_reading_back(&error) {
             return Err(error);
         }
-        let failure = Failure::after(previous, error_text(&error), pass.now, self.longest_retry);
+        let failure = Failure::after(previous, errors::text(&error), pass.now, self.longest_retry);
         if previous.is_none_or(|previous| previous.error != failure.error) {
             error!(service = %name, "{}; the Service stays as it was and is tried again", failure.error);
         }
@@ -538,20 +539,6 @@ fn frame_repairs(
     operations.extend(snapshot.foreign_chains.iter().cloned().map(Operation::DeleteForeignChain));
     operations.extend(snapshot.foreign_sets.iter().cloned().map(Operation::DeleteForeignSet));
     transaction
-}
-
-/// An error with all its causes on one line.
-pub(super) fn error_text(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 impl Report {
