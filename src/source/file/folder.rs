@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use smallvec::SmallVec;
 use tracing::info;
 
 use super::document::{self, Format, Reader};
@@ -28,8 +29,8 @@ pub(super) struct Folder {
     node_name: String,
     convert: Arc<dyn Convert>,
     files: BTreeMap<Arc<OsStr>, File>,
-    /// Which files give an object; the last name wins.
-    claims: BTreeMap<Key, BTreeSet<Arc<OsStr>>>,
+    /// Which files give an object; the last name wins. Nearly always one, kept in place.
+    claims: BTreeMap<Key, Givers>,
     /// What is to be said about objects, collected so that an object that moves from file to file is never gone.
     changes: BTreeMap<Key, Vec<Event>>,
     /// Objects that come to count because a file that had won them no longer has them.
@@ -45,11 +46,37 @@ pub(super) struct Folder {
     subfolders_named: bool,
 }
 
+/// Names of files, sorted, each once.
+#[derive(Default)]
+struct Givers(SmallVec<[Arc<OsStr>; 1]>);
+
+impl Givers {
+    fn last(&self) -> Option<&Arc<OsStr>> {
+        self.0.last()
+    }
+
+    fn insert(&mut self, name: Arc<OsStr>) {
+        if let Err(at) = self.0.binary_search(&name) {
+            self.0.insert(at, name);
+        }
+    }
+
+    /// Returns whether it was there.
+    fn remove(&mut self, name: &Arc<OsStr>) -> bool {
+        let at = self.0.binary_search(name);
+        at.is_ok_and(|at| {
+            self.0.remove(at);
+            self.0.shrink_to_fit();
+            true
+        })
+    }
+}
+
 #[derive(Default)]
 struct File {
     documents: Vec<Document>,
     /// Why it could not be read, at the last attempt.
-    unreadable: Option<Reject>,
+    unreadable: Option<Box<Reject>>,
     /// `None` where the next look at it must read it.
     stamp: Option<Stamp>,
     /// What was last reported, by number of the document; 0 is the file itself.
@@ -163,7 +190,7 @@ impl Folder {
             Err(err) => {
                 let reason = format!("cannot be read ({err}); what it said before stays in force");
                 let file = self.files.entry(Arc::clone(&name)).or_default();
-                file.unreadable = Some(Reject { field: "the file".to_owned(), reason });
+                file.unreadable = Some(Box::new(Reject { field: "the file".to_owned(), reason }));
                 file.stamp = None;
                 file.documents.iter_mut().for_each(|document| document.must_be_said(wanted));
                 self.unreported.insert(name);
@@ -209,8 +236,8 @@ impl Folder {
             let files = self.claims.entry(key.clone()).or_default();
             let won_before = files.last() == Some(name);
             files.insert(Arc::clone(name));
-            if files.len() > 1 {
-                self.unreported.extend(files.iter().cloned());
+            if files.0.len() > 1 {
+                self.unreported.extend(files.0.iter().cloned());
             }
             let wins = files.last() == Some(name);
             let said_before = won_before && update.is_unchanged(winner.document, winners_before.get(key));
@@ -223,7 +250,10 @@ impl Folder {
                 self.unnamed_kinds.insert(kind.to_owned());
             }
         }
-        let documents = update.documents;
+        let mut documents = update.documents;
+        // Most files have one document of one or two objects, and a vector makes room for four.
+        documents.iter_mut().for_each(|document| document.objects.shrink_to_fit());
+        documents.shrink_to_fit();
         self.files.insert(Arc::clone(name), File { documents, unreadable: None, stamp, reported: before.reported });
         self.unreported.insert(Arc::clone(name));
         // What is wanted from here but became faulty while another file had it is as good as gone.
@@ -240,7 +270,7 @@ impl Folder {
         if !files.remove(name) {
             return;
         }
-        self.unreported.extend(files.iter().cloned());
+        self.unreported.extend(files.0.iter().cloned());
         match files.last() {
             None => {
                 self.claims.remove(key);
@@ -302,11 +332,11 @@ impl Folder {
     /// What is wrong with a file, by number of the document; 0 is the file itself.
     fn reports(&self, name: &Arc<OsStr>, file: &File) -> BTreeMap<usize, Vec<Reject>> {
         let mut reports = BTreeMap::new();
-        reports.extend(file.unreadable.iter().map(|reject| (0, vec![reject.clone()])));
+        reports.extend(file.unreadable.iter().map(|reject| (0, vec![Reject::clone(reject)])));
         let winners = winners(&file.documents);
         for (index, document) in file.documents.iter().enumerate() {
             let overruled = document.objects.iter().filter_map(|(key, _)| {
-                let by_file = self.claims.get(key).and_then(BTreeSet::last).filter(|last| *last != name);
+                let by_file = self.claims.get(key).and_then(Givers::last).filter(|last| *last != name);
                 let by_document = winners.get(key).map(|winner| winner.document).filter(|&winner| winner != index);
                 let by = match (by_file, by_document) {
                     (Some(file), _) => format!("file {}, whose name comes later", file.display()),
