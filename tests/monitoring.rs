@@ -145,7 +145,7 @@ fn the_service_monitor_finds_the_port() {
 
 #[test]
 fn the_documentation_has_every_metric() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/observability.md");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/observability.md");
     let text = std::fs::read_to_string(path).expect("readable");
     let documented: BTreeSet<String> = text
         .lines()
