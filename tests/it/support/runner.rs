@@ -91,8 +91,11 @@ pub(crate) fn run(
             };
             let result = run.all(scenario);
             report.failures.extend(result.err());
+            // Whatever the rules are, stock nft must be able to print them.
+            let listing = world.nft(&["list", "ruleset"], "");
+            report.failures.extend(listing.as_ref().err().map(|error| format!("nft cannot list the rules: {error}")));
             if !report.failures.is_empty() {
-                let rules = world.nft(&["list", "ruleset"], "").unwrap_or_else(|error| error.to_string());
+                let rules = listing.unwrap_or_else(|error| error.to_string());
                 report.context = format!("--- log of the proxy\n{}\n--- rules\n{rules}\n", proxy.log());
             }
             report.failures.extend(proxy.stop().err());
