@@ -36,6 +36,7 @@ pub mod model;
 pub mod netlink;
 mod nlmsg;
 pub mod proc;
+pub mod records;
 pub mod ruleset;
 pub mod source;
 pub mod status;

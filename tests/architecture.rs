@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 /// The layers, and which others each may use.
-const LAYERS: [(&str, &[&str]); 17] = [
+const LAYERS: [(&str, &[&str]); 18] = [
     ("model", &[]),
     ("config", &["model", "addresses"]),
     ("source", &["model"]),
@@ -17,6 +17,7 @@ const LAYERS: [(&str, &[&str]); 17] = [
     ("netlink", &["diff", "ruleset", "model"]),
     ("nlmsg", &[]),
     ("errors", &[]),
+    ("records", &[]),
     ("addresses", &["model", "nlmsg"]),
     ("conntrack", &["model", "netlink", "nlmsg"]),
     ("http", &[]),
@@ -29,7 +30,7 @@ const LAYERS: [(&str, &[&str]); 17] = [
 ];
 
 /// What every layer may use, and what uses none of them.
-const COMMON: [&str; 1] = ["errors"];
+const COMMON: [&str; 2] = ["errors", "records"];
 
 /// What puts the layers together, and may use all of them; no layer uses these.
 const ASSEMBLY: [&str; 6] = ["app", "cli", "lib", "logging", "main", "sync"];

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
+use smallvec::SmallVec;
+
 use crate::model::{FrontendKey, ObjectName};
+use crate::records::{Record, Records};
 use crate::ruleset::names::{ChainName, SetName};
 use crate::ruleset::service::{self, Frontend, Shared};
 use crate::ruleset::types::Element;
@@ -14,8 +17,8 @@ use crate::ruleset::types::Element;
 /// and its Service was never staged since.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Installed {
-    pub(super) frontends: HashMap<FrontendKey, Frontend>,
-    pub(super) units: HashMap<ObjectName, Unit>,
+    pub(super) frontends: Records<Placed>,
+    pub(super) units: Records<Unit>,
     /// How many Services need each shared element. Zero: it was found in the table and nobody needs it yet.
     pub(super) shared: HashMap<Shared, u32>,
     pub(super) nodeport_ips: BTreeSet<IpAddr>,
@@ -27,17 +30,51 @@ pub struct Installed {
     pub(super) leftovers: bool,
 }
 
-/// What was installed for one Service.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+/// A frontend where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Placed {
+    pub(super) key: FrontendKey,
+    pub(super) frontend: Frontend,
+}
+
+/// What was installed for one Service: mostly its cluster IP and the one frontend there.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Unit {
-    pub(super) frontends: Box<[FrontendKey]>,
-    pub(super) shared: Box<[Shared]>,
+    pub(super) service: ObjectName,
+    pub(super) frontends: SmallVec<[FrontendKey; 1]>,
+    pub(super) shared: SmallVec<[Shared; 1]>,
+}
+
+impl Unit {
+    pub(super) fn empty(service: ObjectName) -> Unit {
+        Unit { service, frontends: SmallVec::new(), shared: SmallVec::new() }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.frontends.is_empty() && self.shared.is_empty()
+    }
+}
+
+impl Record for Placed {
+    type Key = FrontendKey;
+
+    fn key(&self) -> &FrontendKey {
+        &self.key
+    }
+}
+
+impl Record for Unit {
+    type Key = ObjectName;
+
+    fn key(&self) -> &ObjectName {
+        &self.service
+    }
 }
 
 impl Installed {
     /// What is installed for a frontend.
     pub fn frontend(&self, key: &FrontendKey) -> Option<&Frontend> {
-        self.frontends.get(key)
+        self.frontends.get(key).map(|placed| &placed.frontend)
     }
 
     /// The number of frontends.
@@ -66,9 +103,13 @@ impl Installed {
     }
 
     /// The names of all Services that something is installed for, in no order. For a resync, not for a change.
-    #[expect(clippy::disallowed_methods, reason = "whoever asks puts them into a set")]
     pub fn services(&self) -> impl Iterator<Item = &ObjectName> {
-        self.units.keys()
+        self.units.iter_unordered().map(|unit| &unit.service)
+    }
+
+    /// What is installed, in no order.
+    fn placed(&self) -> impl Iterator<Item = (SetName, Element)> {
+        self.frontends.iter_unordered().flat_map(|placed| service::elements(&placed.key, &placed.frontend))
     }
 
     /// The elements that the table holds for a frontend.
@@ -76,14 +117,13 @@ impl Installed {
         if let Some(damaged) = self.damaged.get(key) {
             return damaged.clone();
         }
-        self.frontends.get(key).map(|frontend| service::elements(key, frontend)).unwrap_or_default()
+        self.frontend(key).map(|frontend| service::elements(key, frontend)).unwrap_or_default()
     }
 
     /// All elements of the table, sorted: what a dump of it must show. For tests and listings.
     #[expect(clippy::disallowed_methods, reason = "they are sorted")]
     pub fn all_elements(&self) -> Vec<(SetName, Element)> {
-        let mut elements: Vec<_> =
-            self.frontends.iter().flat_map(|(key, frontend)| service::elements(key, frontend)).collect();
+        let mut elements: Vec<_> = self.placed().collect();
         elements.extend(self.damaged.values().flatten().cloned());
         elements.extend(self.shared.keys().map(|shared| service::shared_element(*shared)));
         elements.extend(self.nodeport_ips.iter().map(|address| service::nodeport_ip_element(*address)));
@@ -96,8 +136,7 @@ impl Installed {
     pub fn element_counts(&self) -> BTreeMap<SetName, usize> {
         let mut counts = BTreeMap::new();
         let mut count = |set| *counts.entry(set).or_default() += 1;
-        let regular = self.frontends.iter().flat_map(|(key, frontend)| service::elements(key, frontend));
-        regular.for_each(|(set, _)| count(set));
+        self.placed().for_each(|(set, _)| count(set));
         self.damaged.values().flatten().for_each(|(set, _)| count(*set));
         self.shared.keys().for_each(|shared| count(service::shared_element(*shared).0));
         self.nodeport_ips.iter().for_each(|_| count(SetName::NodeportIps));

@@ -3,12 +3,13 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::num::NonZeroU16;
-use std::sync::Arc;
 
+use arcstr::ArcStr;
 use smallvec::SmallVec;
 
-use super::installed::Installed;
+use super::installed::{Installed, Placed, Unit};
 use crate::model::{Family, FrontendAt, FrontendKey, ObjectName};
+use crate::records::Records;
 use crate::ruleset::names::{ChainName, Pick, SetName};
 use crate::ruleset::ranges::Range;
 use crate::ruleset::service::{self, Action, Backend, Frontend, Shared, Slots};
@@ -79,35 +80,38 @@ impl Recovery {
 
     /// The installed state of the table, which has these chains. Elements that cannot be part of any frontend are
     /// returned beside it.
-    #[expect(clippy::disallowed_methods, reason = "all go into ordered maps, or into others by key")]
     pub fn finish(self, chains: impl IntoIterator<Item = ChainName>) -> (Installed, Vec<(SetName, Element)>) {
         let on_demand = |chain: &ChainName| matches!(chain, ChainName::Pick(_) | ChainName::RememberFor(_));
         let mut installed = Installed {
             chains: chains.into_iter().filter(on_demand).collect(),
             shared: self.shared.into_iter().map(|shared| (shared, 0)).collect(),
             nodeport_ips: self.nodeport_ips,
-            frontends: HashMap::with_capacity(self.frontends.len()),
+            frontends: Records::with_capacity(self.frontends.len()),
             leftovers: true,
             ..Installed::default()
         };
         // The names of ports are few, and repeated by many Services.
-        let mut port_names: HashSet<Arc<str>> = HashSet::new();
+        let mut port_names: HashSet<ArcStr> = HashSet::new();
         for (key, mut found) in self.frontends {
             found.normalize();
             match found.frontend().filter(|frontend| Found::of(&key, frontend) == found) {
                 Some(mut frontend) => {
                     match port_names.get(&frontend.port_name) {
-                        Some(shared) => frontend.port_name = Arc::clone(shared),
-                        None => drop(port_names.insert(Arc::clone(&frontend.port_name))),
+                        Some(shared) => frontend.port_name = ArcStr::clone(shared),
+                        None => drop(port_names.insert(ArcStr::clone(&frontend.port_name))),
                     }
-                    let unit = installed.units.entry(frontend.service.clone()).or_default();
-                    unit.frontends = unit.frontends.iter().copied().chain([key]).collect();
-                    installed.frontends.insert(key, frontend);
+                    let new = || Unit::empty(frontend.service.clone());
+                    let unit = installed.units.get_or_insert_with(&frontend.service, new);
+                    let at = unit.frontends.partition_point(|other| *other < key);
+                    unit.frontends.reserve_exact(1);
+                    unit.frontends.insert(at, key);
+                    // The text that the Service's other frontends share.
+                    frontend.service = unit.service.clone();
+                    installed.frontends.insert(Placed { key, frontend });
                 }
                 None => drop(installed.damaged.insert(key, found.elements(&key))),
             }
         }
-        installed.units.values_mut().for_each(|unit| unit.frontends.sort_unstable());
         (installed, self.unknown)
     }
 }
@@ -155,7 +159,7 @@ struct Found {
     /// Elements of verdict maps.
     verdicts: SmallVec<[(SetName, Verdict); 1]>,
     /// Of the frontend's entry, if that is among the verdicts.
-    comment: Option<Arc<str>>,
+    comment: Option<ArcStr>,
     /// Elements of the endpoint maps.
     slots: Vec<(u32, Backend)>,
     /// Elements of the allowed sources.

@@ -4,7 +4,9 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 
-use super::installed::{Installed, Unit};
+use smallvec::SmallVec;
+
+use super::installed::{Installed, Placed, Unit};
 use super::transaction::{Operation, Transaction};
 use crate::model::{Family, FrontendKey, ObjectName};
 use crate::ruleset::names::{ChainName, SetName};
@@ -28,11 +30,11 @@ pub struct Stage {
 impl Stage {
     /// Stages what one Service wants; nothing, if it is gone. Each Service at most once.
     pub fn service(&mut self, installed: &Installed, name: &ObjectName, wanted: Wanted) {
-        let empty = Unit::default();
-        let old = installed.units.get(name).unwrap_or(&empty);
+        let mut unit = Unit::empty(name.clone());
+        let old = installed.units.get(name).unwrap_or(&unit);
         for key in &old.frontends {
             // Still this Service's? Another may have taken the frontend over in an earlier transaction.
-            if let Some(frontend) = installed.frontends.get(key).filter(|frontend| frontend.service == *name) {
+            if let Some(frontend) = installed.frontend(key).filter(|frontend| frontend.service == *name) {
                 self.weight += frontend.weight();
                 self.frontends.entry(*key).or_insert(None);
             }
@@ -40,10 +42,10 @@ impl Stage {
         for shared in &old.shared {
             *self.shared.entry(*shared).or_default() -= 1;
         }
-        let mut keys = Vec::with_capacity(wanted.frontends.len());
+        unit.frontends.reserve_exact(wanted.frontends.len());
         for (key, frontend) in wanted.frontends {
-            keys.push(key);
-            if installed.frontends.get(&key) == Some(&frontend) && !installed.damaged.contains_key(&key) {
+            unit.frontends.push(key);
+            if installed.frontend(&key) == Some(&frontend) && !installed.damaged.contains_key(&key) {
                 self.frontends.remove(&key);
                 continue;
             }
@@ -53,7 +55,7 @@ impl Stage {
         for shared in &wanted.shared {
             *self.shared.entry(*shared).or_default() += 1;
         }
-        let unit = Unit { frontends: keys.into(), shared: wanted.shared.into() };
+        unit.shared = SmallVec::from_slice(&wanted.shared);
         self.units.insert(name.clone(), unit);
     }
 
@@ -69,9 +71,9 @@ impl Stage {
     pub fn leftovers(&mut self, installed: &Installed, spared: &[Wanted]) {
         self.leftovers = spared.is_empty();
         let mut listed: HashSet<&FrontendKey> =
-            installed.units.values().flat_map(|unit| unit.frontends.iter()).collect();
+            installed.units.iter_unordered().flat_map(|unit| &unit.frontends).collect();
         listed.extend(spared.iter().flat_map(|wanted| wanted.frontends.iter().map(|(key, _)| key)));
-        let found = installed.frontends.keys().chain(installed.damaged.keys());
+        let found = installed.frontends.iter_unordered().map(|placed| &placed.key).chain(installed.damaged.keys());
         for key in found.filter(|key| !listed.contains(key)) {
             self.frontends.entry(*key).or_insert(None);
         }
@@ -148,7 +150,7 @@ impl Stage {
         for (key, frontend) in self.frontends {
             installed.damaged.remove(&key);
             match frontend {
-                Some(frontend) => drop(installed.frontends.insert(key, frontend)),
+                Some(frontend) => drop(installed.frontends.insert(Placed { key, frontend })),
                 None => drop(installed.frontends.remove(&key)),
             }
         }
@@ -161,10 +163,10 @@ impl Stage {
             }
         }
         for (name, unit) in self.units {
-            if unit == Unit::default() {
+            if unit.is_empty() {
                 installed.units.remove(&name);
             } else {
-                installed.units.insert(name, unit);
+                installed.units.insert(unit);
             }
         }
         if let Some(addresses) = self.nodeport_ips {

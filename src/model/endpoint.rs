@@ -2,7 +2,8 @@
 
 use std::net::IpAddr;
 use std::num::NonZeroU16;
-use std::sync::Arc;
+
+use arcstr::ArcStr;
 
 use super::{Family, ObjectName, Protocol};
 
@@ -25,7 +26,7 @@ pub struct Slice {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlicePort {
     /// Joined with [`super::ServicePort::name`].
-    pub name: Arc<str>,
+    pub name: ArcStr,
     /// Protocol.
     pub protocol: Protocol,
     /// The port that the endpoints listen on.
@@ -60,7 +61,7 @@ pub struct Conditions {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Hints {
     /// `hints.forZones[].name`.
-    pub zones: Box<[Arc<str>]>,
+    pub zones: Box<[ArcStr]>,
     /// Whether there are node hints (`hints.forNodes`) at all.
     pub for_nodes: bool,
     /// Whether one of them names this node.

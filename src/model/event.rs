@@ -1,8 +1,9 @@
 //! What a source of objects says: the only input of the line that ends in the kernel.
 
 use std::fmt;
-use std::sync::Arc;
 use std::time::SystemTime;
+
+use arcstr::ArcStr;
 
 use super::{Family, Node, ObjectName, Service, ServiceCidr, Slice};
 
@@ -71,7 +72,7 @@ pub enum Event {
     /// A ServiceCIDR is there, or changed.
     ServiceCidr(ServiceCidr),
     /// A ServiceCIDR of this name is gone.
-    ServiceCidrGone(Arc<str>),
+    ServiceCidrGone(ArcStr),
     /// What could not be used of one object (or file); an empty list says that nothing is wrong with it any more.
     Rejects {
         /// The object as an administrator would name it: `Service shop/web`, `file shop.yaml, document 2`.

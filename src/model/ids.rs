@@ -4,7 +4,8 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::ops::{Index, IndexMut};
-use std::sync::Arc;
+
+use arcstr::ArcStr;
 
 /// An IP family. A dual-stack Service is two single-family Services that share a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -128,7 +129,7 @@ impl fmt::Display for Protocol {
 ///
 /// Invariant: there is exactly one `/`; neither part is empty (Kubernetes allows no `/` in either).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ObjectName(Arc<str>);
+pub struct ObjectName(ArcStr);
 
 impl ObjectName {
     /// Joins the two parts; `None` where one is empty or holds a `/`.
@@ -166,7 +167,7 @@ pub struct ServicePortName {
     /// The Service.
     pub service: ObjectName,
     /// The port's name; empty for the only port of a Service that has no name.
-    pub port: Arc<str>,
+    pub port: ArcStr,
     /// The port's protocol.
     pub protocol: Protocol,
 }

@@ -1,8 +1,8 @@
 //! Node and ServiceCIDR as the proxy sees them.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
+use arcstr::ArcStr;
 use ipnet::IpNet;
 
 use super::PerFamily;
@@ -11,7 +11,7 @@ use super::PerFamily;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Node {
     /// Label `topology.kubernetes.io/zone`; missing and empty are the same.
-    pub zone: Option<Arc<str>>,
+    pub zone: Option<ArcStr>,
     /// The node IP of each family: of `status.addresses`, first `InternalIP`, then `ExternalIP`.
     pub addresses: PerFamily<Option<IpAddr>>,
     /// `spec.podCIDRs`, in the order of the object.
@@ -25,7 +25,7 @@ pub struct Node {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceCidr {
     /// `metadata.name` (the object has no namespace).
-    pub name: Arc<str>,
+    pub name: ArcStr,
     /// `spec.cidrs`.
     pub cidrs: Box<[IpNet]>,
 }

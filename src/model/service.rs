@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 use std::num::NonZeroU16;
-use std::sync::Arc;
 
+use arcstr::ArcStr;
 use ipnet::IpNet;
 
 use super::{ObjectName, PerFamily, Protocol};
@@ -57,7 +57,7 @@ pub struct Service {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServicePort {
     /// The name that joins it with the ports of EndpointSlices; may be empty.
-    pub name: Arc<str>,
+    pub name: ArcStr,
     /// Protocol.
     pub protocol: Protocol,
     /// The port of cluster, external and load-balancer IPs.

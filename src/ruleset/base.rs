@@ -21,8 +21,8 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
 
+use arcstr::ArcStr;
 use ipnet::IpNet;
 
 use super::names::{ChainName, Masquerade, Pick, SetName};
@@ -45,9 +45,9 @@ pub enum Detector {
     /// Its source is in this range, of the table's family.
     Source(IpNet),
     /// It came in by this interface.
-    Interface(Arc<str>),
+    Interface(ArcStr),
     /// It came in by an interface whose name begins so.
-    InterfacePrefix(Arc<str>),
+    InterfacePrefix(ArcStr),
 }
 
 /// Which of the node's addresses accept node ports (`nodePortAddresses`).

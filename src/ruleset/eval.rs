@@ -10,7 +10,8 @@ mod walk;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+
+use arcstr::ArcStr;
 
 use super::Ruleset;
 use super::names::{ChainName, SetName};
@@ -40,7 +41,7 @@ pub enum Origin {
     /// A process of the node sends it.
     Node,
     /// It arrives, by this interface if that is known. Rules that ask for the interface need it.
-    Arrives(Option<Arc<str>>),
+    Arrives(Option<ArcStr>),
 }
 
 /// What becomes of a packet.

@@ -5,8 +5,8 @@
 
 use std::net::IpAddr;
 use std::num::NonZeroU16;
-use std::sync::Arc;
 
+use arcstr::ArcStr;
 use ipnet::IpNet;
 use smallvec::{SmallVec, smallvec};
 
@@ -72,7 +72,7 @@ pub struct Frontend {
     /// The Service it belongs to.
     pub service: ObjectName,
     /// The name of the Service's port; with the Service's name, the comment of its element.
-    pub port_name: Arc<str>,
+    pub port_name: ArcStr,
     /// What becomes of a connection.
     pub action: Action,
     /// `loadBalancerSourceRanges`: the only sources that are not dropped, sorted and merged. `None`: all are allowed.
@@ -253,7 +253,7 @@ pub fn arrange(installed: &[Backend], wanted: &[Backend]) -> Slots {
 impl Frontend {
     /// The comment of the frontend's element, which also tells the next run whose it is: `namespace/name:port`, cut to
     /// what nft can read.
-    pub fn comment(&self) -> Arc<str> {
+    pub fn comment(&self) -> ArcStr {
         let name = self.service.as_str();
         let mut comment = if self.port_name.is_empty() { name.into() } else { format!("{name}:{}", self.port_name) };
         comment.truncate(comment.floor_char_boundary(COMMENT_MAX));
@@ -384,7 +384,7 @@ impl Elements {
         self.elements.push((SetName::AllowedSources, Element { key, key_end, data: Data::None, comment: None }));
     }
 
-    fn verdict(&mut self, map: SetName, verdict: Verdict, comment: Option<Arc<str>>) {
+    fn verdict(&mut self, map: SetName, verdict: Verdict, comment: Option<ArcStr>) {
         let element = Element { key: self.key.clone(), key_end: None, data: Data::Verdict(verdict), comment };
         self.elements.push((map, element));
     }

@@ -2,8 +2,8 @@
 //! a wire form (`crate::netlink`); both come from here, so what an administrator reads is what the kernel got.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
+use arcstr::ArcStr;
 use ipnet::IpNet;
 use smallvec::SmallVec;
 
@@ -92,7 +92,7 @@ pub struct Element {
     /// What it maps to.
     pub data: Data,
     /// Shown by `nft list`; at most 128 bytes (nft's `NFTNL_UDATA_COMMENT_MAXLEN`), cut by whoever makes it.
-    pub comment: Option<Arc<str>>,
+    pub comment: Option<ArcStr>,
 }
 
 /// What a set's elements map to.
@@ -184,7 +184,7 @@ pub enum Statement {
     /// `iifname [!=] "NAME"`, or `"NAME*"`.
     InputInterface {
         /// The name, or its beginning; at most 15 bytes.
-        name: Arc<str>,
+        name: ArcStr,
         /// Every name that begins so.
         prefix: bool,
         /// `!=`.

@@ -10,8 +10,7 @@ pub mod kube;
 mod object;
 mod rejects;
 
-use std::sync::Arc;
-
+use arcstr::ArcStr;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
@@ -65,7 +64,7 @@ const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 struct Key {
     kind: Kind,
     /// `namespace/name`, or `name` where the kind has no namespaces.
-    name: Arc<str>,
+    name: ArcStr,
 }
 
 impl Key {

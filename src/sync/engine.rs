@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arcstr::ArcStr;
 use tracing::warn;
 
 use super::table::{Pass, SyncError, Table, Wants};
@@ -92,7 +92,7 @@ pub struct UdpChange {
     /// The frontend.
     pub key: FrontendKey,
     /// Whether it is still there, and whose it is.
-    pub service: Option<(ObjectName, Arc<str>)>,
+    pub service: Option<(ObjectName, ArcStr)>,
 }
 
 impl Report {
@@ -147,9 +147,9 @@ impl<K: Kernel> Engine<K> {
     /// Takes in what a source says. Costs what the event costs, not what there is.
     pub fn apply(&mut self, event: Event) {
         let changes = self.store.apply(event);
-        for name in &changes.services {
-            self.touch(name);
-            let updated = self.claims.update(name, self.store.service(name));
+        changes.services.iter().for_each(|name| self.touch(name));
+        for (name, before) in &changes.redefined {
+            let updated = self.claims.update(name, before.as_ref(), self.store.service(name));
             updated.others.iter().for_each(|other| self.touch(other));
             updated.clashes.iter().for_each(|clash| warn!("{clash}"));
             if self.store.service(name).is_some_and(|service| service.affinity.is_some()) {
@@ -161,7 +161,8 @@ impl<K: Kernel> Engine<K> {
             self.touch_all();
         }
         if changes.service_cidrs {
-            self.claims.set_service_cidrs(PerFamily::from_fn(|family| self.store.service_cidrs(family)));
+            let ranges = PerFamily::from_fn(|family| self.store.service_cidrs(family));
+            self.claims.set_service_cidrs(ranges, self.store.services());
         }
         let stray = |family| self.tables[family].facts().stray_cluster_ips != self.claims.stray(family);
         if changes.node || changes.service_cidrs || Family::ALL.into_iter().any(stray) {

@@ -269,7 +269,7 @@ impl Table {
             snapshot.foreign_other.extend(foreign);
         }
         // From here to the end of the sync the work is proportional to what there is: it is a start or a repair.
-        self.dirty.extend(pass.wants.services());
+        self.dirty.append(&mut pass.wants.services());
         self.dirty.extend(self.installed.services().cloned());
         if must_be_replaced(&snapshot) {
             info!("table {} {TABLE} is of another make; it is replaced", text::family(self.family));

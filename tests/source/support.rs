@@ -3,10 +3,10 @@
 #![expect(unreachable_pub, reason = "for the other modules of this test binary")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use arcstr::ArcStr;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
@@ -92,7 +92,7 @@ impl Convert for Plain {
     fn service_cidr(&self, cidr: &ServiceCIDR) -> Vec<Event> {
         let cidrs = cidr.spec.iter().flat_map(|spec| spec.cidrs.iter().flatten());
         let cidrs = cidrs.map(|cidr| cidr.parse().expect("valid in these tests")).collect();
-        let name: Arc<str> = cidr.metadata.name.as_deref().unwrap_or_default().into();
+        let name: ArcStr = cidr.metadata.name.as_deref().unwrap_or_default().into();
         vec![Event::ServiceCidr(ServiceCidr { name, cidrs })]
     }
 }

@@ -1,7 +1,8 @@
 //! What one Service claims, and the order of claims on the same key.
 
 use std::cmp::Ordering;
-use std::sync::Arc;
+
+use arcstr::ArcStr;
 
 use super::super::{Family, FrontendAt, FrontendKey, ObjectName, Service};
 
@@ -24,7 +25,7 @@ pub enum Role {
 pub(super) struct Claim {
     pub(super) service: ObjectName,
     /// The name of the port.
-    pub(super) port: Arc<str>,
+    pub(super) port: ArcStr,
     pub(super) role: Role,
     /// [`Service::created`].
     created: i64,
@@ -55,8 +56,12 @@ pub(super) fn claims_of(service: &Service) -> Vec<(FrontendKey, Claim)> {
     for port in &service.ports {
         let mut claim = |at, number, role| {
             let key = FrontendKey { at, protocol: port.protocol, port: number };
-            let claim =
-                Claim { service: service.name.clone(), port: Arc::clone(&port.name), role, created: service.created };
+            let claim = Claim {
+                service: service.name.clone(),
+                port: ArcStr::clone(&port.name),
+                role,
+                created: service.created,
+            };
             claims.push((key, claim));
         };
         for family in Family::ALL {

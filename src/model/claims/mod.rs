@@ -10,7 +10,6 @@ mod stray;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
-use std::net::IpAddr;
 
 use ipnet::IpNet;
 use smallvec::SmallVec;
@@ -26,19 +25,9 @@ pub use self::claim::Role;
 pub struct Claims {
     /// Who claims a key, the owner first; never empty. Nearly always one claim, kept in place.
     keys: HashMap<FrontendKey, SmallVec<[Claim; 1]>>,
-    services: HashMap<ObjectName, Claimed>,
     /// Keys that different service ports claim.
     contested: BTreeSet<FrontendKey>,
     stray: Stray,
-}
-
-/// What a Service claims.
-#[derive(Debug, Default)]
-struct Claimed {
-    /// Sorted, each once.
-    keys: Box<[FrontendKey]>,
-    /// A part of it, for [`Stray`].
-    cluster_ips: PerFamily<Option<IpAddr>>,
 }
 
 /// The service port that a key belongs to.
@@ -91,24 +80,16 @@ impl fmt::Display for Clash {
 }
 
 impl Claims {
-    /// Takes in the present version of a Service, `None` if it is gone. Costs what the old and the new version claim
-    /// (and who else claims the same), whatever the number of Services.
-    pub fn update(&mut self, name: &ObjectName, service: Option<&Service>) -> Updated {
+    /// Takes in the present version of a Service, `None` if it is gone; `before` is the version that was taken in last.
+    /// Costs what the old and the new version claim (and who else claims the same), whatever the number of Services.
+    pub fn update(&mut self, name: &ObjectName, before: Option<&Service>, service: Option<&Service>) -> Updated {
         let wanted = service.map(claims_of).unwrap_or_default();
-        let mut keys: Vec<FrontendKey> = wanted.iter().map(|(key, _)| *key).collect();
-        keys.dedup();
-        let cluster_ips = service.map(|service| service.cluster_ips).unwrap_or_default();
-        let before = match service {
-            Some(service) => {
-                self.services.insert(service.name.clone(), Claimed { keys: keys.clone().into(), cluster_ips })
-            }
-            None => self.services.remove(name),
-        };
-        let before = before.unwrap_or_default();
-        self.stray.replace(&before.cluster_ips, &cluster_ips);
-        keys.extend(before.keys);
+        let former = before.map(claims_of).unwrap_or_default();
+        let mut keys: Vec<FrontendKey> = wanted.iter().chain(&former).map(|(key, _)| *key).collect();
         keys.sort_unstable();
         keys.dedup();
+        let cluster_ips = |service: Option<&Service>| service.map(|service| service.cluster_ips).unwrap_or_default();
+        self.stray.replace(&cluster_ips(before), &cluster_ips(service));
 
         let mut wanted = &wanted[..];
         let mut updated = Updated::default();
@@ -133,11 +114,10 @@ impl Claims {
         self.contested.iter().filter_map(|key| clash(*key, self.keys.get(key)?)).collect()
     }
 
-    /// Sets the ServiceCIDRs of both families. Loops over all Services, unlike anything else here; ServiceCIDRs change
-    /// only when a cluster's administrator adds a range.
-    #[expect(clippy::disallowed_methods, reason = "they are counted")]
-    pub fn set_service_cidrs(&mut self, cidrs: PerFamily<Vec<IpNet>>) {
-        self.stray = Stray::new(cidrs, self.services.values().map(|claimed| &claimed.cluster_ips));
+    /// Sets the ServiceCIDRs of both families. Loops over all Services, which are those that were taken in, unlike
+    /// anything else here; ServiceCIDRs change only when a cluster's administrator adds a range.
+    pub fn set_service_cidrs<'a>(&mut self, cidrs: PerFamily<Vec<IpNet>>, services: impl Iterator<Item = &'a Service>) {
+        self.stray = Stray::new(cidrs, services.map(|service| &service.cluster_ips));
     }
 
     /// Whether some Service has a cluster IP outside all ServiceCIDRs of the family (without ServiceCIDRs: any Service

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use proptest::prelude::*;
@@ -60,7 +61,36 @@ fn with(mut service: Service, external: &[&str], load_balancer: &[&str]) -> Serv
     service
 }
 
-fn put(claims: &mut Claims, service: &Service) -> Updated {
+/// Claims, and the Services that they were told of.
+#[derive(Default)]
+struct Known {
+    claims: Claims,
+    services: BTreeMap<ObjectName, Service>,
+}
+
+impl Known {
+    fn update(&mut self, name: &ObjectName, service: Option<&Service>) -> Updated {
+        let before = match service {
+            Some(service) => self.services.insert(name.clone(), service.clone()),
+            None => self.services.remove(name),
+        };
+        self.claims.update(name, before.as_ref(), service)
+    }
+
+    fn set_service_cidrs(&mut self, cidrs: PerFamily<Vec<IpNet>>) {
+        self.claims.set_service_cidrs(cidrs, self.services.values());
+    }
+}
+
+impl std::ops::Deref for Known {
+    type Target = Claims;
+
+    fn deref(&self) -> &Claims {
+        &self.claims
+    }
+}
+
+fn put(claims: &mut Known, service: &Service) -> Updated {
     claims.update(&service.name, Some(service))
 }
 
@@ -74,7 +104,7 @@ fn owned(by: &str, role: Role) -> Option<(String, Role)> {
 
 #[test]
 fn a_service_owns_all_its_frontends() {
-    let mut claims = Claims::default();
+    let mut claims = Known::default();
     let mut web = with(
         service("web", 1, "172.30.0.1", &[port("http", 80, 30080), port("https", 443, 0)]),
         &["203.0.113.1", "fd00::9"],
@@ -99,7 +129,7 @@ fn a_service_owns_all_its_frontends() {
     assert_eq!(owner(&claims, at("fd00::9", 80)), owned("web:http", Role::ExternalIp));
     assert_eq!(owner(&claims, node_port(Family::V6, 30080)), owned("web:http", Role::NodePort));
     assert_eq!(claims.update(&web.name, None), Updated::default());
-    assert!(claims.keys.is_empty() && claims.services.is_empty() && claims.contested.is_empty());
+    assert!(claims.keys.is_empty() && claims.contested.is_empty());
 }
 
 /// Each row: two Services that want 203.0.113.1:80, and which of them gets it, whoever comes first.
@@ -125,7 +155,7 @@ fn who_wins() {
     ];
     for (a, b, winner, why) in rows {
         for (first, second) in [(&a, &b), (&b, &a)] {
-            let mut claims = Claims::default();
+            let mut claims = Known::default();
             assert_eq!(put(&mut claims, first), Updated::default());
             let updated = put(&mut claims, second);
             let takes = winner.starts_with(second.name.name());
@@ -148,7 +178,7 @@ fn who_wins() {
 
 #[test]
 fn one_service_that_wants_a_key_twice() {
-    let mut claims = Claims::default();
+    let mut claims = Known::default();
     let key = at("203.0.113.1", 80);
     let http = [port("http", 80, 0)];
     let both = with(service("web", 1, "172.30.0.1", &http), &["203.0.113.1"], &["203.0.113.1"]);
@@ -167,7 +197,7 @@ fn one_service_that_wants_a_key_twice() {
 
 #[test]
 fn a_crowd_is_named_in_part() {
-    let mut claims = Claims::default();
+    let mut claims = Known::default();
     let mut last = Updated::default();
     for i in 0..20 {
         let http = [port("", 80, 0)];
@@ -185,7 +215,7 @@ fn a_crowd_is_named_in_part() {
 
 #[test]
 fn stray_cluster_ips() {
-    let mut claims = Claims::default();
+    let mut claims = Known::default();
     let stray = |claims: &Claims| Family::ALL.map(|family| claims.stray(family));
     assert_eq!(stray(&claims), [false, false], "no Services");
     let web = service("web", 1, "172.30.0.1", &[port("", 80, 0)]);
@@ -205,9 +235,8 @@ fn stray_cluster_ips() {
 #[test]
 fn claims_stay_small() {
     assert!(size_of::<FrontendKey>() <= 20);
-    assert!(size_of::<SmallVec<[Claim; 1]>>() <= 64);
-    assert!(size_of::<Claimed>() <= 56);
-    let mut claims = Claims::default();
+    assert!(size_of::<SmallVec<[Claim; 1]>>() <= 40);
+    let mut claims = Known::default();
     let http = [port("", 80, 0)];
     let one = with(service("a", 1, "172.30.0.1", &http), &["203.0.113.1"], &[]);
     put(&mut claims, &one);
@@ -285,7 +314,7 @@ proptest! {
     fn updates_one_by_one_are_as_good_as_from_scratch(
         updates in prop::collection::vec((any_service(), any::<bool>(), any::<bool>()), 1..30),
     ) {
-        let mut claims = Claims::default();
+        let mut claims = Known::default();
         let mut services = BTreeMap::new();
         let mut before = from_scratch(&services);
         let ranges = |inside: bool| PerFamily {

@@ -1,8 +1,8 @@
 //! Node (`v1`) and ServiceCIDR (`networking.k8s.io/v1`).
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
+use arcstr::ArcStr;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::networking::v1 as networking;
 
@@ -16,7 +16,7 @@ const ZONE: &str = "topology.kubernetes.io/zone";
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
 /// Reads a Node; the caller sees to it that it is this node's.
-pub fn node(object: &core::Node, pool: &mut Pool) -> Converted<Node, Arc<str>> {
+pub fn node(object: &core::Node, pool: &mut Pool) -> Converted<Node, ArcStr> {
     let mut rejects = Rejects::default();
     let spec = object.spec.as_ref();
     let addresses = addresses(object, &mut rejects);
@@ -51,7 +51,7 @@ fn addresses(object: &core::Node, rejects: &mut Rejects) -> PerFamily<Option<IpA
 }
 
 /// Reads a ServiceCIDR.
-pub fn service_cidr(object: &networking::ServiceCIDR) -> Converted<ServiceCidr, Arc<str>> {
+pub fn service_cidr(object: &networking::ServiceCIDR) -> Converted<ServiceCidr, ArcStr> {
     let mut rejects = Rejects::default();
     let texts = object.spec.as_ref().map(|spec| list(&spec.cidrs)).unwrap_or_default();
     let cidrs = cidrs(texts, "spec.cidrs", &mut rejects);
@@ -59,11 +59,11 @@ pub fn service_cidr(object: &networking::ServiceCIDR) -> Converted<ServiceCidr, 
 }
 
 /// The result for an object without a namespace: no value without a name.
-fn named<T>(name: Option<&str>, value: impl FnOnce(Arc<str>) -> T, mut rejects: Rejects) -> Converted<T, Arc<str>> {
+fn named<T>(name: Option<&str>, value: impl FnOnce(ArcStr) -> T, mut rejects: Rejects) -> Converted<T, ArcStr> {
     match name.filter(|name| !name.is_empty()) {
         Some(name) => {
-            let name: Arc<str> = name.into();
-            Converted { value: Some(value(Arc::clone(&name))), name: Some(name), rejects: rejects.0 }
+            let name: ArcStr = name.into();
+            Converted { value: Some(value(ArcStr::clone(&name))), name: Some(name), rejects: rejects.0 }
         }
         None => {
             let reject = Reject { field: "metadata.name".into(), reason: "missing; the object is not used".into() };

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
-use std::sync::Arc;
 
+use arcstr::ArcStr;
 use k8s_openapi::api::core::v1 as core;
 
 use super::super::parse::{self, shown};
@@ -130,7 +130,7 @@ fn cluster_ips(spec: &core::ServiceSpec, rejects: &mut Rejects) -> PerFamily<Opt
 }
 
 fn ports(spec: &core::ServiceSpec, rejects: &mut Rejects, pool: &mut Pool) -> Box<[ServicePort]> {
-    let mut seen: BTreeSet<(Arc<str>, Protocol)> = BTreeSet::new();
+    let mut seen: BTreeSet<(ArcStr, Protocol)> = BTreeSet::new();
     let mut ports = Vec::new();
     for (i, object) in list(&spec.ports).iter().enumerate() {
         let Some(port) = port_number(object.port) else {
@@ -154,7 +154,7 @@ fn ports(spec: &core::ServiceSpec, rejects: &mut Rejects, pool: &mut Pool) -> Bo
             }),
         };
         let name = pool.share(object.name.as_deref().unwrap_or_default());
-        if !seen.insert((Arc::clone(&name), protocol)) {
+        if !seen.insert((ArcStr::clone(&name), protocol)) {
             let reason = format_args!("a second {protocol} port of the name {}; skipped", shown(&name));
             rejects.add(format!("spec.ports[{i}].name"), reason);
             continue;

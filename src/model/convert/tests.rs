@@ -436,7 +436,7 @@ fn texts_are_shared_between_objects() {
     let object = slice_object(&json!({}));
     let names: Vec<_> =
         (0..2).map(|_| slice(&object, &options(), &mut pool).value.expect("used").ports[0].name.clone()).collect();
-    assert!(std::sync::Arc::ptr_eq(&names[0], &names[1]));
+    assert!(arcstr::ArcStr::ptr_eq(&names[0], &names[1]));
 }
 
 fn node_object(patch: &Value) -> core::Node {

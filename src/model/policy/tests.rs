@@ -1,5 +1,5 @@
+use arcstr::ArcStr;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use proptest::prelude::*;
 
@@ -49,7 +49,7 @@ fn endpoint(family: Family, last: u8, local: bool, conditions: Conditions) -> En
 
 fn slice(name: &str, family: Family, ports: &[(&str, Protocol, u16)], endpoints: &[Endpoint]) -> Slice {
     let port = |(name, protocol, port): &(&str, Protocol, u16)| SlicePort {
-        name: Arc::from(*name),
+        name: ArcStr::from(*name),
         protocol: *protocol,
         port: number(*port),
     };
@@ -302,7 +302,7 @@ fn local_policy_vectors() {
 /// An endpoint with hints: `zones`, and whether node hints name this node.
 fn hinted(last: u8, conditions: Conditions, zones: &[&str], node: Option<bool>) -> Endpoint {
     let hints = Hints {
-        zones: zones.iter().map(|zone| Arc::from(*zone)).collect(),
+        zones: zones.iter().map(|zone| ArcStr::from(*zone)).collect(),
         for_nodes: node.is_some(),
         for_this_node: node == Some(true),
     };

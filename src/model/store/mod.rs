@@ -8,19 +8,23 @@
 
 mod epochs;
 
-use std::collections::btree_map::{BTreeMap, Entry};
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
+use arcstr::ArcStr;
 use ipnet::IpNet;
+use smallvec::SmallVec;
 
 use self::epochs::{Epoch, Epochs};
 use super::{Event, Family, Kind, Node, ObjectName, Service, ServiceCidr, Slice};
+use crate::records::{Record, Records};
 
 /// What an event changed. Nothing at all for an object that is identical to the stored one.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Changes {
     /// Services to be looked at again, sorted, each once: they came, changed or went, or one of their slices did.
     pub services: Vec<ObjectName>,
+    /// Those of them that came, changed or went themselves, sorted, with what they were before.
+    pub redefined: Vec<(ObjectName, Option<Service>)>,
     /// The zone of the node changed: every Service has to be looked at again.
     pub all_services: bool,
     /// The ServiceCIDRs changed.
@@ -43,34 +47,59 @@ impl Changes {
         services.dedup();
         Changes { services, ..Changes::default() }
     }
+
+    /// `redefined` must be sorted.
+    fn redefining(redefined: Vec<(ObjectName, Option<Service>)>) -> Self {
+        let services = redefined.iter().map(|(name, _)| name.clone()).collect();
+        Changes { services, redefined, ..Changes::default() }
+    }
 }
 
 /// Everything that is known about the cluster.
 #[derive(Debug, Default)]
 pub struct Store {
-    /// By the name of the Service; never a group without Service and slices. Boxed, because a B-tree that is filled in
-    /// order has nearly half of its places empty.
-    groups: BTreeMap<ObjectName, Box<Group>>,
-    /// Which group a slice is in, by the name of the slice.
-    slices: BTreeMap<ObjectName, Filed>,
+    /// Never a group without Service and slices.
+    groups: Records<Group>,
+    /// Which group a slice is in.
+    slices: Records<Filed>,
     node: Option<(Node, Epoch)>,
-    service_cidrs: BTreeMap<Arc<str>, (ServiceCidr, Epoch)>,
+    service_cidrs: BTreeMap<ArcStr, (ServiceCidr, Epoch)>,
     epochs: Epochs,
 }
 
 /// A Service and its slices, whichever came first.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Group {
+    /// Of the Service.
+    name: ObjectName,
     service: Option<(Service, Epoch)>,
-    /// Sorted by name.
-    slices: Vec<Slice>,
+    /// Sorted by name. Most Services have one.
+    slices: SmallVec<[Slice; 1]>,
 }
 
 /// Where a slice is.
 #[derive(Debug)]
 struct Filed {
+    /// Of the slice.
+    name: ObjectName,
     service: ObjectName,
     epoch: Epoch,
+}
+
+impl Record for Group {
+    type Key = ObjectName;
+
+    fn key(&self) -> &ObjectName {
+        &self.name
+    }
+}
+
+impl Record for Filed {
+    type Key = ObjectName;
+
+    fn key(&self) -> &ObjectName {
+        &self.name
+    }
 }
 
 impl Store {
@@ -83,7 +112,10 @@ impl Store {
             }
             Event::ListDone(kind) => self.list_done(kind),
             Event::Service(service) => self.put_service(service),
-            Event::ServiceGone(name) => Changes::of(self.remove_service(&name).then_some(name)),
+            Event::ServiceGone(name) => {
+                let gone = self.remove_service(&name);
+                Changes::redefining(gone.map(|service| (name, Some(service))).into_iter().collect())
+            }
             Event::Slice(slice) => self.put_slice(slice),
             Event::SliceGone(name) => Changes::of(self.remove_slice(&name)),
             Event::Node(node) => self.set_node(Some(node)),
@@ -116,10 +148,10 @@ impl Store {
         self.groups.get(service).map_or(&[], |group| &group.slices)
     }
 
-    /// All Services in the order of their names. For the cold start, the resync, and a change of the zone or of a
-    /// ServiceCIDR; never in the path of a change of one Service.
+    /// All Services, in no order. For the cold start, the resync, and a change of the zone or of a ServiceCIDR; never in
+    /// the path of a change of one Service.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
-        self.groups.values().filter_map(|group| group.service.as_ref()).map(|(service, _)| service)
+        self.groups.iter_unordered().filter_map(|group| group.service.as_ref()).map(|(service, _)| service)
     }
 
     /// This node's Node.
@@ -143,28 +175,30 @@ impl Store {
 
     fn put_service(&mut self, mut service: Service) -> Changes {
         let epoch = self.epochs.now(Kind::Service);
-        let entry = self.groups.entry(service.name.clone());
-        let name = entry.key().clone();
-        let group = entry.or_default();
-        match &mut group.service {
+        let group = self.group(&service.name);
+        // The text of the name that the group's slices share already.
+        service.name = group.name.clone();
+        let before = match &mut group.service {
             Some((known, stamp)) if *known == service => {
                 *stamp = epoch;
-                Changes::default()
+                return Changes::default();
             }
-            known => {
-                // The text of the name that the group's slices share already.
-                service.name = name.clone();
-                *known = Some((service, epoch));
-                Changes::of([name])
-            }
-        }
+            known => known.replace((service, epoch)).map(|(before, _)| before),
+        };
+        Changes::redefining(vec![(group.name.clone(), before)])
     }
 
-    /// Returns whether there was one.
-    fn remove_service(&mut self, name: &ObjectName) -> bool {
-        let removed = self.groups.get_mut(name).is_some_and(|group| group.service.take().is_some());
+    /// The group of a Service, empty if nothing is known of it.
+    fn group(&mut self, service: &ObjectName) -> &mut Group {
+        let empty = || Group { name: service.clone(), service: None, slices: SmallVec::new() };
+        self.groups.get_or_insert_with(service, empty)
+    }
+
+    /// Returns what was removed.
+    fn remove_service(&mut self, name: &ObjectName) -> Option<Service> {
+        let (service, _) = self.groups.get_mut(name)?.service.take()?;
         self.drop_if_empty(name);
-        removed
+        Some(service)
     }
 
     fn put_slice(&mut self, mut slice: Slice) -> Changes {
@@ -173,24 +207,19 @@ impl Store {
         let moved = self.slices.get(&slice.name).is_some_and(|filed| filed.service != slice.service);
         let left = if moved { self.remove_slice(&slice.name) } else { None };
 
-        let entry = self.groups.entry(slice.service.clone());
-        slice.service = entry.key().clone();
-        let service = slice.service.clone();
-        let group = entry.or_default();
-        match self.slices.entry(slice.name.clone()) {
-            Entry::Occupied(mut known) => {
-                known.get_mut().epoch = epoch;
-                slice.name = known.key().clone();
-            }
-            Entry::Vacant(vacant) => {
-                vacant.insert(Filed { service: service.clone(), epoch });
-            }
-        }
+        // The texts of the names that are kept already.
+        let service = self.group(&slice.service).name.clone();
+        let new = || Filed { name: slice.name.clone(), service: service.clone(), epoch };
+        let filed = self.slices.get_or_insert_with(&slice.name, new);
+        filed.epoch = epoch;
+        slice.name = filed.name.clone();
+        slice.service = service.clone();
+
+        let group = self.group(&service);
         match group.position(&slice.name) {
             Ok(at) if group.slices[at] == slice => return Changes::default(),
             Ok(at) => group.slices[at] = slice,
             Err(at) => {
-                // One by one: most Services have a single slice, and `Vec` would make room for four.
                 group.slices.reserve_exact(1);
                 group.slices.insert(at, slice);
             }
@@ -228,7 +257,7 @@ impl Store {
 
     fn put_service_cidr(&mut self, cidr: ServiceCidr) -> Changes {
         let epoch = self.epochs.now(Kind::ServiceCidr);
-        let name = Arc::clone(&cidr.name);
+        let name = ArcStr::clone(&cidr.name);
         let same = self.service_cidrs.get(&name).is_some_and(|(known, _)| *known == cidr);
         self.service_cidrs.insert(name, (cidr, epoch));
         Changes { service_cidrs: !same, ..Changes::default() }
@@ -239,17 +268,19 @@ impl Store {
         let epoch = self.epochs.now(kind);
         let mut changes = match kind {
             Kind::Service => {
-                let outdated = |group: &Group| group.service.as_ref().is_some_and(|(_, stamp)| *stamp != epoch);
-                let gone = self.groups.iter().filter(|(_, group)| outdated(group)).map(|(name, _)| name.clone());
-                let gone: Vec<ObjectName> = gone.collect();
-                for name in &gone {
-                    self.remove_service(name);
-                }
-                Changes::of(gone)
+                let services = self.groups.iter_unordered().filter_map(|group| group.service.as_ref());
+                let gone = services.filter(|(_, stamp)| *stamp != epoch).map(|(service, _)| service.name.clone());
+                let mut gone: Vec<ObjectName> = gone.collect();
+                gone.sort_unstable();
+                let redefined = gone.into_iter().map(|name| {
+                    let before = self.remove_service(&name);
+                    (name, before)
+                });
+                Changes::redefining(redefined.collect())
             }
             Kind::EndpointSlice => {
-                let gone = self.slices.iter().filter(|(_, filed)| filed.epoch != epoch).map(|(name, _)| name.clone());
-                let gone: Vec<ObjectName> = gone.collect();
+                let gone = self.slices.iter_unordered().filter(|filed| filed.epoch != epoch);
+                let gone: Vec<ObjectName> = gone.map(|filed| filed.name.clone()).collect();
                 Changes::of(gone.iter().filter_map(|name| self.remove_slice(name)).collect::<Vec<_>>())
             }
             Kind::Node if self.node.as_ref().is_some_and(|(_, stamp)| *stamp != epoch) => self.set_node(None),

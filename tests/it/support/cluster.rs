@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::num::NonZeroU16;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arcstr::ArcStr;
 use ipnet::IpNet;
 use nftproxyd::config::{DetectLocal, NodePortAddresses};
 use nftproxyd::model::{
@@ -179,7 +179,7 @@ pub(crate) struct Cluster {
     pub(crate) services: BTreeMap<ObjectName, Service>,
     pub(crate) slices: BTreeMap<ObjectName, Slice>,
     pub(crate) node: Option<Node>,
-    pub(crate) cidrs: BTreeMap<Arc<str>, ServiceCidr>,
+    pub(crate) cidrs: BTreeMap<ArcStr, ServiceCidr>,
     pub(crate) addresses: BTreeSet<IpAddr>,
 }
 
@@ -192,7 +192,7 @@ pub(crate) enum Change {
     SliceGone(ObjectName),
     Node(Option<Node>),
     Cidr(ServiceCidr),
-    CidrGone(Arc<str>),
+    CidrGone(ArcStr),
     /// The node's own addresses.
     Addresses(BTreeSet<IpAddr>),
     /// All objects of a kind come again, but for some that are gone: one in so many.
@@ -424,7 +424,7 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
 fn hints() -> impl Strategy<Value = Option<Box<Hints>>> {
     let zones = prop::sample::subsequence(vec!["a", "b"], 0..=2);
     let hints = (zones, any::<bool>(), any::<bool>()).prop_map(|(zones, for_nodes, here)| {
-        let zones = zones.into_iter().map(Arc::from).collect();
+        let zones = zones.into_iter().map(ArcStr::from).collect();
         Box::new(Hints { zones, for_nodes, for_this_node: for_nodes && here })
     });
     prop_oneof![3 => Just(None), 1 => hints.prop_map(Some)]
@@ -482,7 +482,7 @@ fn node() -> impl Strategy<Value = Node> {
         vec!["fd00:10:124::/48"],
     ]);
     (zone, select(addresses.v4), select(addresses.v6), pod_cidrs).prop_map(|(zone, v4, v6, pod_cidrs)| Node {
-        zone: zone.map(Arc::from),
+        zone: zone.map(ArcStr::from),
         addresses: PerFamily { v4, v6 },
         pod_cidrs: pod_cidrs.into_iter().map(net).collect(),
         leaving: false,
