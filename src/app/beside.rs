@@ -15,7 +15,7 @@ use crate::events::{Events, Notice};
 use crate::health::{BindFailure, Health, HealthCheck, HealthChecks, NodePorts};
 use crate::metrics::Metrics;
 use crate::model::{Event, Family, FrontendAt, ObjectName, PerFamily, policy};
-use crate::netlink::Kernel;
+use crate::netlink::{Kernel, release_free_memory};
 use crate::sync::{self, Engine, Observer, Report};
 
 /// The health checks of Services and where they listen.
@@ -81,6 +81,10 @@ impl<K: Kernel> Observer<K> for Beside {
         self.counting.synced(engine, report);
         self.conntrack.clean(udp_flows(engine, report));
         self.checks.send_if_modified(|checks| update_checks(checks, engine, report));
+        // A start, or a repair: everything has been listed, read and written at once.
+        if Family::ALL.into_iter().any(|family| report.families[family].as_ref().is_some_and(|family| family.full)) {
+            release_free_memory();
+        }
         if report.failures == 0
             && let Some(started) = self.started.take()
         {

@@ -25,3 +25,4 @@ pub use kernel::{CommitError, Committed, Element as DumpedElement, Kernel, Kerne
 pub use linux::Netlink;
 pub use monitor::{Heard, Monitor};
 pub use probe::ProbeError;
+pub use sys::release_free_memory;

@@ -1,4 +1,5 @@
-//! All unsafe code of the project: owned values over libnftnl, and the buffer that they are written into.
+//! All unsafe code of the project: owned values over libnftnl, the buffer that they are written into, a socket option,
+//! and a call for the heap, which has nothing to do with netlink but is in C too.
 //!
 //! Two invariants carry the whole module.
 //!
@@ -6,8 +7,9 @@
 //! * libnftnl and libmnl write messages without looking at the size of the buffer. Each owned value therefore keeps
 //!   `bound`, an upper limit of the bytes that its payload takes: every setter adds what its attribute can add at most.
 //!   [`Messages`] reserves that much before it lets the library write.
-#![allow(unsafe_code, reason = "libnftnl, libmnl and one socket option are C")]
+#![allow(unsafe_code, reason = "libnftnl, libmnl, one socket option and the heap are C")]
 
+mod memory;
 mod socket;
 
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -18,6 +20,7 @@ use nftnl::nftnl_sys::{self as ffi, libc};
 use super::expression::{Comparison, Expression, Lookup, PayloadBase, Register, RejectWith};
 use super::uapi;
 
+pub use memory::release_free_memory;
 pub(super) use socket::{ReceiveBuffer, Socket, borrow, set_netlink_option};
 
 /// Attribute header, nested header and padding of one value, and then some.
