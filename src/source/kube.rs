@@ -26,8 +26,8 @@ use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
+use serde::de::DeserializeSeed as _;
 use serde::{Deserialize, Deserializer};
-use serde_json::Value;
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
@@ -35,8 +35,10 @@ use tracing::{debug, info, warn};
 use super::exchange::{Listener, Listening};
 use super::object::{self, Object};
 use super::rejects::Reported;
-use super::{Convert, HEADLESS_LABEL, Key, SERVICE_PROXY_NAME_LABEL};
+use super::shape::Shape;
+use super::{Convert, Key};
 use crate::errors;
+use crate::model::convert::{HEADLESS_LABEL, SERVICE_PROXY_NAME_LABEL};
 use crate::model::{Event, Kind, Reject};
 
 /// Objects in one answer to a list request. What a page holds is all that is ever in memory as a whole.
@@ -395,8 +397,7 @@ struct Guarded<T> {
 
 impl<'de, T: Object> Deserialize<'de> for Guarded<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut value = Value::deserialize(deserializer)?;
-        object::strip(&mut value);
+        let value = Shape::of(T::KIND).deserialize(deserializer)?;
         let text = |field: &str| Some(value.get("metadata")?.get(field)?.as_str()?.to_owned());
         let metadata = ObjectMeta {
             name: text("name"),

@@ -9,6 +9,7 @@ pub mod file;
 pub mod kube;
 mod object;
 mod rejects;
+mod shape;
 
 use arcstr::ArcStr;
 use k8s_openapi::api::core::v1::{Node, Service};
@@ -53,11 +54,6 @@ impl Convert for Converter {
         Converter::service_cidr(self, cidr)
     }
 }
-
-/// A Service with this label, whatever its value, belongs to another proxy.
-const SERVICE_PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
-/// An EndpointSlice with this label, whatever its value, belongs to a headless Service.
-const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 
 /// What tells objects apart.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -7,8 +7,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{Convert, HEADLESS_LABEL, Key, SERVICE_PROXY_NAME_LABEL};
-use crate::model::convert::LAST_CHANGE;
+use super::{Convert, Key};
+use crate::model::convert::{HEADLESS_LABEL, SERVICE_PROXY_NAME_LABEL};
 use crate::model::{Event, Kind, Reject};
 
 /// A kind of object that the proxy reads.
@@ -57,7 +57,8 @@ object!(ServiceCIDR, Kind::ServiceCidr, service_cidr, |_| true);
 
 /// Reads an object; the error names the field, as `kubectl explain` would, and what is wrong with it.
 pub(super) fn parse<T: DeserializeOwned>(object: &Value) -> Result<T, Reject> {
-    serde_path_to_error::deserialize(object).map_err(|err| Reject {
+    // To keep track of the path costs as much as reading: only what cannot be read is read a second time, with it.
+    T::deserialize(object).or_else(|_| serde_path_to_error::deserialize(object)).map_err(|err| Reject {
         field: match err.path().to_string() {
             path if path == "." => "the object".into(),
             path => path,
@@ -69,17 +70,6 @@ pub(super) fn parse<T: DeserializeOwned>(object: &Value) -> Result<T, Reject> {
 /// The events of an object: its conversion, or that it is gone where the selectors do not want it.
 pub(super) fn events<T: Object>(object: &T, key: &Key, convert: &dyn Convert) -> Vec<Event> {
     if object.selected() { object.events(convert) } else { key.gone().into_iter().collect() }
-}
-
-/// Removes what nobody reads and what can be larger than the rest: who set which field when, and annotations.
-pub(super) fn strip(object: &mut Value) {
-    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
-        metadata.remove("managedFields");
-        match metadata.get_mut("annotations").and_then(Value::as_object_mut) {
-            Some(annotations) => annotations.retain(|name, _| name == LAST_CHANGE),
-            None => drop(metadata.remove("annotations")),
-        }
-    }
 }
 
 #[cfg(test)]

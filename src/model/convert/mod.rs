@@ -17,10 +17,10 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-pub use node::{node, service_cidr};
+pub use node::{ZONE_LABEL, node, service_cidr};
 pub use pool::Pool;
-pub use service::service;
-pub use slice::{LAST_CHANGE, slice};
+pub use service::{SERVICE_PROXY_NAME_LABEL, service};
+pub use slice::{HEADLESS_LABEL, LAST_CHANGE, SERVICE_NAME_LABEL, slice};
 
 use super::{Event, Kind, ObjectName, Reject};
 

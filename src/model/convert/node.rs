@@ -11,7 +11,8 @@ use super::super::{Family, Node, PerFamily, Reject, ServiceCidr};
 use super::fields::{Rejects, cidrs, label, list};
 use super::{Converted, Pool};
 
-const ZONE: &str = "topology.kubernetes.io/zone";
+/// The zone that a Node is in.
+pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// Set by the cluster autoscaler shortly before it removes a node (KEP-3836).
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
@@ -23,7 +24,7 @@ pub fn node(object: &core::Node, pool: &mut Pool) -> Converted<Node, ArcStr> {
     let pod_cidrs = spec.map_or_else(Box::default, |spec| cidrs(list(&spec.pod_cidrs), "spec.podCIDRs", &mut rejects));
     let tainted = spec.is_some_and(|spec| list(&spec.taints).iter().any(|taint| taint.key == TO_BE_DELETED));
     let value = Node {
-        zone: label(&object.metadata, ZONE).filter(|zone| !zone.is_empty()).map(|zone| pool.share(zone)),
+        zone: label(&object.metadata, ZONE_LABEL).filter(|zone| !zone.is_empty()).map(|zone| pool.share(zone)),
         addresses,
         pod_cidrs,
         leaving: tainted || object.metadata.deletion_timestamp.is_some(),

@@ -13,7 +13,7 @@ use super::fields::{Rejects, cidrs, label, list, object_name, port_number, proto
 use super::{Converted, Options, Pool};
 
 /// A Service with this label, whatever its value, belongs to another proxy.
-const FOREIGN_PROXY: &str = "service.kubernetes.io/service-proxy-name";
+pub const SERVICE_PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 /// The API server's default of `sessionAffinityConfig.clientIP.timeoutSeconds`.
 const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
 /// The API server's upper bound of it: a day.
@@ -68,8 +68,9 @@ pub fn service(object: &core::Service, options: &Options, pool: &mut Pool) -> Co
 fn proxied_spec(object: &core::Service) -> Option<&core::ServiceSpec> {
     let spec = object.spec.as_ref()?;
     let has_ip = !matches!(spec.cluster_ip.as_deref(), None | Some("" | "None"));
-    let proxied =
-        has_ip && spec.type_.as_deref() != Some("ExternalName") && label(&object.metadata, FOREIGN_PROXY).is_none();
+    let proxied = has_ip
+        && spec.type_.as_deref() != Some("ExternalName")
+        && label(&object.metadata, SERVICE_PROXY_NAME_LABEL).is_none();
     proxied.then_some(spec)
 }
 

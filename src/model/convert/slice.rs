@@ -11,9 +11,9 @@ use super::fields::{Rejects, label, list, object_name, port_number, protocol};
 use super::{Converted, Options, Pool};
 
 /// Slices of headless Services carry it; they are for DNS alone.
-const HEADLESS: &str = "service.kubernetes.io/headless";
+pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 /// The name of the Service that a slice belongs to.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
+pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
 /// The annotation that says when what the slice tells has happened.
 pub const LAST_CHANGE: &str = "endpoints.kubernetes.io/last-change-trigger-time";
@@ -57,14 +57,14 @@ fn value(
 
 /// The Service that the slice belongs to, if it is to be used at all.
 fn used_by(object: &discovery::EndpointSlice, name: &ObjectName, rejects: &mut Rejects) -> Option<ObjectName> {
-    if label(&object.metadata, HEADLESS).is_some() {
+    if label(&object.metadata, HEADLESS_LABEL).is_some() {
         return None;
     }
-    let service = label(&object.metadata, SERVICE_NAME).filter(|service| !service.is_empty())?;
+    let service = label(&object.metadata, SERVICE_NAME_LABEL).filter(|service| !service.is_empty())?;
     let joined = ObjectName::new(name.namespace(), service);
     if joined.is_none() {
         let reason = format_args!("{} is not the name of a Service; the slice is not used", shown(service));
-        rejects.add(format!("metadata.labels[{SERVICE_NAME}]"), reason);
+        rejects.add(format!("metadata.labels[{SERVICE_NAME_LABEL}]"), reason);
     }
     joined
 }

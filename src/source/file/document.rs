@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::model::{Event, Kind, Reject};
 use crate::source::object::{self, Object};
+use crate::source::shape::Shape;
 use crate::source::{Convert, Key};
 
 /// How a file is written.
@@ -201,7 +202,7 @@ impl Reader<'_> {
             let reason = format!("{found} is not read; write {wanted}");
             return contents.faulty(key, path, Reject { field: "apiVersion".to_owned(), reason });
         }
-        object::strip(&mut value);
+        Shape::of(T::KIND).prune(&mut value);
         match object::parse::<T>(&value) {
             Ok(mut object) => {
                 if matches!(T::KIND, Kind::Service | Kind::EndpointSlice) {
