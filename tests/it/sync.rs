@@ -2,6 +2,7 @@
 
 mod affinity;
 mod foreign;
+mod memory;
 mod refusals;
 mod run_loop;
 mod work;
