@@ -61,7 +61,7 @@ pub async fn run<K: Kernel>(
     let mut events = Vec::with_capacity(EVENTS_AT_ONCE);
     let mut reports = Reports::default();
     let mut not_before = now();
-    let mut first = true;
+    let mut starting = Some(now());
     engine.set_addresses(inputs.addresses.borrow_and_update().clone());
     loop {
         let start = now();
@@ -69,7 +69,7 @@ pub async fn run<K: Kernel>(
         if due && start >= not_before {
             observer.begins(engine);
             let report = engine.sync(start);
-            log(engine, &report, &mut first);
+            log(engine, &report, start, &mut starting);
             observer.synced(engine, &report);
             not_before = now() + min_sync_period;
             continue;
@@ -132,15 +132,21 @@ fn take<K: Kernel>(
     }
 }
 
-fn log<K: Kernel>(engine: &Engine<K>, report: &Report, first: &mut bool) {
+/// Logs a sync that began at `start`. `starting`: since when the loop is on its way to its first success.
+fn log<K: Kernel>(engine: &Engine<K>, report: &Report, start: Instant, starting: &mut Option<Instant>) {
     let Report { transactions, operations, bytes, .. } = report;
-    let kernel_us = whole(report.in_kernel.as_micros());
-    if *first && report.failures == 0 {
+    let longest_us = whole(report.longest_in_kernel.as_micros());
+    if report.failures == 0
+        && let Some(since) = starting.take()
+    {
         let services = engine.store().services().count();
-        info!(services, operations, kernel_ms = whole(report.in_kernel.as_millis()), "in sync");
-        *first = false;
+        let listing_ms = whole((start - since).as_millis());
+        let building_ms = whole((now() - start).saturating_sub(report.in_kernel).as_millis());
+        let kernel_ms = whole(report.in_kernel.as_millis());
+        info!(services, operations, listing_ms, building_ms, kernel_ms, longest_us, "in sync");
     } else {
-        debug!(transactions, operations, bytes, kernel_us, failures = report.failures, "synced");
+        let kernel_us = whole(report.in_kernel.as_micros());
+        debug!(transactions, operations, bytes, kernel_us, longest_us, failures = report.failures, "synced");
     }
 }
 
