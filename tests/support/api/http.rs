@@ -13,7 +13,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper::{Method, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -60,6 +60,11 @@ async fn accept(listener: tokio::net::TcpListener, shared: Arc<Shared>) {
 
 async fn answer(shared: Arc<Shared>, request: hyper::Request<Incoming>) -> Result<Response<Body>, Infallible> {
     let path = request.uri().path().to_owned();
+    if request.method() != Method::GET
+        && let Some(target) = target_of(&path)
+    {
+        return Ok(write(&shared, target, request).await);
+    }
     let query = parse_query(request.uri().query().unwrap_or(""));
     let resource = resource_of(&path);
     let text = |key: &str| query.get(key).cloned().unwrap_or_default();
@@ -86,6 +91,9 @@ async fn answer(shared: Arc<Shared>, request: hyper::Request<Incoming>) -> Resul
         (None, Some(resource)) if !faults.absent.iter().any(|plural| plural == resource.plural) => {
             if request.method() != Method::GET {
                 status(405, "only GET")
+            } else if query.contains_key("sendInitialEvents") {
+                // As servers without the feature do; clients then list.
+                status(422, "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled")
             } else if record.verb == Verb::Watch {
                 watch(&shared, resource, &query, faults.gone)
             } else {
@@ -107,6 +115,48 @@ fn resource_of(path: &str) -> Option<&'static Resource> {
     })
 }
 
+/// A collection in a namespace, or an object in it.
+struct Target {
+    resource: &'static Resource,
+    namespace: String,
+    name: Option<String>,
+}
+
+fn target_of(path: &str) -> Option<Target> {
+    let (prefix, rest) = path.split_once("/namespaces/")?;
+    let parts: Vec<&str> = rest.split('/').collect();
+    let (namespace, plural, name) = match parts.as_slice() {
+        [namespace, plural] => (namespace, plural, None),
+        [namespace, plural, name] => (namespace, plural, Some((*name).to_owned())),
+        _ => return None,
+    };
+    let resource = resource_of(&format!("{prefix}/{plural}"))?;
+    Some(Target { resource, namespace: (*namespace).to_owned(), name })
+}
+
+/// Creates, replaces or deletes an object; whether it is there already is not looked at.
+async fn write(shared: &Shared, target: Target, request: hyper::Request<Incoming>) -> Response<Body> {
+    let Target { resource, namespace, name } = target;
+    if request.method() == Method::DELETE {
+        let deleted = name.is_some_and(|name| lock(&shared.store).delete(resource.kind, &namespace, &name));
+        shared.changed.send_modify(|count| *count += 1);
+        return if deleted { status(200, "deleted") } else { status(404, "there is no such object") };
+    }
+    let code = if request.method() == Method::POST { 201 } else { 200 };
+    let Ok(body) = request.into_body().collect().await else { return status(400, "the object does not come") };
+    match serde_json::from_slice::<Value>(&body.to_bytes()) {
+        Ok(object) if object["kind"] == resource.kind && object["metadata"]["namespace"] == namespace => {
+            let version = lock(&shared.store).apply(object.clone());
+            shared.changed.send_modify(|count| *count += 1);
+            let mut object = object;
+            object["metadata"]["resourceVersion"] = version.to_string().into();
+            respond(code, Full::new(Bytes::from(object.to_string())).boxed_unsync())
+        }
+        Ok(_) => status(400, "the object does not belong at this path"),
+        Err(error) => status(400, &error.to_string()),
+    }
+}
+
 fn list(shared: &Shared, resource: &Resource, query: &Query) -> Response<Body> {
     let limit = query.get("limit").and_then(|limit| limit.parse().ok()).filter(|&limit| limit > 0);
     let token = query.get("continue").map(|token| token.split_once(':').unwrap_or((token, "")));
@@ -120,9 +170,8 @@ fn list(shared: &Shared, resource: &Resource, query: &Query) -> Response<Body> {
         return status(410, "The provided continue parameter is too old");
     };
     let mut metadata = json!({"resourceVersion": page.version.to_string()});
-    if let Some((last, remaining)) = page.rest {
+    if let Some(last) = page.rest {
         metadata["continue"] = format!("{}:{last}", page.version).into();
-        metadata["remainingItemCount"] = remaining.into();
     }
     let size = page.objects.iter().map(|object| object.text.len() + 1).sum::<usize>();
     let mut text = String::with_capacity(size + 512);
@@ -235,9 +284,11 @@ fn status_object(code: u16, message: &str) -> serde_json::Value {
         403 => "Forbidden",
         404 => "NotFound",
         410 => "Expired",
+        422 => "Invalid",
         _ => "InternalError",
     };
-    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message,
+    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "message": message,
+           "status": if code < 400 { "Success" } else { "Failure" },
            "reason": reason, "code": code})
 }
 

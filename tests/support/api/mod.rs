@@ -1,7 +1,8 @@
 //! A stand-in for a Kubernetes API server: list and watch of the kinds that the proxy reads, over real HTTP/1.1.
 //!
 //! It pages, filters, watches and expires versions like the real one, and it can be told to misbehave. It is not one:
-//! there is no validation, no defaulting and no authentication, and objects are written by method call only.
+//! there is no validation, no defaulting, no authentication and no conflict. Objects are written by method call, or over
+//! HTTP where they have a namespace.
 //!
 //! The server has a thread and a runtime of its own, so that a busy test does not slow it down and a test without a
 //! runtime can use it.

@@ -13,6 +13,7 @@ const HISTORY: usize = 200_000;
 
 /// An object with its text, made once.
 pub struct Object {
+    /// What selectors look at: all but the endpoints, which are most of a large cluster.
     value: Value,
     pub text: String,
 }
@@ -48,8 +49,9 @@ pub struct Store {
 pub struct Page {
     pub version: u64,
     pub objects: Vec<Arc<Object>>,
-    /// Where the next page begins, and how many objects remain.
-    pub rest: Option<(String, usize)>,
+    /// Where the next page begins. How many objects remain is not counted: servers do not either where there is a
+    /// selector, and it would make long lists slow.
+    pub rest: Option<String>,
 }
 
 /// An event for one watch.
@@ -139,8 +141,7 @@ impl Store {
             objects.push(Arc::clone(object));
             last = key;
         }
-        let remaining = matching.count();
-        let rest = (remaining > 0).then(|| (last.to_owned(), remaining));
+        let rest = matching.next().is_some().then(|| last.to_owned());
         Ok(Page { version, objects, rest })
     }
 
@@ -176,13 +177,17 @@ impl Store {
 }
 
 impl Object {
-    fn new(value: Value) -> Object {
-        Object { text: value.to_string(), value }
+    fn new(mut value: Value) -> Object {
+        let text = value.to_string();
+        if let Some(fields) = value.as_object_mut() {
+            fields.remove("endpoints");
+        }
+        Object { text, value }
     }
 
     /// The object as it was, with the version of its deletion.
     fn at(&self, version: u64) -> Object {
-        let mut value = self.value.clone();
+        let mut value: Value = serde_json::from_str(&self.text).expect("a text that was a value");
         value["metadata"]["resourceVersion"] = version.to_string().into();
         Object::new(value)
     }

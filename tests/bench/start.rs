@@ -1,0 +1,89 @@
+//! A cold start, and a restart with the rules in place.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow};
+
+use crate::floor::{Floor, Tables};
+use crate::kernel_memory;
+use crate::objects;
+use crate::proxy::{Kind, PATIENCE};
+use crate::run::{Run, Running};
+use crate::sheet::Unit;
+use crate::traffic::{self, Outcome};
+
+/// Between two looks at a Service that does not work yet.
+const PAUSE: Duration = Duration::from_millis(1);
+
+pub(crate) fn measure(run: &mut Run<'_>) -> Result<Running> {
+    let memory_before = kernel_memory::used()?;
+    cold_start(run)?;
+    // The process is gone; its tables are what remains.
+    let memory_after = kernel_memory::used()?;
+    run.note_memory("kernel memory of the tables", memory_after as f64 - memory_before as f64);
+
+    let mut floor = None;
+    if run.kind() == Kind::Nftproxyd {
+        let tables = Tables::read()?;
+        let elements = tables.len();
+        let (loaded, taken) = Floor::load(&tables)?;
+        run.note_floor("cold start: operations", Unit::Count, elements as f64);
+        for row in ["cold start, to packets", "cold start: in the kernel"] {
+            run.note_floor(row, Unit::Milliseconds, taken.as_secs_f64() * 1e3);
+        }
+        floor = Some(loaded);
+    }
+
+    let mut proxy = run.program.start(&run.control_plane.kubeconfig)?;
+    let (at, start) = proxy.wait_in_sync()?;
+    run.note_time("restart, to \"in sync\"", at - proxy.started());
+    if let Some(start) = start {
+        run.note("restart: operations", Unit::Count, start.operations as f64);
+        run.longest = run.longest.max(start.longest);
+    }
+    proxy.settle()?;
+    Ok(Running { proxy, floor })
+}
+
+fn cold_start(run: &mut Run<'_>) -> Result<()> {
+    let mut proxy = run.program.start(&run.control_plane.kubeconfig)?;
+    let samples = objects::samples(run.size);
+    let started = proxy.started();
+    let forwarding = run.network.client.run(|| first_all_served(&samples, started + PATIENCE))?;
+    let (_, start) = proxy.wait_in_sync()?;
+    let taken = forwarding - started;
+    let cpu = proxy.cpu()?;
+    run.note_time("cold start, to packets", taken);
+    if let Some(start) = start {
+        run.note_time("cold start: listing", start.listing);
+        run.note_time("cold start: building", start.building);
+        run.note_time("cold start: in the kernel", start.in_kernel);
+        run.note("cold start: operations", Unit::Count, start.operations as f64);
+        run.longest = run.longest.max(start.longest);
+    }
+    run.note_time("cold start: processor time", cpu);
+    proxy.settle()?;
+    let memory = proxy.memory()?;
+    run.note_memory("resident after the cold start", memory.resident as f64);
+    run.note_memory("peak after the cold start", memory.peak as f64);
+    Ok(())
+}
+
+/// When the last of these Services answered for the first time. One that works goes on working, so they are looked at
+/// one after the other.
+fn first_all_served(samples: &[usize], deadline: Instant) -> Result<Instant> {
+    for &number in samples {
+        let address = objects::address(number);
+        loop {
+            match traffic::ask(address) {
+                Outcome::Answered(_) => break,
+                outcome if Instant::now() > deadline => {
+                    return Err(anyhow!("Service {number} at {address} does not forward: {outcome:?}"));
+                }
+                _ => thread::sleep(PAUSE),
+            }
+        }
+    }
+    Ok(Instant::now())
+}

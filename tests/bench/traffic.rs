@@ -1,0 +1,109 @@
+//! Real connections: a backend that answers at every pod's address, and a client that asks who answered.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Socket, Type};
+
+use crate::network::Namespace;
+
+/// The port of every pod.
+pub(crate) const POD_PORT: u16 = 8080;
+/// A connection that works takes a tenth of a millisecond; one that takes longer than this is given up and tried anew,
+/// so that no retransmission, which comes after a second, is ever waited for.
+const PATIENCE: Duration = Duration::from_millis(5);
+/// Before silence counts as an answer it is waited for a second time, so long.
+const SILENCE: Duration = Duration::from_millis(50);
+/// Between two attempts, so that the client leaves the processors to those that it waits for.
+const PAUSE: Duration = Duration::from_micros(50);
+
+/// What became of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// The pod with this address took it.
+    Answered(Ipv4Addr),
+    /// It was refused.
+    Refused,
+    /// Nothing came.
+    Silence,
+}
+
+impl Outcome {
+    /// Whether anybody serves there.
+    pub(crate) fn is_served(self) -> bool {
+        matches!(self, Outcome::Answered(_))
+    }
+}
+
+/// Listens at all addresses of the namespace for as long as the process lives; a client is told at which it was.
+pub(crate) fn serve(namespace: &Namespace) {
+    let listener = namespace.run(|| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&SocketAddr::from(([0, 0, 0, 0], POD_PORT)).into())?;
+        socket.listen(4096)?;
+        io::Result::Ok(TcpListener::from(socket))
+    });
+    let listener = listener.expect("the namespace is new, and its ports are free");
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            if let Ok(SocketAddr::V4(address)) = stream.local_addr() {
+                // A client that is gone is no concern of the server's.
+                let _ = stream.write_all(&address.ip().octets());
+            }
+        }
+    });
+}
+
+/// Connects once, from this thread's namespace.
+pub(crate) fn ask(address: SocketAddrV4) -> Outcome {
+    connect(address, PATIENCE)
+}
+
+fn connect(address: SocketAddrV4, patience: Duration) -> Outcome {
+    let answer = || {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        // The end is a reset: no connection lingers.
+        socket.set_linger(Some(Duration::ZERO))?;
+        socket.connect_timeout(&SocketAddr::V4(address).into(), patience)?;
+        socket.set_read_timeout(Some(SILENCE))?;
+        let mut octets = [0; 4];
+        (&socket).read_exact(&mut octets)?;
+        io::Result::Ok(Ipv4Addr::from(octets))
+    };
+    match answer() {
+        Ok(pod) => Outcome::Answered(pod),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Outcome::Refused,
+        Err(_) => Outcome::Silence,
+    }
+}
+
+/// Connects again and again until the outcome is as wanted. Returns the moment at which that was known; for silence, the
+/// moment at which the connection began that was not heard of.
+///
+/// # Errors
+/// Says what came instead until the deadline.
+pub(crate) fn watch(
+    address: SocketAddrV4,
+    deadline: Instant,
+    wanted: impl Fn(Outcome) -> bool,
+) -> Result<Instant, String> {
+    loop {
+        let began = Instant::now();
+        let mut outcome = connect(address, PATIENCE);
+        let mut known = Instant::now();
+        if outcome == Outcome::Silence && wanted(outcome) {
+            outcome = connect(address, SILENCE);
+            known = began;
+        }
+        if wanted(outcome) {
+            return Ok(known);
+        }
+        if began > deadline {
+            return Err(format!("connections to {address} do not do what they should: {outcome:?}"));
+        }
+        thread::sleep(PAUSE);
+    }
+}
