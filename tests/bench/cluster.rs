@@ -84,7 +84,6 @@ fn measure(options: &Options, network: &Network) -> Result<Sheet> {
             let (effort, sheet, longest) = (options.effort(), &mut sheet, Duration::ZERO);
             let run = Run { network, control_plane, program, size, effort, sheet, longest };
             run.measure().with_context(|| format!("{} at {size}", program.path.display()))?;
-            floor::nft(&["flush", "ruleset"], "")?;
         }
     }
     Ok(sheet)

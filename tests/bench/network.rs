@@ -1,7 +1,8 @@
 //! A node, a client and a host of backends, as three network namespaces.
 //!
 //! ```text
-//! client 172.30.1.2 ---- 172.30.1.1 node 172.30.2.1 ---- 172.30.2.2 backend: all of 10.128.0.0/9
+//! client, all of 172.31.0.0/16 ---- node ---- backend, all of 10.128.0.0/9
+//!        172.30.1.2     172.30.1.1       172.30.2.1      172.30.2.2
 //! ```
 //!
 //! The namespaces have no names: they are gone with the last process in them. Nothing outside of them is touched.
@@ -18,14 +19,12 @@ use nix::sched::{CloneFlags, setns, unshare};
 /// The node's own address, by which the Node object knows it.
 pub(crate) const NODE: Ipv4Addr = Ipv4Addr::new(172, 30, 1, 1);
 
-/// What the node's kernel is told. Connections are many and short here; without the second, a client of an address that
-/// does not work yet would hear of it only at times.
-const NODE_SETTINGS: [(&str, &str); 5] = [
+/// What the node's kernel is told. Without the second, a client that is refused often would hear of it only at times.
+const NODE_SETTINGS: [(&str, &str); 4] = [
     ("net/ipv4/ip_forward", "1"),
     ("net/ipv4/icmp_ratelimit", "0"),
     ("net/ipv4/conf/all/rp_filter", "0"),
     ("net/ipv4/conf/default/rp_filter", "0"),
-    ("net/ipv4/ip_local_port_range", "10000 65000"),
 ];
 
 /// A network namespace.
@@ -85,8 +84,10 @@ impl Network {
                 ip(&["address", "add", &format!("172.30.{subnet}.1/24"), "dev", device]);
                 ip(&["link", "set", device, "up"]);
             }
-            ip(&["route", "add", "10.128.0.0/9", "via", "172.30.2.2"]);
-            // A first packet must not wait for the addresses of the next hop: the devices are up only from here on.
+            ip(&["route", "add", "172.31.0.0/16", "via", "172.30.1.2"]);
+            // To all pods. What is for nobody goes there as well, and is dropped: a node knows a way for every packet,
+            // and where it does not, packets end before those rules that refuse them.
+            ip(&["route", "add", "default", "via", "172.30.2.2"]);
             for (setting, value) in NODE_SETTINGS {
                 fs::write(format!("/proc/sys/{setting}"), value).unwrap_or_else(|error| panic!("{setting}: {error}"));
             }
@@ -98,8 +99,9 @@ impl Network {
                 ip(&["route", "add", "default", "via", &format!("172.30.{subnet}.1")]);
             });
         }
-        // Every address of a pod is the backend's own.
+        // Every address of a pod is the backend's own, and the client has many.
         network.backend.run(|| ip(&["route", "add", "local", "10.128.0.0/9", "dev", "lo"]));
+        network.client.run(|| ip(&["route", "add", "local", "172.31.0.0/16", "dev", "lo"]));
         Ok(network)
     }
 }

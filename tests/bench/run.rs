@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use crate::control_plane::ControlPlane;
 use crate::floor::Floor;
+use crate::kernel_memory;
 use crate::network::Network;
 use crate::proxy::{Kind, Program, Proxy};
 use crate::sheet::{Sheet, Unit};
@@ -69,7 +70,7 @@ impl Run<'_> {
         self.sheet.note_floor(self.size, what, unit, value);
     }
 
-    /// Everything, in order.
+    /// Everything, in order. No table is left.
     pub(crate) fn measure(mut self) -> Result<()> {
         let mut running = crate::start::measure(&mut self)?;
         crate::changes::measure(&mut self, &mut running)?;
@@ -81,6 +82,9 @@ impl Run<'_> {
         if self.kind() == Kind::Nftproxyd {
             self.note_time("longest transaction", self.longest);
         }
+        drop(running);
+        let tables = kernel_memory::of_tables()?;
+        self.note_memory("kernel memory of the tables", tables as f64);
         Ok(())
     }
 }

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow};
 
 use crate::floor::{Floor, Tables};
-use crate::kernel_memory;
 use crate::objects;
 use crate::proxy::{Kind, PATIENCE};
 use crate::run::{Run, Running};
@@ -17,12 +16,7 @@ use crate::traffic::{self, Outcome};
 const PAUSE: Duration = Duration::from_millis(1);
 
 pub(crate) fn measure(run: &mut Run<'_>) -> Result<Running> {
-    let memory_before = kernel_memory::used()?;
     cold_start(run)?;
-    // The process is gone; its tables are what remains.
-    let memory_after = kernel_memory::used()?;
-    run.note_memory("kernel memory of the tables", memory_after as f64 - memory_before as f64);
-
     let mut floor = None;
     if run.kind() == Kind::Nftproxyd {
         let tables = Tables::read()?;

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,9 @@ use crate::network::Namespace;
 pub(crate) const POD_PORT: u16 = 8080;
 /// A connection that works takes a tenth of a millisecond; one that takes longer than this is given up and tried anew,
 /// so that no retransmission, which comes after a second, is ever waited for.
-const PATIENCE: Duration = Duration::from_millis(5);
+const PATIENCE: Duration = Duration::from_millis(1);
+/// Ports of the client count up from here.
+const FIRST_SOURCE_PORT: u16 = 10_000;
 /// Before silence counts as an answer it is waited for a second time, so long.
 const SILENCE: Duration = Duration::from_millis(50);
 /// Between two attempts, so that the client leaves the processors to those that it waits for.
@@ -62,9 +65,20 @@ pub(crate) fn ask(address: SocketAddrV4) -> Outcome {
     connect(address, PATIENCE)
 }
 
+/// Where the next connection comes from: never from where another came. What connection tracking remembers of one would
+/// lead a later one to the same pod, whatever the rules say by then.
+fn next_source() -> SocketAddrV4 {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let [high, low] = (count as u16).to_be_bytes();
+    let round = (count >> 16) as u16;
+    SocketAddrV4::new(Ipv4Addr::new(172, 31, high, low), FIRST_SOURCE_PORT + round)
+}
+
 fn connect(address: SocketAddrV4, patience: Duration) -> Outcome {
     let answer = || {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.bind(&SocketAddr::V4(next_source()).into())?;
         // The end is a reset: no connection lingers.
         socket.set_linger(Some(Duration::ZERO))?;
         socket.connect_timeout(&SocketAddr::V4(address).into(), patience)?;
