@@ -3,6 +3,7 @@
 //! Packets show a change of a probe Service, which has one endpoint or none, at once. That a Service with ten endpoints
 //! has one more shows only by chance, so of such changes only the cost is told.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -111,15 +112,19 @@ fn to_packets(network: &Network, writer: &Writer, change: &Change, turn: usize) 
     let probe = turn % PROBES;
     let address = objects::probe_address(probe);
     let deadline = Instant::now() + PATIENCE;
+    let refused = AtomicBool::new(false);
     thread::scope(|scope| {
         let watching = scope.spawn(|| {
             network.client.enter();
-            traffic::watch(address, deadline, |outcome| (change.shows)(outcome, turn))
+            let give_up = || refused.load(Ordering::Relaxed) || Instant::now() > deadline;
+            traffic::watch(address, |outcome| (change.shows)(outcome, turn), give_up)
         });
-        (change.write)(writer, probe, turn)?;
+        let written = (change.write)(writer, probe, turn);
         let answered = Instant::now();
-        let shown = watching.join().map_err(|_| anyhow!("the client has ended"))?.map_err(|error| anyhow!(error))?;
-        Ok(shown.saturating_duration_since(answered))
+        refused.store(written.is_err(), Ordering::Relaxed);
+        let shown = watching.join().map_err(|_| anyhow!("the client has ended"))?;
+        written?;
+        Ok(shown?.saturating_duration_since(answered))
     })
 }
 

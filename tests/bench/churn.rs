@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 
 use crate::objects;
 use crate::proxy::PATIENCE;
@@ -29,9 +29,10 @@ pub(crate) fn measure(run: &mut Run<'_>, running: &mut Running) -> Result<()> {
     writer.replace(&objects::probe_slice(probe, &[last_pod]))?;
     let answered = Instant::now();
     let shown = run.network.client.run(|| {
-        traffic::watch(objects::probe_address(probe), answered + PATIENCE, |it| it == Outcome::Answered(last_pod))
+        let wanted = |outcome| outcome == Outcome::Answered(last_pod);
+        traffic::watch(objects::probe_address(probe), wanted, || answered.elapsed() > PATIENCE)
     });
-    let lag = shown.map_err(|error| anyhow!(error))?.saturating_duration_since(answered);
+    let lag = shown?.saturating_duration_since(answered);
     running.proxy.settle()?;
     let used = running.proxy.cpu()? - cpu;
     let work = running.proxy.work_so_far();

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use anyhow::{Result, bail};
 use socket2::{Domain, Socket, Type};
 
 use crate::network::Namespace;
@@ -98,12 +99,12 @@ fn connect(address: SocketAddrV4, patience: Duration) -> Outcome {
 /// moment at which the connection began that was not heard of.
 ///
 /// # Errors
-/// Says what came instead until the deadline.
+/// Says what came instead when it is time to give up.
 pub(crate) fn watch(
     address: SocketAddrV4,
-    deadline: Instant,
     wanted: impl Fn(Outcome) -> bool,
-) -> Result<Instant, String> {
+    give_up: impl Fn() -> bool,
+) -> Result<Instant> {
     loop {
         let began = Instant::now();
         let mut outcome = connect(address, PATIENCE);
@@ -115,8 +116,8 @@ pub(crate) fn watch(
         if wanted(outcome) {
             return Ok(known);
         }
-        if began > deadline {
-            return Err(format!("connections to {address} do not do what they should: {outcome:?}"));
+        if give_up() {
+            bail!("connections to {address} do not do what they should: {outcome:?}");
         }
         thread::sleep(PAUSE);
     }
