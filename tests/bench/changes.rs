@@ -170,7 +170,6 @@ fn note(run: &mut Run<'_>, cost: &Cost) {
     let Cost { name, works, floor } = cost;
     let mut in_kernel: Vec<Duration> = works.iter().map(|work| work.in_kernel).collect();
     in_kernel.sort_unstable();
-    run.longest = works.iter().map(|work| work.longest).fold(run.longest, Duration::max);
     let rows = ["p50 in the kernel", "operations", "bytes"].map(|row| format!("{name}: {row}"));
     run.note_short_time(&rows[0], percentile(&in_kernel, 50));
     run.note_floor(&rows[0], Unit::Microseconds, floor.in_kernel.as_secs_f64() * 1e6);

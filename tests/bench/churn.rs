@@ -35,8 +35,6 @@ pub(crate) fn measure(run: &mut Run<'_>, running: &mut Running) -> Result<()> {
     let lag = shown?.saturating_duration_since(answered);
     running.proxy.settle()?;
     let used = running.proxy.cpu()? - cpu;
-    let work = running.proxy.work_so_far();
-    run.longest = run.longest.max(work.longest);
     run.note("churn: changes each second", Unit::Count, f64::from(changes) / elapsed.as_secs_f64());
     run.note("churn: processor", Unit::Percent, used.as_secs_f64() / elapsed.as_secs_f64() * 100.0);
     run.note_time("churn: lag at the end", lag);

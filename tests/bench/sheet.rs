@@ -44,7 +44,7 @@ impl Sheet {
 
     /// Notes a number, and tells whoever waits for the table.
     pub(crate) fn note(&mut self, size: Size, kind: Kind, what: &str, unit: Unit, value: f64) {
-        eprintln!("{size}: {kind:?}: {what}: {}", show(value, unit));
+        eprintln!("{size}: {kind}: {what}: {}", show(value, unit));
         let row = self.row(size, what, unit);
         match kind {
             Kind::Nftproxyd => row.nftproxyd = Some(value),

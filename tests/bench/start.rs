@@ -34,7 +34,6 @@ pub(crate) fn measure(run: &mut Run<'_>) -> Result<Running> {
     run.note_time("restart, to \"in sync\"", at - proxy.started());
     if let Some(start) = start {
         run.note("restart: operations", Unit::Count, start.operations as f64);
-        run.longest = run.longest.max(start.longest);
     }
     proxy.settle()?;
     Ok(Running { proxy, floor })
@@ -54,11 +53,11 @@ fn cold_start(run: &mut Run<'_>) -> Result<()> {
         run.note_time("cold start: building", start.building);
         run.note_time("cold start: in the kernel", start.in_kernel);
         run.note("cold start: operations", Unit::Count, start.operations as f64);
-        run.longest = run.longest.max(start.longest);
     }
     run.note_time("cold start: processor time", cpu);
     proxy.settle()?;
     let memory = proxy.memory()?;
+    run.longest = proxy.longest();
     run.note_memory("resident after the cold start", memory.resident as f64);
     run.note_memory("peak after the cold start", memory.peak as f64);
     Ok(())

@@ -3,6 +3,7 @@
 mod kube_proxy;
 mod nftproxyd;
 
+use std::fmt;
 use std::ops::AddAssign;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -21,6 +22,15 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(900);
 pub(crate) enum Kind {
     Nftproxyd,
     KubeProxy,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Nftproxyd => "nftproxyd",
+            Kind::KubeProxy => "kube-proxy",
+        })
+    }
 }
 
 /// A proxy that can be started.
@@ -67,6 +77,7 @@ pub(crate) struct Proxy {
     process: Process,
     log: Log,
     started: Instant,
+    longest: Duration,
     _folder: tempfile::TempDir,
 }
 
@@ -86,7 +97,7 @@ impl Program {
         let started = Instant::now();
         let mut process = Process::start(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()))?;
         let log = Log::of(process.0.stderr.take().context("no pipe for the log")?);
-        Ok(Proxy { kind: self.kind, process, log, started, _folder: folder })
+        Ok(Proxy { kind: self.kind, process, log, started, longest: Duration::ZERO, _folder: folder })
     }
 
     /// What it says of itself.
@@ -108,6 +119,7 @@ impl Proxy {
         match self.kind {
             Kind::Nftproxyd => {
                 let (at, start) = self.log.wait_for(PATIENCE, nftproxyd::start)?;
+                self.longest = self.longest.max(start.longest);
                 Ok((at, Some(start)))
             }
             Kind::KubeProxy => {
@@ -121,6 +133,7 @@ impl Proxy {
     pub(crate) fn next_work(&mut self) -> Result<Work> {
         let changes_anything = |line: &str| nftproxyd::work(line).filter(|work| work.operations > 0);
         let (_, mut work) = self.log.wait_for(PATIENCE, changes_anything)?;
+        self.longest = self.longest.max(work.longest);
         work += self.work_so_far();
         Ok(work)
     }
@@ -129,7 +142,14 @@ impl Proxy {
     pub(crate) fn work_so_far(&mut self) -> Work {
         let mut sum = Work::default();
         self.log.drain().iter().filter_map(|line| nftproxyd::work(line)).for_each(|work| sum += work);
+        self.longest = self.longest.max(sum.longest);
         sum
+    }
+
+    /// The longest time that any of its transactions took, as far as it has been asked. For nftproxyd only.
+    pub(crate) fn longest(&mut self) -> Duration {
+        self.work_so_far();
+        self.longest
     }
 
     /// Waits until it has nothing more to do: it uses next to no processor time.
