@@ -11,7 +11,9 @@ use crate::config::Conntrack;
 
 /// Where the settings of connection tracking are, below the root.
 const NETFILTER: &str = "proc/sys/net/netfilter";
-/// Buckets of the table of connections, below the root.
+/// Buckets of the table of connections, below the root: a sysctl, for which CAP_NET_ADMIN is enough, and a parameter of
+/// the module, which is root's alone. Either may be on a read-only file system.
+const BUCKETS: &str = "proc/sys/net/netfilter/nf_conntrack_buckets";
 const HASH_SIZE: &str = "sys/module/nf_conntrack/parameters/hashsize";
 const OOM_SCORE: &str = "proc/self/oom_score_adj";
 const CPUS_ONLINE: &str = "sys/devices/system/cpu/online";
@@ -77,40 +79,49 @@ pub struct Unset {
 /// Returns what could not be set.
 pub fn tune(root: &Path, wanted: &Conntrack) -> Vec<Unset> {
     let mut failures = Vec::new();
-    let mut set = |name: String, path: &str, value: u64, unless: &dyn Fn(u64) -> bool| {
-        let path = root.join(path);
-        let result = read_number(&path).and_then(|old| {
-            if old == value || unless(old) {
-                return Ok(());
-            }
-            fs::write(&path, value.to_string())?;
-            info!("{name} = {value} (was {old})");
-            Ok(())
-        });
-        if let Err(source) = result {
-            failures.push(Unset { name, wanted: value, source });
-        }
+    let mut set = |name: &str, result: io::Result<Option<u64>>, value: u64| match result {
+        Ok(Some(old)) => info!("{name} = {value} (was {old})"),
+        Ok(None) => {}
+        Err(source) => failures.push(Unset { name: name.to_owned(), wanted: value, source }),
     };
     if let Some(limit) = limit(wanted, cpus(root)) {
         let max = u64::from(limit.connections);
-        let keep = |old: u64| old > max && !limit.may_lower;
-        let path = format!("{NETFILTER}/nf_conntrack_max");
-        set("net.netfilter.nf_conntrack_max".to_owned(), &path, max, &keep);
+        let path = root.join(NETFILTER).join("nf_conntrack_max");
+        let keep = |old| old > max && !limit.may_lower;
+        set("net.netfilter.nf_conntrack_max", change(&path, max, keep), max);
         // Where the limit is not ours to set, in a network namespace, the buckets are not either.
-        let limit_is_ours = fs::metadata(root.join(&path)).is_ok_and(|file| !file.permissions().readonly());
+        let limit_is_ours = fs::metadata(&path).is_ok_and(|file| !file.permissions().readonly());
         if limit_is_ours {
-            let buckets = read_number(&root.join(&path)).unwrap_or(max) / PER_BUCKET;
-            set(format!("/{HASH_SIZE}"), HASH_SIZE, buckets, &|old| old >= buckets);
+            let buckets = read_number(&path).unwrap_or(max) / PER_BUCKET;
+            let enough = |old| old >= buckets;
+            let result = change(&root.join(BUCKETS), buckets, enough);
+            let result = result.or_else(|error| change(&root.join(HASH_SIZE), buckets, enough).map_err(|_| error));
+            set("net.netfilter.nf_conntrack_buckets", result, buckets);
         }
     }
     for (name, value) in sysctls(wanted) {
-        set(format!("net.netfilter.{name}"), &format!("{NETFILTER}/{name}"), value, &|_| false);
+        let result = change(&root.join(NETFILTER).join(name), value, |_| false);
+        set(&format!("net.netfilter.{name}"), result, value);
     }
     if !failures.is_empty() {
-        let list: Vec<_> = failures.iter().map(ToString::to_string).collect();
-        warn!("connection tracking is not set up as configured; set these otherwise: {}", list.join(", "));
+        warn!("connection tracking is not set up as configured; set these otherwise: {}", list(&failures));
     }
     failures
+}
+
+/// What could not be set, in one line.
+pub fn list(failures: &[Unset]) -> String {
+    failures.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Writes a number to a file that holds another one, unless that may stay, and returns what was there if it has changed.
+fn change(path: &Path, value: u64, may_stay: impl Fn(u64) -> bool) -> io::Result<Option<u64>> {
+    let old = read_number(path)?;
+    if old == value || may_stay(old) {
+        return Ok(None);
+    }
+    fs::write(path, value.to_string())?;
+    Ok(Some(old))
 }
 
 /// Tells the kernel how readily it may kill this process when memory runs out. Not being allowed to is only logged.
@@ -205,8 +216,9 @@ mod tests {
         root
     }
 
-    const KERNEL: [(&str, &str); 7] = [
+    const KERNEL: [(&str, &str); 8] = [
         (CPUS_ONLINE, "0-7\n"),
+        (BUCKETS, "16384\n"),
         (HASH_SIZE, "16384\n"),
         ("proc/sys/net/netfilter/nf_conntrack_max", "65536\n"),
         ("proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established", "432000\n"),
@@ -230,7 +242,8 @@ mod tests {
         assert!(tune(root.path(), &wanted).is_empty());
         let of = |name: &str| value(&root, &format!("{NETFILTER}/{name}"));
         assert_eq!(of("nf_conntrack_max"), "262144");
-        assert_eq!(value(&root, HASH_SIZE), "65536");
+        assert_eq!(value(&root, BUCKETS), "65536");
+        assert_eq!(value(&root, HASH_SIZE), "16384", "one of the two is enough");
         assert_eq!(of("nf_conntrack_tcp_timeout_established"), "86400");
         assert_eq!(of("nf_conntrack_tcp_be_liberal"), "1");
         assert_eq!(of("nf_conntrack_udp_timeout"), "30", "zero leaves it alone");
@@ -246,16 +259,25 @@ mod tests {
             [(asked(None, None), 4_000_000), (asked(Some(0), None), 4_000_000), (asked(Some(50_000), None), 400_000)]
         {
             fs::write(&max, "4000000").expect("a file");
-            fs::write(root.path().join(HASH_SIZE), "4000000").expect("a file");
+            fs::write(root.path().join(BUCKETS), "4000000").expect("a file");
             assert!(tune(root.path(), &wanted).is_empty());
             assert_eq!(read_number(&max).expect("a number"), expected, "{wanted:?}");
-            assert_eq!(value(&root, HASH_SIZE), "4000000", "buckets are never taken away");
+            assert_eq!(value(&root, BUCKETS), "4000000", "buckets are never taken away");
         }
+    }
+
+    #[test]
+    fn buckets_are_set_in_either_place() {
+        let root = root(&KERNEL);
+        fs::remove_file(root.path().join(BUCKETS)).expect("it is there");
+        assert!(tune(root.path(), &Conntrack::default()).is_empty());
+        assert_eq!(value(&root, HASH_SIZE), "65536");
     }
 
     #[test]
     fn what_cannot_be_set_is_named_and_the_rest_is_set() {
         let root = root(&KERNEL);
+        fs::remove_file(root.path().join(BUCKETS)).expect("it is there");
         fs::remove_file(root.path().join(HASH_SIZE)).expect("it is there");
         let wanted = Conntrack {
             udp_timeout: Duration::from_secs(9),
@@ -264,9 +286,12 @@ mod tests {
         };
         let failures = tune(root.path(), &wanted);
         let names: Vec<_> = failures.iter().map(|failure| failure.name.as_str()).collect();
-        let expected =
-            ["/sys/module/nf_conntrack/parameters/hashsize", "net.netfilter.nf_conntrack_udp_timeout_stream"];
+        let expected = ["net.netfilter.nf_conntrack_buckets", "net.netfilter.nf_conntrack_udp_timeout_stream"];
         assert_eq!(names, expected);
+        assert!(
+            list(&failures).starts_with("net.netfilter.nf_conntrack_buckets = 65536 (No such file"),
+            "{failures:?}"
+        );
         assert_eq!(value(&root, "proc/sys/net/netfilter/nf_conntrack_udp_timeout"), "9");
     }
 

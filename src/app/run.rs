@@ -54,7 +54,7 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
     info!(version = env!("CARGO_PKG_VERSION"), node = %config.node_name, "nftproxyd starts");
     let mut netlink = Netlink::open()?;
     netlink.probe()?;
-    proc::tune(Path::new("/"), &config.conntrack);
+    let unset = proc::tune(Path::new("/"), &config.conntrack);
     if args.init_only {
         info!("connection tracking is set up, and the kernel can do what is needed (--init-only)");
         return Ok(());
@@ -63,11 +63,21 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     let overrides = args.node.overrides(args.manifests);
     let file = args.node.config.map(|path| File { path, text, overrides });
-    runtime.block_on(supervise(config, file, configz.to_string(), netlink))
+    let mut first_words = vec![Notice::starting()];
+    if !unset.is_empty() {
+        first_words.push(Notice::start_failed("FailedToSetConntrack", proc::list(&unset)));
+    }
+    runtime.block_on(supervise(config, file, configz.to_string(), netlink, first_words))
 }
 
 /// Owns every task: one that ends unexpectedly ends the process with its reason.
-async fn supervise(config: Config, file: Option<File>, configz: String, netlink: Netlink) -> anyhow::Result<()> {
+async fn supervise(
+    config: Config,
+    file: Option<File>,
+    configz: String,
+    netlink: Netlink,
+    first_words: Vec<Notice>,
+) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
     let (event_sender, events) = mpsc::channel(EVENTS_WAITING);
@@ -108,7 +118,7 @@ async fn supervise(config: Config, file: Option<File>, configz: String, netlink:
             let client = kube::connect_with(&kubeconfig, master.as_deref(), Arc::new(listener)).await?;
             let (sender, notices) = Events::channel();
             events_out = sender;
-            events_out.say(Notice::starting());
+            first_words.into_iter().for_each(|notice| events_out.say(notice));
             publisher = Some(tokio::spawn(publish(client.clone(), node_name.clone(), notices)));
             tasks.spawn(async move {
                 kube::watch(client, &node_name, convert, event_sender).await;

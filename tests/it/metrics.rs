@@ -185,7 +185,7 @@ fn the_daemon_tells_the_api_server_and_of_it() {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
-    for code in ["200", "404"] {
+    for code in ["200", "201"] {
         let sample = format!("rest_client_requests_total{{code=\"{code}\",host=\"{}\",method=", api.address());
         while !get(&world, 10249, "/metrics").is_ok_and(|(_, body)| body.contains(&sample)) {
             assert!(Instant::now() < end, "there is no {sample}");

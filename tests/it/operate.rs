@@ -3,11 +3,12 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::api::Api;
@@ -108,6 +109,80 @@ fn the_daemon_set_of_kubeadm_runs_unchanged() {
     assert_eq!(sysctl(&world, "net/netfilter/nf_conntrack_tcp_timeout_established"), "86400");
     let status = daemon.terminate(PATIENCE).expect("it ends");
     assert!(status.success(), "{status}: {}", daemon.log());
+}
+
+/// In a container `/proc/sys` is read-only, and what it says fits nobody.
+#[test]
+fn read_only_sysctls_are_one_warning_and_one_event() {
+    let Some(world) = node() else { return };
+    let api = world.run(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map(Api::start)).expect("loopback is up");
+    let files = folder();
+    let kubeconfig = write(&files, "kubeconfig", &api.kubeconfig());
+    // No defaults.
+    let conntrack = "conntrack: {maxPerCore: 4321, min: 4321, tcpEstablishedTimeout: 4321s, udpTimeout: 43s}";
+    let config = write(&files, "c", &format!("{HEADER}clientConnection: {{kubeconfig: {kubeconfig}}}\n{conntrack}\n"));
+    let read_only = "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec \"$@\"";
+    let arguments = ["--mount", "sh", "-c", read_only, "sh", PROGRAM, "--config", &config, "--hostname-override=n"];
+    let mut daemon = Daemon::start_program(&world, "unshare", &arguments).expect("it can be started");
+    wait_for(&daemon, "in sync");
+    let end = Instant::now() + PATIENCE;
+    let about_conntrack = |events: &[Value]| {
+        let about = events.iter().filter(|event| event["reason"] == "FailedToSetConntrack");
+        about.map(|event| event["note"].as_str().unwrap_or_default().to_owned()).collect::<Vec<_>>()
+    };
+    while about_conntrack(&api.events()).is_empty() {
+        assert!(Instant::now() < end, "no event: {:?}\n{}", api.events(), daemon.log());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let status = daemon.terminate(PATIENCE).expect("it ends");
+    assert!(status.success(), "{status}: {}", daemon.log());
+
+    let log = daemon.log();
+    let warnings: Vec<_> = log.lines().filter(|line| line.contains("connection tracking is not set up")).collect();
+    let notes = about_conntrack(&api.events());
+    assert_eq!((warnings.len(), notes.len()), (1, 1), "{log}\n{notes:?}");
+    for text in [warnings[0], &notes[0]] {
+        for setting in
+            ["nf_conntrack_max", "nf_conntrack_tcp_timeout_established = 4321", "udp_timeout = 43 (Read-only"]
+        {
+            assert!(text.contains(setting), "{setting}: {text}");
+        }
+    }
+    assert_eq!(api.events()[0]["reason"], "Starting");
+}
+
+/// Who starts it as systemd does, hears that it is ready, that it lives, and that it stops.
+#[test]
+fn the_service_manager_is_told() {
+    let Some(world) = node() else { return };
+    let files = folder();
+    let manager = UnixDatagram::bind(files.path().join("notify")).expect("a socket can be bound");
+    manager.set_read_timeout(Some(PATIENCE)).expect("it is no zero");
+    let hear = || {
+        let mut text = [0; 256];
+        let length = manager.recv(&mut text).expect("it says something in time");
+        String::from_utf8_lossy(&text[..length]).trim().to_owned()
+    };
+    let socket = format!("NOTIFY_SOCKET={}", files.path().join("notify").display());
+    let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/demo");
+    let arguments = [&socket, "WATCHDOG_USEC=20000", PROGRAM, "--manifests", manifests, "--hostname-override=node-1"];
+    let mut daemon = Daemon::start_program(&world, "env", &arguments).expect("it can be started");
+    let mut heard = vec![hear()];
+    while heard.last().is_some_and(|text| text != "READY=1") {
+        heard.push(hear());
+    }
+    let listing = world.nft(&["list", "map", "ip", "nftproxyd", "service-ips"], "").expect("the map is there");
+    assert!(listing.contains("shop/web"), "it is ready before its rules are: {listing}");
+    let signs_of_life = (0..3).map(|_| hear()).filter(|text| text == "WATCHDOG=1").count();
+    assert_eq!(signs_of_life, 3);
+
+    daemon.signal(nix::sys::signal::Signal::SIGTERM).expect("it can be told");
+    let mut heard = hear();
+    while heard == "WATCHDOG=1" {
+        heard = hear();
+    }
+    assert_eq!(heard, "STOPPING=1");
+    assert!(daemon.terminate(PATIENCE).expect("it ends").success(), "{}", daemon.log());
 }
 
 /// A volume of the kubelet: `name` is a link to `..data/name`, and `..data` one to a folder that is never written to.
@@ -241,7 +316,7 @@ fn the_status_is_that_of_the_kernel() {
     let text = stdout(&output);
     assert!(text.contains("tcp 10.96.0.80:80") && text.contains("*:30080 (IPv6)"), "{text}");
     let output = run(&world, &["status", "-o", "json"]);
-    let all: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).expect("it is JSON");
+    let all: Vec<Value> = serde_json::from_slice(&output.stdout).expect("it is JSON");
     let web = all.iter().find(|frontend| frontend["address"] == "10.96.0.80" && frontend["port"] == 80);
     let web = web.expect("it is there");
     let endpoints = web["endpoints"].as_array().expect("it is a list");

@@ -88,6 +88,9 @@ async fn answer(shared: Arc<Shared>, request: hyper::Request<Incoming>) -> Resul
     }
     let response = match (faults.status, resource) {
         (Some(code), _) => status(code, "told to fail"),
+        (None, None) if request.method() == Method::POST && path.ends_with("/events") => {
+            create_event(&shared, request).await
+        }
         (None, Some(resource)) if !faults.absent.iter().any(|plural| plural == resource.plural) => {
             if request.method() != Method::GET {
                 status(405, "only GET")
@@ -155,6 +158,15 @@ async fn write(shared: &Shared, target: Target, request: hyper::Request<Incoming
         Ok(_) => status(400, "the object does not belong at this path"),
         Err(error) => status(400, &error.to_string()),
     }
+}
+
+/// Takes an Event, and returns it as it came.
+async fn create_event(shared: &Shared, request: hyper::Request<Incoming>) -> Response<Body> {
+    let Ok(body) = request.into_body().collect().await else { return status(400, "no body") };
+    let body = body.to_bytes();
+    let Ok(event) = serde_json::from_slice(&body) else { return status(400, "no JSON") };
+    lock(&shared.events).push(event);
+    respond(201, Full::new(body).boxed_unsync())
 }
 
 fn list(shared: &Shared, resource: &Resource, query: &Query) -> Response<Body> {

@@ -93,6 +93,8 @@ struct Shared {
     store: Mutex<Store>,
     faults: Mutex<Faults>,
     requests: Mutex<Vec<Request>>,
+    /// Bodies of Events that were sent.
+    events: Mutex<Vec<Value>>,
     /// Counts up at each change and bookmark, to wake watches.
     changed: watch::Sender<u64>,
     /// Counts up when connections are to be closed.
@@ -124,6 +126,7 @@ impl Api {
             store: Mutex::new(Store::default()),
             faults: Mutex::new(Faults::default()),
             requests: Mutex::new(Vec::new()),
+            events: Mutex::new(Vec::new()),
             changed: watch::Sender::new(0),
             connections: watch::Sender::new(0),
         });
@@ -228,6 +231,11 @@ impl Api {
     pub fn requests_for(&self, plural: &str, verb: Verb) -> Vec<Request> {
         let requests = lock(&self.shared.requests);
         requests.iter().filter(|request| request.resource == plural && request.verb == verb).cloned().collect()
+    }
+
+    /// The Events that clients have created so far.
+    pub fn events(&self) -> Vec<Value> {
+        lock(&self.shared.events).clone()
     }
 
     fn wake(&self) {
