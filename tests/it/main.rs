@@ -8,6 +8,7 @@
 mod api;
 mod conformance;
 mod daemon;
+mod image;
 mod metrics;
 mod operate;
 mod packets;
