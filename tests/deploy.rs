@@ -4,12 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{Container, PodSpec, ServiceAccount};
+use k8s_openapi::api::core::v1::{PodSpec, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use nftproxyd::config::{self, Overrides, Source};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_yaml::Value;
+use serde_yaml::{Mapping, Value};
 
 const KUBERNETES: &str = "deploy/kubernetes";
 
@@ -131,15 +131,142 @@ fn the_rights_are_those_of_a_node_proxier_or_less() {
     assert_eq!(binding.subjects.expect("subjects")[0].name, account.metadata.name.expect("a name"));
 }
 
+/// Applies a patch as `kubectl patch` does (a strategic merge), as far as the patches in `deploy/` go: objects are
+/// merged, `null` deletes, and of the lists of a pod those are merged that have a key.
+fn patched(object: &Value, patch: &Value) -> Value {
+    let (Value::Mapping(old), Value::Mapping(patch)) = (object, patch) else { return patch.clone() };
+    let mut merged = old.clone();
+    for (field, change) in patch {
+        let key = match field.as_str() {
+            Some("containers" | "initContainers" | "volumes" | "env") => Some("name"),
+            Some("volumeMounts") => Some("mountPath"),
+            _ => None,
+        };
+        match (merged.get(field), change, key) {
+            (_, Value::Null, _) => drop(merged.remove(field)),
+            (old, Value::Sequence(changes), Some(key)) => {
+                let old = old.and_then(Value::as_sequence).cloned().unwrap_or_default();
+                merged.insert(field.clone(), merged_list(old, changes, key).into());
+            }
+            (old, change, _) => {
+                let value = patched(old.unwrap_or(&Value::Mapping(Mapping::new())), change);
+                merged.insert(field.clone(), value);
+            }
+        }
+    }
+    Value::Mapping(merged)
+}
+
+fn merged_list(mut list: Vec<Value>, changes: &[Value], key: &str) -> Vec<Value> {
+    let mut new = Vec::new();
+    for change in changes {
+        let place = list.iter().position(|item| item[key] == change[key]);
+        match (place, change["$patch"].as_str()) {
+            (Some(place), Some("delete")) => drop(list.remove(place)),
+            (None, Some("delete")) => {}
+            (Some(place), _) => list[place] = patched(&list[place], change),
+            (None, _) => new.push(change.clone()),
+        }
+    }
+    // kubectl puts what is new first.
+    new.into_iter().chain(list).collect()
+}
+
+/// kubeadm's DaemonSet after these patches, one after the other.
+fn kubeadm_after(patches: &[&str]) -> (Value, PodSpec) {
+    let mut object: Value = object(&read("testdata/kubeadm/daemonset.yaml"));
+    for file in patches {
+        let patch = self::object(&read(&format!("{KUBERNETES}/kubeadm/{file}.yaml")));
+        object = patched(&object, &patch);
+    }
+    let pod = pod_of(serde_yaml::from_value(object.clone()).unwrap_or_else(|error| panic!("{patches:?}: {error}")));
+    (object, pod)
+}
+
 #[test]
-fn the_patches_for_kubeadm_are_for_its_container() {
-    for file in ["swap-image.yaml", "clean-and-swap.yaml", "swap-back.yaml"] {
-        let patch: Value = object(&read(&format!("{KUBERNETES}/kubeadm/{file}")));
-        let pod = &patch["spec"]["template"]["spec"];
-        let containers: Vec<Container> = serde_yaml::from_value(pod["containers"].clone()).expect("containers");
-        let [container] = &containers[..] else { panic!("{file}: one container") };
-        assert_eq!(container.name, "kube-proxy", "{file}");
-        assert_eq!(container.command, None, "{file} changes the command line");
-        assert!(container.image.is_some(), "{file} changes no image");
+fn the_patches_for_kubeadm_change_the_image_and_nothing_of_the_command_line() {
+    let (original, pod) = kubeadm_after(&[]);
+    let command = fs::read_to_string(in_repository("testdata/kubeadm/command")).expect("it can be read");
+    let command: Vec<_> = command.lines().map(str::to_owned).collect();
+    assert_eq!(pod.containers[0].command.as_ref(), Some(&command));
+
+    let image = |pod: &PodSpec| pod.containers[0].image.clone().expect("an image");
+    let first = |pod: &PodSpec| {
+        let names = pod.init_containers.iter().flatten().map(|container| container.name.clone());
+        names.collect::<Vec<_>>().join(" ")
+    };
+    let ours = "nftproxyd:0.1.0";
+    let theirs = image(&pod);
+    for (patches, expected_image, expected_first) in [
+        (&["swap-image"][..], ours, ""),
+        (&["clean-and-swap"], ours, "clean-kube-proxy"),
+        (&["clean-and-swap", "clean-done"], ours, ""),
+        (&["swap-image", "swap-back"], theirs.as_str(), "clean-nftproxyd"),
+        (&["clean-and-swap", "swap-back"], theirs.as_str(), "clean-nftproxyd"),
+        // Once more: nobody may remove the new rules at every start.
+        (&["swap-image", "swap-back", "swap-image"], ours, ""),
+        (&["swap-image", "swap-back", "clean-and-swap", "clean-done"], ours, ""),
+    ] {
+        let (_, pod) = kubeadm_after(patches);
+        assert_eq!((image(&pod).as_str(), first(&pod).as_str()), (expected_image, expected_first), "{patches:?}");
+        let [container] = &pod.containers[..] else { panic!("{patches:?}: one container") };
+        assert_eq!(container.command.as_ref(), Some(&command), "{patches:?}");
+        assert_eq!(container.liveness_probe.is_some(), expected_image == ours, "{patches:?}");
+        // What is mounted is there.
+        let volumes: Vec<_> = pod.volumes.iter().flatten().map(|volume| volume.name.as_str()).collect();
+        let containers = pod.containers.iter().chain(pod.init_containers.iter().flatten());
+        for mount in containers.flat_map(|container| container.volume_mounts.iter().flatten()) {
+            assert!(volumes.contains(&mount.name.as_str()), "{patches:?}: {}", mount.name);
+        }
+    }
+    // The way back ends where it began, but for the container that cleans.
+    let (mut back, _) = kubeadm_after(&["swap-image", "swap-back"]);
+    let pod = back["spec"]["template"]["spec"].as_mapping_mut().expect("an object");
+    assert!(pod.remove("initContainers").is_some());
+    assert_eq!(back, original);
+}
+
+#[test]
+fn every_file_that_a_kustomization_names_is_there() {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Kustomization {
+        #[serde(default)]
+        resources: Vec<String>,
+        #[serde(default)]
+        patches: Vec<Patch>,
+        #[serde(default)]
+        config_map_generator: Vec<Generator>,
+    }
+    #[derive(Deserialize)]
+    struct Patch {
+        path: String,
+    }
+    #[derive(Deserialize)]
+    struct Generator {
+        files: Vec<String>,
+    }
+    for folder in ["base", "components/conntrack"] {
+        let folder = format!("{KUBERNETES}/{folder}");
+        let kustomization: Kustomization = object(&read(&format!("{folder}/kustomization.yaml")));
+        let patches: Vec<_> = kustomization.patches.into_iter().map(|patch| patch.path).collect();
+        let files: Vec<_> = kustomization.config_map_generator.into_iter().flat_map(|it| it.files).collect();
+        let named: Vec<_> = kustomization.resources.iter().chain(&patches).chain(&files).collect();
+        assert!(!named.is_empty(), "{folder}");
+        for file in named {
+            assert!(in_repository(&format!("{folder}/{file}")).is_file(), "{folder}/{file}");
+        }
+        // A patch is for an object of the base.
+        for patch in patches {
+            let patch: Value = object(&read(&format!("{folder}/{patch}")));
+            let base: Value = object(&read(&format!("{KUBERNETES}/base/daemonset.yaml")));
+            for field in ["apiVersion", "kind"] {
+                assert_eq!(patch[field], base[field], "{folder}");
+            }
+            assert_eq!(patch["metadata"]["name"], base["metadata"]["name"], "{folder}");
+            let pod = pod_of(serde_yaml::from_value(patched(&base, &patch)).expect("a DaemonSet"));
+            assert_eq!(pod.init_containers.expect("one more")[0].name, "sysctls");
+            assert_eq!(pod.containers.len(), 1);
+        }
     }
 }
