@@ -136,4 +136,27 @@ mod tests {
             assert!(has(&doubtful, "chain inet fw f drops what no rule accepts"), "{doubtful:?}");
         });
     }
+
+    #[test]
+    fn what_is_advised_for_a_chain_that_drops_can_be_typed() {
+        in_network_namespace(|| {
+            let mut advised = 0;
+            for hook in ["prerouting", "input", "forward", "output", "postrouting"] {
+                for family in ["ip", "ip6", "inet"] {
+                    run(&["nft", &format!("add table {family} fw")]);
+                    let chain = format!("{family} fw c {{ type filter hook {hook} priority 0; policy drop; }}");
+                    run(&["nft", &format!("add chain {chain}")]);
+                    let findings = examine(Path::new("/"), &Conntrack::default());
+                    let drops = format!("chain {family} fw c drops what no rule accepts, at hook {hook}");
+                    let finding = findings.iter().find(|finding| finding.what == drops).expect("it is found");
+                    for command in finding.fix.split("nft ").skip(1) {
+                        run(&["nft", command.split(';').next().unwrap_or(command)]);
+                        advised += 1;
+                    }
+                    run(&["nft", &format!("delete table {family} fw")]);
+                }
+            }
+            assert_eq!(advised, 3 * (3 + 2 + 1 + 1 + 1));
+        });
+    }
 }

@@ -141,22 +141,37 @@ pub(super) fn judge(listed: &Listed) -> Vec<Finding> {
         }
         for (chain, hook) in chains.iter().filter_map(|chain| Some((&chain.name, chain.drops_at?))) {
             let what = format!("chain {family} {table} {chain} drops what no rule accepts, at hook {hook}");
-            let traffic = match hook {
-                "forward" => "connections to pods of this node and other nodes",
-                "input" => "health checks (port 10256 and those of Services), and endpoints on the host network",
-                "prerouting" => "connections to Services",
-                _ => "connections of this node to Services",
-            };
-            let fix = format!(
-                "see that it accepts {traffic}, such as: nft insert rule {family} {table} {chain} ct status dnat accept"
-            );
-            findings.push(Finding::doubtful(what, fix));
+            findings.push(Finding::doubtful(what, accepting(&format!("{family} {table} {chain}"), family, hook)));
         }
     }
     if findings.is_empty() {
         findings.push(Finding::fine("there is nothing of kube-proxy in nftables, and no chain that drops by default"));
     }
     findings
+}
+
+/// What makes a chain that drops let the traffic of Services through. A translated connection is known by its state, in
+/// both directions, but not yet where its first packet comes in.
+fn accepting(chain: &str, family: &str, hook: &str) -> String {
+    let rule = |what: &str| format!("nft insert rule {chain} {what} accept");
+    let translated = rule("ct status dnat");
+    match hook {
+        "forward" => format!("for connections to pods and other nodes: {translated}"),
+        "input" => format!(
+            "for endpoints on the host network: {translated}; for health checks, also with the ports of Services that \
+             have one: {}",
+            rule("tcp dport 10256")
+        ),
+        "prerouting" => {
+            let (header, range) = if family == "ip6" { ("ip6", "fd00:10:96::/112") } else { ("ip", "10.96.0.0/12") };
+            format!(
+                "for connections to Services, with their addresses and with the node ports: {}; {}; {translated}",
+                rule(&format!("{header} daddr {range}")),
+                rule("tcp dport 30000-32767")
+            )
+        }
+        _ => format!("for connections of this node to Services: {translated}"),
+    }
 }
 
 fn of_kube_proxy(chain: &str) -> bool {
