@@ -270,3 +270,24 @@ fn every_file_that_a_kustomization_names_is_there() {
         }
     }
 }
+
+#[test]
+fn the_version_is_the_same_everywhere() {
+    let version = env!("CARGO_PKG_VERSION");
+    let mut files = Vec::new();
+    files_below(&in_repository(KUBERNETES), &mut files);
+    let mut named = 0;
+    for file in files.into_iter().chain([in_repository("deploy/Containerfile"), in_repository("README.md")]) {
+        let text = fs::read_to_string(&file).expect("text");
+        for before in ["image: nftproxyd:", "newTag: ", "--tag nftproxyd:"] {
+            for after in text.split(before).skip(1) {
+                let tag = after.split_whitespace().next();
+                assert_eq!(tag, Some(version), "{}: {before}", file.display());
+                named += 1;
+            }
+        }
+    }
+    assert!(named >= 8, "only {named} images were found");
+    let changelog = read("deploy/debian/changelog");
+    assert!(changelog.starts_with(&format!("nftproxyd ({version}-1) ")), "{changelog}");
+}
