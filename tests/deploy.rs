@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{PodSpec, ServiceAccount};
+use k8s_openapi::api::core::v1::{Container, PodSpec, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use nftproxyd::config::{self, Overrides, Source};
 use serde::Deserialize;
@@ -129,6 +129,19 @@ fn the_rights_are_those_of_a_node_proxier_or_less() {
     assert_eq!(granted, NODE_PROXIER.len(), "something that is needed is not granted");
     assert_eq!(binding.role_ref.name, role.metadata.name.expect("a name"));
     assert_eq!(binding.subjects.expect("subjects")[0].name, account.metadata.name.expect("a name"));
+}
+
+#[test]
+fn the_patches_for_kubeadm_are_for_its_container() {
+    for file in ["swap-image.yaml", "clean-and-swap.yaml", "swap-back.yaml"] {
+        let patch: Value = object(&read(&format!("{KUBERNETES}/kubeadm/{file}")));
+        let pod = &patch["spec"]["template"]["spec"];
+        let containers: Vec<Container> = serde_yaml::from_value(pod["containers"].clone()).expect("containers");
+        let [container] = &containers[..] else { panic!("{file}: one container") };
+        assert_eq!(container.name, "kube-proxy", "{file}");
+        assert_eq!(container.command, None, "{file} changes the command line");
+        assert!(container.image.is_some(), "{file} changes no image");
+    }
 }
 
 /// Applies a patch as `kubectl patch` does (a strategic merge), as far as the patches in `deploy/` go: objects are
