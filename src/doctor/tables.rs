@@ -114,6 +114,30 @@ fn be32(bytes: &[u8]) -> Option<u32> {
     bytes.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
 }
 
+/// What makes a chain that drops let the traffic of Services through. A translated connection is known by its state, in
+/// both directions, but not yet where its first packet comes in.
+fn accepting(chain: &str, family: &str, hook: &str) -> String {
+    let rule = |what: &str| format!("nft insert rule {chain} {what} accept");
+    let translated = rule("ct status dnat");
+    match hook {
+        "forward" => format!("for connections to pods and other nodes: {translated}"),
+        "input" => format!(
+            "for endpoints on the host network: {translated}; for health checks, also with the ports of Services that \
+             have one: {}",
+            rule("tcp dport 10256")
+        ),
+        "prerouting" => {
+            let (header, range) = if family == "ip6" { ("ip6", "fd00:10:96::/112") } else { ("ip", "10.96.0.0/12") };
+            format!(
+                "for connections to Services, with their addresses and with the node ports: {}; {}; {translated}",
+                rule(&format!("{header} daddr {range}")),
+                rule("tcp dport 30000-32767")
+            )
+        }
+        _ => format!("for connections of this node to Services: {translated}"),
+    }
+}
+
 /// What there is to say about the tables.
 pub(super) fn judge(listed: &Listed) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -148,30 +172,6 @@ pub(super) fn judge(listed: &Listed) -> Vec<Finding> {
         findings.push(Finding::fine("there is nothing of kube-proxy in nftables, and no chain that drops by default"));
     }
     findings
-}
-
-/// What makes a chain that drops let the traffic of Services through. A translated connection is known by its state, in
-/// both directions, but not yet where its first packet comes in.
-fn accepting(chain: &str, family: &str, hook: &str) -> String {
-    let rule = |what: &str| format!("nft insert rule {chain} {what} accept");
-    let translated = rule("ct status dnat");
-    match hook {
-        "forward" => format!("for connections to pods and other nodes: {translated}"),
-        "input" => format!(
-            "for endpoints on the host network: {translated}; for health checks, also with the ports of Services that \
-             have one: {}",
-            rule("tcp dport 10256")
-        ),
-        "prerouting" => {
-            let (header, range) = if family == "ip6" { ("ip6", "fd00:10:96::/112") } else { ("ip", "10.96.0.0/12") };
-            format!(
-                "for connections to Services, with their addresses and with the node ports: {}; {}; {translated}",
-                rule(&format!("{header} daddr {range}")),
-                rule("tcp dport 30000-32767")
-            )
-        }
-        _ => format!("for connections of this node to Services: {translated}"),
-    }
 }
 
 fn of_kube_proxy(chain: &str) -> bool {
