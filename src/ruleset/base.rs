@@ -81,6 +81,11 @@ pub struct FrameFacts {
 }
 
 impl FrameFacts {
+    /// The same for a table that does not hold all Services yet: nobody is refused for the sake of those that it lacks.
+    pub fn before_all_services(&self) -> FrameFacts {
+        FrameFacts { service_cidrs: Vec::new(), ..self.clone() }
+    }
+
     /// When connections to a cluster IP are marked for masquerading.
     pub fn cluster_ip_masquerade(&self) -> Masquerade {
         match (&self.detector, self.masquerade_all) {

@@ -256,10 +256,15 @@ impl Table {
 
     /// Reads the kernel's table, repairs its frame and marks every Service to be looked at again.
     fn read_back(&mut self, pass: &mut Pass<'_>) -> Result<(), SyncError> {
-        let frame = base::frame(&self.facts);
+        let mut facts = self.facts.clone();
+        let mut frame = base::frame(&facts);
         let on_demand = |name| base::on_demand(name, &self.facts);
         pass.report.family(self.family).full = true;
         let mut snapshot = pass.kernel.dump(self.family, &frame.sets, &frame.chains, &on_demand)?;
+        if !snapshot.table {
+            facts = facts.before_all_services();
+            frame = base::frame(&facts);
+        }
         let mut recovery = Recovery::new(self.family);
         for set in frame.sets.iter().filter(|set| set.dynamic_size.is_none() && snapshot.sets.contains(&set.name)) {
             let foreign = pass.kernel.read_elements(self.family, set, &mut |element| match element {
@@ -288,7 +293,7 @@ impl Table {
         }
         match self.send(pass, &transaction) {
             Ok(()) => {
-                self.sent = self.facts.clone();
+                self.sent = facts;
                 self.known = true;
             }
             Err(error @ CommitError::Refused { .. }) => {
@@ -316,42 +321,43 @@ impl Table {
         }
         stage.nodeport_ips(self.nodeport_ips.clone());
         let elements = stage.transaction(self.family, &empty, |name| base::on_demand(name, &self.facts));
-        let mut transaction = Transaction::new(self.family);
-        // Only what is there can be deleted.
-        transaction.operations.extend([Operation::AddTable, Operation::DeleteTable]);
-        transaction.operations.extend(frame_repairs(self.family, frame, &Snapshot::default(), |_| None).operations);
-        let frame_only = transaction.clone();
+        let mut transaction = new_table(self.family, frame);
         transaction.operations.extend(elements.operations);
         match self.send(pass, &transaction) {
             Ok(()) => {
                 let mut installed = Installed::default();
                 pass.report.note_stage(&stage, &installed);
                 stage.commit(&mut installed, &transaction);
-                self.is_now(installed);
+                self.is_now(installed, self.facts.clone());
                 self.dirty.iter().for_each(|name| drop(self.refused.remove(name)));
                 self.dirty.clear();
                 Ok(())
             }
             Err(CommitError::Refused { .. }) => {
                 // Because of a Service, or of the size: the Services follow in portions, as at a start.
-                self.send(pass, &frame_only)?;
-                self.is_now(Installed::default());
+                let facts = self.facts.before_all_services();
+                self.send(pass, &new_table(self.family, &base::frame(&facts)))?;
+                self.is_now(Installed::default(), facts);
                 Ok(())
             }
             Err(error) => Err(error),
         }
     }
 
-    /// The kernel holds this, and the frame that is wanted.
-    fn is_now(&mut self, installed: Installed) {
+    /// The kernel holds this, and the frame of these facts.
+    fn is_now(&mut self, installed: Installed, facts: FrameFacts) {
         self.installed = installed;
-        self.sent = self.facts.clone();
+        self.sent = facts;
         self.known = true;
     }
 
     /// Sends what has to be changed, some thousand elements at a time, no Service's part divided.
+    ///
+    /// Cluster IPs that no Service has are dropped only when all Services are in place: until then another proxy may
+    /// serve those that are still to come.
     fn send_changes(&mut self, pass: &mut Pass<'_>, read_backs: u32) -> Result<(), CommitError> {
-        self.send_frame(pass)?;
+        let drops_nothing_yet = self.sent.service_cidrs.is_empty() && !self.dirty.is_empty();
+        self.send_frame(pass, if drops_nothing_yet { self.facts.before_all_services() } else { self.facts.clone() })?;
         while !self.dirty.is_empty() {
             let mut stage = Stage::default();
             let mut names = Vec::new();
@@ -379,7 +385,7 @@ impl Table {
             stage.leftovers(&self.installed, &spared);
             self.send_stage(pass, stage)?;
         }
-        Ok(())
+        self.send_frame(pass, self.facts.clone())
     }
 
     /// Sends the changes of some Services. If the kernel refuses them they are halved until those are found that it does
@@ -423,14 +429,14 @@ impl Table {
         Ok(())
     }
 
-    /// Sends the chains whose rules have changed: of the frame, and those made on demand.
-    fn send_frame(&mut self, pass: &mut Pass<'_>) -> Result<(), CommitError> {
-        if self.sent == self.facts {
+    /// Sends the chains whose rules are others by these facts: of the frame, and those made on demand.
+    fn send_frame(&mut self, pass: &mut Pass<'_>, facts: FrameFacts) -> Result<(), CommitError> {
+        if self.sent == facts {
             return Ok(());
         }
         let present = base::frame(&self.sent).chains;
-        let made = self.installed.chains().iter().filter_map(|name| base::on_demand(*name, &self.facts));
-        let wanted = base::frame(&self.facts).chains.into_iter().chain(made);
+        let made = self.installed.chains().iter().filter_map(|name| base::on_demand(*name, &facts));
+        let wanted = base::frame(&facts).chains.into_iter().chain(made);
         let changed = wanted.filter(|chain| {
             !present.contains(chain) && base::on_demand(chain.name, &self.sent).as_ref() != Some(chain)
         });
@@ -440,7 +446,7 @@ impl Table {
             transaction.operations.push(Operation::AddRules(chain));
         }
         self.send(pass, &transaction)?;
-        self.sent = self.facts.clone();
+        self.sent = facts;
         Ok(())
     }
 
@@ -509,6 +515,15 @@ fn worth_reading_back(error: &CommitError) -> u32 {
         CommitError::Refused { .. } | CommitError::Unknown(_) => 1,
         CommitError::Busy | CommitError::Permission => 0,
     }
+}
+
+/// The table with nothing but this frame, whatever was there.
+fn new_table(family: Family, frame: &Frame) -> Transaction {
+    let mut transaction = Transaction::new(family);
+    // Only what is there can be deleted.
+    transaction.operations.extend([Operation::AddTable, Operation::DeleteTable]);
+    transaction.operations.extend(frame_repairs(family, frame, &Snapshot::default(), |_| None).operations);
+    transaction
 }
 
 /// What makes the frame of a table that holds `snapshot` the wanted one.

@@ -123,8 +123,8 @@ fn finding_the_refused_service_costs_a_logarithm() {
     let now = Instant::now();
     refuse(engine.kernel(), 100);
     engine.sync(now);
-    // Two frames and two sets of node addresses; the whole, and two halves at each of eight levels.
-    assert_eq!(engine.kernel().attempts(), 4 + 1 + 2 * 8);
+    // Two frames, each in two parts, and two sets of node addresses; the whole, and two halves at each of eight levels.
+    assert_eq!(engine.kernel().attempts(), 6 + 1 + 2 * 8);
 }
 
 #[test]

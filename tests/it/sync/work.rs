@@ -36,6 +36,26 @@ fn large() -> Engine<Recorder> {
     engine
 }
 
+/// Another proxy may serve what has not been sent yet: a table that is new drops nothing before it has everything.
+#[test]
+fn addresses_without_a_service_are_dropped_only_when_all_services_are_in_place() {
+    let mut cluster = of_every_kind(0, None);
+    for index in 0..SERVICES {
+        let service = plain_service(index);
+        let slice = slice_of(&service.name, Family::V4, endpoints(Family::V4, 2));
+        cluster.slices.insert(slice.name.clone(), slice);
+        cluster.services.insert(service.name.clone(), service);
+    }
+    assert!(!cluster.cidrs.is_empty());
+    let mut engine = cluster.engine(Recorder::default(), facts(NodePortAddresses::All));
+    assert_eq!(engine.sync(Instant::now()).failures, 0);
+    let sent = engine.kernel().sent.iter().filter(|sent| sent.family == Family::V4);
+    let texts: Vec<String> = sent.map(ToString::to_string).collect();
+    let drops = texts.iter().position(|text| text.contains("goto unserved")).expect("it is sent");
+    let last = texts.iter().rposition(|text| text.contains("add element")).expect("there are Services");
+    assert!(drops > last && last > 2, "{drops} of {}, elements until {last}", texts.len());
+}
+
 /// Applies an event, syncs, and returns what was sent. All of it has to be about this one Service.
 fn change(engine: &mut Engine<Recorder>, index: u16, event: Event) -> Vec<Operation> {
     let service = plain_service(index);
