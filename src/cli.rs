@@ -44,7 +44,7 @@ pub enum Command {
     /// List every frontend with its policy, endpoints and open connections, as the kernel has them
     Status(StatusArgs),
     /// Remove nftproxyd's tables from the kernel, and nothing else
-    Cleanup,
+    Cleanup(CleanupArgs),
 }
 
 /// Options of `run`.
@@ -59,6 +59,12 @@ pub struct RunArgs {
     /// Write the configuration that is in force, with all defaults, to FILE and exit
     #[arg(long, value_name = "FILE")]
     pub write_config_to: Option<PathBuf>,
+    /// When all Services are in place, remove what kube-proxy has left: its tables of nftables, its chains of iptables, its
+    /// part of IPVS. Nothing of others. Stop kube-proxy first; its rules stay until then
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false")]
+    #[arg(value_parser = BoolishValueParser::new(), action = ArgAction::Set, hide_default_value = true)]
+    #[arg(hide_possible_values = true, value_name = "BOOL")]
+    pub take_over: bool,
     /// Set up connection tracking, check that the kernel can do what is needed, and exit
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false")]
     #[arg(value_parser = BoolishValueParser::new(), action = ArgAction::Set, hide_default_value = true)]
@@ -113,6 +119,14 @@ pub struct CheckConfigArgs {
     /// A KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1)
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
+}
+
+/// Options of `cleanup`.
+#[derive(Debug, Clone, Args)]
+pub struct CleanupArgs {
+    /// Remove what kube-proxy has left instead, in all of its modes, and nothing of nftproxyd or of others
+    #[arg(long)]
+    pub kube_proxy: bool,
 }
 
 /// Options of `status`.
@@ -233,10 +247,13 @@ mod tests {
         assert!(!args.cleanup && !args.init_only && args.version.is_none());
         assert!(run("nftproxyd run --manifests d").manifests.is_some());
         assert!(matches!(parse("nftproxyd"), Command::Run(_)));
-        assert!(matches!(parse("nftproxyd cleanup"), Command::Cleanup));
+        assert!(matches!(parse("nftproxyd cleanup"), Command::Cleanup(CleanupArgs { kube_proxy: false })));
         assert!(matches!(parse("nftproxyd render --manifests d"), Command::Render(_)));
         assert!(matches!(parse("nftproxyd status -o json"), Command::Status(StatusArgs { output: Output::Json })));
         assert!(matches!(parse("nftproxyd check-config f"), Command::CheckConfig(_)));
+        assert!(matches!(parse("nftproxyd cleanup --kube-proxy"), Command::Cleanup(CleanupArgs { kube_proxy: true })));
+        assert!(run("nftproxyd --config=f --take-over").take_over && run("nftproxyd run --take-over").take_over);
+        assert!(!run("nftproxyd").take_over && !run("nftproxyd --take-over=false").take_over);
         assert!(run("nftproxyd --cleanup").cleanup && !run("nftproxyd --cleanup=false").cleanup);
         assert_eq!(run("nftproxyd --version=raw").version.as_deref(), Some("raw"));
         assert_eq!(run("nftproxyd --version").version.as_deref(), Some("true"));

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 /// The layers, and which others each may use.
-const LAYERS: [(&str, &[&str]); 18] = [
+const LAYERS: [(&str, &[&str]); 19] = [
     ("model", &[]),
     ("config", &["model", "addresses"]),
     ("source", &["model"]),
@@ -26,7 +26,8 @@ const LAYERS: [(&str, &[&str]); 18] = [
     ("events", &["model"]),
     ("proc", &["config"]),
     ("status", &["model", "ruleset", "netlink", "conntrack"]),
-    ("doctor", &["model", "netlink", "nlmsg", "proc", "config"]),
+    ("leftovers", &["nlmsg"]),
+    ("doctor", &["model", "netlink", "leftovers", "proc", "config"]),
 ];
 
 /// What every layer may use, and what uses none of them.

@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_nftproxyd_global_optspecs
-    string join \n manifests= config= hostname-override= master= v/v= vmodule= logging-format= log-flush-frequency= log-text-split-stream= log-json-split-stream= log-text-info-buffer-size= log-json-info-buffer-size= feature-gates= kubeconfig= kube-api-content-type= kube-api-qps= kube-api-burst= bind-address= healthz-bind-address= metrics-bind-address= healthz-port= metrics-port= bind-address-hard-fail= profiling= show-hidden-metrics-for-version= proxy-mode= iptables-masquerade-bit= masquerade-all= iptables-localhost-nodeports= iptables-sync-period= iptables-min-sync-period= ipvs-sync-period= ipvs-min-sync-period= ipvs-scheduler= ipvs-exclude-cidrs= ipvs-strict-arp= ipvs-tcp-timeout= ipvs-tcpfin-timeout= ipvs-udp-timeout= detect-local-mode= pod-bridge-interface= pod-interface-name-prefix= cluster-cidr= nodeport-addresses= oom-score-adj= conntrack-max-per-core= conntrack-min= conntrack-tcp-timeout-established= conntrack-tcp-timeout-close-wait= conntrack-tcp-be-liberal= conntrack-udp-timeout= conntrack-udp-timeout-stream= config-sync-period= boot-id-file= machine-id-file= write-config-to= init-only= cleanup= V/version= h/help
+    string join \n manifests= config= hostname-override= master= v/v= vmodule= logging-format= log-flush-frequency= log-text-split-stream= log-json-split-stream= log-text-info-buffer-size= log-json-info-buffer-size= feature-gates= kubeconfig= kube-api-content-type= kube-api-qps= kube-api-burst= bind-address= healthz-bind-address= metrics-bind-address= healthz-port= metrics-port= bind-address-hard-fail= profiling= show-hidden-metrics-for-version= proxy-mode= iptables-masquerade-bit= masquerade-all= iptables-localhost-nodeports= iptables-sync-period= iptables-min-sync-period= ipvs-sync-period= ipvs-min-sync-period= ipvs-scheduler= ipvs-exclude-cidrs= ipvs-strict-arp= ipvs-tcp-timeout= ipvs-tcpfin-timeout= ipvs-udp-timeout= detect-local-mode= pod-bridge-interface= pod-interface-name-prefix= cluster-cidr= nodeport-addresses= oom-score-adj= conntrack-max-per-core= conntrack-min= conntrack-tcp-timeout-established= conntrack-tcp-timeout-close-wait= conntrack-tcp-be-liberal= conntrack-udp-timeout= conntrack-udp-timeout-stream= config-sync-period= boot-id-file= machine-id-file= write-config-to= take-over= init-only= cleanup= V/version= h/help
 end
 
 function __fish_nftproxyd_needs_command
@@ -80,6 +80,8 @@ complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l config-sync-period 
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l boot-id-file -d '' -r
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l machine-id-file -d '' -r
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l write-config-to -d 'Write the configuration that is in force, with all defaults, to FILE and exit' -r -F
+complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l take-over -d 'When all Services are in place, remove what kube-proxy has left: its tables of nftables, its chains of iptables, its part of IPVS. Nothing of others. Stop kube-proxy first; its rules stay until then' -r -f -a "true\t''
+false\t''"
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l init-only -d 'Set up connection tracking, check that the kernel can do what is needed, and exit' -r -f -a "true\t''
 false\t''"
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l cleanup -d 'Remove nftproxyd\'s tables and exit, as the subcommand does' -r -f -a "true\t''
@@ -151,6 +153,8 @@ complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l config-sync-
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l boot-id-file -d '' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l machine-id-file -d '' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l write-config-to -d 'Write the configuration that is in force, with all defaults, to FILE and exit' -r -F
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l take-over -d 'When all Services are in place, remove what kube-proxy has left: its tables of nftables, its chains of iptables, its part of IPVS. Nothing of others. Stop kube-proxy first; its rules stay until then' -r -f -a "true\t''
+false\t''"
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l init-only -d 'Set up connection tracking, check that the kernel can do what is needed, and exit' -r -f -a "true\t''
 false\t''"
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l cleanup -d 'Remove nftproxyd\'s tables and exit, as the subcommand does' -r -f -a "true\t''
@@ -274,6 +278,7 @@ complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -s h -l help
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -s o -l output -d 'How to print it' -r -f -a "table\t'For people'
 json\t'For programs'"
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand cleanup" -l kube-proxy -d 'Remove what kube-proxy has left instead, in all of its modes, and nothing of nftproxyd or of others'
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand cleanup" -s h -l help -d 'Print help'
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status cleanup help" -f -a "run" -d 'Proxy the Services of a cluster, or of a folder of manifests, until stopped; the rules stay when it stops'
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status cleanup help" -f -a "render" -d 'Print the nft script of what would be installed for a folder of manifests; needs no root'

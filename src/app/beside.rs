@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use super::LISTEN_AGAIN;
 use super::observe::{self, Counting};
+use super::take_over;
 use crate::addresses::Accepted;
 use crate::conntrack::{Conntrack, Frontends, Pass, Rule, Worker};
 use crate::events::{Events, Notice};
@@ -32,13 +33,20 @@ pub(super) struct Beside {
     health: Health,
     counting: Counting,
     checks: watch::Sender<Checks>,
-    /// To be told of the first sync that succeeds.
-    started: Option<oneshot::Sender<()>>,
+    start: Option<Start>,
+}
+
+/// What follows the first sync that succeeds.
+pub(super) struct Start {
+    /// Whether kube-proxy's leftovers are removed then.
+    pub(super) take_over: bool,
+    /// To be told when that is done, too.
+    pub(super) done: oneshot::Sender<()>,
 }
 
 impl Beside {
     pub(super) fn new(
-        started: oneshot::Sender<()>,
+        start: Start,
         health: Health,
         metrics: Arc<Metrics>,
         checks: watch::Sender<Checks>,
@@ -47,7 +55,25 @@ impl Beside {
         let counting = Counting::new(Arc::clone(&metrics));
         let count = move |pass: &Pass| observe::count_pass(&metrics, pass);
         let conntrack = Worker::spawn(conntrack, count).context("cannot start a thread")?;
-        Ok(Beside { conntrack, health, counting, checks, started: Some(started) })
+        Ok(Beside { conntrack, health, counting, checks, start: Some(start) })
+    }
+}
+
+impl Beside {
+    fn begin(&self, Start { take_over, done }: Start) {
+        // Nobody listens any more when the daemon is about to end.
+        let tell = || {
+            let _ = done.send(());
+        };
+        if take_over {
+            // Before the first pass: the rules that are removed may have made flows of their own until then.
+            self.conntrack.before(|| {
+                take_over::take_over();
+                tell();
+            });
+        } else {
+            tell();
+        }
     }
 }
 
@@ -79,16 +105,16 @@ impl<K: Kernel> Observer<K> for Beside {
             }
         }
         self.counting.synced(engine, report);
+        if report.failures == 0
+            && let Some(start) = self.start.take()
+        {
+            self.begin(start);
+        }
         self.conntrack.clean(udp_flows(engine, report));
         self.checks.send_if_modified(|checks| update_checks(checks, engine, report));
         // A start, or a repair: everything has been listed, read and written at once.
         if Family::ALL.into_iter().any(|family| report.families[family].as_ref().is_some_and(|family| family.full)) {
             release_free_memory();
-        }
-        if report.failures == 0
-            && let Some(started) = self.started.take()
-        {
-            let _ = started.send(());
         }
     }
 }

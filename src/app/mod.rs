@@ -9,6 +9,7 @@ mod one_shot;
 mod ports;
 mod render;
 mod run;
+mod take_over;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -38,7 +39,8 @@ pub fn main(command: Command) -> anyhow::Result<()> {
         Command::CheckConfig(args) => one_shot::check_config(&args.file),
         Command::Doctor(args) => one_shot::doctor(&args),
         Command::Status(args) => one_shot::status(args.output),
-        Command::Cleanup => one_shot::cleanup(),
+        Command::Cleanup(args) if args.kube_proxy => one_shot::clean_up_after_kube_proxy(),
+        Command::Cleanup(_) => one_shot::cleanup(),
     }
 }
 

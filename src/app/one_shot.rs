@@ -7,6 +7,7 @@ use anyhow::Context;
 
 use crate::cli::{NodeArgs, Output};
 use crate::config::{self, Config, Logging, Overrides, effective};
+use crate::leftovers::{self, Outcome, Remaining};
 use crate::netlink::Netlink;
 use crate::{doctor, logging, status};
 
@@ -14,6 +15,20 @@ use crate::{doctor, logging, status};
 pub(super) fn cleanup() -> anyhow::Result<()> {
     logging::init(Logging::default());
     super::cleanup::cleanup()
+}
+
+/// `nftproxyd cleanup --kube-proxy`.
+pub(super) fn clean_up_after_kube_proxy() -> anyhow::Result<()> {
+    logging::init(Logging::default());
+    let Outcome { removed, remains } = leftovers::remove(Path::new("/"));
+    let mut text: String = removed.iter().map(|what| format!("removed {what}\n")).collect();
+    if removed.is_empty() && remains.is_empty() {
+        text.push_str("there is nothing of kube-proxy\n");
+    }
+    remains.iter().for_each(|Remaining { what, fix }| text.push_str(&format!("remains: {what}\n       fix: {fix}\n")));
+    io::stdout().write_all(text.as_bytes()).context("cannot write")?;
+    anyhow::ensure!(remains.is_empty(), "not everything could be removed");
+    Ok(())
 }
 
 /// `--version`.

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::beside::{self, Beside, Checks};
+use super::beside::{self, Beside, Checks, Start};
 use super::follow::{File, follow};
 use super::ports::{self, Listening};
 use super::{configuration, converter, facts, manager, one_shot};
@@ -61,13 +61,14 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
     }
     proc::set_oom_score(Path::new("/"), config.oom_score_adj);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let take_over = args.take_over;
     let overrides = args.node.overrides(args.manifests);
     let file = args.node.config.map(|path| File { path, text, overrides });
     let mut first_words = vec![Notice::starting()];
     if !unset.is_empty() {
         first_words.push(Notice::start_failed("FailedToSetConntrack", proc::list(&unset)));
     }
-    runtime.block_on(supervise(config, file, configz.to_string(), netlink, first_words))
+    runtime.block_on(supervise(config, file, configz.to_string(), netlink, first_words, take_over))
 }
 
 /// Owns every task: one that ends unexpectedly ends the process with its reason.
@@ -77,6 +78,7 @@ async fn supervise(
     configz: String,
     netlink: Netlink,
     first_words: Vec<Notice>,
+    take_over: bool,
 ) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
@@ -136,7 +138,8 @@ async fn supervise(
         tasks.spawn(ports::serve_health(listening.clone(), address, health.clone(), Arc::clone(&metrics)));
     }
     tasks.spawn(ports::serve_metrics(listening, config.metrics_bind_address, Arc::clone(&metrics), configz));
-    let beside = Beside::new(started_sender, health, metrics, checks_sender)?;
+    let start = Start { take_over, done: started_sender };
+    let beside = Beside::new(start, health, metrics, checks_sender)?;
     let (pulse, heartbeat) = manager::heartbeat();
     tasks.spawn(async move {
         pulse.beat().await;

@@ -31,8 +31,14 @@ pub struct Pass {
 /// The thread that cleans up. Dropping it lets a pass that is under way finish, and forgets what is waiting.
 #[derive(Debug)]
 pub struct Worker {
-    jobs: Option<Sender<Frontends>>,
+    jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What the thread is asked for.
+enum Job {
+    Clean(Frontends),
+    Before(Box<dyn FnOnce() + Send>),
 }
 
 impl Worker {
@@ -51,9 +57,19 @@ impl Worker {
     /// Asks for a clean-up of these frontends, after the kernel has got their new rules. Never waits; frontends that are
     /// asked for while a pass is under way are checked together in the next.
     pub fn clean(&self, frontends: Frontends) {
+        if !frontends.is_empty() {
+            self.send(Job::Clean(frontends));
+        }
+    }
+
+    /// Has the thread do something else before the clean-ups that are asked for from now on. Never waits.
+    pub fn before(&self, job: impl FnOnce() + Send + 'static) {
+        self.send(Job::Before(Box::new(job)));
+    }
+
+    fn send(&self, job: Job) {
         if let Some(jobs) = &self.jobs
-            && !frontends.is_empty()
-            && jobs.send(frontends).is_err()
+            && jobs.send(job).is_err()
         {
             // It ends before us only by a panic, which has been reported.
             tracing::error!("the thread that cleans up connection tracking is gone");
@@ -70,7 +86,7 @@ impl Drop for Worker {
     }
 }
 
-fn run(mut flows: impl Flows, mut report: impl FnMut(&Pass), jobs: &Receiver<Frontends>) {
+fn run(mut flows: impl Flows, mut report: impl FnMut(&Pass), jobs: &Receiver<Job>) {
     let mut schedule = Schedule::default();
     loop {
         let job = match schedule.wait(Instant::now()) {
@@ -78,13 +94,13 @@ fn run(mut flows: impl Flows, mut report: impl FnMut(&Pass), jobs: &Receiver<Fro
             Some(timeout) => jobs.recv_timeout(timeout),
         };
         match job {
-            Ok(job) => schedule.add(job),
+            Ok(job) => take(&mut schedule, job),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
         loop {
             match jobs.try_recv() {
-                Ok(job) => schedule.add(job),
+                Ok(job) => take(&mut schedule, job),
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => return,
             }
@@ -95,6 +111,13 @@ fn run(mut flows: impl Flows, mut report: impl FnMut(&Pass), jobs: &Receiver<Fro
             log(&pass);
             report(&pass);
         }
+    }
+}
+
+fn take(schedule: &mut Schedule, job: Job) {
+    match job {
+        Job::Clean(frontends) => schedule.add(frontends),
+        Job::Before(job) => job(),
     }
 }
 

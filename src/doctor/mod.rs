@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use crate::config::Conntrack;
+use crate::leftovers;
 use crate::netlink::Netlink;
 
 /// How much a finding matters.
@@ -54,7 +55,7 @@ pub fn examine(root: &Path, conntrack: &Conntrack) -> Vec<Finding> {
     findings.extend(proc_files::bridges(root));
     findings.extend(proc_files::connections(root, conntrack));
     findings.extend(proc_files::leftovers(root));
-    match tables::list() {
+    match leftovers::tables::list() {
         Ok(listed) => findings.extend(tables::judge(&listed)),
         Err(error) => findings.push(Finding::doubtful(
             format!("the tables of others cannot be listed: {error}"),

@@ -1,10 +1,11 @@
 //! A netlink socket that talks to the kernel and to nobody else.
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::sockopt::ReceiveTimeout;
+use nix::sys::socket::sockopt::{ReceiveTimeout, SndBufForce};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, connect, recv, send, setsockopt,
     socket,
@@ -71,6 +72,24 @@ impl Socket {
             let results = messages(&self.buffer[..received]).filter(|message| message.sequence == sequence);
             if let Some(errno) = results.filter_map(|message| message.errno()).next() {
                 return result(errno);
+            }
+        }
+    }
+
+    /// Sends messages that the kernel carries out together or not at all, with the sequence numbers `sequences`, of which
+    /// the last asks for an acknowledgement. The result is the first error of any of them.
+    pub(crate) fn execute_batch(&mut self, batch: &[u8], sequences: RangeInclusive<u32>) -> io::Result<()> {
+        // A default buffer holds a few hundred messages. Without the privilege for more, the kernel says that it is small.
+        let _ = setsockopt(&self.descriptor, SndBufForce, &(2 * batch.len()));
+        self.send(batch)?;
+        loop {
+            let received = self.receive()?;
+            for message in messages(&self.buffer[..received]).filter(|message| sequences.contains(&message.sequence)) {
+                match message.errno() {
+                    Some(0) if message.sequence == *sequences.end() => return Ok(()),
+                    Some(errno) if errno != 0 => return result(errno),
+                    _ => {}
+                }
             }
         }
     }

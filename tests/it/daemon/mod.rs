@@ -8,9 +8,10 @@ mod flows;
 mod health;
 mod manifests;
 mod repair;
+mod take_over;
 
-use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::io::{self, Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread::sleep;
@@ -334,4 +335,31 @@ fn readable_program(node: &Node) -> PathBuf {
         }
     }
     program
+}
+
+/// A server in the node that echoes what it reads, on each connection until it is closed, as long as the test runs.
+fn echo_server(node: &Node, at: SocketAddr) {
+    node.world.run(move || {
+        let listener = TcpListener::bind(at).expect("the address is the node's");
+        let echo = |mut stream: TcpStream| {
+            let mut bytes = [0; 64];
+            while let Ok(length @ 1..) = stream.read(&mut bytes) {
+                if stream.write_all(&bytes[..length]).is_err() {
+                    return;
+                }
+            }
+        };
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                std::thread::spawn(move || echo(stream));
+            }
+        });
+    });
+}
+
+fn echoes(stream: &mut TcpStream, text: &str) -> io::Result<()> {
+    stream.write_all(text.as_bytes())?;
+    let mut bytes = vec![0; text.len()];
+    stream.read_exact(&mut bytes)?;
+    if bytes == text.as_bytes() { Ok(()) } else { Err(io::Error::other("not an echo")) }
 }

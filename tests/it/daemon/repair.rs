@@ -1,12 +1,12 @@
 //! What the daemon leaves behind when it ends, what it does when it starts again, and what it repairs.
 
-use std::io::{self, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io;
+use std::net::TcpStream;
 use std::time::Duration;
 
 use serde_json::json;
 
-use super::{NODE_IP, Node, difference, socket, web, write_everything, yaml};
+use super::{NODE_IP, Node, difference, echo_server, echoes, socket, web, write_everything, yaml};
 
 fn start(node: &mut Node) {
     node.start(&json!({"detectLocalMode": "NodeCIDR"}));
@@ -71,29 +71,6 @@ fn foreign_changes_are_repaired() {
     node.replace("more.yaml", &yaml(&web("more", "172.30.1.5", &["10.1.0.5:8080"])));
     node.wait_forward("after all that", "172.30.1.5:80", &["10.1.0.5:8080"]);
     node.stop();
-}
-
-/// A server in the node that echoes what it reads, until its last connection is closed.
-fn echo_server(node: &Node, at: SocketAddr) {
-    node.world.run(move || {
-        let listener = TcpListener::bind(at).expect("the address is the node's");
-        std::thread::spawn(move || {
-            let (mut stream, _) = listener.accept().expect("a client comes");
-            let mut bytes = [0; 64];
-            while let Ok(length @ 1..) = stream.read(&mut bytes) {
-                if stream.write_all(&bytes[..length]).is_err() {
-                    return;
-                }
-            }
-        });
-    });
-}
-
-fn echoes(stream: &mut TcpStream, text: &str) -> io::Result<()> {
-    stream.write_all(text.as_bytes())?;
-    let mut bytes = vec![0; text.len()];
-    stream.read_exact(&mut bytes)?;
-    if bytes == text.as_bytes() { Ok(()) } else { Err(io::Error::other("not an echo")) }
 }
 
 #[test]

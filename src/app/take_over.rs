@@ -1,0 +1,21 @@
+//! `--take-over`: what kube-proxy has left is removed, once everything is in place.
+
+use std::path::Path;
+
+use tracing::{info, warn};
+
+use crate::leftovers::{self, Outcome, Remaining};
+
+/// Removes it and says what has gone and what remains, a line each. Takes its time where there is much.
+pub(super) fn take_over() {
+    let Outcome { removed, remains } = leftovers::remove(Path::new("/"));
+    if removed.is_empty() && remains.is_empty() {
+        info!("there is nothing of kube-proxy to take over from");
+    }
+    for what in removed {
+        info!("taken over from kube-proxy: removed {what}");
+    }
+    for Remaining { what, fix } in remains {
+        warn!("not removed: {what}; fix: {fix}");
+    }
+}

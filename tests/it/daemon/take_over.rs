@@ -1,0 +1,317 @@
+//! A node changes from kube-proxy to nftproxyd with `--take-over`: what kube-proxy has left is removed once everything is
+//! in place, connections stay up, and no new one fails meanwhile.
+
+use std::io;
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::{NODE_IP, Node, echo_server, echoes, run_to_end, socket, web, write_everything, yaml};
+
+const FILES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/kube-proxy");
+/// The Service that kube-proxy's rules serve, and its endpoint.
+const SERVICE: &str = "172.30.1.7:80";
+const ENDPOINT_PORT: u16 = 7777;
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Tables and chains of others, which have to be there afterwards.
+const FOREIGN: &str =
+    "table inet other { set s { type inet_service; elements = { 1, 2 }; }\nchain kube-proxy { accept\n}\n}\n";
+
+/// A node that kube-proxy has left, with an echo server behind the Service.
+fn node(leave: impl FnOnce(&Node)) -> Option<Node> {
+    let node = Node::new()?;
+    write_everything(&node);
+    let endpoint = format!("{NODE_IP}:{ENDPOINT_PORT}");
+    node.write("echo.yaml", &yaml(&web("echo", "172.30.1.7", &[&endpoint])));
+    echo_server(&node, socket(&endpoint));
+    node.world.nft(&["-f", "-"], FOREIGN).expect("another table can be made");
+    leave(&node);
+    Some(node)
+}
+
+/// Runs a program in the node; its input is a file of `testdata/kube-proxy` if one is named.
+fn try_run(node: &Node, command: &[&str], input: Option<&str>) -> io::Result<Output> {
+    let mut program = Command::new(command[0]);
+    program.args(&command[1..]);
+    if let Some(file) = input {
+        program.stdin(std::fs::File::open(Path::new(FILES).join(file))?);
+    }
+    node.world.run(move || program.output())
+}
+
+fn run(node: &Node, command: &[&str], input: Option<&str>) -> String {
+    let output = try_run(node, command, input).unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A connection through the Service's address.
+fn connect(node: &Node) -> TcpStream {
+    let stream = node.world.run(|| {
+        let stream = TcpStream::connect_timeout(&socket(SERVICE), PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        io::Result::Ok(stream)
+    });
+    stream.expect("the Service works from the node")
+}
+
+/// Clients that connect through the Service's address, one after the other.
+struct Clients {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<u32, String>>,
+}
+
+impl Clients {
+    /// A connection that gets no answer at once is a failure: a SYN that was lost is sent again after a second.
+    fn start(node: &Node) -> Clients {
+        const AT_ONCE: Duration = Duration::from_millis(900);
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let clients = move || {
+            let mut count = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                let mut stream = TcpStream::connect_timeout(&socket(SERVICE), AT_ONCE)
+                    .map_err(|error| format!("connection {count}: {error}"))?;
+                stream.set_read_timeout(Some(PATIENCE)).map_err(|error| error.to_string())?;
+                echoes(&mut stream, "hello").map_err(|error| format!("connection {count}: no echo: {error}"))?;
+                count += 1;
+            }
+            Ok(count)
+        };
+        let thread = node.world.run(move || std::thread::spawn(clients));
+        Clients { stop, thread }
+    }
+
+    /// How many there were; all have been served.
+    fn stop(self) -> u32 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("clients do not panic").unwrap_or_else(|why| panic!("a client failed: {why}"))
+    }
+}
+
+/// Starts the daemon with `--take-over` and waits until it has said all of `lines`. A connection lives through it, and new
+/// ones never fail.
+fn take_over(node: &mut Node, lines: &[&str]) {
+    let mut stream = connect(node);
+    echoes(&mut stream, "through kube-proxy").expect("kube-proxy's rules work");
+    let clients = Clients::start(node);
+    let (folder, config) = (node.folder(), node.write_config(&json!({})));
+    let arguments =
+        ["--take-over".as_ref(), "--manifests".as_ref(), folder.as_os_str(), "--config".as_ref(), config.as_os_str()];
+    node.spawn_with(&arguments);
+    for line in lines {
+        node.wait_for_log(line, |found| found.contains(line));
+        echoes(&mut stream, line).expect("the connection lives");
+    }
+    let log = node.log();
+    let at = |text: &str| log.find(text).unwrap_or_else(|| panic!("{text}: {log}"));
+    assert!(at("in sync services=") < at("taken over"), "first everything is in place: {log}");
+    let served = clients.stop();
+    assert!(served > 10, "{served} connections are too few to say anything");
+    echoes(&mut stream, "through nftproxyd").expect("the connection lives");
+    drop(connect(node));
+    node.wait_forward("from outside", "172.30.1.1:80", &["10.1.0.1:8080"]);
+    let other = node.nft(&["list", "table", "inet", "other"]).expect("tables of others stay");
+    assert!(other.contains("chain kube-proxy") && other.contains("elements = { 1, 2 }"), "{other}");
+}
+
+fn tables(node: &Node) -> Vec<String> {
+    let list = node.nft(&["list", "tables"]).expect("nft works");
+    let mut tables: Vec<String> = list.lines().map(str::to_owned).collect();
+    tables.sort();
+    tables
+}
+
+#[test]
+fn from_mode_nftables() {
+    let Some(mut node) = node(|node| drop(run(node, &["nft", "-f", "-"], Some("nftables.nft")))) else { return };
+    // It is left alone unless told otherwise, and the newer table decides.
+    node.start(&json!({}));
+    node.stop();
+    assert_eq!(tables(&node).iter().filter(|table| table.ends_with(" kube-proxy")).count(), 2, "they stay");
+    node.nft(&["delete table ip nftproxyd; delete table ip6 nftproxyd"]).expect("they are there");
+
+    take_over(&mut node, &["removed table ip kube-proxy", "removed table ip6 kube-proxy"]);
+    assert_eq!(tables(&node), ["table inet other", "table ip nftproxyd", "table ip6 nftproxyd"]);
+    node.stop();
+    // A second time there is nothing to do.
+    let (folder, config) = (node.folder(), node.write_config(&json!({})));
+    node.spawn_with(&[
+        "--take-over".as_ref(),
+        "--manifests".as_ref(),
+        folder.as_os_str(),
+        "--config".as_ref(),
+        config.as_os_str(),
+    ]);
+    node.wait_for_log("said", |line| line.contains("there is nothing of kube-proxy to take over from"));
+    node.stop();
+}
+
+/// What is left of iptables when kube-proxy's part is gone: chains of kubelet and of CNI, and the rules that lead there.
+fn assert_only_others_remain(saved: &str) {
+    let kube = saved.lines().filter(|line| line.contains("KUBE-"));
+    let strangers: Vec<&str> = kube
+        .filter(|line| {
+            !["KUBE-FIREWALL", "KUBE-KUBELET-CANARY", "KUBE-IPTABLES-HINT"].iter().any(|name| line.contains(name))
+        })
+        .collect();
+    assert!(strangers.is_empty(), "{strangers:#?}\n{saved}");
+    for line in [
+        ":KUBE-IPTABLES-HINT - ",
+        ":KUBE-FIREWALL - ",
+        "-A INPUT -j KUBE-FIREWALL",
+        "--ctstate RELATED,ESTABLISHED,DNAT -j DROP",
+        ":CNI-HOSTPORT-DNAT - ",
+        "-A PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT",
+        "-A CNI-HOSTPORT-DNAT -p tcp -m tcp --dport 8081 -j DNAT --to-destination 10.1.0.9:81",
+    ] {
+        assert!(saved.contains(line), "{line} is somebody else's:\n{saved}");
+    }
+}
+
+#[test]
+fn from_mode_iptables() {
+    let Some(mut node) = node(|node| {
+        run(node, &["iptables-nft-restore"], Some("iptables.rules"));
+        run(node, &["ip6tables-nft-restore"], Some("ip6tables.rules"));
+    }) else {
+        return;
+    };
+    let lines = [
+        "removed 6 chains of kube-proxy in table ip filter, with 9 rules that led there",
+        "removed 1 chains of kube-proxy in table ip mangle, with 0 rules that led there",
+        "removed 7 chains of kube-proxy in table ip nat, with 3 rules that led there",
+        "removed 3 chains of kube-proxy in table ip6 nat, with 2 rules that led there",
+    ];
+    take_over(&mut node, &lines);
+    assert_only_others_remain(&run(&node, &["iptables-nft-save"], None));
+    assert!(!run(&node, &["ip6tables-nft-save"], None).contains("KUBE-"));
+    assert!(!node.log().contains("not removed"), "{}", node.log());
+    node.stop();
+}
+
+#[test]
+fn from_mode_iptables_with_legacy_iptables() {
+    let mut has_legacy = true;
+    let Some(mut node) = node(|node| {
+        let loaded =
+            try_run(node, &["iptables-legacy-restore"], Some("iptables.rules")).expect("iptables is installed");
+        has_legacy = loaded.status.success();
+    }) else {
+        return;
+    };
+    if !has_legacy {
+        eprintln!("skipped: this kernel has no legacy iptables");
+        return;
+    }
+    let lines = [
+        "removed 6 chains of kube-proxy in table filter of iptables-legacy, with 9 rules that led there",
+        "removed 7 chains of kube-proxy in table nat of iptables-legacy, with 3 rules that led there",
+    ];
+    take_over(&mut node, &lines);
+    let log = node.log();
+    assert_only_others_remain(&run(&node, &["iptables-legacy-save"], None));
+    assert!(!log.contains("not removed"), "{log}");
+    node.stop();
+}
+
+/// Without a daemon: `cleanup --kube-proxy`. IP sets that rules of iptables use, and a chain that somebody else uses.
+#[test]
+fn cleanup_removes_the_same_and_says_what_remains() {
+    let Some(node) = node(|node| {
+        for command in [
+            "create KUBE-CLUSTER-IP hash:ip,port",
+            "create KUBE-6-LOOP-BACK hash:ip,port,ip family inet6",
+            "create OTHER hash:ip",
+        ] {
+            let words: Vec<&str> = ["ipset"].into_iter().chain(command.split(' ')).collect();
+            run(node, &words, None);
+        }
+        run(node, &["nft", "-f", "-"], Some("nftables.nft"));
+        run(node, &["iptables-nft-restore"], Some("iptables.rules"));
+        let rule = "iptables-nft -t nat -A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT";
+        run(node, &rule.split(' ').collect::<Vec<_>>(), None);
+        run(node, &"iptables-nft -t nat -A CNI-HOSTPORT-DNAT -j KUBE-MARK-MASQ".split(' ').collect::<Vec<_>>(), None);
+    }) else {
+        return;
+    };
+    let cleaned = run_to_end(&node, true, &["cleanup", "--kube-proxy"]);
+    assert_eq!(cleaned.status, Some(1), "something remains: {} {}", cleaned.stdout, cleaned.stderr);
+    for line in [
+        "removed table ip kube-proxy\n",
+        "removed 5 chains of kube-proxy in table ip nat, with 2 rules that led there\n",
+        "removed IP sets KUBE-6-LOOP-BACK, KUBE-CLUSTER-IP\n",
+        "remains: chain ip nat KUBE-MARK-MASQ (chain CNI-HOSTPORT-DNAT of somebody else leads to it)\n",
+        "remains: chain ip nat KUBE-POSTROUTING (chain CNI-HOSTPORT-DNAT of somebody else leads to it)\n",
+    ] {
+        assert!(cleaned.stdout.contains(line), "{line}{}", cleaned.stdout);
+    }
+    let saved = run(&node, &["iptables-nft-save"], None);
+    assert!(saved.contains("-A POSTROUTING -m comment --comment \"kubernetes postrouting rules\" -j KUBE-POSTROUTING"));
+    assert!(!saved.contains("KUBE-SERVICES"), "{saved}");
+    assert_eq!(run(&node, &["ipset", "list", "-name"], None), "OTHER\n");
+
+    run(&node, &"iptables-nft -t nat -F CNI-HOSTPORT-DNAT".split(' ').collect::<Vec<_>>(), None);
+    let again = run_to_end(&node, true, &["cleanup", "--kube-proxy"]);
+    assert_eq!(
+        (again.status, again.stdout.as_str()),
+        (Some(0), "there is nothing of kube-proxy\n"),
+        "{}",
+        again.stderr
+    );
+}
+
+/// IPVS keeps its connections itself: those end with the virtual server. New ones do not fail.
+#[test]
+fn from_mode_ipvs() {
+    let mut has_ipvs = true;
+    let Some(mut node) = node(|node| {
+        let service = "ipvsadm -A -t 172.30.1.7:80 -s rr";
+        has_ipvs =
+            try_run(node, &service.split(' ').collect::<Vec<_>>(), None).is_ok_and(|output| output.status.success());
+        if has_ipvs {
+            for command in [
+                "ipvsadm -a -t 172.30.1.7:80 -r 192.0.2.10:7777 -m",
+                "ipvsadm -A -t 192.0.2.10:30080 -s rr",
+                "ipvsadm -A -t [fd00:172:30::1]:80 -s rr",
+                "ipvsadm -A -t 192.0.2.10:8888 -s rr",
+                "ip link add kube-ipvs0 type dummy",
+                "ip address add 172.30.1.7/32 dev kube-ipvs0",
+                "ip address add fd00:172:30::1/128 dev kube-ipvs0 nodad",
+                "ipset create KUBE-NODE-PORT-TCP bitmap:port range 0-65535",
+                "ipset add KUBE-NODE-PORT-TCP 30080",
+            ] {
+                run(node, &command.split(' ').collect::<Vec<_>>(), None);
+            }
+        }
+    }) else {
+        return;
+    };
+    if !has_ipvs {
+        eprintln!("skipped: this kernel has no IPVS, or ipvsadm is not installed");
+        return;
+    }
+    echoes(&mut connect(&node), "through IPVS").expect("kube-proxy's virtual server works");
+    let clients = Clients::start(&node);
+    let (folder, config) = (node.folder(), node.write_config(&json!({})));
+    let arguments =
+        ["--take-over".as_ref(), "--manifests".as_ref(), folder.as_os_str(), "--config".as_ref(), config.as_os_str()];
+    node.spawn_with(&arguments);
+    for line in ["removed 3 virtual servers of IPVS", "removed device kube-ipvs0", "removed IP sets KUBE-NODE-PORT-TCP"]
+    {
+        node.wait_for_log(line, |found| found.contains(line));
+    }
+    let log = node.log();
+    assert!(log.contains("1 virtual servers of IPVS that are none of kube-proxy's: tcp 192.0.2.10:8888"), "{log}");
+    drop(connect(&node));
+    assert!(clients.stop() > 10);
+    let servers = run(&node, &["ipvsadm", "-Sn"], None);
+    assert_eq!(servers, "-A -t 192.0.2.10:8888 -s rr\n");
+    node.stop();
+}
