@@ -133,13 +133,20 @@ fn the_rights_are_those_of_a_node_proxier_or_less() {
 
 #[test]
 fn the_patches_for_kubeadm_are_for_its_container() {
-    for file in ["swap-image.yaml", "clean-and-swap.yaml", "swap-back.yaml"] {
+    let kubeadm: Vec<String> = read("testdata/kubeadm/command").lines().map(str::to_owned).collect();
+    let taking_over: Vec<String> = kubeadm.iter().cloned().chain(["--take-over".to_owned()]).collect();
+    for (file, command) in [
+        ("swap-image.yaml", None),
+        ("take-over.yaml", Some(taking_over)),
+        ("clean-and-swap.yaml", None),
+        ("swap-back.yaml", Some(kubeadm)),
+    ] {
         let patch: Value = object(&read(&format!("{KUBERNETES}/kubeadm/{file}")));
         let pod = &patch["spec"]["template"]["spec"];
         let containers: Vec<Container> = serde_yaml::from_value(pod["containers"].clone()).expect("containers");
         let [container] = &containers[..] else { panic!("{file}: one container") };
         assert_eq!(container.name, "kube-proxy", "{file}");
-        assert_eq!(container.command, None, "{file} changes the command line");
+        assert_eq!(container.command, command, "{file}: the command line is kubeadm's");
         assert!(container.image.is_some(), "{file} changes no image");
     }
 }

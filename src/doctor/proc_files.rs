@@ -157,7 +157,7 @@ pub(super) fn leftovers(root: &Path) -> Vec<Finding> {
         let device = if has_device { ", interface kube-ipvs0" } else { "" };
         findings.push(Finding::wrong(
             format!("IPVS of kube-proxy answers for Services: {virtual_servers} virtual servers{device}"),
-            "kube-proxy --cleanup; or, if nothing else uses IPVS: ipvsadm -C; ip link delete kube-ipvs0",
+            "when nftproxyd is in sync and kube-proxy stopped: nftproxyd cleanup --kube-proxy",
         ));
     }
     for (file, tool) in [("ip_tables_names", "iptables-legacy"), ("ip6_tables_names", "ip6tables-legacy")] {
@@ -165,7 +165,9 @@ pub(super) fn leftovers(root: &Path) -> Vec<Finding> {
         if !tables.is_empty() {
             findings.push(Finding::doubtful(
                 format!("{tool} is in use ({}): only its own tool can say whether by kube-proxy", tables.join(", ")),
-                format!("if {tool}-save | grep -E 'KUBE-(SVC|SEP|SERVICES)' prints anything: kube-proxy --cleanup"),
+                format!(
+                    "if {tool}-save | grep -E 'KUBE-(SVC|SEP|SERVICES)' prints anything: nftproxyd cleanup --kube-proxy"
+                ),
             ));
         }
     }

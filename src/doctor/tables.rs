@@ -45,12 +45,11 @@ pub(super) fn judge(listed: &Listed) -> Vec<Finding> {
     for ((family, table), chains) in &listed.tables {
         let left: Vec<_> = chains.iter().map(|chain| chain.name.as_str()).filter(|name| is_chain(name)).collect();
         if !left.is_empty() {
-            let tool = if *family == "ip6" { "ip6tables-nft" } else { "iptables-nft" };
             let shown = left.iter().take(5).copied().collect::<Vec<_>>().join(", ");
             let more = if left.len() > 5 { format!(" and {} more", left.len() - 5) } else { String::new() };
             findings.push(Finding::wrong(
                 format!("chains of kube-proxy's iptables or ipvs mode in table {family} {table}: {shown}{more}"),
-                format!("stop kube-proxy, then: kube-proxy --cleanup (it works with {tool})"),
+                "when nftproxyd is in sync and kube-proxy stopped: nftproxyd cleanup --kube-proxy",
             ));
         }
         for (chain, hook) in
