@@ -77,7 +77,7 @@ pub struct RunArgs {
     pub cleanup: bool,
     /// Print the version and exit; raw also says what it was built of
     #[arg(short = 'V', long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    #[arg(value_parser = ["true", "false", "raw"], hide_possible_values = true, value_name = "raw")]
+    #[arg(value_parser = version_form, value_name = "raw")]
     pub version: Option<String>,
 }
 
@@ -203,6 +203,37 @@ impl FromArgMatches for FieldFlags {
     }
 }
 
+/// Forms of `--version`: with a version (`v1.36.2`) kube-proxy goes on and pretends to be it.
+fn version_form(text: &str) -> Result<String, String> {
+    let is_version = text
+        .strip_prefix('v')
+        .is_some_and(|rest| rest.split('.').count() == 3 && rest.starts_with(|c: char| c.is_ascii_digit()));
+    if ["true", "false", "raw"].contains(&text) || is_version {
+        return Ok(text.to_owned());
+    }
+    Err("must be true, false, raw, or a version such as v1.36.2".to_owned())
+}
+
+impl RunArgs {
+    /// What was given, as kube-proxy logs it at verbosity 1: `--x="y"`.
+    pub fn given(&self) -> Vec<String> {
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+        let switch = |on: bool| on.then(|| "true".to_owned());
+        let own = [
+            ("config", path(&self.node.config)),
+            ("hostname-override", self.node.hostname_override.clone()),
+            ("manifests", path(&self.manifests)),
+            ("master", self.node.master.clone()),
+            ("take-over", switch(self.take_over)),
+            ("init-only", switch(self.init_only)),
+            ("version", self.version.clone()),
+        ];
+        let own = own.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        let fields = self.node.fields.0.iter().map(|setting| (setting.flag, setting.value.clone()));
+        own.chain(fields).map(|(name, value)| format!("--{name}={value:?}")).collect()
+    }
+}
+
 /// The same command line with hyphens in the names of flags where kube-proxy takes underscores too.
 pub fn with_hyphens(line: impl IntoIterator<Item = OsString>) -> impl Iterator<Item = OsString> {
     line.into_iter().map(|word| match word.to_str().and_then(|text| text.strip_prefix("--")) {
@@ -256,6 +287,9 @@ mod tests {
         assert!(!run("nftproxyd").take_over && !run("nftproxyd --take-over=false").take_over);
         assert!(run("nftproxyd --cleanup").cleanup && !run("nftproxyd --cleanup=false").cleanup);
         assert_eq!(run("nftproxyd --version=raw").version.as_deref(), Some("raw"));
+        assert_eq!(run("nftproxyd --version=v1.30.0").version.as_deref(), Some("v1.30.0"));
+        let given = run("nftproxyd --config f --take-over --v=1 --profiling").given();
+        assert_eq!(given, ["--config=\"f\"", "--take-over=\"true\"", "--v=\"1\"", "--profiling=\"true\""]);
         assert_eq!(run("nftproxyd --version").version.as_deref(), Some("true"));
         let twice = run("nftproxyd --config=a --config b --master=u");
         assert_eq!((twice.node.config, twice.node.master), (Some("b".into()), Some("u".to_owned())));
@@ -295,6 +329,7 @@ mod tests {
             "nftproxyd --config=x cleanup",
             "nftproxyd render",
             "nftproxyd --profiling false",
+            "nftproxyd --version=1.2",
             "nftproxyd check-config",
         ];
         for line in lines {

@@ -47,6 +47,12 @@ pub fn limit(wanted: &Conntrack, cpus: u32) -> Option<Limit> {
     (connections > 0).then_some(Limit { connections, may_lower })
 }
 
+/// Whether this host has IPv6 and has not switched it off.
+pub fn has_v6(root: &Path) -> bool {
+    let switched_off = read_number(&root.join("proc/sys/net/ipv6/conf/all/disable_ipv6")).is_ok_and(|value| value == 1);
+    root.join("proc/thread-self/net/if_inet6").exists() && !switched_off
+}
+
 /// Names below `net.netfilter` and the wanted values, in seconds; without the limit.
 pub fn sysctls(wanted: &Conntrack) -> Vec<(&'static str, u64)> {
     let seconds = |duration: std::time::Duration| duration.as_secs();

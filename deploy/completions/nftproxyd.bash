@@ -312,11 +312,11 @@ _nftproxyd() {
                     return 0
                     ;;
                 --version)
-                    COMPREPLY=($(compgen -W "true false raw" -- "${cur}"))
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 -V)
-                    COMPREPLY=($(compgen -W "true false raw" -- "${cur}"))
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 *)
@@ -1186,11 +1186,11 @@ _nftproxyd() {
                     return 0
                     ;;
                 --version)
-                    COMPREPLY=($(compgen -W "true false raw" -- "${cur}"))
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 -V)
-                    COMPREPLY=($(compgen -W "true false raw" -- "${cur}"))
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 *)

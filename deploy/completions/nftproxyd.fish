@@ -86,9 +86,7 @@ complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l init-only -d 'Set u
 false\t''"
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l cleanup -d 'Remove nftproxyd\'s tables and exit, as the subcommand does' -r -f -a "true\t''
 false\t''"
-complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -s V -l version -d 'Print the version and exit; raw also says what it was built of' -r -f -a "true\t''
-false\t''
-raw\t''"
+complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -s V -l version -d 'Print the version and exit; raw also says what it was built of' -r
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -s h -l help -d 'Print help'
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -f -a "run" -d 'Proxy the Services of a cluster, or of a folder of manifests, until stopped; the rules stay when it stops'
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -f -a "render" -d 'Print the nft script of what would be installed for a folder of manifests; needs no root'
@@ -159,9 +157,7 @@ complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l init-only -d
 false\t''"
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l cleanup -d 'Remove nftproxyd\'s tables and exit, as the subcommand does' -r -f -a "true\t''
 false\t''"
-complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -s V -l version -d 'Print the version and exit; raw also says what it was built of' -r -f -a "true\t''
-false\t''
-raw\t''"
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -s V -l version -d 'Print the version and exit; raw also says what it was built of' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -s h -l help -d 'Print help'
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l manifests -d 'The folder of manifests' -r -F
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l config -d 'A KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1)' -r -F

@@ -1,22 +1,26 @@
 //! What hangs beside the line from objects to the kernel: stale UDP flows, health, the health checks of Services.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
+use tracing::warn;
 
 use super::LISTEN_AGAIN;
 use super::observe::{self, Counting};
 use super::take_over;
 use crate::addresses::Accepted;
+use crate::config::{self, Config, Host};
 use crate::conntrack::{Conntrack, Frontends, Pass, Rule, Worker};
 use crate::events::{Events, Notice};
 use crate::health::{BindFailure, Health, HealthCheck, HealthChecks, NodePorts};
 use crate::metrics::Metrics;
 use crate::model::{Event, Family, FrontendAt, ObjectName, PerFamily, policy};
 use crate::netlink::{Kernel, release_free_memory};
+use crate::proc;
 use crate::sync::{self, Engine, Observer, Report};
 
 /// The health checks of Services and where they listen.
@@ -34,6 +38,8 @@ pub(super) struct Beside {
     counting: Counting,
     checks: watch::Sender<Checks>,
     start: Option<Start>,
+    /// Until the Node is known, and what is odd about the two has been said.
+    unchecked: Option<Config>,
 }
 
 /// What follows the first sync that succeeds.
@@ -47,6 +53,7 @@ pub(super) struct Start {
 impl Beside {
     pub(super) fn new(
         start: Start,
+        config: Config,
         health: Health,
         metrics: Arc<Metrics>,
         checks: watch::Sender<Checks>,
@@ -55,7 +62,7 @@ impl Beside {
         let counting = Counting::new(Arc::clone(&metrics));
         let count = move |pass: &Pass| observe::count_pass(&metrics, pass);
         let conntrack = Worker::spawn(conntrack, count).context("cannot start a thread")?;
-        Ok(Beside { conntrack, health, counting, checks, start: Some(start) })
+        Ok(Beside { conntrack, health, counting, checks, start: Some(start), unchecked: Some(config) })
     }
 }
 
@@ -89,6 +96,12 @@ impl<K: Kernel> Observer<K> for Beside {
         // A change of the Node alone needs no sync.
         if let Some(node) = engine.store().node() {
             self.health.set_node_eligible(!node.leaving);
+            if let Some(config) = self.unchecked.take() {
+                let host = Host { has_v6: proc::has_v6(Path::new("/")) };
+                for line in config::sanity(&config, node, host) {
+                    warn!("the configuration may be incomplete or incorrect: {line}");
+                }
+            }
         }
     }
 

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use tokio::sync::watch::Sender;
 use tracing::{error, info, warn};
 
 use crate::config::{self, Config, Overrides, Watch, effective};
@@ -22,12 +23,17 @@ pub(super) struct File {
     pub(super) overrides: Overrides,
 }
 
+/// The body of `/configz`.
+pub(super) fn configz(config: &Config) -> String {
+    json!({ "kubeproxy.config.k8s.io": effective(config) }).to_string()
+}
+
 /// Follows the file: what can be applied is, and a file that cannot be used is reported and leaves what was in force.
 ///
 /// # Errors
 /// The file says something that takes a restart: kube-proxy ends with an error too, so that whoever started it does so
 /// again.
-pub(super) async fn follow(file: File, mut current: Config) -> anyhow::Result<()> {
+pub(super) async fn follow(file: File, mut current: Config, in_force: Sender<String>) -> anyhow::Result<()> {
     let File { path, text, overrides } = file;
     let shown = path.display();
     let mut watch = match Watch::new(&path, text) {
@@ -61,6 +67,7 @@ pub(super) async fn follow(file: File, mut current: Config) -> anyhow::Result<()
         } else {
             proc::tune(Path::new("/"), &current.conntrack);
             proc::set_oom_score(Path::new("/"), current.oom_score_adj);
+            in_force.send_replace(configz(&current));
             info!("{shown} has changed in {}: applied", list(&live));
         }
     }

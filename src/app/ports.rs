@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
+use tokio::sync::watch::Receiver;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
@@ -44,7 +45,7 @@ pub(super) async fn serve_metrics(
     listening: Listening,
     address: SocketAddr,
     metrics: Arc<Metrics>,
-    configz: String,
+    configz: Receiver<String>,
 ) -> anyhow::Result<()> {
     let listener = listening.bind(address, "/metrics", "FailedToStartMetricServer").await?;
     info!(%address, "serving /metrics");
@@ -95,7 +96,13 @@ mod tests {
             let metrics = Arc::new(Metrics::new());
             let health = Health::new(State::new(Family::ALL, Duration::from_secs(30), Moment::now()));
 
-            let ended = serve_metrics(listening.clone(), address, Arc::clone(&metrics), String::new()).await;
+            let ended = serve_metrics(
+                listening.clone(),
+                address,
+                Arc::clone(&metrics),
+                tokio::sync::watch::channel(String::new()).1,
+            )
+            .await;
             let error = ended.expect_err("the port is taken").to_string();
             assert!(error.starts_with(&format!("cannot listen on {ADDRESS} for /metrics (")), "{error}");
             assert_eq!(notices.recv().await.expect("it is said").reason, "FailedToStartMetricServer");

@@ -15,12 +15,12 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::beside::{self, Beside, Checks, Start};
-use super::follow::{File, follow};
+use super::follow::{self, File, follow};
 use super::ports::{self, Listening};
 use super::{configuration, converter, facts, manager, one_shot};
 use crate::addresses;
 use crate::cli::RunArgs;
-use crate::config::{self, Config, Loaded, Source};
+use crate::config::{Config, Loaded, Source};
 use crate::events::{self, Events, Notice};
 use crate::health::{self, Health, Moment};
 use crate::metrics::Metrics;
@@ -40,17 +40,24 @@ const LAST_EVENTS: Duration = Duration::from_secs(2);
 /// Runs the proxy until it is told to stop. The rules stay in place.
 pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
     match args.version.as_deref() {
-        None | Some("false") => {}
-        Some(form) => return one_shot::version(form == "raw"),
+        Some("true") => return one_shot::version(false),
+        Some("raw") => return one_shot::version(true),
+        // A version to pretend to be: said below.
+        None | Some(_) => {}
     }
     if args.cleanup {
         return one_shot::cleanup();
     }
     let Loaded { config, text, .. } = configuration(&args.node, args.manifests.clone())?;
+    if config.logging.verbosity >= 1 {
+        args.given().iter().for_each(|flag| info!("FLAG: {flag}"));
+    }
+    if let Some(version) = args.version.as_deref().filter(|form| form.starts_with('v')) {
+        warn!("--version={version} has no effect: this is nftproxyd {}", env!("CARGO_PKG_VERSION"));
+    }
     if let Some(file) = &args.write_config_to {
         return one_shot::write_config(&config, file);
     }
-    let configz = serde_json::json!({ "kubeproxy.config.k8s.io": config::effective(&config) });
     info!(version = env!("CARGO_PKG_VERSION"), node = %config.node_name, "nftproxyd starts");
     let mut netlink = Netlink::open()?;
     netlink.probe()?;
@@ -68,14 +75,13 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
     if !unset.is_empty() {
         first_words.push(Notice::start_failed("FailedToSetConntrack", proc::list(&unset)));
     }
-    runtime.block_on(supervise(config, file, configz.to_string(), netlink, first_words, take_over))
+    runtime.block_on(supervise(config, file, netlink, first_words, take_over))
 }
 
 /// Owns every task: one that ends unexpectedly ends the process with its reason.
 async fn supervise(
     config: Config,
     file: Option<File>,
-    configz: String,
     netlink: Netlink,
     first_words: Vec<Notice>,
     take_over: bool,
@@ -102,8 +108,10 @@ async fn supervise(
         }
         std::future::pending().await
     });
-    if let Some(file) = file {
-        tasks.spawn(follow(file, config.clone()));
+    let (in_force, configz) = watch::channel(follow::configz(&config));
+    match file {
+        Some(file) => drop(tasks.spawn(follow(file, config.clone(), in_force))),
+        None => drop(in_force),
     }
     let convert = converter(&config);
     let node_name = config.node_name.clone();
@@ -139,7 +147,7 @@ async fn supervise(
     }
     tasks.spawn(ports::serve_metrics(listening, config.metrics_bind_address, Arc::clone(&metrics), configz));
     let start = Start { take_over, done: started_sender };
-    let beside = Beside::new(start, health, metrics, checks_sender)?;
+    let beside = Beside::new(start, config.clone(), health, metrics, checks_sender)?;
     let (pulse, heartbeat) = manager::heartbeat();
     tasks.spawn(async move {
         pulse.beat().await;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use super::Conntrack;
 use super::kube_proxy::Resolver;
-use super::{Conntrack, LogFormat, Logging};
 use crate::model::parse;
 
 const DEFAULT_OOM_SCORE: i64 = -999;
@@ -13,21 +13,6 @@ const DEFAULT_CLOSE_WAIT: Duration = Duration::from_secs(3600);
 const PREVIOUS_MINOR: &str = "1.35";
 
 impl Resolver<'_> {
-    pub(super) fn logging(&mut self) -> Option<Logging> {
-        let format = match self.fields.string("logging.format") {
-            "" | "text" => Some(LogFormat::Text),
-            "json" => Some(LogFormat::Json),
-            other => self.problem("logging.format", other, "must be text or json"),
-        };
-        let verbosity = self.within("logging.verbosity", 0, 0..=i32::MAX.into());
-        if let Some(frequency) = self.fields.exact_duration("logging.flushFrequency")
-            && frequency.get().is_none()
-        {
-            self.problem::<()>("logging.flushFrequency", frequency, "must not be negative");
-        }
-        Some(Logging { format: format?, verbosity: u32::try_from(verbosity?).ok()? })
-    }
-
     pub(super) fn oom_score_adj(&mut self) -> Option<i32> {
         self.within("oomScoreAdj", DEFAULT_OOM_SCORE, -1000..=1000).and_then(|score| i32::try_from(score).ok())
     }
@@ -77,7 +62,7 @@ impl Resolver<'_> {
         }
     }
 
-    fn within(&mut self, field: &str, default: i64, range: std::ops::RangeInclusive<i64>) -> Option<i64> {
+    pub(super) fn within(&mut self, field: &str, default: i64, range: std::ops::RangeInclusive<i64>) -> Option<i64> {
         let value = self.fields.int(field).unwrap_or(default);
         if range.contains(&value) {
             return Some(value);

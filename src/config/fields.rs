@@ -21,7 +21,7 @@ pub(super) enum Type {
     Strings,
     /// Names with true or false.
     Switches,
-    /// Not looked into.
+    /// Of a form of its own, which is checked elsewhere.
     Any,
 }
 
@@ -133,7 +133,7 @@ pub(super) enum Value {
     Duration(GoDuration),
     Strings(Vec<std::string::String>),
     Switches(BTreeMap<std::string::String, bool>),
-    Any,
+    Any(Tree),
 }
 
 impl Value {
@@ -160,7 +160,7 @@ impl Value {
                 };
                 Value::Switches(entries.iter().map(switch).collect::<Option<_>>()?)
             }
-            (Any, _) => Value::Any,
+            (Any, tree) => Value::Any(tree.clone()),
             _ => return None,
         })
     }
@@ -175,7 +175,7 @@ impl Value {
             Value::Duration(duration) => duration.0 == 0,
             Value::Strings(items) => items.is_empty(),
             Value::Switches(switches) => switches.is_empty(),
-            Value::Any => true,
+            Value::Any(_) => true,
         }
     }
 }
@@ -289,6 +289,14 @@ impl Fields {
             _ => None,
         };
         switches.into_iter().flatten().map(|(name, &value)| (name.as_str(), value))
+    }
+
+    /// What stands at a field of a form of its own.
+    pub(super) fn tree(&self, path: &str) -> Option<&Tree> {
+        match self.get(path, Any) {
+            Some(Value::Any(tree)) => Some(tree),
+            _ => None,
+        }
     }
 
     fn get(&self, path: &str, wanted: Type) -> Option<&Value> {

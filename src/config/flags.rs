@@ -46,7 +46,7 @@ pub(super) const METRICS_PORT: &str = "metrics-port";
 /// `--hostname-override`, `--write-config-to`, `--cleanup`, `--init-only`, `--version`, `--help`).
 pub const FLAGS: &[Flag] = &[
     beating("v", &["logging.verbosity"], "LEVEL", "Say more in the log: 2 for each sync, 5 for each transaction"),
-    beating("vmodule", &["logging.vmodule"], "LIST", "No effect"),
+    beating("vmodule", &["logging.vmodule"], "PATTERN=LEVEL,...", "No effect"),
     beating("logging-format", &["logging.format"], "FORMAT", "How the log is written: text or json [default: text]"),
     beating("log-flush-frequency", &["logging.flushFrequency"], "DURATION", "No effect: each line is written at once"),
     beating("log-text-split-stream", &["logging.options.text.splitStream"], "", "No effect"),
@@ -238,7 +238,7 @@ impl Flags {
             }
             return;
         };
-        let kind = fields::type_of(first).unwrap_or(Type::Any);
+        let kind = fields::type_of(first).unwrap_or(if flag.is_switch() { Type::Bool } else { Type::Any });
         let Some(value) = value(kind, text) else {
             return self.problems.push(refuse(kind.expected()));
         };

@@ -6,6 +6,8 @@ mod effective;
 mod fields;
 mod flags;
 mod kube_proxy;
+mod logging;
+mod sanity;
 mod tree;
 mod watch;
 
@@ -18,6 +20,7 @@ use ipnet::IpNet;
 
 pub use self::effective::effective;
 pub use self::flags::{FLAGS, Flag};
+pub use self::sanity::{Host, sanity};
 pub use self::watch::Watch;
 pub use crate::addresses::NodePortAddresses;
 use crate::model::PerFamily;

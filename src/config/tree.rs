@@ -29,6 +29,14 @@ impl Tree {
         serde_yaml::from_str(text).map_err(|err| err.to_string())
     }
 
+    /// What a section has under a key; of one that comes twice, the last.
+    pub(super) fn at(&self, key: &str) -> Option<&Tree> {
+        match self {
+            Tree::Map(entries) => entries.iter().rev().find(|(found, _)| found == key).map(|(_, value)| value),
+            _ => None,
+        }
+    }
+
     /// Sets what is at a path such as `conntrack.min`; what is no section on the way there is left alone, since it will
     /// be refused.
     pub(super) fn set(&mut self, path: &str, value: Tree) {

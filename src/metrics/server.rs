@@ -8,6 +8,7 @@ use axum::http::{HeaderName, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use tokio::net::TcpListener;
+use tokio::sync::watch::Receiver;
 
 use super::{Metrics, readings};
 use crate::http;
@@ -19,14 +20,14 @@ const JSON: &str = "application/json";
 
 struct Shared {
     metrics: Arc<Metrics>,
-    configz: String,
+    configz: Receiver<String>,
 }
 
 /// Answers for ever on `/metrics`, `/metrics/slis`, `/proxyMode`, `/healthz`, `/healthz/ping` and `/configz`.
 ///
-/// `configz` is the body of `/configz`: the configuration in use, as JSON. `/healthz` only says that somebody answers;
+/// `configz` is the body of `/configz`: the configuration in force at the time, as JSON. `/healthz` only says that somebody answers;
 /// whether the proxy works is told on the health port.
-pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, configz: String) {
+pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, configz: Receiver<String>) {
     let app = Router::new()
         .route("/metrics", any(exposition))
         .route("/metrics/slis", any(slis))
@@ -35,7 +36,7 @@ pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, configz: String
         .route("/healthz/ping", any(async || plain(StatusCode::OK, "ok")))
         .route(
             "/configz",
-            any(async |State(shared): State<Arc<Shared>>| body(StatusCode::OK, JSON, shared.configz.clone())),
+            any(async |State(shared): State<Arc<Shared>>| body(StatusCode::OK, JSON, shared.configz.borrow().clone())),
         )
         .fallback(async || plain(StatusCode::NOT_FOUND, "404 page not found\n"))
         .with_state(Arc::new(Shared { metrics, configz }));

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use arcstr::ArcStr;
 use ipnet::IpNet;
 
-use super::PerFamily;
+use super::{Family, PerFamily};
 
 /// This node's Node object.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -14,6 +14,8 @@ pub struct Node {
     pub zone: Option<ArcStr>,
     /// The node IP of each family: of `status.addresses`, first `InternalIP`, then `ExternalIP`.
     pub addresses: PerFamily<Option<IpAddr>>,
+    /// The family of the first of these addresses, in the order of the object.
+    pub primary: Option<Family>,
     /// `spec.podCIDRs`, in the order of the object.
     pub pod_cidrs: Box<[IpNet]>,
     /// Whether it is being deleted or about to be: a deletion timestamp, or the taint

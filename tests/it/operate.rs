@@ -101,6 +101,7 @@ fn the_daemon_set_of_kubeadm_runs_unchanged() {
     let mut daemon = Daemon::start_program(&world, "unshare", &arguments).expect("it can be started");
     wait_for(&daemon, "in sync");
     wait_for(&daemon, "nftables is used instead of iptables");
+    wait_for(&daemon, "may be incomplete or incorrect: nodePortAddresses is not set");
     assert!(daemon.log().contains("node-a"), "{}", daemon.log());
     let listing = world.nft(&["list", "table", "ip", "nftproxyd"], "").expect("the table is there");
     assert!(listing.contains("10.96.0.80 . tcp . 80") && listing.contains("shop/web"), "{listing}");
@@ -214,6 +215,8 @@ fn an_update_of_the_config_map_is_applied_or_ends_the_process() {
     publish(&volume, 2, &format!("{HEADER}conntrack: {{maxPerCore: 0, udpTimeout: 62s}}\n"));
     wait_for(&daemon, "has changed in conntrack.udpTimeout: applied");
     assert_eq!(sysctl(&world, "net/netfilter/nf_conntrack_udp_timeout"), "62");
+    let configz = http::body(&world, (Ipv4Addr::LOCALHOST, 10249).into(), "/configz").expect("it is served");
+    assert!(configz.contains("\"udpTimeout\":\"62s\""), "what is in force: {configz}");
 
     publish(&volume, 3, &format!("{HEADER}clusterCIDR: nonsense\n"));
     wait_for(&daemon, "cannot be used; what it said before stays in force");
@@ -258,6 +261,12 @@ fn one_shots_do_what_they_say() {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert_eq!(sysctl(&world, "net/netfilter/nf_conntrack_tcp_timeout_established"), "4321");
     assert_eq!(world.nft(&["list", "tables"], "").expect("nft works"), "", "no table is written");
+
+    let output = run(&world, &["--init-only", "-v1", "--version=v1.30.0", "--conntrack-max-per-core=0"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    for line in ["FLAG: --conntrack-max-per-core=\"0\"", "--version=v1.30.0 has no effect"] {
+        assert!(stderr(&output).contains(line), "{line}: {}", stderr(&output));
+    }
 
     let version = format!("nftproxyd {}\n", env!("CARGO_PKG_VERSION"));
     assert_eq!(stdout(&run(&world, &["--version"])), version);

@@ -262,6 +262,36 @@ fn numbers_and_durations() {
     assert_eq!(config("bindAddress: \"::\"").metrics_bind_address.to_string(), "[::1]:10249");
 }
 
+#[test]
+fn options_of_logging_are_checked() {
+    config("logging: {vmodule: [{filePattern: main, verbosity: 4}], options: {text: {infoBufferSize: \"0Ki\"}}}");
+    config(
+        "featureGates: {LoggingAlphaOptions: true}\nlogging: {options: {json: {splitStream: true, infoBufferSize: 64Ki}}}",
+    );
+    let cases = [
+        ("vmodule: [{filePattern: \"a=b\"}]", "logging.vmodule[0]: \"a=b\" must not be empty"),
+        ("vmodule: [{filePattern: a, verbosity: -1}]", "logging.vmodule[0]: -1 must be from 0"),
+        ("vmodule: [{verbosity: 1}]", "logging.vmodule[0]: \"\" must be a filePattern"),
+        ("vmodule: x", "logging.vmodule[0]: \"\" must be a filePattern"),
+        ("vmodule: 5", "logging.vmodule: 5 must be a list"),
+        ("format: json\n  vmodule: [{filePattern: a}]", "logging.vmodule: 1 can only be used with"),
+        ("options: {text: {splitStream: true}}", "logging.options.text.splitStream: true can only be used with the"),
+        ("options: {text: {splitStream: 3}}", "logging.options.text.splitStream: 3 must be true or false"),
+        ("options: {json: {infoBufferSize: 1Ki}}", "logging.options.json.infoBufferSize: \"1Ki\" can only"),
+        ("options: {json: {infoBufferSize: x}}", "logging.options.json.infoBufferSize: \"x\" must be a size"),
+    ];
+    for (fields, expected) in cases {
+        let found = problems(&file(&format!("logging:\n  {fields}")));
+        assert!(found.len() == 1 && found[0].starts_with(expected), "{fields}: {found:?}");
+    }
+    assert!(with_flags(None, "vmodule=main=4,x*=2 log-text-split-stream=false").is_ok());
+    let Err(ConfigError::Invalid { problems }) = with_flags(None, "vmodule=main log-json-split-stream=true") else {
+        panic!("neither can be used")
+    };
+    let fields: Vec<_> = problems.iter().map(|problem| problem.field.as_str()).collect();
+    assert_eq!(fields, ["--vmodule[0]", "--log-json-split-stream"]);
+}
+
 fn with_flags(file: Option<&str>, line: &str) -> Result<Loaded, ConfigError> {
     let flags = line.split_whitespace().map(|word| {
         let (name, value) = word.split_once('=').expect("a name and a value");

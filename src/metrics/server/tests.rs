@@ -49,7 +49,7 @@ async fn with_server(test: impl AsyncFnOnce(&str, Arc<Metrics>)) {
     let address = "127.0.0.1:10249";
     let listener = bind(address.parse().expect("an address")).expect("free");
     let body = r#"{"kubeproxy.config.k8s.io":{}}"#.to_owned();
-    let serving = tokio::spawn(serve(listener, Arc::clone(&metrics), body));
+    let serving = tokio::spawn(serve(listener, Arc::clone(&metrics), tokio::sync::watch::channel(body).1));
     test(address, metrics).await;
     serving.abort();
 }

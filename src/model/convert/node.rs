@@ -20,20 +20,22 @@ const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 pub fn node(object: &core::Node, pool: &mut Pool) -> Converted<Node, ArcStr> {
     let mut rejects = Rejects::default();
     let spec = object.spec.as_ref();
-    let addresses = addresses(object, &mut rejects);
+    let (addresses, primary) = addresses(object, &mut rejects);
     let pod_cidrs = spec.map_or_else(Box::default, |spec| cidrs(list(&spec.pod_cidrs), "spec.podCIDRs", &mut rejects));
     let tainted = spec.is_some_and(|spec| list(&spec.taints).iter().any(|taint| taint.key == TO_BE_DELETED));
     let value = Node {
         zone: label(&object.metadata, ZONE_LABEL).filter(|zone| !zone.is_empty()).map(|zone| pool.share(zone)),
         addresses,
+        primary,
         pod_cidrs,
         leaving: tainted || object.metadata.deletion_timestamp.is_some(),
     };
     named(object.metadata.name.as_deref(), |_| value, rejects)
 }
 
-/// The node IP of each family: the first InternalIP, or else the first ExternalIP.
-fn addresses(object: &core::Node, rejects: &mut Rejects) -> PerFamily<Option<IpAddr>> {
+/// The node IP of each family, the first InternalIP, or else the first ExternalIP; and which family came first.
+fn addresses(object: &core::Node, rejects: &mut Rejects) -> (PerFamily<Option<IpAddr>>, Option<Family>) {
+    let mut primary = None;
     let mut found = PerFamily::<Option<IpAddr>>::default();
     let addresses = object.status.as_ref().map(|status| list(&status.addresses)).unwrap_or_default();
     for wanted in ["InternalIP", "ExternalIP"] {
@@ -41,6 +43,7 @@ fn addresses(object: &core::Node, rejects: &mut Rejects) -> PerFamily<Option<IpA
             match parse::address(&entry.address) {
                 Ok(address) => {
                     found[Family::of(address)].get_or_insert(address);
+                    primary.get_or_insert(Family::of(address));
                 }
                 Err(error) => {
                     rejects.add(format!("status.addresses[{i}].address"), format_args!("{error}; skipped"));
@@ -48,7 +51,7 @@ fn addresses(object: &core::Node, rejects: &mut Rejects) -> PerFamily<Option<IpA
             }
         }
     }
-    found
+    (found, primary)
 }
 
 /// Reads a ServiceCIDR.

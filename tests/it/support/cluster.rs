@@ -108,6 +108,7 @@ pub(crate) fn of_every_kind(count: u16, affinity: Option<u32>) -> Cluster {
         node: Some(Node {
             zone: None,
             addresses: PerFamily::from_fn(|family| Some(address(family, 10, 125, 1))),
+            primary: Some(Family::V4),
             pod_cidrs: [net("10.124.0.0/24"), net("fd00:10:124::/64")].into(),
             leaving: false,
         }),
@@ -484,6 +485,7 @@ fn node() -> impl Strategy<Value = Node> {
     (zone, select(addresses.v4), select(addresses.v6), pod_cidrs).prop_map(|(zone, v4, v6, pod_cidrs)| Node {
         zone: zone.map(ArcStr::from),
         addresses: PerFamily { v4, v6 },
+        primary: v4.or(v6).map(Family::of),
         pod_cidrs: pod_cidrs.into_iter().map(net).collect(),
         leaving: false,
     })
