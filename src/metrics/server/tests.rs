@@ -13,7 +13,6 @@ use crate::testing::in_network_namespace_async;
 
 /// What kube-proxy exports, and where that is written down.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct KubeProxy {
     bounds: BTreeMap<String, Vec<f64>>,
     own: Vec<Wanted>,
@@ -22,7 +21,6 @@ struct KubeProxy {
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Wanted {
     name: String,
     #[serde(rename = "type")]
