@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::builder::BoolishValueParser;
@@ -135,6 +136,9 @@ pub struct StatusArgs {
     /// How to print it
     #[arg(short = 'o', long, value_enum, default_value_t = Output::Table)]
     pub output: Output,
+    /// Where the daemon serves /metrics, to be asked for its health
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:10249")]
+    pub metrics_bind_address: SocketAddr,
 }
 
 /// How something is printed.
@@ -280,7 +284,7 @@ mod tests {
         assert!(matches!(parse("nftproxyd"), Command::Run(_)));
         assert!(matches!(parse("nftproxyd cleanup"), Command::Cleanup(CleanupArgs { kube_proxy: false })));
         assert!(matches!(parse("nftproxyd render --manifests d"), Command::Render(_)));
-        assert!(matches!(parse("nftproxyd status -o json"), Command::Status(StatusArgs { output: Output::Json })));
+        assert!(matches!(parse("nftproxyd status -o json"), Command::Status(StatusArgs { output: Output::Json, .. })));
         assert!(matches!(parse("nftproxyd check-config f"), Command::CheckConfig(_)));
         assert!(matches!(parse("nftproxyd cleanup --kube-proxy"), Command::Cleanup(CleanupArgs { kube_proxy: true })));
         assert!(run("nftproxyd --config=f --take-over").take_over && run("nftproxyd run --take-over").take_over);

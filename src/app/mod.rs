@@ -38,7 +38,7 @@ pub fn main(command: Command) -> anyhow::Result<()> {
         Command::Render(args) => render::render(&args),
         Command::CheckConfig(args) => one_shot::check_config(&args.file),
         Command::Doctor(args) => one_shot::doctor(&args),
-        Command::Status(args) => one_shot::status(args.output),
+        Command::Status(args) => one_shot::status(&args),
         Command::Cleanup(args) if args.kube_proxy => one_shot::clean_up_after_kube_proxy(),
         Command::Cleanup(_) => one_shot::cleanup(),
     }

@@ -2,10 +2,11 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 
-use crate::cli::{NodeArgs, Output};
+use crate::cli::{NodeArgs, Output, StatusArgs};
 use crate::config::{self, Config, Logging, Overrides, effective};
 use crate::leftovers::{self, Outcome, Remaining};
 use crate::netlink::Netlink;
@@ -70,14 +71,28 @@ pub(super) fn doctor(args: &NodeArgs) -> anyhow::Result<()> {
 }
 
 /// `nftproxyd status`.
-pub(super) fn status(output: Output) -> anyhow::Result<()> {
+pub(super) fn status(args: &StatusArgs) -> anyhow::Result<()> {
     let mut netlink = Netlink::open()?;
     let families = netlink.tables()?;
     anyhow::ensure!(!families.is_empty(), "there is no table of nftproxyd: nothing is proxied on this node");
     let frontends = status::read(&mut netlink, &families)?;
-    let text = match output {
-        Output::Table => status::table(&frontends),
-        Output::Json => serde_json::to_string_pretty(&frontends).context("cannot write JSON")? + "\n",
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |now| now.as_secs_f64());
+    let daemon = status::ask(args.metrics_bind_address, now);
+    let text = match args.output {
+        Output::Table => {
+            let daemon = match daemon {
+                Ok(daemon) => daemon.text(),
+                Err(error) => format!(
+                    "daemon    not reached at {} ({error}): this is what the kernel has\n",
+                    args.metrics_bind_address
+                ),
+            };
+            format!("{daemon}\n{}", status::table(&frontends))
+        }
+        Output::Json => {
+            let status = serde_json::json!({ "daemon": daemon.ok(), "frontends": frontends });
+            serde_json::to_string_pretty(&status).context("cannot write JSON")? + "\n"
+        }
     };
     io::stdout().write_all(text.as_bytes()).context("cannot write")
 }

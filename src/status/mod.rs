@@ -1,6 +1,7 @@
 //! `nftproxyd status`: every frontend with its policy, its endpoints and their open connections, read from the kernel: what
-//! it says is what packets meet, whether or not a daemon runs.
+//! it says is what packets meet, whether or not a daemon runs. What only a daemon knows is asked of it.
 
+mod daemon;
 mod show;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::Serialize;
 
+pub use self::daemon::{Daemon, FamilyState, ask};
 pub use self::show::table;
 use crate::conntrack::{Conntrack, Flow, FlowsError};
 use crate::model::{Family, Protocol};

@@ -317,16 +317,25 @@ fn the_status_is_that_of_the_kernel() {
     command.args(["-c", connection]);
     let output = world.run(move || command.output()).expect("it can be started");
     assert!(output.status.success(), "{}", stderr(&output));
+    let text = stdout(&run(&world, &["status"]));
+    let expected = format!("daemon    nftproxyd {}, healthy\nIPv4      in sync ", env!("CARGO_PKG_VERSION"));
+    assert!(text.starts_with(&expected) && text.contains("\nIPv6      in sync "), "{text}");
+    let output = run(&world, &["status", "-o", "json"]);
+    let all: serde_json::Value = serde_json::from_slice(&output.stdout).expect("it is JSON");
+    assert_eq!((&all["daemon"]["healthy"], &all["daemon"]["nodeEligible"]), (&json!(true), &json!(true)), "{all}");
     // It outlives the daemon.
     daemon.terminate(PATIENCE).expect("it ends");
 
     let output = run(&world, &["status"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let text = stdout(&output);
+    assert!(text.starts_with("daemon    not reached at 127.0.0.1:10249 (Connection refused"), "{text}");
     assert!(text.contains("tcp 10.96.0.80:80") && text.contains("*:30080 (IPv6)"), "{text}");
     let output = run(&world, &["status", "-o", "json"]);
-    let all: Vec<Value> = serde_json::from_slice(&output.stdout).expect("it is JSON");
-    let web = all.iter().find(|frontend| frontend["address"] == "10.96.0.80" && frontend["port"] == 80);
+    let all: Value = serde_json::from_slice(&output.stdout).expect("it is JSON");
+    assert_eq!(all["daemon"], json!(null));
+    let frontends = all["frontends"].as_array().expect("a list");
+    let web = frontends.iter().find(|frontend| frontend["address"] == "10.96.0.80" && frontend["port"] == 80);
     let web = web.expect("it is there");
     let endpoints = web["endpoints"].as_array().expect("it is a list");
     let of = |address: &str| {

@@ -21,6 +21,7 @@ struct KubeProxy {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Wanted {
     name: String,
     #[serde(rename = "type")]
