@@ -1,5 +1,6 @@
 //! The daemon as an operator meets it: started as kube-proxy is, configured, changed while it runs, and asked.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::os::unix::fs::symlink;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::api::Api;
+use crate::api::{Api, KINDS, Request, Verb};
 use crate::support::daemon::Daemon;
 use crate::support::http::{self, Answer};
 use crate::support::world::World;
@@ -72,8 +73,11 @@ fn wait_for(daemon: &Daemon, text: &str) -> String {
 /// The DaemonSet of kubeadm with another image: the command line, the files and their places are as they were.
 #[test]
 fn the_daemon_set_of_kubeadm_runs_unchanged() {
-    let Some(world) = node() else { return };
+    // The second address is that of the API server in kubeadm's kubeconfig.
+    let Some(world) = World::new(&[IpAddr::from([192, 0, 2, 10]), IpAddr::from([192, 0, 2, 1])], &[]) else { return };
     let api = world.run(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map(Api::start)).expect("loopback is up");
+    let account = folder();
+    let _tls = serve_with_tls(&world, &api, &account);
     api.apply(json!({
         "apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-a"},
         "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.10"}]},
@@ -85,18 +89,24 @@ fn the_daemon_set_of_kubeadm_runs_unchanged() {
             "ports": [{"port": 80, "protocol": "TCP", "targetPort": 8080, "nodePort": 30080}],
         },
     }));
-    // The volume: what is in the ConfigMap, but that the server is here and speaks plain HTTP.
+    // The volumes: the ConfigMap, and the ServiceAccount's token with the certificate of the cluster.
     let volume = folder();
-    fs::copy(Path::new(KUBEADM).join("config.conf"), volume.path().join("config.conf")).expect("it can be copied");
-    write(&volume, "kubeconfig.conf", &api.kubeconfig());
+    for file in ["config.conf", "kubeconfig.conf"] {
+        fs::copy(Path::new(KUBEADM).join(file), volume.path().join(file)).expect("it can be copied");
+    }
+    write(&account, "token", "the-token");
     let command = fs::read_to_string(Path::new(KUBEADM).join("command")).expect("it can be read");
     // What the kubelet does with it.
     let words: Vec<String> = command.lines().map(|word| word.replace("$(NODE_NAME)", "node-a")).collect();
     let image = "mount -t tmpfs none /usr/local/bin && ln -s \"$1\" /usr/local/bin/kube-proxy &&
         mount -t tmpfs none /var/lib && mkdir /var/lib/kube-proxy && mount --bind \"$2\" /var/lib/kube-proxy &&
-        shift 2 && exec \"$@\"";
+        account=/var/run/secrets/kubernetes.io/serviceaccount &&
+        mount -t tmpfs none /var/run && mkdir -p $account && mount --bind \"$3\" $account &&
+        shift 3 && exec \"$@\"";
     // Outside of what is mounted over: the program may be anywhere.
-    let arguments = ["--mount", "sh", "-c", image, "sh", PROGRAM, volume.path().to_str().expect("text")];
+    let path = |folder: &TempDir| folder.path().to_str().expect("temporary paths are text").to_owned();
+    let (volume, account) = (path(&volume), path(&account));
+    let arguments = ["--mount", "sh", "-c", image, "sh", PROGRAM, &volume, &account];
     let arguments: Vec<&str> = arguments.into_iter().chain(words.iter().map(String::as_str)).collect();
     let mut daemon = Daemon::start_program(&world, "unshare", &arguments).expect("it can be started");
     wait_for(&daemon, "in sync");
@@ -110,6 +120,59 @@ fn the_daemon_set_of_kubeadm_runs_unchanged() {
     assert_eq!(sysctl(&world, "net/netfilter/nf_conntrack_tcp_timeout_established"), "86400");
     let status = daemon.terminate(PATIENCE).expect("it ends");
     assert!(status.success(), "{status}: {}", daemon.log());
+    assert_allowed(&api.requests());
+}
+
+/// Serves the stand-in where kubeadm's kubeconfig looks for it, with a certificate that `account` then has as `ca.crt`.
+fn serve_with_tls(world: &World, api: &Api, account: &TempDir) -> Daemon {
+    let certificate = account.path().join("ca.crt");
+    let key = account.path().join("key");
+    let mut openssl = Command::new("openssl");
+    openssl
+        .args("req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=kubernetes".split(' '));
+    openssl.args(["-addext", "subjectAltName=IP:192.0.2.1", "-addext", "basicConstraints=critical,CA:false"]);
+    openssl.arg("-out").arg(&certificate).arg("-keyout").arg(&key);
+    let made = openssl.output().expect("openssl is installed");
+    assert!(made.status.success(), "{}", stderr(&made));
+    let listen = format!(
+        "OPENSSL-LISTEN:6443,bind=192.0.2.1,reuseaddr,fork,verify=0,cert={},key={}",
+        certificate.display(),
+        key.display()
+    );
+    Daemon::start_program(world, "socat", &[listen, format!("TCP:{}", api.address())]).expect("socat is installed")
+}
+
+/// Every request was made with the token, and is one that the ClusterRole of `deploy/` allows.
+fn assert_allowed(requests: &[Request]) {
+    let file = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/kubernetes/base/rbac.yaml"));
+    let file = file.expect("it can be read");
+    let role = serde_yaml::from_str::<serde_json::Value>(file.split("\n---\n").next().expect("a document"));
+    let role = role.expect("it is YAML");
+    let has = |list: &serde_json::Value, what: &str| list.as_array().is_some_and(|list| list.contains(&json!(what)));
+    let mut asked = BTreeSet::new();
+    for request in requests {
+        assert_eq!(request.authorization.as_deref(), Some("Bearer the-token"), "{request:?}");
+        let (resource, verb) = match request.verb {
+            Verb::List => (request.resource.as_str(), "list"),
+            Verb::Watch => (request.resource.as_str(), "watch"),
+            Verb::Other => {
+                assert_eq!(request.resource, "/apis/events.k8s.io/v1/namespaces/default/events");
+                ("events", if request.method == "POST" { "create" } else { "patch" })
+            }
+        };
+        let kind = KINDS.iter().find(|kind| kind.plural == resource);
+        let group =
+            kind.map_or("events.k8s.io", |kind| kind.api_version.split_once('/').map_or("", |(group, _)| group));
+        let allowed = role["rules"].as_array().expect("rules").iter().any(|rule| {
+            has(&rule["apiGroups"], group) && has(&rule["resources"], resource) && has(&rule["verbs"], verb)
+        });
+        assert!(allowed, "{group}/{resource} {verb} is not granted in deploy/kubernetes/base/rbac.yaml");
+        asked.insert((resource, verb));
+    }
+    for kind in KINDS {
+        assert!(asked.contains(&(kind.plural, "list")) && asked.contains(&(kind.plural, "watch")), "{asked:?}");
+    }
+    assert!(asked.contains(&("events", "create")), "{asked:?}");
 }
 
 /// In a container `/proc/sys` is read-only, and what it says fits nobody.

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{NODE_IP, NODE_NAME, Node, OTHER_IP, ip, node_object, socket, yaml};
+use super::{NODE_IP, NODE_NAME, Node, OTHER_IP, ip, node_object, socket, web, yaml};
 use crate::support::objects::{endpoint_slice, service};
+use crate::support::outcome::Fate;
 use crate::support::packet::Protocol;
 
 /// An HTTP answer: status, head and body.
@@ -84,6 +85,13 @@ fn wait_for_check(node: &mut Node, what: &str, server: &str, name: &str, local: 
     });
 }
 
+/// A Node that the cluster autoscaler is about to remove.
+fn leaving_object() -> Value {
+    let mut object = node_object(&[]);
+    object["spec"]["taints"] = json!([{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]);
+    object
+}
+
 fn refused(answer: Option<&Answer>) -> bool {
     answer.is_none()
 }
@@ -138,12 +146,34 @@ fn the_proxy_says_whether_it_is_healthy_where_it_is_told_to() {
     wait_for(&mut node, "the usual port", &format!("{OTHER_IP}:10256"), "/healthz", refused);
 
     // A node that is about to go gets no new connections from load balancers, but the proxy is alive.
-    let mut leaving = node_object(&[]);
-    leaving["spec"]["taints"] = json!([{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]);
-    node.replace("node.yaml", &yaml(&[leaving]));
+    node.replace("node.yaml", &yaml(&[leaving_object()]));
     wait_for(&mut node, "leaving", &at, "/healthz", |answer| answer.is_some_and(|answer| answer.status == 503));
     wait_for(&mut node, "leaving", &at, "/livez", |answer| answer.is_some_and(|answer| answer.status == 200));
+    let eligible = |wanted: bool| {
+        move |answer: Option<&Answer>| {
+            let (status, body) =
+                (if wanted { 200 } else { 503 }, format!("\"nodeEligible\":{wanted},\"healthy\":true"));
+            answer.is_some_and(|answer| answer.status == status && answer.body.contains(&body))
+        }
+    };
+    wait_for(&mut node, "leaving", &at, "/healthz", eligible(false));
     node.replace("node.yaml", &yaml(&[node_object(&[])]));
-    wait_for(&mut node, "staying", &at, "/healthz", |answer| answer.is_some_and(|answer| answer.status == 200));
+    wait_for(&mut node, "staying", &at, "/healthz", eligible(true));
+    let mut deleted = node_object(&[]);
+    deleted["metadata"]["deletionTimestamp"] = json!("2026-11-21T00:00:00Z");
+    node.replace("node.yaml", &yaml(&[deleted]));
+    wait_for(&mut node, "being deleted", &at, "/healthz", eligible(false));
+    // When its object is gone, what it said last counts.
+    for (object, wanted) in [(node_object(&[]), true), (leaving_object(), false)] {
+        node.replace("node.yaml", &yaml(&[object]));
+        wait_for(&mut node, "again", &at, "/healthz", eligible(wanted));
+        node.remove("node.yaml");
+        let name = format!("after-{wanted}");
+        node.write(&format!("{name}.yaml"), &yaml(&web(&name, "172.30.1.9", &["10.1.0.9:8080"])));
+        node.wait_forward("changes after that", "172.30.1.9:80", &["10.1.0.9:8080"]);
+        wait_for(&mut node, "gone", &at, "/healthz", eligible(wanted));
+        node.remove(&format!("{name}.yaml"));
+        node.wait_fate("removed", "172.30.1.9:80", |fate| !matches!(fate, Fate::Forward { .. }));
+    }
     node.stop();
 }

@@ -4,7 +4,7 @@ use std::os::unix::fs::symlink;
 
 use serde_json::{Value, json};
 
-use super::{NODE_IP, Node, OTHER_IP, ip, node_object, slice, web, yaml};
+use super::{NODE_IP, Node, OTHER_IP, ip, node_object, slice, socket, web, yaml};
 use crate::support::objects::{SERVICE_CIDRS, service, service_cidr};
 use crate::support::outcome::{Fate, Masquerade, Passed};
 use crate::support::packet::Protocol;
@@ -279,6 +279,46 @@ fn the_pod_ranges_of_the_node_decide_about_masquerading() {
         if let Some(client) = outside {
             masqueraded(&mut node, client, Masquerade::Yes);
         }
+    }
+    node.stop();
+}
+
+#[test]
+fn the_zone_of_the_node_is_followed() {
+    let Some(mut node) = Node::new() else { return };
+    let in_zone = |zone: Option<&str>| {
+        let mut object = node_object(&[]);
+        if let Some(zone) = zone {
+            object["metadata"]["labels"] = json!({"topology.kubernetes.io/zone": zone});
+        }
+        yaml(&[object])
+    };
+    let mut objects = web("zoned", "172.30.1.8", &["10.1.0.1:8080", "10.1.0.2:8080"]);
+    for (endpoint, zone) in [(0, "a"), (1, "b")] {
+        objects[1]["endpoints"][endpoint]["hints"] = json!({"forZones": [{"name": zone}]});
+    }
+    node.write("zoned.yaml", &yaml(&objects));
+    node.write("node.yaml", &in_zone(Some("a")));
+    node.start(&json!({}));
+    // A dozen connections that all go to one of two endpoints by chance are one case in 2048.
+    let only = |node: &mut Node, what: &str, endpoint: &str| {
+        node.eventually(what, |node| {
+            let at = socket(endpoint);
+            match (0..12)
+                .map(|_| node.fate(Protocol::Tcp, "172.30.1.8:80"))
+                .find(|fate| !matches!(fate, Fate::Forward { endpoint, .. } if *endpoint == at))
+            {
+                None => Ok(()),
+                Some(fate) => Err(format!("{fate:?}")),
+            }
+        });
+    };
+    only(&mut node, "zone a", "10.1.0.1:8080");
+    node.replace("node.yaml", &in_zone(Some("b")));
+    only(&mut node, "zone b", "10.1.0.2:8080");
+    node.replace("node.yaml", &in_zone(None));
+    for endpoint in ["10.1.0.1:8080", "10.1.0.2:8080"] {
+        node.wait_forward("no zone", "172.30.1.8:80", &[endpoint]);
     }
     node.stop();
 }

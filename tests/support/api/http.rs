@@ -75,6 +75,8 @@ async fn answer(shared: Arc<Shared>, request: hyper::Request<Incoming>) -> Resul
             Some(_) if matches!(text("watch").as_str(), "1" | "true") => Verb::Watch,
             Some(_) => Verb::List,
         },
+        method: request.method().to_string(),
+        authorization: request.headers().get("authorization").and_then(|value| value.to_str().ok()).map(str::to_owned),
         version: query.get("resourceVersion").cloned(),
         selectors: (text("labelSelector"), text("fieldSelector")),
         limit: text("limit").parse().ok(),

@@ -48,6 +48,10 @@ pub struct Request {
     /// Plural of the kind, or the path where it is none of the kinds.
     pub resource: String,
     pub verb: Verb,
+    /// `GET`, `POST` and so on.
+    pub method: String,
+    /// The header `Authorization`.
+    pub authorization: Option<String>,
     /// `resourceVersion` of the query, if any.
     pub version: Option<String>,
     /// `labelSelector` and `fieldSelector` of the query, empty where there is none.
