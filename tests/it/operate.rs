@@ -118,6 +118,11 @@ fn the_daemon_set_of_kubeadm_runs_unchanged() {
     let healthz = http::get(&world, (Ipv4Addr::LOCALHOST, 10256).into(), "/healthz");
     assert_eq!(healthz, Answer::Status(200), "{}", daemon.log());
     assert_eq!(sysctl(&world, "net/netfilter/nf_conntrack_tcp_timeout_established"), "86400");
+    let end = Instant::now() + PATIENCE;
+    while api.requests().iter().all(|request| request.verb != Verb::Other) {
+        assert!(Instant::now() < end, "no event:\n{}", daemon.log());
+        std::thread::sleep(Duration::from_millis(5));
+    }
     let status = daemon.terminate(PATIENCE).expect("it ends");
     assert!(status.success(), "{status}: {}", daemon.log());
     assert_allowed(&api.requests());
