@@ -1,6 +1,6 @@
 //! Kubernetes Events, where kube-proxy makes them, in its words: what `kubectl get events` and alerts look for.
 //!
-//! Best effort: whoever has something to say never waits, and what cannot be sent is forgotten.
+//! Best effort: whoever has something to say never waits, and what cannot be sent for some minutes is forgotten.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::debug;
 
 use crate::model::ObjectName;
@@ -21,6 +21,14 @@ const WAITING: usize = 64;
 
 /// How long the API server may take for one.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often one is tried while the API server cannot be reached, as in kube-proxy's client.
+const TRIES: u32 = 12;
+
+/// The first pause between two tries; it doubles up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// See [`FIRST_PAUSE`].
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// The API's limit for a note, in bytes.
 const NOTE: usize = 1024;
@@ -110,17 +118,30 @@ pub async fn publish(client: Client, node_name: &str, host_name: &str, mut notic
     let instance = Some(format!("{CONTROLLER}-{host_name}"));
     let recorder = Recorder::new(client, Reporter { controller: CONTROLLER.to_owned(), instance });
     while let Some(notice) = notices.recv().await {
-        publish_one(&recorder, node_name, &notice).await;
+        let mut pause = FIRST_PAUSE;
+        for _ in 0..TRIES {
+            // Nobody waits for the API server at the end of the process.
+            if publish_one(&recorder, node_name, &notice).await || notices.is_closed() {
+                break;
+            }
+            sleep(pause).await;
+            pause = (2 * pause).min(LONGEST_PAUSE);
+        }
     }
 }
 
-async fn publish_one(recorder: &Recorder, node_name: &str, notice: &Notice) {
+/// Whether it need not be tried again: the API server has answered, whatever it has said.
+async fn publish_one(recorder: &Recorder, node_name: &str, notice: &Notice) -> bool {
     let event = event(notice);
     match timeout(PATIENCE, recorder.publish(&event, &reference(&notice.regarding, node_name))).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(reason = notice.reason, "cannot send an event: {error}"),
+        Ok(Ok(())) => return true,
+        Ok(Err(error)) => {
+            debug!(reason = notice.reason, "cannot send an event: {error}");
+            return matches!(error, kube::Error::Api(_));
+        }
         Err(_) => debug!(reason = notice.reason, "cannot send an event within {} s", PATIENCE.as_secs()),
     }
+    false
 }
 
 fn event(notice: &Notice) -> Event {

@@ -82,6 +82,27 @@ fn events_are_those_of_kube_proxy() {
 }
 
 #[test]
+fn an_event_waits_for_an_api_server_that_comes_late() {
+    in_network_namespace_async(async || {
+        let (events, notices) = Events::channel();
+        events.say(Notice::starting());
+        let publishing = tokio::spawn(async { publish(client(), "n1", "host-a", notices).await });
+        // It has been refused once when this task goes on.
+        sleep(FIRST_PAUSE / 2).await;
+        let (requests, _, serving) = api_server();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while requests.lock().expect("nobody panics").is_empty() {
+            assert!(Instant::now() < deadline, "it is not tried again");
+            sleep(Duration::from_millis(5)).await;
+        }
+        drop(events);
+        publishing.await.expect("it ends");
+        serving.abort();
+        assert_eq!(requests.lock().expect("nobody panics").len(), 1);
+    });
+}
+
+#[test]
 fn nobody_waits_for_an_api_server() {
     in_network_namespace_async(async || {
         Events::nowhere().say(Notice::starting());

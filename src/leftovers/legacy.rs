@@ -29,7 +29,18 @@ const WAIT: &str = "10";
 /// Removes them.
 pub(super) fn remove(root: &Path, outcome: &mut Outcome) {
     for tool in &TOOLS {
-        let tables = fs::read_to_string(root.join(NET).join(tool.tables)).unwrap_or_default();
+        let file = root.join(NET).join(tool.tables);
+        let tables = match fs::read_to_string(&file) {
+            Ok(tables) => tables,
+            // Only root may read it.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                let what = format!("what kube-proxy may have in legacy iptables: {}: {error}", file.display());
+                let fix = "as root: nftproxyd cleanup --kube-proxy".to_owned();
+                outcome.remains.push(Remaining { what, fix });
+                continue;
+            }
+            Err(_) => continue,
+        };
         for table in tables.lines().filter(|table| IPTABLES.contains(table)) {
             tool.clean(table, outcome);
         }

@@ -3,10 +3,10 @@
 //! kube-proxy leaves its rules in place when it stops, so that nothing is interrupted. Whoever takes its place has them
 //! beside its own until they are removed: [`remove`] does that. Nothing here touches a table of nftproxyd.
 //!
-//! * [`names`]: which chains, sets and devices are kube-proxy's. Pure.
-//! * [`plan`]: which rules and chains of a table have to go, and which are in use by others. Pure.
-//! * [`tables`]: tables, chains and rules as the kernel lists them.
-//! * [`nft`], [`legacy`], [`ipvs`], [`ipset`], [`device`]: find and remove, each in its part of the kernel.
+//! * `names`: which chains, sets and devices are kube-proxy's. Pure.
+//! * `plan`: which rules and chains of a table have to go, and which are in use by others. Pure.
+//! * `tables`: tables, chains and rules as the kernel lists them.
+//! * `nft`, `legacy`, `ipvs`, `ipset`, `device`: find and remove, each in its part of the kernel.
 
 mod device;
 mod ipset;
