@@ -2,7 +2,7 @@
 //!
 //! nftables' objects and hash tables are unreclaimable slab memory, per-CPU memory and memory of vmalloc. There is no
 //! count of them for a network namespace, so the machine's is read just before and just after the tables are deleted: the
-//! difference is theirs, but for what others do in that second.
+//! difference is theirs, but for what others do in those seconds.
 
 use std::fs;
 use std::thread;
@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result};
 use procfs::{Current as _, Meminfo};
 
 use crate::floor::nft;
+use crate::netlink::Nftables;
 
 /// The kernel frees what is deleted a little later; then its memory stays the same for so long, or it took long enough.
 const QUIET: Duration = Duration::from_millis(300);
@@ -21,18 +22,25 @@ const LITTLE: u64 = 64 * 1024;
 
 /// Deletes all tables of this thread's network namespace. Returns how many bytes that gave back.
 pub(crate) fn of_tables() -> Result<u64> {
-    let before = used()?;
+    // Connections that run out meanwhile would count as well.
+    Nftables::open()?.forget_connections()?;
+    let before = settled()?;
     nft(&["flush", "ruleset"], "")?;
-    let deleted = Instant::now();
-    let (mut after, mut since) = (used()?, Instant::now());
-    while since.elapsed() < QUIET && deleted.elapsed() < ENOUGH {
+    Ok(before.saturating_sub(settled()?))
+}
+
+/// What is used once it no longer changes.
+fn settled() -> Result<u64> {
+    let start = Instant::now();
+    let (mut last, mut since) = (used()?, start);
+    while since.elapsed() < QUIET && start.elapsed() < ENOUGH {
         thread::sleep(Duration::from_millis(20));
         let now = used()?;
-        if now.abs_diff(after) > LITTLE {
-            (after, since) = (now, Instant::now());
+        if now.abs_diff(last) > LITTLE {
+            (last, since) = (now, Instant::now());
         }
     }
-    Ok(before.saturating_sub(after))
+    Ok(last)
 }
 
 fn used() -> Result<u64> {

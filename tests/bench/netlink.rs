@@ -26,6 +26,8 @@ const GETSET: u16 = SUBSYSTEM << 8 | 10;
 const NEWSETELEM: u16 = SUBSYSTEM << 8 | 12;
 const GETSETELEM: u16 = SUBSYSTEM << 8 | 13;
 const DELSETELEM: u16 = SUBSYSTEM << 8 | 14;
+/// Of connection tracking; without attributes it deletes all that there is.
+const DELETE_CONNECTIONS: u16 = 1 << 8 | 2;
 const TABLE: u16 = 1;
 const SET: u16 = 2;
 const ELEMENTS: u16 = 3;
@@ -54,7 +56,7 @@ pub(crate) enum Verb {
     Add,
 }
 
-/// A socket to nftables of the network namespace in which it was opened.
+/// A socket to netfilter of the network namespace in which it was opened.
 pub(crate) struct Nftables {
     socket: OwnedFd,
     buffer: Vec<u8>,
@@ -98,14 +100,24 @@ impl Nftables {
     /// Sends a transaction. Returns the time until the kernel has answered.
     pub(crate) fn commit(&mut self, transaction: &Transaction) -> Result<Duration> {
         let start = Instant::now();
-        send(self.socket.as_raw_fd(), &transaction.0, MsgFlags::empty()).context("cannot send a transaction")?;
+        self.exchange(&transaction.0).context("the kernel refuses a transaction")?;
+        Ok(start.elapsed())
+    }
+
+    /// Makes connection tracking forget every connection.
+    pub(crate) fn forget_connections(&mut self) -> Result<()> {
+        let request = Message::new(DELETE_CONNECTIONS, NLM_F_REQUEST | NLM_F_ACK, 0, 1);
+        self.exchange(&request.finish()).context("the kernel keeps its connections")
+    }
+
+    /// Sends what is answered by one acknowledgement, or by errors before it.
+    fn exchange(&mut self, bytes: &[u8]) -> Result<()> {
+        send(self.socket.as_raw_fd(), bytes, MsgFlags::empty())?;
         let length = recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::empty())?;
-        let taken = start.elapsed();
-        // Errors come before the answer to the last message.
         let answer = self.buffer.get(..length).and_then(|answer| answer.get(16..20)).context("a strange answer")?;
         match i32::from_ne_bytes(answer.try_into()?) {
-            0 => Ok(taken),
-            errno => bail!("the kernel refuses a transaction: {}", Errno::from_raw(-errno)),
+            0 => Ok(()),
+            errno => Err(Errno::from_raw(-errno).into()),
         }
     }
 

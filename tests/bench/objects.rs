@@ -83,20 +83,26 @@ pub(crate) fn probe_address(probe: usize) -> SocketAddrV4 {
     address_of(LAST - probe)
 }
 
-/// The EndpointSlice of Service `number` with its first pod replaced by this one.
+/// The EndpointSlice of Service `number` with one pod replaced by this one.
 pub(crate) fn with_replaced(size: Size, number: usize, pod: Ipv4Addr) -> Value {
     let mut slice = slice(size, number);
-    slice["endpoints"][0]["addresses"][0] = json!(pod);
+    slice["endpoints"][elsewhere(size)]["addresses"][0] = json!(pod);
     slice
 }
 
 /// The EndpointSlice of Service `number` with one pod more.
 pub(crate) fn with_one_more(size: Size, number: usize, pod: Ipv4Addr) -> Value {
     let mut slice = slice(size, number);
-    let mut endpoint = slice["endpoints"][0].clone();
+    let mut endpoint = slice["endpoints"][elsewhere(size)].clone();
     endpoint["addresses"][0] = json!(pod);
     slice["endpoints"].as_array_mut().expect("a list").push(endpoint);
     slice
+}
+
+/// The position of an endpoint that is on another node, if there are several: one on this node has elements of its own,
+/// and changes that are compared shall be alike.
+fn elsewhere(size: Size) -> usize {
+    usize::from(size.endpoints > 1)
 }
 
 fn with_pods(mut slice: Value, pods: &[Ipv4Addr]) -> Value {

@@ -14,7 +14,7 @@ use crate::size::Size;
 ///
 /// By default the API server is a stand-in. Nothing passes or fails by a number.
 #[derive(Debug, Parser)]
-#[command(name = "cargo bench --bench cluster --", version)]
+#[command(name = "cluster", bin_name = "cargo bench --bench cluster --", version)]
 pub(crate) struct Options {
     /// Clusters of so many Services x endpoints each [default: 1000x10 10000x10]
     #[arg(value_name = "SERVICESxENDPOINTS")]

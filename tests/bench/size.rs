@@ -13,7 +13,9 @@ pub(crate) struct Size {
 /// Cluster IPs are of 10.96.0.0/16, of which some are set apart.
 const MOST_SERVICES: usize = 65_000;
 /// Pods are at 10.128.0.0/9, of which the end is set apart.
-const MOST_PODS: usize = 8_000_000;
+const MOST_PODS: usize = 7_700_000;
+/// API servers take no more in one EndpointSlice.
+const MOST_ENDPOINTS: usize = 1_000;
 
 impl FromStr for Size {
     type Err = String;
@@ -26,8 +28,13 @@ impl FromStr for Size {
         if size.services == 0 || size.endpoints == 0 {
             return Err("at least one Service and one endpoint".to_owned());
         }
-        if size.services > MOST_SERVICES || size.services.saturating_mul(size.endpoints) > MOST_PODS {
-            return Err(format!("at most {MOST_SERVICES} Services and {MOST_PODS} endpoints"));
+        if size.services > MOST_SERVICES
+            || size.endpoints > MOST_ENDPOINTS
+            || size.services * size.endpoints > MOST_PODS
+        {
+            return Err(format!(
+                "at most {MOST_SERVICES} Services with {MOST_ENDPOINTS} endpoints each, and {MOST_PODS} endpoints in all"
+            ));
         }
         Ok(size)
     }
