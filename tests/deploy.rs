@@ -225,11 +225,19 @@ fn the_patches_for_kubeadm_change_the_image_and_nothing_of_the_command_line() {
         // Once more: nobody may remove the new rules at every start.
         (&["swap-image", "swap-back", "swap-image"], ours, ""),
         (&["swap-image", "swap-back", "clean-and-swap", "clean-done"], ours, ""),
+        (&["take-over"], ours, ""),
+        (&["take-over", "swap-back"], theirs.as_str(), "clean-nftproxyd"),
+        (&["swap-image", "swap-back", "take-over"], ours, ""),
+        (&["take-over", "swap-image"], ours, ""),
     ] {
         let (_, pod) = kubeadm_after(patches);
         assert_eq!((image(&pod).as_str(), first(&pod).as_str()), (expected_image, expected_first), "{patches:?}");
         let [container] = &pod.containers[..] else { panic!("{patches:?}: one container") };
-        assert_eq!(container.command.as_ref(), Some(&command), "{patches:?}");
+        // Once told to take over, it stays told until the way back.
+        let taking_over = patches.contains(&"take-over") && expected_image == ours;
+        let told = taking_over.then(|| "--take-over".to_owned());
+        let expected: Vec<_> = command.iter().cloned().chain(told).collect();
+        assert_eq!(container.command.as_ref(), Some(&expected), "{patches:?}");
         assert_eq!(container.liveness_probe.is_some(), expected_image == ours, "{patches:?}");
         // What is mounted is there.
         let volumes: Vec<_> = pod.volumes.iter().flatten().map(|volume| volume.name.as_str()).collect();
