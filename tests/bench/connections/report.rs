@@ -1,0 +1,112 @@
+//! Figures of many rounds, and how they compare.
+
+use std::fmt;
+use std::time::Duration;
+
+/// What one path did in one round.
+pub(crate) struct Turn {
+    /// Of one connection.
+    pub(crate) connections: Duration,
+    /// Of each call of `connect`.
+    pub(crate) latencies: Vec<Duration>,
+    /// Of one round trip.
+    pub(crate) round_trips: Duration,
+}
+
+/// All paths, the first of which is what the others are compared with.
+pub(crate) struct Report<'a> {
+    names: Vec<(&'a str, &'static str)>,
+    turns: Vec<Vec<Turn>>,
+}
+
+/// Median of the ratios of the rounds, and its standard error, from the quartiles.
+struct Ratio {
+    median: f64,
+    error: f64,
+}
+
+impl<'a> Report<'a> {
+    /// For paths called so: whose rules, and where to.
+    pub(crate) fn new(names: Vec<(&'a str, &'static str)>) -> Report<'a> {
+        let turns = names.iter().map(|_| Vec::new()).collect();
+        Report { names, turns }
+    }
+
+    /// Appends a turn of the path of this number; every path has one turn a round.
+    pub(crate) fn add(&mut self, path: usize, turn: Turn) {
+        self.turns[path].push(turn);
+    }
+
+    /// How many times as many a second as on the path `base`.
+    fn ratio(&self, path: usize, base: usize, figure: impl Fn(&Turn) -> Duration) -> Ratio {
+        let rounds = self.turns[path].iter().zip(&self.turns[base]);
+        let mut ratios: Vec<f64> =
+            rounds.map(|(turn, base)| figure(base).as_secs_f64() / figure(turn).as_secs_f64()).collect();
+        ratios.sort_by(f64::total_cmp);
+        let [low, median, high] = [1, 2, 3].map(|quarter| ratios[(ratios.len() - 1) * quarter / 4]);
+        // Of a normal distribution: the quartiles are 1.349 deviations apart, and a median errs by 1.253 of a mean.
+        Ratio { median, error: 1.253 * (high - low) / 1.349 / (ratios.len() as f64).sqrt() }
+    }
+
+    /// The path of the same rules that leads straight to a pod: the first of them.
+    fn straight(&self, path: usize) -> usize {
+        self.names.iter().position(|(rules, _)| *rules == self.names[path].0).unwrap_or(path)
+    }
+
+    /// The path of another one's rules to the same destination.
+    fn same_destination(&self, path: usize, rules: &str) -> Option<usize> {
+        self.names.iter().position(|(whose, to)| *whose == rules && *to == self.names[path].1)
+    }
+}
+
+impl fmt::Display for Report<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "| rules | to | new connections/s | / first row | / same rules, straight | connect p50, p99 | \
+             round trips/s | / first row |\n|---|---|---|---|---|---|---|---|"
+        )?;
+        for (path, (rules, to)) in self.names.iter().enumerate() {
+            let turns = &self.turns[path];
+            let median = |figure: fn(&Turn) -> Duration| {
+                let mut all: Vec<Duration> = turns.iter().map(figure).collect();
+                all.sort_unstable();
+                1.0 / all[all.len() / 2].as_secs_f64()
+            };
+            let mut latencies: Vec<Duration> = turns.iter().flat_map(|turn| turn.latencies.iter().copied()).collect();
+            latencies.sort_unstable();
+            let quantile = |part: usize| latencies[(latencies.len() - 1) * part / 100].as_secs_f64() * 1e6;
+            writeln!(
+                f,
+                "| {rules} | {to} | {:.0} | {} | {} | {:.2} us, {:.2} us | {:.0} | {} |",
+                median(|turn| turn.connections),
+                self.ratio(path, 0, |turn| turn.connections),
+                self.ratio(path, self.straight(path), |turn| turn.connections),
+                quantile(50),
+                quantile(99),
+                median(|turn| turn.round_trips),
+                self.ratio(path, 0, |turn| turn.round_trips),
+            )?;
+        }
+        for other in ["kube-proxy", "other nftproxyd"] {
+            if !self.names.iter().any(|(rules, _)| *rules == other) {
+                continue;
+            }
+            writeln!(f, "\n| nftproxyd / {other} | new connections | round trips |\n|---|---|---|")?;
+            for (path, (rules, to)) in self.names.iter().enumerate() {
+                if let ("nftproxyd", Some(base)) = (*rules, self.same_destination(path, other)) {
+                    let connections = self.ratio(path, base, |turn| turn.connections);
+                    let round_trips = self.ratio(path, base, |turn| turn.round_trips);
+                    writeln!(f, "| {to} | {connections} | {round_trips} |")?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Ratio {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.3} ±{:.3}", self.median, self.error)
+    }
+}
