@@ -220,30 +220,13 @@ impl Changes {
         }
     }
 
-    /// The chains that the added verdicts lead to and that are not there, each before those that refer to it.
-    fn chains(&self, present: &BTreeSet<ChainName>) -> Vec<ChainName> {
+    /// The chains that the added verdicts lead to and that are not there.
+    fn chains(&self, present: &BTreeSet<ChainName>) -> BTreeSet<ChainName> {
         let verdicts = self.add.values().flatten().filter_map(|element| match element.data {
             Data::Verdict(Verdict::Goto(chain) | Verdict::Jump(chain)) => Some(chain),
             _ => None,
         });
-        let targets: BTreeSet<ChainName> = verdicts.collect();
-        let mut missing = Vec::new();
-        for target in targets {
-            let mut path = vec![target];
-            let mut chain = target;
-            while let ChainName::Pick(pick) = chain
-                && let Some(inner) = pick.inner()
-            {
-                chain = ChainName::Pick(inner);
-                path.push(chain);
-            }
-            for chain in path.into_iter().rev() {
-                let made_on_demand = matches!(chain, ChainName::Pick(_) | ChainName::RememberFor(_));
-                if made_on_demand && !present.contains(&chain) && !missing.contains(&chain) {
-                    missing.push(chain);
-                }
-            }
-        }
-        missing
+        let made_on_demand = |chain: &ChainName| matches!(chain, ChainName::Pick(_) | ChainName::RememberFor(_));
+        verdicts.filter(|chain| made_on_demand(chain) && !present.contains(chain)).collect()
     }
 }

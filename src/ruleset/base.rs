@@ -6,10 +6,10 @@
 //! ```text
 //!  nat-prerouting, nat-output -> services: vmap @service-ips, else unserved?, else vmap @service-nodeports
 //!      -> [source-ranges | external-local | nodeport-local]      only for frontends that need them
-//!      -> [cluster- | masq-] [sticky-] pick-N                    mark, remembered endpoint, random slot: dnat
+//!      -> [cluster-|masq-][sticky-]pick-N                        mark, remembered endpoint, random slot: dnat
 //!      -> reject-it | drop
-//!  nat-postrouting -> masquerade-marked | service-traffic        masquerade; remember the endpoint
-//!  nat-input -> remember                                         endpoints on the node itself
+//!  nat-postrouting -> masquerade-marked | [remember], hairpin?   masquerade; remember the endpoint
+//!  nat-input -> [remember]                                       endpoints on the node itself
 //! ```
 //!
 //! * Base chains are of type `nat` only: an established connection meets none of our rules.
@@ -18,6 +18,8 @@
 //! * Source translation is at priority 99, before the usual 100 of other programs: the first chain that translates ends
 //!   the evaluation, and a masquerade by another program must not keep ours from clearing its mark.
 //! * A packet that belongs to no Service should pay little: `fib` and set look-ups come last, only where they matter.
+//! * Each chain entered and each rule costs every new connection some 20 to 80 instructions: chains that pick do all
+//!   that they have to without handing over, and nothing asks for affinity until some frontend has it.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -76,7 +78,7 @@ pub struct FrameFacts {
     pub node_ports: NodePortAddresses,
     /// Whether a cluster IP is outside all of `service_cidrs`: those pay a set look-up in `services`.
     pub stray_cluster_ips: bool,
-    /// Whether any frontend has session affinity; without one, `remember` has no rules.
+    /// Whether any frontend has session affinity; without one, `remember` has no rules and nobody jumps to it.
     pub affinity: bool,
 }
 
@@ -139,19 +141,10 @@ pub fn on_demand(name: ChainName, facts: &FrameFacts) -> Option<Chain> {
     Some(Chain { name, hook: None, rules })
 }
 
-/// The frame's chains and those made on demand for the given verdicts, with all that they hand over to, in the order in
-/// which they have to be created. Names that [`on_demand`] does not know are left out.
+/// The frame's chains and those made on demand for the given verdicts, in an order in which they can be created. Names
+/// that [`on_demand`] does not know are left out.
 pub fn all_chains(demanded: impl IntoIterator<Item = ChainName>, facts: &FrameFacts) -> Vec<Chain> {
-    let mut names = BTreeSet::new();
-    for name in demanded {
-        names.insert(name);
-        let mut pick = if let ChainName::Pick(pick) = name { pick.inner() } else { None };
-        while let Some(inner) = pick {
-            names.insert(ChainName::Pick(inner));
-            pick = inner.inner();
-        }
-    }
-    // The order of names puts what does less before what does more.
+    let names: BTreeSet<ChainName> = demanded.into_iter().collect();
     let mut chains: Vec<Chain> = names.into_iter().filter_map(|name| on_demand(name, facts)).collect();
     chains.extend(frame(facts).chains);
     chains
@@ -240,21 +233,11 @@ fn fixed(name: ChainName, facts: &FrameFacts) -> Option<Chain> {
             Rule { comment: Some("a cluster IP that is not allocated"), ..rule([Statement::Verdict(Verdict::Drop)]) },
         ],
         ChainName::Services => services_rules(facts),
-        ChainName::MasqueradeMarked => vec![
-            rule([Statement::StatusDnat, jump(ChainName::Remember)]),
-            rule([Statement::ClearMark(facts.mark), Statement::Masquerade]),
-        ],
-        ChainName::ServiceTraffic => vec![
-            rule([jump(ChainName::Remember)]),
-            rule([
-                Statement::InSet {
-                    key: vec![Expr::SourceAddress, Expr::DestinationAddress],
-                    set: SetName::Hairpin,
-                    negated: false,
-                },
-                Statement::Masquerade,
-            ]),
-        ],
+        ChainName::MasqueradeMarked => {
+            let mut rules = remembering(facts);
+            rules.push(rule([Statement::ClearMark(facts.mark), Statement::Masquerade]));
+            rules
+        }
         ChainName::NatPrerouting => {
             hook = base(HookPoint::Prerouting, DESTINATION_PRIORITY);
             vec![rule([jump(ChainName::Services)])]
@@ -265,14 +248,22 @@ fn fixed(name: ChainName, facts: &FrameFacts) -> Option<Chain> {
         }
         ChainName::NatInput => {
             hook = base(HookPoint::Input, SOURCE_PRIORITY);
-            vec![rule([Statement::StatusDnat, jump(ChainName::Remember)])]
+            remembering(facts)
         }
         ChainName::NatPostrouting => {
             hook = base(HookPoint::Postrouting, SOURCE_PRIORITY);
-            vec![
-                rule([Statement::MarkHas(facts.mark), jump(ChainName::MasqueradeMarked)]),
-                rule([Statement::StatusDnat, jump(ChainName::ServiceTraffic)]),
-            ]
+            let mut rules = vec![rule([Statement::MarkHas(facts.mark), jump(ChainName::MasqueradeMarked)])];
+            rules.extend(remembering(facts));
+            rules.push(rule([
+                Statement::StatusDnat,
+                Statement::InSet {
+                    key: vec![Expr::SourceAddress, Expr::DestinationAddress],
+                    set: SetName::Hairpin,
+                    negated: false,
+                },
+                Statement::Masquerade,
+            ]));
+            rules
         }
         ChainName::Pick(_) | ChainName::RememberFor(_) => return None,
     };
@@ -315,33 +306,23 @@ fn from_node_rules(facts: &FrameFacts, cluster: Statement) -> Vec<Rule> {
 }
 
 fn pick_rules(pick: Pick, facts: &FrameFacts) -> Vec<Rule> {
-    let Some(inner) = pick.inner() else {
-        let (frontend, map) = if pick.nodeport {
-            (&NODEPORT_KEY[..], SetName::NodeportEndpoints)
-        } else {
-            (&ADDRESS_KEY[..], SetName::Endpoints)
-        };
-        let offset = if pick.local { Pick::LOCAL_OFFSET } else { 0 };
-        let slot = Expr::RandomSlot { modulus: pick.slots, offset };
-        return vec![rule([Statement::DnatMap { key: [frontend, &[slot]].concat(), map }])];
-    };
-    let goto_inner = goto(ChainName::Pick(inner));
     let mark = Statement::SetMark(facts.mark);
-    match pick.masquerade {
-        Masquerade::Always => vec![rule([mark, goto_inner])],
-        Masquerade::FromOutside => {
-            let marking = match facts.cluster_ip_masquerade() {
-                Masquerade::Always => Some(rule([mark])),
-                Masquerade::FromOutside => facts.pod_rule(false, vec![mark]),
-                Masquerade::Never => None,
-            };
-            marking.into_iter().chain([rule([goto_inner])]).collect()
-        }
-        // The first rule does not match where the client is not known.
-        Masquerade::Never => {
-            vec![rule([Statement::DnatMap { key: AFFINITY_KEY.to_vec(), map: SetName::Affinity }]), rule([goto_inner])]
-        }
-    }
+    let marking = match (pick.masquerade, facts.cluster_ip_masquerade()) {
+        (Masquerade::Always, _) | (Masquerade::FromOutside, Masquerade::Always) => Some(rule([mark])),
+        (Masquerade::FromOutside, Masquerade::FromOutside) => facts.pod_rule(false, vec![mark]),
+        (Masquerade::Never, _) | (_, Masquerade::Never) => None,
+    };
+    // Does not match where the client is not known.
+    let remembered = Statement::DnatMap { key: AFFINITY_KEY.to_vec(), map: SetName::Affinity };
+    let (frontend, map) = if pick.nodeport {
+        (&NODEPORT_KEY[..], SetName::NodeportEndpoints)
+    } else {
+        (&ADDRESS_KEY[..], SetName::Endpoints)
+    };
+    let offset = if pick.local { Pick::LOCAL_OFFSET } else { 0 };
+    let slot = Expr::RandomSlot { modulus: pick.slots, offset };
+    let random = Statement::DnatMap { key: [frontend, &[slot]].concat(), map };
+    marking.into_iter().chain(pick.sticky.then(|| rule([remembered]))).chain([rule([random])]).collect()
 }
 
 /// One rule for each protocol: nft cannot print `proto-dst` or `proto-src` without knowing it.
@@ -355,6 +336,11 @@ fn remember_for_rules(seconds: u32) -> Vec<Rule> {
         data: vec![Expr::ReplySource, Expr::ReplyPort],
     };
     Protocol::ALL.into_iter().map(|protocol| rule([Statement::L4ProtoIs(protocol), update.clone()])).collect()
+}
+
+/// Remembers the endpoint of a connection that got one, where any frontend has affinity.
+fn remembering(facts: &FrameFacts) -> Vec<Rule> {
+    facts.affinity.then(|| rule([Statement::StatusDnat, jump(ChainName::Remember)])).into_iter().collect()
 }
 
 fn remember_rules(facts: &FrameFacts) -> Vec<Rule> {

@@ -113,8 +113,8 @@ pub enum Masquerade {
 }
 
 /// A chain that picks one of `slots` endpoints of a frontend: there is one for each combination that is in use, shared
-/// by all frontends. Chains that do one thing more hand over to the one without it:
-/// `cluster-sticky-pick-2` -> `sticky-pick-2` -> `pick-2`.
+/// by all frontends. `cluster-sticky-pick-2` marks, looks for a remembered endpoint, and picks one of two; no chain hands
+/// over to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pick {
     /// For a node port: the key has no address (`np-`).
@@ -133,17 +133,6 @@ impl Pick {
     /// The first slot of a frontend's endpoints on this node, where `externalTrafficPolicy: Local` needs them apart
     /// from the cluster's. So a frontend has at most 65,536 endpoints of each kind.
     pub const LOCAL_OFFSET: u32 = 65_536;
-
-    /// The chain that this one hands over to, if it does more than pick.
-    pub fn inner(self) -> Option<Pick> {
-        if self.masquerade != Masquerade::Never {
-            Some(Pick { masquerade: Masquerade::Never, ..self })
-        } else if self.sticky {
-            Some(Pick { sticky: false, ..self })
-        } else {
-            None
-        }
-    }
 }
 
 /// A chain of our table.
@@ -181,13 +170,11 @@ pub enum ChainName {
     NatPostrouting,
     /// Masquerades a marked connection.
     MasqueradeMarked,
-    /// Connections to an endpoint that are not marked.
-    ServiceTraffic,
 }
 
 impl ChainName {
     /// The chains that are always there, in an order in which each is created before it is referred to.
-    pub const FIXED: [ChainName; 15] = [
+    pub const FIXED: [ChainName; 14] = [
         ChainName::RejectIt,
         ChainName::Remember,
         ChainName::SourceRanges,
@@ -198,7 +185,6 @@ impl ChainName {
         ChainName::Unserved,
         ChainName::Services,
         ChainName::MasqueradeMarked,
-        ChainName::ServiceTraffic,
         ChainName::NatPrerouting,
         ChainName::NatOutput,
         ChainName::NatInput,
@@ -222,7 +208,6 @@ impl ChainName {
             ChainName::NatInput => "nat-input",
             ChainName::NatPostrouting => "nat-postrouting",
             ChainName::MasqueradeMarked => "masquerade-marked",
-            ChainName::ServiceTraffic => "service-traffic",
             ChainName::Pick(_) | ChainName::RememberFor(_) => return None,
         })
     }

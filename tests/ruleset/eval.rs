@@ -333,8 +333,7 @@ prerouting:
   services: ip daddr . meta l4proto . th dport vmap @service-ips
     found 10.96.0.1 . tcp . 80 comment \"default/web:http\" : goto cluster-pick-2
   cluster-pick-2: ip saddr != 10.124.0.0/16 meta mark set meta mark | 0x00004000
-  cluster-pick-2: goto pick-2
-  pick-2: dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 2 map @endpoints
+  cluster-pick-2: dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 2 map @endpoints
     found 10.124.0.10:8080, 10.124.1.11:8080
 postrouting:
   nat-postrouting: meta mark & 0x00004000 != 0x00000000 jump masquerade-marked
@@ -353,7 +352,9 @@ fn elements(ruleset: &mut Ruleset, name: SetName) -> &mut Vec<Element> {
 fn what_makes_no_sense_is_an_error() {
     type Damage = fn(&mut Ruleset);
     let cases: &[(&str, Damage)] = &[
-        ("chain pick-2 is not there", |it| it.chains.retain(|chain| chain.name.to_string() != "pick-2")),
+        ("chain cluster-pick-2 is not there", |it| {
+            it.chains.retain(|chain| chain.name.to_string() != "cluster-pick-2");
+        }),
         ("the set is not there", |it| it.sets.retain(|(def, _)| def.name != SetName::Endpoints)),
         ("set hairpin is there twice", |it| {
             let hairpin = it.sets.last().unwrap().clone();

@@ -172,8 +172,8 @@ fn a_restart_sends_nothing_or_only_the_difference() {
         slice.endpoints = slice.endpoints[..1].into();
         let mut engine = cluster.engine(Netlink::open().expect("a socket"), facts(NodePortAddresses::Primary));
         let report = engine.sync(Instant::now());
-        // Each frontend: two verdicts, one slot; and four chains with six rules.
-        assert_eq!((report.transactions, report.operations), (1, 6 * 3 + 4 + 5));
+        // Each frontend: two verdicts, one slot; and two chains with two rules each.
+        assert_eq!((report.transactions, report.operations), (1, 6 * 3 + 2 + 4));
     });
 }
 
