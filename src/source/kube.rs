@@ -130,7 +130,21 @@ async fn from_kubeconfig(path: &Path, master: Option<&str>) -> Result<kube::Conf
     if let Some(master) = master {
         config.cluster_url = parse_master(master)?;
     }
+    take_token(&mut config.auth_info);
     Ok(config)
+}
+
+/// kube's client sends the file of a token as it is, and no header can have the end of a line in it. Written by hand, the
+/// file has one; kube-proxy takes it off.
+fn take_token(auth: &mut kube::config::AuthInfo) {
+    let Some(file) = auth.token_file.as_ref().filter(|_| auth.token.is_none()) else { return };
+    // A file that cannot be read is named by the client.
+    let Ok(token) = std::fs::read_to_string(file) else { return };
+    let trimmed = token.trim();
+    if trimmed.len() != token.len() {
+        warn!("{file} has blanks around the token: they are taken off, and the file is not read again when it changes");
+        auth.token = Some(trimmed.to_owned().into());
+    }
 }
 
 fn parse_master<T: std::str::FromStr>(master: &str) -> Result<T, ConnectError> {

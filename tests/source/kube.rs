@@ -376,6 +376,23 @@ async fn unusable_kubeconfigs_are_named() {
 }
 
 #[tokio::test]
+async fn a_token_is_sent_without_the_end_of_its_line() {
+    for text in ["the-token", "the-token\n"] {
+        let api = Api::local();
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (token, kubeconfig) = (folder.path().join("token"), folder.path().join("kubeconfig"));
+        std::fs::write(&token, text).expect("written");
+        let mut config: Value = serde_json::from_str(&api.kubeconfig()).expect("JSON");
+        config["users"][0]["user"] = json!({"tokenFile": token});
+        std::fs::write(&kubeconfig, config.to_string()).expect("written");
+        let client = connect(&kubeconfig, None).await.expect("a valid kubeconfig");
+        client.apiserver_version().await.expect_err("it has no /version");
+        let sent: Vec<_> = api.requests().into_iter().map(|request| request.authorization).collect();
+        assert_eq!(sent, [Some("Bearer the-token".to_owned())], "{text:?}");
+    }
+}
+
+#[tokio::test]
 async fn every_request_is_told() {
     let api = Api::local();
     let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
