@@ -112,6 +112,7 @@ fn show(value: f64, unit: Unit) -> String {
     let decimals =
         usize::from(value < 100.0 && value.fract() != 0.0) + usize::from(value < 10.0 && value.fract() != 0.0);
     match unit {
+        Unit::Milliseconds if value >= 10_000.0 => format!("{:.1} s", value / 1e3),
         Unit::Milliseconds => format!("{value:.decimals$} ms"),
         Unit::Microseconds => format!("{value:.0} µs"),
         Unit::MiB => format!("{value:.1} MiB"),
