@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow};
 use serde_json::Value;
 
-use crate::floor::{self, Floor, Tables};
+use crate::floor::{Floor, Tables};
 use crate::network::Network;
 use crate::objects::{self, PROBES};
 use crate::proxy::{PATIENCE, Proxy, Work};
@@ -60,7 +60,7 @@ const CHANGES: [Change; 5] = [
 /// Changes of each kind are fewer than they should be if they take longer than this, but never less than so many.
 const LONG: Duration = Duration::from_secs(180);
 const AT_LEAST: usize = 3;
-/// Before a change whose cost is told: it comes by itself, as those do that the floor is made of.
+/// Before a change whose cost is told, and before one of the floor: each comes by itself.
 const PAUSE: Duration = Duration::from_millis(5);
 
 pub(crate) fn measure(run: &mut Run<'_>, running: &mut Running) -> Result<()> {
@@ -132,10 +132,13 @@ fn to_packets(network: &Network, writer: &Writer, change: &Change, turn: usize) 
 struct Cost {
     name: String,
     works: Vec<Work>,
-    floor: floor::Change,
+    /// What the kernel took for the same elements from somebody who does nothing else.
+    floor: Vec<Duration>,
+    floor_operations: usize,
 }
 
-/// Makes all changes in turn, so often, and then each once more to see what the kernel needs for it.
+/// Makes all changes in turn, so often; after each the kernel is made to do the same once more for the floor, in the same
+/// rhythm, so that its caches hold as little of either.
 fn costs(
     proxy: &mut Proxy,
     floor: &mut Floor,
@@ -143,36 +146,49 @@ fn costs(
     write: &dyn Fn(usize, usize) -> Result<()>,
     turns: usize,
 ) -> Result<Vec<Cost>> {
-    let mut works = vec![Vec::new(); names.len()];
+    // What a round changes is read off the tables, after one that has made the chains that it takes.
+    for change in 0..names.len() {
+        write(change, turns)?;
+        proxy.next_work()?;
+    }
+    let mut states = vec![Tables::read()?];
+    for change in 0..names.len() {
+        proxy.work_so_far();
+        write(change, turns + 1)?;
+        proxy.next_work()?;
+        states.push(Tables::read()?);
+    }
+    let mut round = floor.round(&states).context("the floor of changes")?;
+    let cost = |(change, name): (usize, &String)| Cost {
+        name: name.clone(),
+        works: Vec::new(),
+        floor: Vec::new(),
+        floor_operations: round.operations(change),
+    };
+    let mut costs: Vec<Cost> = names.iter().enumerate().map(cost).collect();
     for turn in 0..turns {
-        for (change, works) in works.iter_mut().enumerate() {
+        for (change, cost) in costs.iter_mut().enumerate() {
             thread::sleep(PAUSE);
             proxy.work_so_far();
             write(change, turn)?;
-            works.push(proxy.next_work()?);
+            cost.works.push(proxy.next_work()?);
+            thread::sleep(PAUSE);
+            cost.floor.push(round.make(change)?);
         }
-    }
-    let mut costs = Vec::new();
-    let mut before = Tables::read()?;
-    for (change, (name, works)) in names.iter().zip(works).enumerate() {
-        proxy.work_so_far();
-        write(change, turns)?;
-        proxy.next_work()?;
-        let after = Tables::read()?;
-        let floor = floor.change(&before, &after).with_context(|| format!("the floor of {name}"))?;
-        costs.push(Cost { name: name.clone(), works, floor });
-        before = after;
+        round.go_back()?;
     }
     Ok(costs)
 }
 
 fn note(run: &mut Run<'_>, cost: &Cost) {
-    let Cost { name, works, floor } = cost;
+    let Cost { name, works, floor, floor_operations } = cost;
     let mut in_kernel: Vec<Duration> = works.iter().map(|work| work.in_kernel).collect();
     in_kernel.sort_unstable();
     let rows = ["p50 in the kernel", "operations", "bytes"].map(|row| format!("{name}: {row}"));
     run.note_short_time(&rows[0], percentile(&in_kernel, 50));
-    run.note_floor(&rows[0], Unit::Microseconds, floor.in_kernel.as_secs_f64() * 1e6);
+    let mut floor = floor.clone();
+    floor.sort_unstable();
+    run.note_floor(&rows[0], Unit::Microseconds, percentile(&floor, 50).as_secs_f64() * 1e6);
     // The first change of its kind may make a chain; an endpoint on this node has an element more.
     let usual = |of: fn(&Work) -> u64| {
         let mut numbers: Vec<u64> = works.iter().map(of).collect();
@@ -180,7 +196,7 @@ fn note(run: &mut Run<'_>, cost: &Cost) {
         percentile(&numbers, 50) as f64
     };
     run.note(&rows[1], Unit::Count, usual(|work| work.operations));
-    run.note_floor(&rows[1], Unit::Count, floor.operations as f64);
+    run.note_floor(&rows[1], Unit::Count, *floor_operations as f64);
     run.note(&rows[2], Unit::Bytes, usual(|work| work.bytes));
 }
 

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::netlink::{Nftables, Set, Transaction, Verb};
 use crate::network::Namespace;
@@ -21,11 +21,6 @@ const FAMILIES: [(u8, &str); 2] = [(2, "ip"), (10, "ip6")];
 const FILLS: usize = 5;
 /// Before each time.
 const SETTLE: Duration = Duration::from_millis(300);
-/// How often a change is made and undone.
-const TURNS: usize = 51;
-/// Before each: a change comes by itself, to a processor that has done other things since the last one.
-const PAUSE: Duration = Duration::from_millis(5);
-
 /// The tables of a network namespace.
 pub(crate) struct Tables {
     /// Sets without elements, chains and rules, as a script of nft.
@@ -63,12 +58,17 @@ pub(crate) struct Floor {
     elements: Elements,
 }
 
-/// What a change takes.
-pub(crate) struct Change {
-    /// Elements added and deleted.
-    pub(crate) operations: usize,
-    /// The median.
-    pub(crate) in_kernel: Duration,
+/// A round of changes, each from where the one before it ends, prepared to be sent into the floor's namespace.
+pub(crate) struct Round {
+    kernel: Nftables,
+    changes: Vec<Change>,
+    /// From the end of the last change to the beginning of the first.
+    back: Option<Transaction>,
+}
+
+struct Change {
+    operations: usize,
+    transaction: Transaction,
 }
 
 impl Floor {
@@ -106,36 +106,51 @@ impl Floor {
         })
     }
 
-    /// Measures the change that leads from one state of the tables to another.
-    pub(crate) fn change(&mut self, before: &Tables, after: &Tables) -> Result<Change> {
-        ensure!(before.frame == after.frame, "the change is one of the frame as well");
-        if self.frame != before.frame {
-            self.fill(before)?;
+    /// Prepares the changes that lead from each of these states of the tables to the next, and makes each once to see that it
+    /// does; the tables are left in the first state.
+    pub(crate) fn round(&mut self, states: &[Tables]) -> Result<Round> {
+        let [first, .., last] = states else { bail!("nothing is to be changed") };
+        ensure!(states.iter().all(|state| state.frame == first.frame), "a change is one of the frame as well");
+        if self.frame != first.frame {
+            self.fill(first)?;
         }
-        let Floor { namespace, elements, .. } = self;
-        namespace.run(|| {
-            let mut kernel = Nftables::open()?;
-            if let Some(catch_up) = difference(elements, &before.elements).transaction() {
-                kernel.commit(&catch_up).context("to where the change begins")?;
+        let mut kernel = self.namespace.run(Nftables::open)?;
+        if let Some(catch_up) = difference(&self.elements, &first.elements).transaction() {
+            kernel.commit(&catch_up).context("to where the changes begin")?;
+        }
+        self.elements.clone_from(&first.elements);
+        let mut changes = Vec::new();
+        for (before, after) in states.iter().zip(&states[1..]) {
+            let difference = difference(&before.elements, &after.elements);
+            let operations = difference.0.iter().map(|(_, _, elements)| elements.len()).sum();
+            let transaction = difference.transaction().context("nothing has changed")?;
+            kernel.commit(&transaction)?;
+            for (set, wanted) in &after.elements {
+                let found: BTreeSet<Vec<u8>> = kernel.elements(set)?.into_iter().collect();
+                ensure!(found == *wanted, "set {} is not what it should be", set.name);
             }
-            elements.clone_from(&before.elements);
-            let forth = difference(&before.elements, &after.elements);
-            let back = difference(&after.elements, &before.elements);
-            let operations = forth.0.iter().map(|(_, _, elements)| elements.len()).sum();
-            let (forth, back) = forth.transaction().zip(back.transaction()).context("nothing has changed")?;
-            let mut taken = Vec::new();
-            for _ in 0..TURNS {
-                thread::sleep(PAUSE);
-                taken.push(kernel.commit(&forth)?);
-                for (set, wanted) in after.elements.iter().filter(|_| taken.len() == 1) {
-                    let found: BTreeSet<Vec<u8>> = kernel.elements(set)?.into_iter().collect();
-                    ensure!(found == *wanted, "set {} is not what it should be", set.name);
-                }
-                kernel.commit(&back)?;
-            }
-            taken.sort_unstable();
-            Ok(Change { operations, in_kernel: taken[TURNS / 2] })
-        })
+            changes.push(Change { operations, transaction });
+        }
+        let mut round = Round { kernel, changes, back: difference(&last.elements, &first.elements).transaction() };
+        round.go_back()?;
+        Ok(round)
+    }
+}
+
+impl Round {
+    /// How many elements a change adds and deletes.
+    pub(crate) fn operations(&self, change: usize) -> usize {
+        self.changes[change].operations
+    }
+
+    /// Makes a change: the first, or the one after that which was made last. Returns the kernel's time.
+    pub(crate) fn make(&mut self, change: usize) -> Result<Duration> {
+        self.kernel.commit(&self.changes[change].transaction)
+    }
+
+    /// Goes back to where the first change begins, after the last.
+    pub(crate) fn go_back(&mut self) -> Result<()> {
+        self.back.as_ref().map_or(Ok(()), |back| self.kernel.commit(back).map(drop))
     }
 }
 
