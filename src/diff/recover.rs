@@ -79,8 +79,13 @@ impl Recovery {
     }
 
     /// The installed state of the table, which has these chains. Elements that cannot be part of any frontend are
-    /// returned beside it.
-    pub fn finish(self, chains: impl IntoIterator<Item = ChainName>) -> (Installed, Vec<(SetName, Element)>) {
+    /// returned beside it. `known` gives the text that others hold already of the name of a Service, if there is one: tens of
+    /// thousands of names more would be kept for ever.
+    pub fn finish(
+        self,
+        chains: impl IntoIterator<Item = ChainName>,
+        known: impl Fn(&ObjectName) -> Option<ObjectName>,
+    ) -> (Installed, Vec<(SetName, Element)>) {
         let on_demand = |chain: &ChainName| matches!(chain, ChainName::Pick(_) | ChainName::RememberFor(_));
         let mut installed = Installed {
             chains: chains.into_iter().filter(on_demand).collect(),
@@ -100,7 +105,7 @@ impl Recovery {
                         Some(shared) => frontend.port_name = ArcStr::clone(shared),
                         None => drop(port_names.insert(ArcStr::clone(&frontend.port_name))),
                     }
-                    let new = || Unit::empty(frontend.service.clone());
+                    let new = || Unit::empty(known(&frontend.service).unwrap_or_else(|| frontend.service.clone()));
                     let unit = installed.units.get_or_insert_with(&frontend.service, new);
                     let at = unit.frontends.partition_point(|other| *other < key);
                     unit.frontends.reserve_exact(1);
@@ -161,7 +166,7 @@ struct Found {
     /// Of the frontend's entry, if that is among the verdicts.
     comment: Option<ArcStr>,
     /// Elements of the endpoint maps.
-    slots: Vec<(u32, Backend)>,
+    slots: SmallVec<[(u32, Backend); 1]>,
     /// Elements of the allowed sources.
     sources: Vec<Range>,
     /// Elements that no frontend has.
@@ -231,7 +236,7 @@ impl Found {
         self.verdicts.retain(|(other, _)| *other != set);
         match set {
             SetName::ServiceIps | SetName::ServiceNodeports => self.comment = None,
-            SetName::Endpoints | SetName::NodeportEndpoints => self.slots = Vec::new(),
+            SetName::Endpoints | SetName::NodeportEndpoints => self.slots = SmallVec::new(),
             SetName::AllowedSources => self.sources = Vec::new(),
             _ => {}
         }

@@ -78,7 +78,7 @@ fn recover(
 ) -> (Installed, Vec<(SetName, Element)>) {
     let mut recovery = Recovery::new(family);
     elements.into_iter().for_each(|(set, element)| recovery.element(set, element));
-    recovery.finish(chains)
+    recovery.finish(chains, |_| None)
 }
 
 fn address(last: u8) -> IpAddr {
@@ -259,12 +259,12 @@ proptest! {
         }
         recovery.forget(set);
         elements.iter().for_each(|(set, element)| recovery.element(*set, element.clone()));
-        prop_assert_eq!(recovery.finish([]).0, all);
+        prop_assert_eq!(recovery.finish([], |_| None).0, all);
 
         let mut recovery = Recovery::new(Family::V4);
         elements.into_iter().for_each(|(set, element)| recovery.element(set, element));
         recovery.forget(set);
-        prop_assert_eq!(recovery.finish([]).0, others);
+        prop_assert_eq!(recovery.finish([], |_| None).0, others);
     }
 
     #[test]

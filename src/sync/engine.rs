@@ -394,6 +394,10 @@ impl Wants for Cluster<'_> {
         )
     }
 
+    fn known(&self, name: &ObjectName) -> Option<ObjectName> {
+        self.store.service(name).map(|service| service.name.clone())
+    }
+
     fn services(&self) -> BTreeSet<ObjectName> {
         self.store.services().map(|service| service.name.clone()).collect()
     }

@@ -39,6 +39,9 @@ pub(super) trait Wants {
     /// What one Service wants; nothing if it is gone.
     fn wanted(&self, name: &ObjectName, family: Family, installed: &Installed) -> Wanted;
 
+    /// The name as it is held already, if there is such a Service.
+    fn known(&self, name: &ObjectName) -> Option<ObjectName>;
+
     /// All Services that there are. Only for a read-back of the table.
     fn services(&self) -> BTreeSet<ObjectName>;
 }
@@ -284,7 +287,7 @@ impl Table {
         let chains = snapshot.chains.iter().chain(&snapshot.other_rules).copied();
         // What was known before goes first: both at once would be most of the memory that the daemon uses.
         self.installed = Installed::default();
-        let (installed, unknown) = recovery.finish(chains);
+        let (installed, unknown) = recovery.finish(chains, |name| pass.wants.known(name));
         self.installed = installed;
         self.elements = self.installed.element_counts();
         for (set, element) in unknown {

@@ -135,7 +135,7 @@ fn parts(kernel: &FakeKernel, keys: &BTreeSet<FrontendKey>) -> Parts {
         let mut elements = held(kernel, family);
         let mut recovery = Recovery::new(family);
         elements.iter().cloned().for_each(|(set, element)| recovery.element(set, element));
-        let (found, unknown) = recovery.finish([]);
+        let (found, unknown) = recovery.finish([], |_| None);
         assert_eq!(unknown, []);
         elements.retain(|(set, _)| !matches!(set, SetName::ClusterIps | SetName::Hairpin | SetName::NodeportIps));
         let mut written = 0;
