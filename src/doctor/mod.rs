@@ -1,11 +1,15 @@
 //! `nftproxyd doctor`: what on this node keeps Services from working, or may, and what to do about it. It looks, and
-//! changes nothing: kernel features are asked for in a transaction that the kernel only checks.
+//! changes nothing: kernel features are tried in a network namespace that goes with the trial.
 
 mod proc_files;
 mod tables;
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::thread;
+
+use anyhow::anyhow;
+use nix::sched::{CloneFlags, unshare};
 
 use crate::config::Conntrack;
 use crate::leftovers;
@@ -84,10 +88,17 @@ pub fn report(findings: &[Finding]) -> String {
     text
 }
 
+/// Tries what the tables need in a network namespace of its own; where none may be made (it takes `CAP_SYS_ADMIN`), in a
+/// transaction that the kernel only checks.
 fn features() -> Finding {
-    let tried = Netlink::open().map_err(anyhow::Error::from).and_then(|mut netlink| Ok(netlink.probe()?));
-    match tried {
-        Ok(()) => Finding::fine("the kernel has every feature of nftables that is needed"),
+    let open = || Netlink::open().map_err(anyhow::Error::from);
+    let apart = thread::scope(|scope| {
+        let trial = scope.spawn(|| unshare(CloneFlags::CLONE_NEWNET).ok().map(|()| Ok(open()?.try_for_good()?)));
+        trial.join().unwrap_or_else(|_| Some(Err(anyhow!("the trial has failed"))))
+    });
+    let where_tried = if apart.is_some() { "tried in a network namespace of its own" } else { "checked, not tried" };
+    match apart.unwrap_or_else(|| Ok(open()?.probe()?)) {
+        Ok(()) => Finding::fine(format!("the kernel has every feature of nftables that is needed ({where_tried})")),
         Err(error) => Finding::wrong(
             format!("the kernel cannot hold the tables: {error:#}"),
             "run as root or with CAP_NET_ADMIN, on Linux 5.10 or later; load what is missing, such as: \

@@ -69,6 +69,22 @@ impl Netlink {
         Ok(())
     }
 
+    /// Tries the same by making the tables for good, in each family: some kernels check what a hook allows only then. For a
+    /// network namespace in which nobody else is, and that nobody needs afterwards.
+    pub fn try_for_good(&mut self) -> Result<(), ProbeError> {
+        self.probe()?;
+        for family in Family::ALL {
+            match self.commit(&probe::transaction(family)) {
+                Ok(_) => {}
+                Err(CommitError::Refused { operation, source, .. }) => {
+                    return Err(probe::explain(family, operation, source));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
     /// The number of the ruleset's generation: every commit in the network namespace counts it up.
     fn ask_generation(&mut self) -> Result<Option<u32>, KernelError> {
         let request = Request { kind: msg::GETGEN, family: 0, dump: false, texts: &[] };

@@ -5,7 +5,7 @@ use std::io;
 
 use super::encode::{Batch, Encoder};
 use super::kernel::CommitError;
-use crate::diff::Operation;
+use crate::diff::{Operation, Transaction};
 use crate::model::{Family, Protocol};
 use crate::ruleset::names::{ChainName, SetName};
 use crate::ruleset::types::{Chain, DataDef, Expr, Hook, HookPoint, Rule, SetDef, Statement, Verdict};
@@ -131,6 +131,13 @@ pub(super) fn batch(family: Family, first_sequence: u32) -> Result<Batch, super:
         encoder.operation(position, &question.operation)?;
     }
     Ok(encoder.finish())
+}
+
+/// The same, to be committed.
+pub(super) fn transaction(family: Family) -> Transaction {
+    let mut transaction = Transaction::new(family);
+    transaction.operations.extend(questions().into_iter().map(|question| question.operation));
+    transaction
 }
 
 /// The oldest kernel that has everything. Before about 5.11 the kernel checks which expressions a hook allows only when

@@ -360,7 +360,7 @@ fn the_doctor_names_what_is_wrong_and_how_to_mend_it() {
         "WRONG  IPv4 packets are not forwarded\n       fix: sysctl -w net.ipv4.ip_forward=1\n",
         "WRONG  rules of kube-proxy's nftables mode: table ip kube-proxy\n       fix: stop kube-proxy, then: nft delete \
          table ip kube-proxy\n",
-        "ok     the kernel has every feature of nftables that is needed\n",
+        "ok     the kernel has every feature of nftables that is needed (tried in a network namespace of its own)\n",
     ] {
         assert!(text.contains(line), "{line}\n{text}");
     }
@@ -368,6 +368,15 @@ fn the_doctor_names_what_is_wrong_and_how_to_mend_it() {
     world.nft(&["delete table ip kube-proxy"], "").expect("it can be deleted");
     let output = run(&world, &["doctor"]);
     assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
+    let tables = world.nft(&["list", "tables"], "").expect("they can be listed");
+    assert_eq!(tables, "", "the trial leaves nothing behind");
+
+    // As in a container that may not make namespaces.
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set=-sys_admin", PROGRAM, "doctor"]);
+    let output = world.run(move || command.output()).expect("it can be started");
+    assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
+    assert!(stdout(&output).contains("nftables that is needed (checked, not tried)\n"), "{}", stdout(&output));
 }
 
 #[test]
