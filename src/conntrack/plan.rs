@@ -40,6 +40,22 @@ pub struct Flow {
     pub id: Option<[u8; 4]>,
 }
 
+#[cfg(test)]
+impl Flow {
+    /// A client's connection to a frontend, translated to an endpoint, in no zone of its own.
+    pub(crate) fn translated(protocol: Protocol, [client, frontend, endpoint]: [&str; 3]) -> Flow {
+        let [client, frontend, endpoint] =
+            [client, frontend, endpoint].map(|text| text.parse().expect("a socket address"));
+        Flow {
+            protocol: protocol.number(),
+            original: Tuple { source: client, destination: frontend },
+            reply: Tuple { source: endpoint, destination: client },
+            zones: Zones::default(),
+            id: None,
+        }
+    }
+}
+
 /// What flows through a frontend may still do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rule {
@@ -139,15 +155,8 @@ mod tests {
     }
 
     fn flow(original: &str, reply_source: &str) -> Flow {
-        let (destination, endpoint) = (at(original), at(reply_source));
-        let client = if destination.is_ipv4() { at("10.0.0.2:4000") } else { at("[fd00::2]:4000") };
-        Flow {
-            protocol: 17,
-            original: Tuple { source: client, destination },
-            reply: Tuple { source: endpoint, destination: client },
-            zones: Zones::default(),
-            id: None,
-        }
+        let client = if at(original).is_ipv4() { "10.0.0.2:4000" } else { "[fd00::2]:4000" };
+        Flow::translated(Protocol::Udp, [client, original, reply_source])
     }
 
     fn frontends() -> Frontends {

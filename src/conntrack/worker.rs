@@ -198,8 +198,9 @@ mod tests {
     use std::net::SocketAddr;
     use std::sync::mpsc;
 
-    use super::super::plan::{Flow, Rule, Tuple, Zones};
+    use super::super::plan::{Flow, Rule};
     use super::*;
+    use crate::model::Protocol;
 
     fn at(text: &str) -> SocketAddr {
         text.parse().expect("a socket address")
@@ -265,14 +266,7 @@ mod tests {
     }
 
     fn flow(frontend: &str, endpoint: &str) -> Flow {
-        let client = at("10.0.0.2:4000");
-        Flow {
-            protocol: 17,
-            original: Tuple { source: client, destination: at(frontend) },
-            reply: Tuple { source: at(endpoint), destination: client },
-            zones: Zones::default(),
-            id: None,
-        }
+        Flow::translated(Protocol::Udp, ["10.0.0.2:4000", frontend, endpoint])
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! From sets and connections to lines.
 
 use super::*;
-use crate::conntrack::{Tuple, Zones};
 
 fn address(text: &str) -> SocketAddr {
     text.parse().expect("an address and a port")
@@ -28,14 +27,7 @@ fn goto(name: &str) -> Verdict {
 }
 
 fn flow(to: &str, endpoint: &str) -> Flow {
-    let client = address("203.0.113.7:4000");
-    Flow {
-        protocol: 6,
-        original: Tuple { source: client, destination: address(to) },
-        reply: Tuple { source: address(endpoint), destination: client },
-        zones: Zones::default(),
-        id: None,
-    }
+    Flow::translated(Protocol::Tcp, ["203.0.113.7:4000", to, endpoint])
 }
 
 fn sets() -> Sets {

@@ -52,13 +52,7 @@ fn list(conntrack: &mut Conntrack) -> Vec<Flow> {
 }
 
 fn flow(client: &str, frontend: &str, endpoint: &str) -> Flow {
-    Flow {
-        protocol: 17,
-        original: Tuple { source: at(client), destination: at(frontend) },
-        reply: Tuple { source: at(endpoint), destination: at(client) },
-        zones: Zones::default(),
-        id: None,
-    }
+    Flow::translated(Protocol::Udp, [client, frontend, endpoint])
 }
 
 fn frontends(rules: impl IntoIterator<Item = (SocketAddr, Rule)>) -> Frontends {
