@@ -222,9 +222,15 @@ impl Visitor<'_> for Name {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1 as core;
+    use k8s_openapi::api::discovery::v1::EndpointSlice;
+    use k8s_openapi::api::networking::v1::ServiceCIDR;
     use serde_json::json;
 
+    use super::super::object::{Object, parse};
     use super::*;
+    use crate::model::Event;
+    use crate::model::convert::{Converter, Options};
 
     fn read(kind: Kind, text: &str) -> Value {
         let mut deserializer = serde_json::Deserializer::from_str(text);
@@ -292,6 +298,84 @@ mod tests {
             );
             Shape::of(Kind::ServiceCidr).prune(&mut whole);
             assert_eq!(read(Kind::ServiceCidr, text), whole, "{text}");
+        }
+    }
+
+    /// Objects with every field that is read.
+    fn rich() -> [(Kind, Value); 4] {
+        let metadata = |name: &str| {
+            json!({
+                "name": name, "namespace": "shop", "resourceVersion": "7", "creationTimestamp": "2026-01-01T00:00:00Z",
+                "labels": {SERVICE_NAME_LABEL: "web"}, "annotations": {LAST_CHANGE: "2026-01-01T00:00:00Z"},
+            })
+        };
+        let service = json!({
+            "metadata": metadata("web"),
+            "spec": {
+                "type": "LoadBalancer", "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd00::1"],
+                "ipFamilies": ["IPv4", "IPv6"], "externalIPs": ["192.0.2.1"], "externalTrafficPolicy": "Local",
+                "internalTrafficPolicy": "Local", "healthCheckNodePort": 30000,
+                "loadBalancerSourceRanges": ["192.0.2.0/24"], "sessionAffinity": "ClientIP",
+                "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}},
+                "ports": [{"name": "dns", "port": 53, "protocol": "UDP", "nodePort": 30053}],
+            },
+            "status": {"loadBalancer": {"ingress": [
+                {"ip": "192.0.2.2", "ipMode": "VIP"}, {"ip": "192.0.2.3", "ipMode": "Proxy"},
+            ]}},
+        });
+        let slice = json!({
+            "metadata": metadata("web-1"), "addressType": "IPv4",
+            "ports": [{"name": "dns", "port": 5353, "protocol": "UDP"}],
+            "endpoints": [{
+                "addresses": ["10.0.0.1"], "nodeName": "n",
+                "conditions": {"ready": false, "serving": false, "terminating": true},
+                "hints": {"forZones": [{"name": "a"}], "forNodes": [{"name": "n"}]},
+            }],
+        });
+        let mut node = json!({
+            "metadata": {"name": "n", "labels": {ZONE_LABEL: "a"}},
+            "spec": {"podCIDRs": ["10.0.0.0/24"], "taints": [{"key": "ToBeDeletedByClusterAutoscaler"}]},
+            "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.9"}]},
+        });
+        node["metadata"]["deletionTimestamp"] = Value::Null;
+        let cidr = json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": ["10.96.0.0/16"]}});
+        [(Kind::Service, service), (Kind::EndpointSlice, slice), (Kind::Node, node), (Kind::ServiceCidr, cidr)]
+    }
+
+    /// What an object says.
+    fn events(kind: Kind, object: &Value) -> String {
+        fn of<T: Object>(object: &Value) -> Vec<Event> {
+            let converter = Converter::new(Options { node_name: "n".to_owned(), allow_external_ips: true });
+            parse::<T>(object).expect("it can be read").events(&converter)
+        }
+        let events = match kind {
+            Kind::Service => of::<core::Service>(object),
+            Kind::EndpointSlice => of::<EndpointSlice>(object),
+            Kind::Node => of::<core::Node>(object),
+            Kind::ServiceCidr => of::<ServiceCIDR>(object),
+        };
+        assert!(events.iter().any(|event| !matches!(event, Event::Rejects { .. })), "{object}: {events:?}");
+        format!("{events:?}")
+    }
+
+    #[test]
+    fn what_is_read_is_kept() {
+        for (kind, object) in rich() {
+            let mut pruned = object.clone();
+            Shape::of(kind).prune(&mut pruned);
+            assert_eq!(pruned, object, "the table has all of it");
+            assert_eq!(read(kind, &object.to_string()), object);
+            // With what nobody reads beside it, it says the same.
+            let mut more = object.clone();
+            more["metadata"]["managedFields"] = json!([{"manager": "x"}]);
+            more["spec"]["nobody"] = json!({"reads": "this"});
+            let kept = read(kind, &more.to_string());
+            assert_eq!(kept, object);
+            assert_eq!(events(kind, &kept), events(kind, &object));
+        }
+        for label in [HEADLESS_LABEL, SERVICE_PROXY_NAME_LABEL] {
+            let object = json!({"metadata": {"name": "x", "labels": {label: ""}}});
+            assert_eq!(read(Kind::Service, &object.to_string()), object);
         }
     }
 }
