@@ -77,7 +77,8 @@ pub(super) fn status(args: &StatusArgs) -> anyhow::Result<()> {
     anyhow::ensure!(!families.is_empty(), "there is no table of nftproxyd: nothing is proxied on this node");
     let frontends = status::read(&mut netlink, &families)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |now| now.as_secs_f64());
-    let daemon = status::ask(args.metrics_bind_address, now);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let daemon = runtime.block_on(status::ask(args.metrics_bind_address, now));
     let text = match args.output {
         Output::Table => {
             let daemon = match daemon {

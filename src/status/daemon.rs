@@ -2,17 +2,25 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{self, Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::Request;
+use hyper::client::conn::http1;
+use hyper::header::HOST;
+use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// More than any answer has.
-const LONGEST: u64 = 16 << 20;
+const LONGEST: usize = 16 << 20;
 
 /// What the daemon says of itself.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -52,12 +60,12 @@ pub struct FamilyState {
 ///
 /// # Errors
 /// Nobody answers there, or not nftproxyd.
-pub fn ask(metrics: SocketAddr, now: f64) -> io::Result<Daemon> {
+pub async fn ask(metrics: SocketAddr, now: f64) -> io::Result<Daemon> {
     let metrics = local(metrics);
-    let mut daemon = Daemon::read(&get(metrics, "/metrics")?, now)
+    let mut daemon = Daemon::read(&get(metrics, "/metrics").await?, now)
         .ok_or_else(|| io::Error::other("whoever answers there is not nftproxyd"))?;
-    if let Some(health) = health_address(&get(metrics, "/configz")?)
-        && let Ok(body) = get(local(health), "/healthz")
+    if let Some(health) = health_address(&get(metrics, "/configz").await?)
+        && let Ok(body) = get(local(health), "/healthz").await
         && let Ok(body) = serde_json::from_str::<Value>(&body)
     {
         daemon.healthy = body["healthy"].as_bool();
@@ -81,17 +89,24 @@ fn health_address(configz: &str) -> Option<SocketAddr> {
     configz["kubeproxy.config.k8s.io"]["healthzBindAddress"].as_str()?.parse().ok()
 }
 
-/// The body of an answer, whatever its status.
-fn get(address: SocketAddr, path: &str) -> io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    // HTTP/1.0: the answer ends with the connection, and is not divided.
-    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes())?;
-    let mut answer = String::new();
-    stream.take(LONGEST).read_to_string(&mut answer)?;
-    let (_, body) = answer.split_once("\r\n\r\n").ok_or_else(|| io::Error::other("the answer is not of HTTP"))?;
-    Ok(body.to_owned())
+/// The body of an answer, whatever its status: a daemon that is not healthy says so with 503.
+async fn get(address: SocketAddr, path: &str) -> io::Result<String> {
+    timeout(PATIENCE, exchange(address, path)).await?
+}
+
+async fn exchange(address: SocketAddr, path: &str) -> io::Result<String> {
+    let stream = TokioIo::new(TcpStream::connect(address).await?);
+    let (mut sender, connection) = http1::handshake(stream).await.map_err(io::Error::other)?;
+    let request = Request::get(path).header(HOST, address.to_string()).body(Empty::<Bytes>::new());
+    let request = request.map_err(io::Error::other)?;
+    let answer = async move {
+        let body = sender.send_request(request).await.map_err(io::Error::other)?.into_body();
+        let bytes = Limited::new(body, LONGEST).collect().await.map_err(io::Error::other)?.to_bytes();
+        String::from_utf8(bytes.into()).map_err(io::Error::other)
+    };
+    // The connection has to be driven meanwhile. It ends when the sender has gone with the answer.
+    let (_, answer) = tokio::join!(connection, answer);
+    answer
 }
 
 impl Daemon {
