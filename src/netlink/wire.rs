@@ -11,10 +11,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
-use std::{env, fs, thread};
+use std::{env, fs};
 
 use super::attributes::{Attributes, Message, messages};
 use super::encode::{Batch, Encoder, TABLE_COMMENT};
@@ -26,6 +24,8 @@ use crate::ruleset::names::{ChainName, Masquerade, Pick, SetName, TABLE};
 use crate::ruleset::types::{
     Chain, Data, DataDef, Element, Expr, Hook, HookPoint, Key, Rule, SetDef, Statement, Value, Verdict,
 };
+use crate::testing::in_network_namespace;
+use crate::testing::netns::nft;
 
 /// What nft is given, and what we make.
 struct Case {
@@ -634,12 +634,11 @@ fn no_recording_is_left_over() {
 
 #[test]
 fn the_recordings_are_what_nft_sends() {
-    let entered = thread::spawn(|| {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
+    in_network_namespace(|| {
         for case in cases() {
-            run_nft(&[], "flush ruleset\n").expect("an empty ruleset");
-            run_nft(&[], &case.setup).unwrap_or_else(|error| panic!("{}: {error}", case.name));
-            let output = run_nft(&["--debug=mnl"], &case.text).unwrap_or_else(|error| panic!("{}: {error}", case.name));
+            nft(&["flush", "ruleset"], "");
+            nft(&["-f", "-"], &case.setup);
+            let output = nft(&["--debug=mnl", "-f", "-"], &case.text);
             let text = render(&case, &read_debug(&output));
             if env::var_os("WIRE_UPDATE").is_some() {
                 fs::write(path(&case.name), text).expect("a file that can be written");
@@ -652,30 +651,5 @@ fn the_recordings_are_what_nft_sends() {
                 );
             }
         }
-        Ok::<(), nix::errno::Errno>(())
     });
-    match entered.join() {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => {
-            assert!(env::var_os("CI").is_none(), "cannot make a network namespace: {error}");
-            eprintln!("skipped: no permission to make a network namespace ({error}); run as root");
-        }
-        Err(panic) => std::panic::resume_unwind(panic),
-    }
-}
-
-fn run_nft(arguments: &[&str], input: &str) -> io::Result<String> {
-    let mut child = Command::new("nft")
-        .args(arguments)
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(input.as_bytes())?;
-    }
-    let output = child.wait_with_output()?;
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    if output.status.success() { Ok(text(output.stdout)) } else { Err(io::Error::other(text(output.stderr))) }
 }
