@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 use crate::frame;
-use crate::namespace::in_namespace;
+use crate::netns::in_namespace;
 
 /// A small world, so that the same names meet often.
 fn chains() -> Vec<Chain> {

@@ -4,4 +4,5 @@ mod agreement;
 mod frame;
 mod kernel;
 mod measure;
-mod namespace;
+#[path = "../support/netns/mod.rs"]
+mod netns;

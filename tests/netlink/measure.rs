@@ -10,7 +10,7 @@ use nftproxyd::ruleset::names::{ChainName, SetName};
 use nftproxyd::ruleset::types::{Data, Element, Key, Value, Verdict};
 
 use crate::frame;
-use crate::namespace::in_namespace;
+use crate::netns::in_namespace;
 
 const SERVICES: u32 = 10_000;
 const ENDPOINTS: u32 = 10;

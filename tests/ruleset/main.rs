@@ -3,5 +3,7 @@
 
 mod eval;
 mod golden;
+#[path = "../support/netns/mod.rs"]
+mod netns;
 mod nft;
 mod sample;
