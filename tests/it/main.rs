@@ -1,8 +1,8 @@
 //! Tests of the whole: a node in a network namespace, and what becomes of the packets that come to it; and the sync
 //! engine with kernels in memory and the machine's own.
 //!
-//! They need root and `ip`, `nft` and `setpriv`; without the permission to make network namespaces they say that they
-//! are skipped, or fail where `CI` is set.
+//! They need root and `ip`, `nft` and `setpriv`, some of them more. Without, they say that they are skipped, or fail where
+//! `CI` is set: see `tests/support/netns/needs.rs`.
 
 #[path = "../support/api/mod.rs"]
 mod api;
@@ -10,6 +10,8 @@ mod conformance;
 mod daemon;
 mod image;
 mod metrics;
+#[path = "../support/netns/mod.rs"]
+mod netns;
 mod operate;
 mod packets;
 mod random;

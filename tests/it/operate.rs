@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::api::{Api, KINDS, Request, Verb};
+use crate::netns::has;
 use crate::support::daemon::Daemon;
 use crate::support::http::{self, Answer};
 use crate::support::world::World;
@@ -73,6 +74,9 @@ fn wait_for(daemon: &Daemon, text: &str) -> String {
 /// The DaemonSet of kubeadm with another image: the command line, the files and their places are as they were.
 #[test]
 fn the_daemon_set_of_kubeadm_runs_unchanged() {
+    if !has(&["openssl", "socat"]) {
+        return;
+    }
     // The second address is that of the API server in kubeadm's kubeconfig.
     let Some(world) = World::new(&[IpAddr::from([192, 0, 2, 10]), IpAddr::from([192, 0, 2, 1])], &[]) else { return };
     let api = world.run(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map(Api::start)).expect("loopback is up");
@@ -381,6 +385,9 @@ fn the_doctor_names_what_is_wrong_and_how_to_mend_it() {
 
 #[test]
 fn the_status_is_that_of_the_kernel() {
+    if !has(&["conntrack"]) {
+        return;
+    }
     let Some(world) = node() else { return };
     let output = run(&world, &["status"]);
     assert_eq!(output.status.code(), Some(1), "without a table");

@@ -17,7 +17,7 @@ use proptest::sample::select;
 use proptest::test_runner::{Config, TestRunner};
 
 use crate::support::cluster::{Change, Cluster, LONGEST_RETRY, change, cluster, facts, node_ports, without_slots};
-use crate::support::namespace::{Namespace, skip};
+use crate::support::namespace::Namespace;
 
 fn runner(cases: u32) -> TestRunner {
     TestRunner::new(Config { cases, failure_persistence: None, max_shrink_iters: 2_000, ..Config::default() })
@@ -301,10 +301,7 @@ fn check_kernel(engine: &mut Engine<Netlink>, cluster: &Cluster, node_ports: &No
 
 #[test]
 fn the_machines_kernel_holds_the_same() {
-    let namespace = match Namespace::new() {
-        Ok(namespace) => namespace,
-        Err(error) => return skip(&error),
-    };
+    let Some(namespace) = Namespace::for_test() else { return };
     let walk = |(mut cluster, portions, node_ports): (Cluster, Vec<Vec<Change>>, NodePortAddresses)| {
         let open = || Netlink::open().expect("a netlink socket");
         let mut engine = cluster.engine(open(), facts(node_ports.clone()));

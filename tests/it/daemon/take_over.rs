@@ -14,6 +14,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::{NODE_IP, Node, echo_server, echoes, run_to_end, socket, web, write_everything, yaml};
+use crate::netns::{has, skip};
 
 const FILES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/kube-proxy");
 /// The Service that kube-proxy's rules serve, and its endpoint.
@@ -176,6 +177,9 @@ fn assert_only_others_remain(saved: &str) {
 
 #[test]
 fn from_mode_iptables() {
+    if !has(&["iptables-nft-restore", "ip6tables-nft-restore"]) {
+        return;
+    }
     let Some(mut node) = node(|node| {
         run(node, &["iptables-nft-restore"], Some("iptables.rules"));
         run(node, &["ip6tables-nft-restore"], Some("ip6tables.rules"));
@@ -197,17 +201,18 @@ fn from_mode_iptables() {
 
 #[test]
 fn from_mode_iptables_with_legacy_iptables() {
+    if !has(&["iptables-legacy-restore"]) {
+        return;
+    }
     let mut has_legacy = true;
     let Some(mut node) = node(|node| {
-        let loaded =
-            try_run(node, &["iptables-legacy-restore"], Some("iptables.rules")).expect("iptables is installed");
+        let loaded = try_run(node, &["iptables-legacy-restore"], Some("iptables.rules")).expect("it is installed");
         has_legacy = loaded.status.success();
     }) else {
         return;
     };
     if !has_legacy {
-        eprintln!("skipped: this kernel has no legacy iptables");
-        return;
+        return skip("legacy iptables", "this kernel has none");
     }
     let lines = [
         "removed 6 chains of kube-proxy in table filter of iptables-legacy, with 9 rules that led there",
@@ -223,6 +228,9 @@ fn from_mode_iptables_with_legacy_iptables() {
 /// Without a daemon: `cleanup --kube-proxy`. IP sets that rules of iptables use, and a chain that somebody else uses.
 #[test]
 fn cleanup_removes_the_same_and_says_what_remains() {
+    if !has(&["iptables-nft-restore", "ipset"]) {
+        return;
+    }
     let Some(node) = node(|node| {
         for command in [
             "create KUBE-CLUSTER-IP hash:ip,port",
@@ -270,6 +278,9 @@ fn cleanup_removes_the_same_and_says_what_remains() {
 /// device.
 #[test]
 fn from_mode_ipvs() {
+    if !has(&["ipset"]) {
+        return;
+    }
     let mut has_ipvs = true;
     let Some(mut node) = node(|node| {
         let service = "ipvsadm -A -t 172.30.1.7:80 -s rr";
@@ -294,8 +305,7 @@ fn from_mode_ipvs() {
         return;
     };
     if !has_ipvs {
-        eprintln!("skipped: this kernel has no IPVS, or ipvsadm is not installed");
-        return;
+        return skip("IPVS", "this kernel has none, or ipvsadm is not installed");
     }
     echoes(&mut connect(&node), "through IPVS").expect("kube-proxy's virtual server works");
     start(&mut node);

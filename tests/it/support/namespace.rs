@@ -1,20 +1,18 @@
-//! A network namespace that a thread of the test lives in.
-//!
-//! Namespaces belong to threads, so nothing needs a name below `/run/netns`: the kernel removes the namespace when the
-//! thread, its sockets and its child processes are gone, however the test ends.
+//! A network namespace that a thread of the test lives in, for as long as the test: the parent of the node's processes,
+//! which the kernel kills when it ends (`setpriv --pdeathsig`).
 
 use std::any::Any;
-use std::io::{self, Write as _};
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use nix::sched::{CloneFlags, unshare};
+use crate::netns::{self, NAMESPACES, PROGRAMS, has, lacks_permission};
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A network namespace of its own, with nothing in it but a loopback device that is down.
+/// A network namespace of its own, with nothing in it but a loopback device that is up.
 pub(crate) struct Namespace {
     jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
@@ -27,21 +25,24 @@ impl Namespace {
     /// one, not several.
     ///
     /// # Errors
-    /// What `unshare(2)` says, above all `EPERM` without `CAP_SYS_ADMIN`.
+    /// Those of [`netns::Namespace::new`].
     pub(crate) fn new() -> io::Result<Namespace> {
         let permit = Permit::acquire();
+        let namespace = netns::Namespace::new()?;
         let (jobs, todo) = channel::<Job>();
-        let (ready, made) = channel();
         let thread = thread::Builder::new().name("node".to_owned()).spawn(move || {
-            let result = unshare(CloneFlags::CLONE_NEWNET).map_err(io::Error::from);
-            let usable = result.is_ok();
-            // The receiver waits for this one message, and a namespace that could not be made has no jobs.
-            if ready.send(result).is_ok() && usable {
-                todo.into_iter().for_each(|job| job());
-            }
+            namespace.enter();
+            todo.into_iter().for_each(|job| job());
         })?;
-        made.recv().map_err(io::Error::other)??;
         Ok(Namespace { jobs: Some(jobs), thread: Some(thread), _permit: permit })
+    }
+
+    /// One for a test. `None`, said loudly, where this machine cannot have it.
+    pub(crate) fn for_test() -> Option<Namespace> {
+        if !has(&PROGRAMS) {
+            return None;
+        }
+        Namespace::new().inspect_err(skip).ok()
     }
 
     /// Runs `job` on the thread of the namespace: its sockets, devices, threads and child processes, and what it writes
@@ -67,17 +68,13 @@ impl Drop for Namespace {
     }
 }
 
-/// Says that a test is skipped because this machine does not let it have a network namespace, where it is seen although
-/// the test passes. In CI (`CI` set in the environment) the test fails instead: nobody would notice there.
+/// Says that a test is skipped because this machine does not let it have a network namespace.
+///
+/// # Panics
+/// Where `CI` is set, as [`netns::skip`] does, and when it is another error.
 pub(crate) fn skip(why: &io::Error) {
-    assert!(std::env::var_os("CI").is_none(), "no permission for network namespaces: {why}");
-    let test = thread::current();
-    // Not `eprintln`, which the test runner keeps to itself; a closed stderr is nothing to fail for.
-    let _ = writeln!(
-        io::stderr(),
-        "skipped: no permission for network namespaces: {} ({why})",
-        test.name().unwrap_or("a test")
-    );
+    assert!(lacks_permission(why), "cannot make a network namespace: {why}");
+    netns::skip(NAMESPACES, why);
 }
 
 /// One of the namespaces that may exist at a time.

@@ -1,23 +1,8 @@
 //! Stock nft in the namespace of this thread.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
-use std::process::{Command, Stdio};
 
-/// Runs nft with a text as its input; it has to succeed. Returns what it prints.
-pub(crate) fn nft(arguments: &[&str], input: &str) -> String {
-    let mut child = Command::new("nft")
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("nft is installed");
-    child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("nft reads");
-    let output = child.wait_with_output().expect("nft ends");
-    assert!(output.status.success(), "nft {arguments:?} < {input}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("UTF-8")
-}
+pub(crate) use crate::netns::nft;
 
 /// A listing of a table by its sets and chains. Elements are sorted: nft prints them in the order of the kernel's hash.
 pub(crate) fn blocks(listing: &str) -> BTreeMap<String, Vec<String>> {

@@ -13,9 +13,10 @@
 //! seen being delivered before.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::io::{self, ErrorKind, Read as _};
 use std::net::{IpAddr, SocketAddr};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -26,6 +27,7 @@ use super::namespace::{Namespace, skip};
 use super::outcome::{Fate, Outcome, Passed};
 use super::packet::{FirstPacket, Protocol, Refusal, Sighting};
 use super::sockets::NodeSockets;
+use crate::netns::{self, fed, has, lacks_permission, set_sysctl, try_nft};
 
 /// A device of the node besides `world0`: packets from `cidrs` come in by it, and packets to them go out of it.
 #[derive(Clone, Debug, Deserialize)]
@@ -90,6 +92,10 @@ pub(crate) struct World {
     namespace: Namespace,
 }
 
+/// Besides making it, its users look at it with nft, and start programs in it with setpriv.
+const PROGRAMS: [&str; 3] = ["ip", "nft", "setpriv"];
+/// The kernel makes TUN devices for whoever opens it (Documentation/networking/tuntap.rst).
+const TUN: &str = "/dev/net/tun";
 /// Source ports of probes; named flows have those below.
 const SOURCE_PORTS: std::ops::Range<u16> = 20_000..60_000;
 const FLOW_PORTS: u16 = 10_000;
@@ -102,9 +108,16 @@ impl World {
     ///
     /// `None`, said loudly, when this machine does not allow it; then there is nothing to test.
     pub(crate) fn new(ips: &[IpAddr], interfaces: &[Interface]) -> Option<World> {
+        if !has(&PROGRAMS) {
+            return None;
+        }
+        if !Path::new(TUN).exists() {
+            netns::skip("TUN devices", format_args!("there is no {TUN}"));
+            return None;
+        }
         match World::make(ips, interfaces) {
             Ok(world) => Some(world),
-            Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {
+            Err(error) if lacks_permission(&error) => {
                 skip(&error);
                 None
             }
@@ -129,7 +142,7 @@ impl World {
                 device.set_nonblock()?;
                 tuns.push(device);
             }
-            run(Command::new("ip").args(["-batch", "-"]), &commands)?;
+            fed(Command::new("ip").args(["-batch", "-"]), &commands)?;
             wait_for_v6_addresses(&addresses)?;
             let netfilter = SocketProtocol::from(nix::libc::NETLINK_NETFILTER);
             let conntrack = Socket::new(Domain::from(nix::libc::AF_NETLINK), Type::RAW, Some(netfilter))?;
@@ -166,10 +179,9 @@ impl World {
     /// # Errors
     /// What `nft` says on failure.
     pub(crate) fn nft(&self, arguments: &[&str], ruleset: &str) -> io::Result<String> {
-        let mut command = Command::new("nft");
-        command.args(arguments);
+        let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
         let ruleset = ruleset.to_owned();
-        self.run(move || run(&mut command, &ruleset))
+        self.run(move || try_nft(&arguments, &ruleset))
     }
 
     /// Forgets all connections.
@@ -424,10 +436,8 @@ fn sysctls_before_devices() -> io::Result<()> {
         // Named flows live as long as the test, however slow the machine is.
         ("netfilter/nf_conntrack_udp_timeout", "600"),
     ] {
-        match std::fs::write(format!("/proc/sys/net/{name}"), value) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(io::Error::new(error.kind(), format!("sysctl {name}: {error}")));
-            }
+        match set_sysctl(name, value) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}
         }
     }
@@ -462,26 +472,5 @@ fn wait_for_v6_addresses(addresses: &BTreeSet<IpAddr>) -> io::Result<()> {
             }
             Some(_) => std::thread::sleep(Duration::from_micros(500)),
         }
-    }
-}
-
-/// Runs a program that reads `input`, and returns what it prints.
-fn run(command: &mut Command, input: &str) -> io::Result<String> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|error| io::Error::other(format!("cannot run {program}: {error}")))?;
-    let mut stdin = child.stdin.take().expect("it was asked for");
-    // A program that ends early says why itself.
-    let _ = stdin.write_all(input.as_bytes());
-    drop(stdin);
-    let output = child.wait_with_output()?;
-    if output.status.success() {
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    } else {
-        Err(io::Error::other(format!("{program}: {}", String::from_utf8_lossy(&output.stderr).trim())))
     }
 }

@@ -10,7 +10,7 @@ use nftproxyd::ruleset::text;
 use nftproxyd::sync::Engine;
 
 use crate::support::cluster::{Cluster, facts, of_every_kind};
-use crate::support::namespace::{Namespace, skip};
+use crate::support::namespace::Namespace;
 use crate::support::nft::{assert_same, nft, table};
 
 fn synced(cluster: &Cluster) -> Engine<Netlink> {
@@ -31,9 +31,8 @@ fn same(is: &[BTreeMap<String, Vec<String>>; 2], expected: &[BTreeMap<String, Ve
 }
 
 fn in_namespace(test: impl FnOnce() + Send + 'static) {
-    match Namespace::new() {
-        Ok(namespace) => namespace.run(test),
-        Err(error) => skip(&error),
+    if let Some(namespace) = Namespace::for_test() {
+        namespace.run(test);
     }
 }
 

@@ -23,7 +23,7 @@ pub(crate) use needs::{has, lacks_permission, skip};
 pub(crate) use programs::{fed, ip, nft, run, try_nft};
 
 /// What every namespace needs, and nearly every test in one.
-const PROGRAMS: [&str; 2] = ["ip", "nft"];
+pub(crate) const PROGRAMS: [&str; 2] = ["ip", "nft"];
 
 /// What is missing when a namespace cannot be made.
 pub(crate) const NAMESPACES: &str = "permission to make network namespaces";

@@ -1,5 +1,6 @@
 //! Programs that tests drive, in the network namespace of the calling thread.
 
+use std::ffi::OsStr;
 use std::io::{self, Write as _};
 use std::process::{Command, Stdio};
 
@@ -7,7 +8,7 @@ use std::process::{Command, Stdio};
 ///
 /// # Errors
 /// What nft says, or that it cannot be started.
-pub(crate) fn try_nft(arguments: &[&str], input: &str) -> io::Result<String> {
+pub(crate) fn try_nft(arguments: &[impl AsRef<OsStr>], input: &str) -> io::Result<String> {
     fed(Command::new("nft").args(arguments), input)
 }
 
