@@ -4,15 +4,13 @@
 //! change has to do is the difference of the tables before and after it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write as _;
-use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::netlink::{Nftables, Set, Transaction, Verb};
-use crate::network::Namespace;
+use crate::netns::{Namespace, try_nft};
 
 /// The name of the tables, and the families that they are of: `NFPROTO_*` and nft's word.
 const TABLE: &str = "nftproxyd";
@@ -37,7 +35,7 @@ impl Tables {
         let mut elements = Elements::new();
         let mut kernel = Nftables::open()?;
         for (family, word) in FAMILIES {
-            frame += &nft(&["--terse", "list", "table", word, TABLE], "")?;
+            frame += &try_nft(&["--terse", "list", "table", word, TABLE], "")?;
             for set in kernel.sets(family, TABLE)? {
                 elements.insert(set.clone(), kernel.elements(&set)?.into_iter().collect());
             }
@@ -88,10 +86,10 @@ impl Floor {
         self.frame.clone_from(&tables.frame);
         self.elements.clone_from(&tables.elements);
         self.namespace.run(|| {
-            nft(&["flush", "ruleset"], "")?;
+            try_nft(&["flush", "ruleset"], "")?;
             // The kernel frees what is deleted a little later, and that shall not be counted.
             thread::sleep(SETTLE);
-            nft(&["-f", "-"], &tables.frame)?;
+            try_nft(&["-f", "-"], &tables.frame)?;
             let mut kernel = Nftables::open()?;
             let mut transactions = Vec::new();
             for (set, elements) in &tables.elements {
@@ -174,15 +172,4 @@ fn difference<'a>(before: &'a Elements, after: &'a Elements) -> Difference<'a> {
         })
     };
     Difference(of(Verb::Delete, before, after).chain(of(Verb::Add, after, before)).collect())
-}
-
-/// Runs nft in this thread's network namespace.
-pub(crate) fn nft(arguments: &[&str], input: &str) -> Result<String> {
-    let mut command = Command::new("nft");
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().context("cannot start nft")?;
-    child.stdin.take().context("no pipe")?.write_all(input.as_bytes())?;
-    let output = child.wait_with_output()?;
-    ensure!(output.status.success(), "nft {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use procfs::{Current as _, Meminfo};
 
-use crate::floor::nft;
 use crate::netlink::Nftables;
+use crate::netns::try_nft;
 
 /// The kernel frees what is deleted a little later; then its memory stays the same for so long, or it took long enough.
 const QUIET: Duration = Duration::from_millis(300);
@@ -25,7 +25,7 @@ pub(crate) fn of_tables() -> Result<u64> {
     // Connections that run out meanwhile would count as well.
     Nftables::open()?.forget_connections()?;
     let before = settled()?;
-    nft(&["flush", "ruleset"], "")?;
+    try_nft(&["flush", "ruleset"], "")?;
     Ok(before.saturating_sub(settled()?))
 }
 

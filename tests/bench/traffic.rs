@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use socket2::{Domain, Socket, Type};
 
-use crate::network::Namespace;
+use crate::netns::Namespace;
 
 /// The port of every pod.
 pub(crate) const POD_PORT: u16 = 8080;

@@ -29,7 +29,7 @@ pub(crate) fn skip(missing: &str, why: impl Display) {
 pub(crate) fn has(programs: &[&str]) -> bool {
     let missing = programs.iter().find(|program| !is_installed(program));
     if let Some(program) = missing {
-        skip(program, "not installed (deploy/setup-debian does)");
+        skip(program, "it is not installed");
     }
     missing.is_none()
 }
