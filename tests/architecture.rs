@@ -1,5 +1,6 @@
 //! Holds the source code to its architecture: which layer may use which (the picture is in `src/lib.rs`), where
-//! `unsafe` and Kubernetes' types may be, what stays free of I/O, and how long a file may get.
+//! `unsafe` and Kubernetes' types may be, what stays free of I/O, how long a file may get, and where tests get network
+//! namespaces from.
 //!
 //! It reads the code as text: comments, strings and test code are taken out, the rest is looked at word by word. That
 //! is enough for paths as rustfmt leaves them; whoever wants to get around it can.
@@ -51,6 +52,28 @@ const TEST_FILES: [&str; 5] = ["/tests.rs", "_tests.rs", "/tests/", "/testing/",
 /// The only module with `unsafe`.
 const UNSAFE: &str = "src/netlink/sys/";
 
+/// The only place where tests make or enter network namespaces, and decide what cannot run on a machine.
+const NAMESPACES: &str = "tests/support/netns/";
+
+/// What code of tests must not mention elsewhere for that.
+const MAKERS: [&str; 3] = ["unshare(", "CLONE_NEWNET", "setns"];
+
+/// The same in texts, as far as a line shows it. The last are other rules for tests that cannot run.
+const MAKERS_IN_TEXT: [&str; 9] = [
+    "netns add",
+    "netns exec",
+    "\"netns\"",
+    "unshare --net",
+    "\"--net\"",
+    "NFTPROXYD_REQUIRE",
+    "var(\"CI\")",
+    "var_os(\"CI\")",
+    "eprintln!(\"skipped",
+];
+
+/// The only code of the program itself that does.
+const PROGRAM_WITH_NAMESPACES: &str = "src/doctor/mod.rs";
+
 /// Lines of a file without its tests.
 const MAX_LINES: usize = 700;
 
@@ -84,6 +107,26 @@ fn ignored_tests_say_why() {
     let mut files = source_files("src");
     files.extend(source_files("tests"));
     report(&files, ignored_without_reason);
+}
+
+#[test]
+fn tests_take_namespaces_from_one_place() {
+    let mut files = source_files("src");
+    files.extend(source_files("tests"));
+    report(&files, namespaces);
+
+    // What CI may lack, some test needs.
+    let needs = include_str!("support/netns/needs.rs");
+    let (_, list) = needs.split_once("const NOT_IN_CI").expect("the list");
+    let (list, _) = list.split_once("];").expect("its end");
+    let names: Vec<&str> = list.lines().filter_map(|line| line.trim().strip_prefix("(\"")?.split('"').next()).collect();
+    assert!(!names.is_empty(), "{list}");
+    files.retain(|file| !file.path.contains("netns"));
+    for name in names {
+        let (skipped, program) = (format!("skip(\"{name}\""), format!("\"{name}\""));
+        let needs = |line: &str| line.contains(&skipped) || (line.contains("has(") && line.contains(&program));
+        assert!(files.iter().any(|file| file.text.lines().any(needs)), "no test needs {name}");
+    }
 }
 
 /// Checks all files of `src`.
@@ -137,6 +180,29 @@ fn length(file: &SourceFile) -> Vec<String> {
         return Vec::new();
     }
     vec![format!("{}: {lines} lines without tests, more than {MAX_LINES}: divide it", file.path)]
+}
+
+fn namespaces(file: &SourceFile) -> Vec<String> {
+    if file.path.starts_with(NAMESPACES) {
+        return Vec::new();
+    }
+    // Few have a word of it, and the others need not be read.
+    let may_have = MAKERS.iter().any(|maker| file.text.contains(maker.trim_end_matches('(')));
+    let all = if may_have { tokens(&without_comments_and_text(&file.text)) } else { Vec::new() };
+    let program: &[Token] = if file.path == PROGRAM_WITH_NAMESPACES { &file.tokens } else { &[] };
+    let in_code = MAKERS.iter().flat_map(|maker| {
+        let allowed = lines_with(program, maker);
+        let found = lines_with(&all, maker).into_iter().filter(move |line| !allowed.contains(line));
+        found.map(move |line| (line, *maker))
+    });
+    let lines = file.text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//"));
+    let in_text = lines.flat_map(|(index, line)| {
+        MAKERS_IN_TEXT.into_iter().filter(|maker| line.contains(maker)).map(move |maker| (index + 1, maker))
+    });
+    // This file has all of them as texts.
+    let in_text = in_text.filter(|_| file.path != "tests/architecture.rs");
+    let complaint = |(line, maker)| format!("{}:{line}: `{maker}` belongs in {NAMESPACES}", file.path);
+    in_code.chain(in_text).map(complaint).collect()
 }
 
 fn ignored_without_reason(file: &SourceFile) -> Vec<String> {
@@ -249,13 +315,18 @@ impl SourceFile {
 
     /// A complaint for each place where a path (`std::fs`, `unsafe`) is mentioned.
     fn mentions(&self, path: &str, verdict: &str) -> Vec<String> {
-        let wanted = tokens(path);
-        self.tokens
-            .windows(wanted.len())
-            .filter(|window| window.iter().zip(&wanted).all(|(token, wanted)| token.text == wanted.text))
-            .map(|window| format!("{}:{}: `{path}` {verdict}", self.path, window[0].line))
-            .collect()
+        let lines = lines_with(&self.tokens, path);
+        lines.into_iter().map(|line| format!("{}:{line}: `{path}` {verdict}", self.path)).collect()
     }
+}
+
+/// Where a path or other code is.
+fn lines_with(code: &[Token], path: &str) -> Vec<usize> {
+    let wanted = tokens(path);
+    code.windows(wanted.len())
+        .filter(|window| window.iter().zip(&wanted).all(|(token, wanted)| token.text == wanted.text))
+        .map(|window| window[0].line)
+        .collect()
 }
 
 fn is_for_tests(path: &str) -> bool {
@@ -530,7 +601,7 @@ fn other_rules_are_seen_to_be_broken() {
     type Rule = fn(&SourceFile) -> Vec<String>;
     let long = "fn f() {}\n".repeat(MAX_LINES + 1);
     let long_tests = format!("fn f() {{}}\n#[cfg(test)]\nmod tests {{\n{long}}}\n");
-    let cases: [(Rule, &str, &str, usize); 15] = [
+    let cases: [(Rule, &str, &str, usize); 24] = [
         (unsafe_code, "src/netlink/socket.rs", "fn f() { unsafe { g() } }", 1),
         (unsafe_code, "src/netlink/sys/mod.rs", "fn f() { unsafe { g() } }", 0),
         (unsafe_code, "src/lib.rs", "#![deny(unsafe_code)] // unsafe", 0),
@@ -544,6 +615,20 @@ fn other_rules_are_seen_to_be_broken() {
         (effects, "src/diff/plan.rs", "fn f(now: Instant) {}", 0),
         (length, "src/sync.rs", &long, 1),
         (length, "src/sync.rs", &long_tests, 0),
+        (namespaces, "tests/support/netns/mod.rs", "fn f() { unshare(CLONE_NEWNET); setns(x, y); var_os(\"CI\") }", 0),
+        (namespaces, "tests/it/packets.rs", "fn f() { nix::sched::unshare(CloneFlags::CLONE_NEWNET); }", 2),
+        (namespaces, "tests/it/packets.rs", "use nix::sched::setns;\n// unshare(x)\nfn f() { start(\"unshare\"); }", 1),
+        (namespaces, "tests/it/packets.rs", "fn f() { run(&[\"ip\", \"netns\", \"add\", \"a\"]); }", 1),
+        (namespaces, "tests/it/packets.rs", "fn f() { run(\"ip netns add a\"); } // ip netns add a", 1),
+        (namespaces, "tests/it/packets.rs", "fn f() { if std::env::var_os(\"CI\").is_none() { return; } }", 1),
+        (namespaces, "src/netlink/wire.rs", "const REQUIRE: &str = \"NFTPROXYD_REQUIRE_NETNS\";", 1),
+        (namespaces, "src/doctor/mod.rs", "fn f() { unshare(CloneFlags::CLONE_NEWNET); }", 0),
+        (
+            namespaces,
+            "src/doctor/mod.rs",
+            "fn f() { unshare(x); }\n#[cfg(test)]\nmod tests { fn f() { unshare(x); } }",
+            1,
+        ),
         (ignored_without_reason, "tests/packets.rs", "#[test]\n#[ignore]\nfn f() {}", 1),
         (ignored_without_reason, "tests/packets.rs", "#[ignore = \"slow\"]\nfn f() {} // #[ignore]", 0),
     ];
