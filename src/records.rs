@@ -150,6 +150,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::testing::replayed(ProptestConfig::default(), file!()))]
+
         #[test]
         fn behaves_like_a_map(steps in prop::collection::vec((0..4u8, 0..20u8, any::<u16>()), 0..200)) {
             let mut records = Records::<(u8, u16)>::default();

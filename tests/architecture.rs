@@ -74,6 +74,9 @@ const MAKERS_IN_TEXT: [&str; 9] = [
 /// The only code of the program itself that does.
 const PROGRAM_WITH_NAMESPACES: &str = "src/doctor/mod.rs";
 
+/// Where inputs of random tests are that have failed once: `replayed` in tests/support/properties.rs.
+const REGRESSIONS: &str = "testdata/proptest-regressions/";
+
 /// Lines of a file without its tests.
 const MAX_LINES: usize = 700;
 
@@ -126,6 +129,22 @@ fn tests_take_namespaces_from_one_place() {
         let (skipped, program) = (format!("skip(\"{name}\""), format!("\"{name}\""));
         let needs = |line: &str| line.contains(&skipped) || (line.contains("has(") && line.contains(&program));
         assert!(files.iter().any(|file| file.text.lines().any(needs)), "no test needs {name}");
+    }
+}
+
+#[test]
+fn inputs_that_failed_are_kept() {
+    let mut files = source_files("src");
+    files.extend(source_files("tests"));
+    report(&files, forgotten_failures);
+    // What is kept has a test that reads it.
+    if Path::new(env!("CARGO_MANIFEST_DIR")).join(REGRESSIONS).exists() {
+        for kept in files_below(REGRESSIONS, "txt") {
+            let source = kept.replace(".txt", ".rs");
+            let source = source.strip_prefix(REGRESSIONS).expect("it is below");
+            let is_read = |file: &SourceFile| file.path == source && file.text.contains("replayed(");
+            assert!(files.iter().any(is_read), "{kept}: no test reads it");
+        }
     }
 }
 
@@ -203,6 +222,15 @@ fn namespaces(file: &SourceFile) -> Vec<String> {
     let in_text = in_text.filter(|_| file.path != "tests/architecture.rs");
     let complaint = |(line, maker)| format!("{}:{line}: `{maker}` belongs in {NAMESPACES}", file.path);
     in_code.chain(in_text).map(complaint).collect()
+}
+
+fn forgotten_failures(file: &SourceFile) -> Vec<String> {
+    let all = if file.text.contains("proptest") { tokens(&without_comments_and_text(&file.text)) } else { Vec::new() };
+    let runs = ["proptest!", "TestRunner::new("].iter().flat_map(|run| lines_with(&all, run));
+    let is_replayed = |line: usize| file.text.lines().skip(line - 1).take(2).any(|line| line.contains("replayed("));
+    runs.filter(|line| !is_replayed(*line))
+        .map(|line| format!("{}:{line}: see tests/support/properties.rs: what fails would be forgotten", file.path))
+        .collect()
 }
 
 fn ignored_without_reason(file: &SourceFile) -> Vec<String> {
@@ -336,6 +364,18 @@ fn is_for_tests(path: &str) -> bool {
 /// All Rust files below a folder of the repository, sorted by path.
 fn source_files(folder: &str) -> Vec<SourceFile> {
     let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: String| {
+        let text = fs::read_to_string(top.join(&path)).expect("source code is text");
+        SourceFile::new(&path, &text)
+    };
+    let files: Vec<SourceFile> = files_below(folder, "rs").into_iter().map(read).collect();
+    assert!(!files.is_empty(), "there is no code in {folder}");
+    files
+}
+
+/// The paths of all files of a kind below a folder of the repository, sorted.
+fn files_below(folder: &str, extension: &str) -> Vec<String> {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut files = Vec::new();
     let mut folders = vec![top.join(folder)];
     while let Some(folder) = folders.pop() {
@@ -343,15 +383,12 @@ fn source_files(folder: &str) -> Vec<SourceFile> {
             let path = entry.expect("the folder can be listed").path();
             if path.is_dir() {
                 folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let text = fs::read_to_string(&path).expect("source code is text");
-                let relative = path.strip_prefix(top).expect("it is below the top").display().to_string();
-                files.push(SourceFile::new(&relative, &text));
+            } else if path.extension().is_some_and(|found| found == extension) {
+                files.push(path.strip_prefix(top).expect("it is below the top").display().to_string());
             }
         }
     }
-    assert!(!files.is_empty(), "there is no code in {folder}");
-    files.sort_by(|a, b| a.path.cmp(&b.path));
+    files.sort();
     files
 }
 
@@ -601,7 +638,7 @@ fn other_rules_are_seen_to_be_broken() {
     type Rule = fn(&SourceFile) -> Vec<String>;
     let long = "fn f() {}\n".repeat(MAX_LINES + 1);
     let long_tests = format!("fn f() {{}}\n#[cfg(test)]\nmod tests {{\n{long}}}\n");
-    let cases: [(Rule, &str, &str, usize); 24] = [
+    let cases: [(Rule, &str, &str, usize); 27] = [
         (unsafe_code, "src/netlink/socket.rs", "fn f() { unsafe { g() } }", 1),
         (unsafe_code, "src/netlink/sys/mod.rs", "fn f() { unsafe { g() } }", 0),
         (unsafe_code, "src/lib.rs", "#![deny(unsafe_code)] // unsafe", 0),
@@ -629,6 +666,9 @@ fn other_rules_are_seen_to_be_broken() {
             "fn f() { unshare(x); }\n#[cfg(test)]\nmod tests { fn f() { unshare(x); } }",
             1,
         ),
+        (forgotten_failures, "src/records.rs", "use proptest;\nproptest! {\n    #[test]\n    fn f() {}\n}", 1),
+        (forgotten_failures, "src/records.rs", "proptest! {\n    #![proptest_config(replayed(x, file!()))]\n}", 0),
+        (forgotten_failures, "tests/it/random.rs", "use proptest;\nfn f() { TestRunner::new(Config::default()) }", 1),
         (ignored_without_reason, "tests/packets.rs", "#[test]\n#[ignore]\nfn f() {}", 1),
         (ignored_without_reason, "tests/packets.rs", "#[ignore = \"slow\"]\nfn f() {} // #[ignore]", 0),
     ];

@@ -223,6 +223,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::testing::replayed(ProptestConfig::default(), file!()))]
+
         #[test]
         fn any_bytes_can_be_parsed(bytes in proptest::collection::vec(any::<u8>(), 0..128)) {
             let _ = parse(&Message { kind: RTM_NEWADDR, flags: 0, sequence: 0, payload: &bytes });

@@ -369,6 +369,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::testing::replayed(ProptestConfig::default(), file!()))]
+
         #[test]
         fn any_bytes_can_be_parsed(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
             let _ = parse(&bytes);

@@ -187,6 +187,8 @@ fn fresh(wanted: &[(ObjectName, Wanted)]) -> Vec<(SetName, Element)> {
 }
 
 proptest! {
+    #![proptest_config(crate::testing::replayed(ProptestConfig::default(), file!()))]
+
     #[test]
     fn any_way_leads_to_the_same_table(states in prop::collection::vec(cluster(), 1..5), apart in any::<bool>(), reversed in any::<bool>()) {
         let (mut installed, mut table) = (Installed::default(), Table::default());

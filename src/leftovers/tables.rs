@@ -172,6 +172,8 @@ mod tests {
     use super::*;
 
     proptest! {
+        #![proptest_config(crate::testing::replayed(ProptestConfig::default(), file!()))]
+
         #[test]
         fn any_bytes_can_be_taken_in(bytes in proptest::collection::vec(any::<u8>(), 0..128), chain: bool) {
             let mut listed = Listed::default();

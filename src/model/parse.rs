@@ -201,6 +201,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::testing::replayed(ProptestConfig::default(), file!()))]
+
         #[test]
         fn any_text_is_read_or_refused(text in "[0-9a-f:./ é]{0,24}") {
             let _ = address(&text);

@@ -294,6 +294,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::testing::replayed(ProptestConfig::default(), file!()))]
+
         #[test]
         fn decoding_undoes_encoding((family, set, wanted) in world()) {
             let operations = vec![Operation::AddElements(set.name, wanted.clone())];

@@ -170,6 +170,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::testing::replayed(ProptestConfig::default(), file!()))]
+
         #[test]
         fn any_bytes_can_be_walked(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
             for message in messages(&bytes) {

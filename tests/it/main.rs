@@ -14,6 +14,8 @@ mod metrics;
 mod netns;
 mod operate;
 mod packets;
+#[path = "../support/properties.rs"]
+mod properties;
 mod random;
 mod scenarios;
 mod support;

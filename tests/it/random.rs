@@ -16,11 +16,12 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, TestRunner};
 
+use crate::properties::replayed;
 use crate::support::cluster::{Change, Cluster, LONGEST_RETRY, change, cluster, facts, node_ports, without_slots};
 use crate::support::namespace::Namespace;
 
 fn runner(cases: u32) -> TestRunner {
-    TestRunner::new(Config { cases, failure_persistence: None, max_shrink_iters: 2_000, ..Config::default() })
+    TestRunner::new(replayed(Config { cases, max_shrink_iters: 2_000, ..Config::default() }, file!()))
 }
 
 /// Changes, in the portions that are synced together.

@@ -14,6 +14,7 @@ use proptest::test_runner::{Config, TestRunner};
 
 use crate::frame;
 use crate::netns::in_namespace;
+use crate::properties::replayed;
 
 /// A small world, so that the same names meet often.
 fn chains() -> Vec<Chain> {
@@ -96,7 +97,7 @@ fn everything(kernel: &mut dyn Kernel, family: Family) -> (Snapshot, BTreeMap<Se
 #[test]
 fn the_fake_kernel_behaves_like_the_real_one() {
     in_namespace(|| {
-        let mut runner = TestRunner::new(Config { cases: 100, failure_persistence: None, ..Config::default() });
+        let mut runner = TestRunner::new(replayed(Config::with_cases(100), file!()));
         let (applied, refused) = (Cell::new(0), Cell::new(0));
         let transactions = prop::collection::vec(prop::collection::vec(operation(), 1..6), 1..12);
         runner

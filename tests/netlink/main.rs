@@ -6,3 +6,5 @@ mod kernel;
 mod measure;
 #[path = "../support/netns/mod.rs"]
 mod netns;
+#[path = "../support/properties.rs"]
+mod properties;

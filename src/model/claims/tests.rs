@@ -308,7 +308,7 @@ fn from_scratch(services: &BTreeMap<ObjectName, Service>) -> BTreeMap<FrontendKe
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1_000))]
+    #![proptest_config(crate::testing::replayed(ProptestConfig::with_cases(1_000), file!()))]
 
     #[test]
     fn updates_one_by_one_are_as_good_as_from_scratch(

@@ -557,6 +557,8 @@ const ODD: &[&str] =
     &["", " ", "None", "0", "/", "é/é", "1.2.3.4/", "::ffff:1.2.3.4", "::/0", "IPv6", "Local", "\u{0}"];
 
 proptest! {
+    #![proptest_config(crate::testing::replayed(ProptestConfig::default(), file!()))]
+
     /// Whatever the fields hold, there is a result, and it holds only what a model value may hold.
     #[test]
     fn any_object_gives_a_result(

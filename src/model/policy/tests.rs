@@ -457,7 +457,7 @@ fn any_slices() -> impl Strategy<Value = Vec<Slice>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2_000))]
+    #![proptest_config(crate::testing::replayed(ProptestConfig::with_cases(2_000), file!()))]
 
     #[test]
     fn hints_and_copies_are_as_the_rules_say(

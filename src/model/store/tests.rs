@@ -293,7 +293,7 @@ fn assert_same(a: &Store, b: &Store) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1_000))]
+    #![proptest_config(crate::testing::replayed(ProptestConfig::with_cases(1_000), file!()))]
 
     /// Whatever happened, the store is as if only the last version of each object had come, in any order; and every
     /// event reports exactly what is different after it.
