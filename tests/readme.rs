@@ -1,10 +1,15 @@
-//! The README names every field, flag, metric and endpoint of kube-proxy.
+//! The documentation names every field, flag, metric and endpoint of kube-proxy, each in the place where it is looked
+//! for.
+
+use std::collections::BTreeSet;
 
 use nftproxyd::config::{FLAGS, field_paths};
 use nftproxyd::metrics::TABLE;
 use serde_yaml::Value;
 
-const README: &str = include_str!("../README.md");
+const COMMAND: &str = include_str!("../man/nftproxyd.8");
+const CONFIGURATION: &str = include_str!("../man/nftproxyd.yaml.5");
+const OBSERVABILITY: &str = include_str!("../deploy/observability.md");
 
 /// Paths of kube-proxy's two ports.
 const ENDPOINTS: [&str; 12] = [
@@ -22,53 +27,99 @@ const ENDPOINTS: [&str; 12] = [
     "/debug/flags/v",
 ];
 
-#[test]
-fn the_readme_names_every_field_and_flag() {
-    let missing: Vec<String> = field_paths()
-        .map(|path| format!("`{path}`"))
-        .chain(FLAGS.iter().map(|flag| format!("`--{}`", flag.name)))
-        .filter(|name| !README.contains(name.as_str()))
-        .collect();
-    assert!(missing.is_empty(), "not in README.md: {}", missing.join(", "));
-}
+/// Flags that the command line has a meaning of its own for, beside those in [`FLAGS`], which set no field.
+const OWN_FLAGS: [&str; 7] = ["config", "master", "write-config-to", "init-only", "cleanup", "version", "help"];
 
-/// The first cells of the rows of a table, found by its heading, with what is said about each.
-fn rows(heading: &str) -> Vec<(&'static str, &'static str)> {
-    let table = README.lines().skip_while(|line| !line.starts_with(heading)).skip(2);
-    let rows = table.take_while(|line| line.starts_with('|'));
-    rows.filter_map(|row| row.trim_matches('|').split_once(" | ")).map(|(a, b)| (a.trim(), b.trim())).collect()
-}
+// --- man pages -----------------------------------------------------------------------------------------------------
 
-#[test]
-fn the_readme_says_what_becomes_of_every_metric_of_kube_proxy() {
-    let metrics: Value = serde_yaml::from_str(include_str!("../testdata/metrics/kube-proxy.yaml")).expect("YAML");
-    let names = |part: &str| -> Vec<String> {
-        let items = metrics[part].as_sequence().expect("a list").iter();
-        items.map(|item| item.as_str().or(item["name"].as_str()).expect("a name").to_owned()).collect()
+/// The flags in a line of a man page, with whether a dagger marks each.
+fn flags_in(line: &str) -> Vec<(String, bool)> {
+    let flag = |text: &str| {
+        let (name, rest) = text.split_once(' ').unwrap_or((text, ""));
+        (name.trim_start_matches("\\-").replace("\\-", "-"), rest.starts_with("No \\(dg"))
     };
-    let rows = rows("| Metric | What");
-    let said = |name: &str| rows.iter().find(|(cell, _)| *cell == format!("`{name}`")).map(|(_, said)| *said);
-    let exported = |name: &str| TABLE.iter().any(|metric| metric.name == name);
-    for part in ["own", "client", "process", "slis"] {
-        for name in names(part) {
-            let said = said(&name).unwrap_or_else(|| panic!("{name} is not in README.md"));
-            assert!(exported(&name) && !said.starts_with("not exported"), "{name}: {said}");
+    line.split(" Fl ").skip(1).map(flag).collect()
+}
+
+/// The first words of the entries of the configuration's manual: paths of fields, with their flags.
+fn fields_described() -> BTreeSet<(String, Option<(String, bool)>)> {
+    let entries = CONFIGURATION.lines().filter_map(|line| line.strip_prefix(".It Va "));
+    entries
+        .flat_map(|entry| {
+            let field = entry.split(' ').next().unwrap_or_default().to_owned();
+            let flags: Vec<_> = flags_in(entry).into_iter().map(Some).collect();
+            let flags = if flags.is_empty() { vec![None] } else { flags };
+            flags.into_iter().map(move |flag| (field.clone(), flag))
+        })
+        .collect()
+}
+
+#[test]
+fn the_manual_has_every_field_with_its_flags() {
+    let path = |field: &str| field_paths().find(|path| field == *path || field.starts_with(&format!("{path}.")));
+    let mut known = BTreeSet::from([("hostnameOverride".to_owned(), Some(("hostname-override".to_owned(), true)))]);
+    for flag in FLAGS {
+        for field in flag.fields {
+            let path = path(field).unwrap_or_else(|| panic!("--{}: there is no field {field}", flag.name));
+            known.insert((path.to_owned(), Some((flag.name.to_owned(), flag.beats_file))));
         }
     }
-    for name in names("others") {
-        let said = said(&name).unwrap_or_else(|| panic!("{name} is not in README.md"));
-        assert!(!exported(&name) && said.starts_with("not exported"), "{name}: {said}");
-    }
-    let known: Vec<String> = ["own", "client", "process", "slis", "others"].into_iter().flat_map(names).collect();
-    for (cell, _) in rows.iter().filter(|(cell, _)| !cell.contains('*')) {
-        assert!(known.iter().any(|name| *cell == format!("`{name}`")), "{cell} is none of kube-proxy's");
-    }
+    let with_flags: BTreeSet<String> = known.iter().map(|(field, _)| field.clone()).collect();
+    known.extend(field_paths().filter(|path| !with_flags.contains(*path)).map(|path| (path.to_owned(), None)));
+    let described = fields_described();
+    let missing: Vec<_> = known.difference(&described).collect();
+    let unknown: Vec<_> = described.difference(&known).collect();
+    assert!(missing.is_empty() && unknown.is_empty(), "nftproxyd.yaml(5): missing {missing:?}, unknown {unknown:?}");
 }
 
 #[test]
-fn the_readme_says_what_becomes_of_every_endpoint_of_kube_proxy() {
-    let rows = rows("| Endpoint | What");
+fn the_manual_has_every_flag_without_a_field() {
+    let (_, section) = COMMAND.split_once("\n.Sh FLAGS OF KUBE-PROXY\n").expect("a section about flags");
+    let (section, _) = section.split_once("\n.Sh ").expect("the section ends");
+    let entries = section.lines().filter(|line| line.starts_with(".It Fl "));
+    let described: BTreeSet<String> = entries.flat_map(flags_in).map(|(name, _)| name).collect();
+    let without_field = FLAGS.iter().filter(|flag| flag.fields.is_empty()).map(|flag| flag.name);
+    let known: BTreeSet<String> = without_field.chain(OWN_FLAGS).map(str::to_owned).collect();
+    assert_eq!(described, known);
+}
+
+// --- tables --------------------------------------------------------------------------------------------------------
+
+/// The rows of a table, found by the beginning of its heading.
+fn rows<'a>(text: &'a str, heading: &str) -> Vec<Vec<&'a str>> {
+    let table = text.lines().skip_while(|line| !line.starts_with(heading)).skip(2);
+    let rows = table.take_while(|line| line.starts_with('|'));
+    rows.map(|row| row.trim_matches('|').split(" | ").map(str::trim).collect()).collect()
+}
+
+#[test]
+fn it_is_said_what_becomes_of_every_metric_of_kube_proxy() {
+    let metrics: Value = serde_yaml::from_str(include_str!("../testdata/metrics/kube-proxy.yaml")).expect("YAML");
+    let names = |parts: &[&str]| -> BTreeSet<String> {
+        let items = parts.iter().flat_map(|part| metrics[*part].as_sequence().expect("a list"));
+        items.map(|item| item.as_str().or(item["name"].as_str()).expect("a name").to_owned()).collect()
+    };
+    let said = |heading: &str| -> BTreeSet<String> {
+        let rows = rows(OBSERVABILITY, heading);
+        let cells = rows.iter().map(|row| row[0]).filter(|cell| !cell.contains('*'));
+        cells.map(|cell| cell.trim_matches('`').to_owned()).collect()
+    };
+    let exported: BTreeSet<String> = TABLE.iter().map(|metric| metric.name.to_owned()).collect();
+    let theirs = names(&["own", "client", "process", "slis"]);
+    assert_eq!(theirs.difference(&exported).collect::<Vec<_>>(), Vec::<&String>::new(), "not exported");
+    let documented = said("| Metric | Type |");
+    assert_eq!(theirs.difference(&documented).collect::<Vec<_>>(), Vec::<&String>::new(), "not documented");
+
+    let others = names(&["others"]);
+    assert_eq!(said("| Metric of kube-proxy | Why"), others);
+    assert_eq!(others.intersection(&exported).collect::<Vec<_>>(), Vec::<&String>::new(), "exported nevertheless");
+}
+
+#[test]
+fn it_is_said_what_becomes_of_every_endpoint_of_kube_proxy() {
+    let rows = rows(OBSERVABILITY, "| Endpoint | What");
     for path in ENDPOINTS {
-        assert!(rows.iter().any(|(cell, _)| cell.contains(&format!("`{path}`"))), "{path} is not in README.md");
+        let is_there = rows.iter().any(|row| row[0].contains(&format!("`{path}`")));
+        assert!(is_there, "{path} is not in deploy/observability.md");
     }
 }
