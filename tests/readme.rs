@@ -1,12 +1,18 @@
 //! The documentation names every field, flag, metric and endpoint of kube-proxy, each in the place where it is looked
-//! for.
+//! for; and the picture of the measurements shows what their table says.
+
+#[path = "bench/picture.rs"]
+mod picture;
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
 
 use nftproxyd::config::{FLAGS, field_paths};
 use nftproxyd::metrics::TABLE;
 use serde_yaml::Value;
 
+const BENCHMARK: &str = include_str!("bench/README.md");
 const COMMAND: &str = include_str!("../man/nftproxyd.8");
 const CONFIGURATION: &str = include_str!("../man/nftproxyd.yaml.5");
 const OBSERVABILITY: &str = include_str!("../deploy/observability.md");
@@ -122,4 +128,64 @@ fn it_is_said_what_becomes_of_every_endpoint_of_kube_proxy() {
         let is_there = rows.iter().any(|row| row[0].contains(&format!("`{path}`")));
         assert!(is_there, "{path} is not in deploy/observability.md");
     }
+}
+
+// --- the picture ---------------------------------------------------------------------------------------------------
+
+/// As the tables write a time: `0.24 ms`, `5.0 s`.
+fn milliseconds(cell: &str) -> f64 {
+    let (number, unit) =
+        cell.trim_matches('*').split_once(' ').unwrap_or_else(|| panic!("{cell}: a number and a unit"));
+    let number: f64 = number.parse().unwrap_or_else(|error| panic!("{cell}: {error}"));
+    match unit {
+        "ms" => number,
+        "s" => number * 1e3,
+        _ => panic!("{cell}: an unknown unit"),
+    }
+}
+
+/// `NFTPROXYD_UPDATE=1 cargo test --test readme` draws it.
+#[test]
+fn the_picture_shows_what_was_measured() {
+    let drawn = |cells: &Vec<&str>| {
+        let what = cells[0].strip_suffix(": API answer to packets, p50")?.to_owned();
+        Some(picture::Row { what, nftproxyd: milliseconds(cells[1]), kube_proxy: milliseconds(cells[3]) })
+    };
+    let rows: Vec<picture::Row> =
+        rows(BENCHMARK, "| Services x endpoints | 10,000 x 10 |").iter().filter_map(drawn).collect();
+    assert_eq!(rows.len(), 5);
+    let measured = BENCHMARK.lines().find_map(|line| line.strip_prefix("Measured: ")).expect("when it was measured");
+    let picture = picture::Picture { services: 10_000, endpoints: 10, circumstances: measured.to_owned(), rows };
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/changes.svg");
+    if std::env::var_os("NFTPROXYD_UPDATE").is_some() {
+        fs::write(&path, picture.svg()).expect("it can be written");
+    }
+    let found = fs::read_to_string(&path).unwrap_or_default();
+    assert!(found == picture.svg(), "deploy/changes.svg is out of step: NFTPROXYD_UPDATE=1 cargo test --test readme");
+}
+
+#[test]
+fn pictures_have_room_for_every_time() {
+    let row = |what: &str, nftproxyd, kube_proxy| picture::Row { what: what.to_owned(), nftproxyd, kube_proxy };
+    let svg = |rows| {
+        picture::Picture { services: 1_234, endpoints: 1, circumstances: "today & <here>".to_owned(), rows }.svg()
+    };
+    let text = svg(vec![row("slow", 0.15, 5_000.0), row("as fast", 2.0, 2.0), row("slower", 300.0, 40.0)]);
+    for part in
+        ["1,234 Services", "today &amp; &lt;here&gt;", ">0.15 ms<", ">5.0 s<", ">33,000 ×<", ">1.0 ×<", ">0.1 ×<"]
+    {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+    // Two labels at one place: the one is above the line, the other below.
+    assert_eq!(text.matches(">2.0 ms<").count(), 2);
+    let places = text.lines().filter(|line| line.contains(">2.0 ms<")).collect::<BTreeSet<_>>();
+    assert_eq!(places.len(), 2, "{places:?}");
+    // From 0.1 ms to 10 s.
+    for tick in ["0.1 ms", "1 ms", "10 ms", "100 ms", "1 s", "10 s"] {
+        assert!(text.contains(&format!(">{tick}</text>")), "{tick} is not in {text}");
+    }
+    assert!(!text.contains(">0.01 ms<") && !text.contains(">100 s<"), "{text}");
+    // One time only, and that on a mark: there is a scale nevertheless, and no place that is not a number.
+    let text = svg(vec![row("the same", 1.0, 1.0)]);
+    assert!(!text.contains("NaN") && !text.contains("inf"), "{text}");
 }

@@ -18,6 +18,7 @@ mod netns;
 mod network;
 mod objects;
 mod options;
+mod picture;
 mod process;
 mod proxy;
 mod run;
@@ -54,10 +55,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     match measure(&options) {
-        Ok(sheet) => {
-            println!("\n{}", sheet.table());
-            ExitCode::SUCCESS
-        }
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -65,10 +63,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn measure(options: &Options) -> Result<Sheet> {
+fn measure(options: &Options) -> Result<()> {
     let network = &Network::new().context("cannot make network namespaces")?;
     let programs = options.programs();
-    print_circumstances(options)?;
+    let circumstances = circumstances(options)?;
+    println!("{circumstances}");
     // The proxies, the API server and whoever writes to it live on the node.
     network.node.enter();
     traffic::serve(&network.backend);
@@ -81,23 +80,27 @@ fn measure(options: &Options) -> Result<Sheet> {
             run.measure().with_context(|| format!("{} at {size}", program.path.display()))?;
         }
     }
-    Ok(sheet)
+    println!("\n{}", sheet.table());
+    if let Some(path) = &options.svg {
+        let picture = sheet.picture(circumstances).context("nothing to draw was measured")?;
+        std::fs::write(path, picture.svg()).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// What else the numbers depend on.
-fn print_circumstances(options: &Options) -> Result<()> {
+fn circumstances(options: &Options) -> Result<String> {
     let system = nix::sys::utsname::uname()?;
     let processors = std::thread::available_parallelism()?;
     let versions = options.programs().iter().map(proxy::Program::version).collect::<Result<Vec<_>>>()?;
     let api_server = if options.control_plane().is_some() { "kube-apiserver" } else { "a stand-in" };
     let build = if cfg!(debug_assertions) { "a debug build: its numbers mean nothing" } else { "a release build" };
-    println!(
-        "{}; {} {} {}, {processors} processors; {}; API server: {api_server}; {build}",
+    Ok(format!(
+        "{}, {} {} {}, {processors} processors; {}; API server: {api_server}; {build}",
         jiff::Timestamp::now().strftime("%Y-%m-%d"),
         system.sysname().display(),
         system.release().display(),
         system.machine().display(),
         versions.join(", "),
-    );
-    Ok(())
+    ))
 }

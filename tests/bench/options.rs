@@ -37,6 +37,9 @@ pub(crate) struct Options {
     /// The etcd of the API server
     #[arg(long, value_name = "PATH", requires = "kube_apiserver")]
     etcd: Option<PathBuf>,
+    /// Also draws times from changes to packets, of the last of the sizes, beside those of the kube-proxy
+    #[arg(long, value_name = "FILE", requires = "kube_proxy")]
+    pub(crate) svg: Option<PathBuf>,
     /// Given by cargo
     #[arg(long, hide = true)]
     bench: bool,

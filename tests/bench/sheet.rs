@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use crate::picture::{self, Picture};
 use crate::proxy::Kind;
 use crate::size::Size;
 
@@ -70,6 +71,21 @@ impl Sheet {
             self.rows.len() - 1
         });
         &mut self.rows[at]
+    }
+
+    /// The picture of how long changes take to packets, of the last size at which both were measured.
+    pub(crate) fn picture(&self, circumstances: String) -> Option<Picture> {
+        let drawn = |row: &Row| {
+            let what = row.what.strip_suffix(": p50 to packets")?.trim_end_matches(", the only one").to_owned();
+            let (nftproxyd, kube_proxy) = row.nftproxyd.zip(row.kube_proxy)?;
+            // An answer may come after the packets: that is 0, which has no place on the scale.
+            let (nftproxyd, kube_proxy) = (nftproxyd.max(0.01), kube_proxy.max(0.01));
+            Some((row.size, picture::Row { what, nftproxyd, kube_proxy }))
+        };
+        let all: Vec<_> = self.rows.iter().filter_map(drawn).collect();
+        let size = all.last()?.0;
+        let rows = all.into_iter().filter(|(of, _)| *of == size).map(|(_, row)| row).collect();
+        Some(Picture { services: size.services, endpoints: size.endpoints, circumstances, rows })
     }
 
     /// The table. A ratio is that of nftproxyd's number to the one on its left, but the last is kube-proxy's to nftproxyd's.
