@@ -1,12 +1,16 @@
-//! Every dependency has a licence from the list in `deny.toml`, and comes from crates.io.
+//! Every dependency has a licence from the list in `deny.toml`, and comes from crates.io; and every C library that the
+//! program is linked with is in `deploy/linked-libraries`, with its licence, which is named wherever the program is passed on.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
 
 const CRATES_IO: &str = "registry+https://github.com/rust-lang/crates.io-index";
+
+/// Packages that say that they link something, which is part of themselves: their licence is that of the package.
+const LINK_THEMSELVES: [&str; 2] = ["k8s-openapi", "ring"];
 
 #[test]
 fn dependencies_are_permissively_licensed_and_from_crates_io() {
@@ -76,6 +80,98 @@ fn licence_expressions_are_understood() {
         assert_eq!(is_allowed(expression, &allowed), expected, "{expression:?}");
     }
 }
+
+// --- C libraries ---------------------------------------------------------------------------------------------------
+
+/// The libraries in `deploy/linked-libraries`: name without version, and licence.
+fn declared() -> BTreeMap<String, String> {
+    let text = read("deploy/linked-libraries");
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    let library = |line: &str| {
+        let (name, rest) = line.split_once(' ').expect("a name, a licence, an address");
+        let (licence, _) = rest.trim().rsplit_once(' ').expect("a name, a licence, an address");
+        (name.to_owned(), licence.trim().to_owned())
+    };
+    lines.map(library).collect()
+}
+
+/// The libraries that `ldd` prints, by name without version. That of the kernel is no file.
+fn libraries(ldd: &str) -> BTreeSet<String> {
+    let files = ldd.lines().filter_map(|line| line.split_whitespace().next());
+    let names = files.filter_map(|file| file.rsplit('/').next()?.split_once(".so")).map(|(name, _)| name);
+    names.filter(|name| *name != "linux-vdso").map(str::to_owned).collect()
+}
+
+#[test]
+fn every_c_library_is_declared_with_its_licence() {
+    let output =
+        Command::new("ldd").arg(env!("CARGO_BIN_EXE_nftproxyd")).output().expect("ldd comes with the C library");
+    assert!(output.status.success(), "ldd: {}", String::from_utf8_lossy(&output.stderr));
+    let linked = libraries(&String::from_utf8_lossy(&output.stdout));
+    let declared: BTreeSet<String> = declared().into_keys().collect();
+    let unknown: Vec<_> = linked.difference(&declared).collect();
+    assert!(
+        unknown.is_empty(),
+        "the program needs {unknown:?}: put them with their licences in deploy/linked-libraries"
+    );
+    // There is a loader for each architecture.
+    let unneeded: Vec<_> = declared.difference(&linked).filter(|name| !name.starts_with("ld-linux-")).collect();
+    assert!(unneeded.is_empty(), "the program does not need {unneeded:?}: remove them from deploy/linked-libraries");
+}
+
+#[test]
+fn every_package_that_links_a_c_library_is_known() {
+    let declared = declared();
+    let packages = packages();
+    let linking = packages.iter().filter_map(|package| Some((package["name"].as_str()?, package["links"].as_str()?)));
+    let foreign: Vec<_> = linking.filter(|(name, _)| !LINK_THEMSELVES.contains(name)).collect();
+    assert!(!foreign.is_empty(), "no package links a C library: is there still a use for this test?");
+    for (name, links) in foreign {
+        assert!(declared.contains_key(&format!("lib{links}")), "{name} links {links}: see deploy/linked-libraries");
+    }
+}
+
+#[test]
+fn the_licences_of_c_libraries_are_named_where_the_program_is_passed_on() {
+    let declared = declared();
+    let image = read("deploy/Containerfile");
+    let label = image.split("image.licenses=").nth(1).and_then(|rest| rest.lines().next()).expect("a label");
+    for (name, licence) in &declared {
+        assert!(label.contains(licence.as_str()), "deploy/Containerfile: the label names no {licence}, for {name}");
+    }
+    let notices = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/third-party-notices")).output();
+    let notices = notices.expect("it can be started");
+    assert!(notices.status.success(), "{}", String::from_utf8_lossy(&notices.stderr));
+    let notices = String::from_utf8_lossy(&notices.stdout).into_owned();
+    // Every program is linked with the C library and the compiler's; these two are our choice.
+    for (file, text) in [
+        ("README.md", read("README.md")),
+        ("deploy/debian/copyright", read("deploy/debian/copyright")),
+        ("deploy/third-party-notices", notices),
+    ] {
+        for name in ["libnftnl", "libmnl"] {
+            let licence = &declared[name];
+            assert!(text.contains(name) && text.contains(licence.as_str()), "{file} has no {name} with {licence}");
+        }
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(text.contains("General Public License, version 3"), "{file} does not say what the whole is under");
+    }
+}
+
+#[test]
+fn libraries_are_read_off_what_ldd_prints() {
+    let printed = "\tlinux-vdso.so.1 (0x00007f9728a5e000)
+\tlibnftnl.so.11 => /lib/x86_64-linux-gnu/libnftnl.so.11 (0x00007f9728a12000)
+\tlibgcc_s.so.1 => not found
+\t/lib64/ld-linux-x86-64.so.2 (0x00007f9728a60000)
+";
+    let expected = ["libnftnl", "libgcc_s", "ld-linux-x86-64"].map(str::to_owned);
+    assert_eq!(libraries(printed), BTreeSet::from(expected));
+    assert!(declared().contains_key("libnftnl") && !declared().contains_key("libreadline"));
+    assert_eq!(declared()["libgcc_s"], "GPL-3.0-or-later WITH GCC-exception-3.1");
+}
+
+// --- packages ------------------------------------------------------------------------------------------------------
 
 fn read(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);

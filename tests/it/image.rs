@@ -55,6 +55,22 @@ fn the_image_has_what_the_program_needs_and_no_shell() {
     for package in ["nftproxyd", "libnftnl11", "libmnl0", "libc6"] {
         assert!(root.join("usr/share/doc").join(package).join("copyright").is_file(), "{package}");
     }
+    // The texts of licences that these refer to are there, too; and which source belongs to what.
+    let mut referred = 0;
+    for package in fs::read_dir(root.join("usr/share/doc")).expect("a folder") {
+        let path = package.expect("an entry").path().join("copyright");
+        let copyright = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        for after in copyright.split("/usr/share/common-licenses/").skip(1) {
+            let end = after.find(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '.').unwrap_or(after.len());
+            let licence = after[..end].trim_end_matches('.');
+            let text = root.join("usr/share/common-licenses").join(licence);
+            assert!(text.is_file(), "{}: there is no {}", path.display(), text.display());
+            referred += 1;
+        }
+    }
+    assert!(referred > 3, "only {referred} texts are referred to");
+    let packages = fs::read_to_string(root.join("usr/share/doc/nftproxyd/packages")).expect("a list");
+    assert!(packages.contains("libnftnl11 ") && packages.contains(": source package libnftnl "), "{packages}");
 
     let manifests = Path::new(REPOSITORY).join("testdata/demo");
     let arguments = ["--mount", "sh", "-c", START, "sh"].map(Path::new);
