@@ -1,17 +1,21 @@
 //! The documentation names every field, flag, metric and endpoint of kube-proxy, each in the place where it is looked
-//! for; and the picture of the measurements shows what their table says.
+//! for; the picture of the measurements shows what their table says; links lead somewhere; and the front page stays short.
 
 #[path = "bench/picture.rs"]
 mod picture;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nftproxyd::config::{FLAGS, field_paths};
 use nftproxyd::metrics::TABLE;
 use serde_yaml::Value;
 
+/// Whoever has five minutes reads no more.
+const MAX_LINES: usize = 250;
+
+const README: &str = include_str!("../README.md");
 const BENCHMARK: &str = include_str!("bench/README.md");
 const COMMAND: &str = include_str!("../man/nftproxyd.8");
 const CONFIGURATION: &str = include_str!("../man/nftproxyd.yaml.5");
@@ -130,6 +134,19 @@ fn it_is_said_what_becomes_of_every_endpoint_of_kube_proxy() {
     }
 }
 
+#[test]
+fn the_numbers_of_the_front_page_were_measured() {
+    let measured = rows(BENCHMARK, "| Services x endpoints |");
+    let shown = rows(README, "| 10,000 Services x 10 endpoints |");
+    assert!(shown.len() >= 3, "{shown:?}");
+    for row in shown {
+        let [what, ours, theirs] = row[..] else { panic!("{row:?}: three cells") };
+        let found = measured.iter().find(|cells| cells[0] == what);
+        let found = found.unwrap_or_else(|| panic!("{what} is not in the table of tests/bench/README.md"));
+        assert_eq!((ours, theirs), (found[1], found[3]), "{what}");
+    }
+}
+
 // --- the picture ---------------------------------------------------------------------------------------------------
 
 /// As the tables write a time: `0.24 ms`, `5.0 s`.
@@ -188,4 +205,101 @@ fn pictures_have_room_for_every_time() {
     // One time only, and that on a mark: there is a scale nevertheless, and no place that is not a number.
     let text = svg(vec![row("the same", 1.0, 1.0)]);
     assert!(!text.contains("NaN") && !text.contains("inf"), "{text}");
+}
+
+// --- pages ---------------------------------------------------------------------------------------------------------
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The Markdown files that people read, by path from the top of the repository.
+fn pages() -> Vec<PathBuf> {
+    let mut pages = vec![PathBuf::from("README.md"), PathBuf::from("CHANGELOG.md")];
+    for folder in [".github", "deploy", "deploy/kubernetes/kubeadm", "tests/bench", "testdata/scenarios"] {
+        let entries = fs::read_dir(root().join(folder)).unwrap_or_else(|error| panic!("{folder}: {error}"));
+        let names = entries.map(|entry| entry.expect("an entry").file_name());
+        let paths = names.map(|name| Path::new(folder).join(name));
+        pages.extend(paths.filter(|path| path.extension().is_some_and(|extension| extension == "md")));
+    }
+    pages
+}
+
+/// Where the links and pictures of a page lead, without code.
+fn links(text: &str) -> Vec<String> {
+    let mut links = Vec::new();
+    let mut code = false;
+    for line in text.lines() {
+        code ^= line.trim_start().starts_with("```");
+        let prose = line.split('`').step_by(2).collect::<Vec<_>>().join("``");
+        if !code {
+            let targets = prose.split("](").skip(1).filter_map(|rest| rest.split_once(')'));
+            links.extend(targets.map(|(target, _)| target.to_owned()));
+            let sources = prose.split("src=\"").skip(1).filter_map(|rest| rest.split_once('"'));
+            links.extend(sources.map(|(source, _)| source.to_owned()));
+        }
+    }
+    links
+}
+
+/// The names of a page's headings in links: in lower case, spaces as hyphens, without punctuation.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let headings = text.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
+    let kept = |c: char| match c {
+        ' ' => Some('-'),
+        c if c.is_alphanumeric() || c == '-' || c == '_' => Some(c.to_ascii_lowercase()),
+        _ => None,
+    };
+    headings.map(|heading| heading.chars().filter_map(kept).collect()).collect()
+}
+
+/// What is wrong with the links of a page, if anything.
+fn dead_links(page: &Path, text: &str) -> Vec<String> {
+    let folder = page.parent().expect("a file is in a folder");
+    let is_dead = |link: &String| {
+        if link.contains("://") {
+            return false;
+        }
+        let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+        let path = root().join(folder).join(file);
+        let target = if file.is_empty() { Some(text.to_owned()) } else { fs::read_to_string(&path).ok() };
+        let is_there = file.is_empty() || path.exists();
+        !is_there || !anchor.is_empty() && !target.is_some_and(|target| anchors(&target).contains(anchor))
+    };
+    links(text).into_iter().filter(is_dead).collect()
+}
+
+#[test]
+fn links_lead_to_files_and_headings_that_are_there() {
+    let mut found = 0;
+    for page in pages() {
+        let text = fs::read_to_string(root().join(&page)).unwrap_or_else(|error| panic!("{}: {error}", page.display()));
+        assert_eq!(dead_links(&page, &text), Vec::<String>::new(), "{}", page.display());
+        found += links(&text).len();
+    }
+    assert!(found > 30, "only {found} links were found");
+}
+
+#[test]
+fn dead_links_are_found() {
+    let dead = |text: &str| dead_links(Path::new("deploy/some.md"), text);
+    let none = Vec::<String>::new();
+    assert_eq!(dead("[a](MIGRATION.md) [b](../LICENSE) [c](kubernetes) [d](https://example.org/x)"), none);
+    assert_eq!(dead("[a](MIGRATION.md#back) [b](#here-and-now)\n## Here, and now"), none);
+    assert_eq!(dead("`[a](b)`\n```\n[c](d)\n```"), none);
+    assert_eq!(dead("[a](README.md)"), ["README.md"]);
+    assert_eq!(dead("[a](MIGRATION.md#nowhere) [b](#there)"), ["MIGRATION.md#nowhere", "#there"]);
+    assert_eq!(dead("![a](none.svg) <img src=\"none.png\">"), ["none.svg", "none.png"]);
+}
+
+#[test]
+fn the_front_page_is_short() {
+    let lines = README.lines().count();
+    assert!(lines <= MAX_LINES, "README.md has {lines} lines, more than {MAX_LINES}");
+}
+
+#[test]
+fn the_front_page_says_first_how_mature_it_is() {
+    let third = README.lines().nth(2).unwrap_or_default();
+    assert!(third.starts_with(&format!("**{}, not released yet", env!("CARGO_PKG_VERSION"))), "{third}");
 }
