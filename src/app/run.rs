@@ -225,7 +225,7 @@ async fn listen(own_port: u32, disturbances: mpsc::Sender<Disturbance>, metrics:
                 Heard::Foreign { family, port, .. } => {
                     metrics.foreign_changes[family].inc();
                     warn!(
-                        "table {} nftproxyd was changed by somebody else (netlink port {port}); it is repaired",
+                        "table {} nftproxyd was changed by somebody else (netlink port {port}); it is checked",
                         text::family(family)
                     );
                     vec![family]

@@ -16,7 +16,8 @@ pub struct Transaction {
 /// One step of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Operation {
-    /// Creates our table; no error if it is there.
+    /// Creates our table. If it is there only its flags become none: one that is dormant wakes, and gets no base chains
+    /// more in the same transaction; flags that cannot be cleared are an error.
     AddTable,
     /// Deletes our table with all that is in it.
     DeleteTable,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::kernel::{CommitError, Committed, Kernel, KernelError, Snapshot};
+use super::kernel::{CommitError, Committed, Kernel, KernelError, Snapshot, table_flag};
 use super::linux::words;
 use crate::diff::{Operation, Transaction};
 use crate::model::{Family, PerFamily};
@@ -49,6 +49,11 @@ struct FakeTable {
     foreign_sets: BTreeSet<String>,
     foreign_chains: BTreeSet<String>,
     foreign_objects: BTreeSet<String>,
+    flags: u32,
+    /// Whether the transaction at hand has cleared flags: until its end there are no new base chains.
+    woken: bool,
+    /// Whether it has touched a chain that was there, or deleted a base chain: until its end flags stay.
+    chains_touched: bool,
 }
 
 /// The tables of both families, and a record of what was done to them.
@@ -110,6 +115,19 @@ impl FakeKernel {
         self.tables[family] = None;
     }
 
+    /// Somebody else sets the flags ([`table_flag`]) of our table, if it exists.
+    pub fn set_flags(&mut self, family: Family, flags: u32) {
+        self.disturbed = true;
+        if let Some(table) = &mut self.tables[family] {
+            table.flags = flags;
+        }
+    }
+
+    /// The flags of our table; `None` if it does not exist.
+    pub fn flags_of(&self, family: Family) -> Option<u32> {
+        self.tables[family].as_ref().map(|table| table.flags)
+    }
+
     /// Somebody else puts a chain and a set of these names into our table, if it exists.
     pub fn add_foreign(&mut self, family: Family, chain: &str, set: &str) {
         self.disturbed = true;
@@ -169,6 +187,9 @@ impl FakeKernel {
     /// Applies a transaction to a copy.
     fn apply(&self, transaction: &Transaction) -> Result<Option<FakeTable>, CommitError> {
         let mut table = self.tables[transaction.family].clone();
+        if table.as_ref().is_some_and(|table| table.flags & table_flag::OWNER != 0) {
+            return Err(CommitError::Permission);
+        }
         for (position, operation) in transaction.operations.iter().enumerate() {
             self.step(&mut table, operation).map_err(|(errno, item)| CommitError::Refused {
                 operation: position,
@@ -176,13 +197,23 @@ impl FakeKernel {
                 source: io::Error::from(errno),
             })?;
         }
+        table.iter_mut().for_each(|table| (table.woken, table.chains_touched) = (false, false));
         Ok(table)
     }
 
     fn step(&self, table: &mut Option<FakeTable>, operation: &Operation) -> Result<(), (Errno, Option<usize>)> {
         match operation {
             Operation::AddTable => {
-                table.get_or_insert_default();
+                let table = table.get_or_insert_default();
+                if table.flags & !table_flag::DORMANT != 0 {
+                    return Err((Errno::EOPNOTSUPP, None));
+                }
+                if table.flags != 0 {
+                    if table.chains_touched {
+                        return Err((Errno::EINVAL, None));
+                    }
+                    (table.flags, table.woken) = (0, true);
+                }
                 return Ok(());
             }
             Operation::DeleteTable => return table.take().map(|_| ()).ok_or((Errno::ENOENT, None)),
@@ -254,11 +285,15 @@ impl FakeTable {
                 Ok(())
             }
             Operation::AddChain(chain) => match self.chains.get(&chain.name) {
+                None if self.woken && chain.hook.is_some() => Err(Errno::EINVAL),
                 None => {
                     self.chains.insert(chain.name, FakeChain { hook: chain.hook, rules: Vec::new() });
                     Ok(())
                 }
-                Some(old) if chain.hook.is_none() || old.hook == chain.hook => Ok(()),
+                Some(old) if chain.hook.is_none() || old.hook == chain.hook => {
+                    self.chains_touched = true;
+                    Ok(())
+                }
                 Some(_) => Err(Errno::EEXIST),
             },
             Operation::FlushChain(chain) => {
@@ -267,7 +302,11 @@ impl FakeTable {
             }
             Operation::DeleteForeignChain(name) => match ChainName::parse(name) {
                 Some(chain) if self.is_used(chain) => Err(Errno::EBUSY),
-                Some(chain) => there(self.chains.remove(&chain).is_some()),
+                Some(chain) => {
+                    let removed = self.chains.remove(&chain);
+                    self.chains_touched |= removed.as_ref().is_some_and(|chain| chain.hook.is_some());
+                    there(removed.is_some())
+                }
                 None => there(self.foreign_chains.remove(name)),
             },
             Operation::DeleteForeignSet(name) => match SetName::parse(name) {
@@ -378,6 +417,7 @@ impl Kernel for FakeKernel {
         let mut snapshot = Snapshot::default();
         let Some(table) = &self.tables[family] else { return Ok(snapshot) };
         snapshot.table = true;
+        snapshot.table_flags = table.flags;
         snapshot.foreign_chains = table.foreign_chains.clone();
         snapshot.foreign_sets = table.foreign_sets.clone();
         snapshot.foreign_other = table.foreign_objects.clone();

@@ -22,11 +22,24 @@ pub struct Committed {
     pub elapsed: Duration,
 }
 
+/// Flags of a table: `enum nft_table_flags` of include/uapi/linux/netfilter/nf_tables.h.
+pub mod table_flag {
+    /// None of its chains sees a packet. Whoever may change the table can set and clear it.
+    pub const DORMANT: u32 = 0x1;
+    /// Only the socket that set it may change the table, which goes when the socket is closed (Linux 5.12).
+    pub const OWNER: u32 = 0x2;
+    /// The table outlives its owner (Linux 6.9). It cannot be cleared.
+    pub const PERSIST: u32 = 0x4;
+}
+
 /// What one family's table holds, but for the elements of its sets.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Snapshot {
     /// Whether the table is there at all.
     pub table: bool,
+    /// Its flags ([`table_flag`], or others that are not known yet); ours has none. Its user data, a comment, is not read:
+    /// it has no effect.
+    pub table_flags: u32,
     /// Sets of ours whose definition in the kernel is exactly the one asked about.
     pub sets: BTreeSet<SetName>,
     /// Sets of ours that are defined differently: they cannot be changed, only replaced along with the table.

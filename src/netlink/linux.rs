@@ -44,7 +44,7 @@ impl Netlink {
     pub fn tables(&mut self) -> Result<Vec<Family>, KernelError> {
         let mut families = Vec::new();
         for family in Family::ALL {
-            if self.has_table(family)? {
+            if self.table_flags(family)?.is_some() {
                 families.push(family);
             }
         }
@@ -109,21 +109,22 @@ impl Netlink {
         Ok(())
     }
 
-    fn has_table(&mut self, family: Family) -> Result<bool, KernelError> {
+    /// The flags of our table, if it is there.
+    fn table_flags(&mut self, family: Family) -> Result<Option<u32>, KernelError> {
         let request = Request {
             kind: msg::GETTABLE,
             family: protocol_family(family),
             dump: false,
             texts: &[(uapi::NFTA_TABLE, TABLE)],
         };
-        let mut found = false;
+        let mut found = None;
         let answer = self.socket.request(&request, &mut self.sequence, |message| {
-            found = message.is_some();
+            found = message.map(|message| decode::number_in(message.attributes(), uapi::NFTA_TABLE_FLAGS).unwrap_or(0));
             Ok(())
         })?;
         match answer {
             Ok(()) => Ok(found),
-            Err(Errno::ENOENT) => Ok(false),
+            Err(Errno::ENOENT) => Ok(None),
             // The answer to a question for one object ends with an acknowledgement.
             Err(errno) if errno as i32 == 0 => Ok(found),
             Err(errno) => Err(unexpected("ask for the table", errno)),
@@ -367,10 +368,8 @@ impl Kernel for Netlink {
         on_demand: &dyn Fn(ChainName) -> Option<Chain>,
     ) -> Result<Snapshot, KernelError> {
         self.note_generation()?;
-        let mut snapshot = Snapshot { table: self.has_table(family)?, ..Snapshot::default() };
-        if !snapshot.table {
-            return Ok(snapshot);
-        }
+        let Some(table_flags) = self.table_flags(family)? else { return Ok(Snapshot::default()) };
+        let mut snapshot = Snapshot { table: true, table_flags, ..Snapshot::default() };
         self.dump_sets(family, sets, &mut snapshot)?;
         self.dump_chains(family, chains, on_demand, &mut snapshot)?;
         for (kinds, what) in

@@ -21,7 +21,7 @@ mod udata;
 #[cfg(test)]
 mod wire;
 
-pub use kernel::{CommitError, Committed, Element as DumpedElement, Kernel, KernelError, Snapshot};
+pub use kernel::{CommitError, Committed, Element as DumpedElement, Kernel, KernelError, Snapshot, table_flag};
 pub use linux::Netlink;
 pub use monitor::{Heard, Monitor};
 pub use probe::ProbeError;

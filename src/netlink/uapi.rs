@@ -61,6 +61,8 @@ pub(super) mod msg {
     pub(in crate::netlink) const GETFLOWTABLE: u16 = 23;
 }
 
+/// `NFTA_TABLE_FLAGS`.
+pub(super) const NFTA_TABLE_FLAGS: u16 = 2;
 /// `NFTA_*_TABLE` is 1 in every message that names a table; `NFTA_TABLE_NAME` too.
 pub(super) const NFTA_TABLE: u16 = 1;
 /// `NFTA_SET_NAME`, `NFTA_OBJ_NAME`, `NFTA_FLOWTABLE_NAME`, `NFTA_SET_ELEM_LIST_SET`, `NFTA_RULE_CHAIN`.

@@ -13,7 +13,7 @@ use super::engine::Report;
 use crate::diff::{Installed, Operation, Recovery, Stage, Transaction};
 use crate::errors;
 use crate::model::{Family, ObjectName};
-use crate::netlink::{CommitError, Committed, Kernel, KernelError, Snapshot};
+use crate::netlink::{CommitError, Committed, Kernel, KernelError, Snapshot, table_flag};
 use crate::ruleset::Ruleset;
 use crate::ruleset::base::{self, Frame, FrameFacts};
 use crate::ruleset::names::{ChainName, SetName, TABLE};
@@ -61,6 +61,9 @@ pub(super) enum SyncError {
     Read(#[from] KernelError),
     #[error(transparent)]
     Commit(#[from] CommitError),
+    /// Nobody else may change it, and nobody else knows what it will hold next.
+    #[error("it has the flag owner, which keeps it for another program: end that one; \"nft list tables\" names it")]
+    Owned,
 }
 
 /// One family's table.
@@ -221,6 +224,9 @@ impl Table {
                 let report = pass.report.family(self.family);
                 report.failed_cleanups += usize::from(!swept);
                 report.repaired = mem::take(&mut self.disturbed) && !report.commits.is_empty();
+                if report.repaired {
+                    info!("table {} {TABLE} is repaired", text::family(self.family));
+                }
             }
             Err(error) => {
                 let failure = Failure::after(self.failing.as_ref(), errors::text(&error), now, self.longest_retry);
@@ -279,9 +285,14 @@ impl Table {
         // From here to the end of the sync the work is proportional to what there is: it is a start or a repair.
         self.dirty.append(&mut pass.wants.services());
         self.dirty.extend(self.installed.services().cloned());
-        if must_be_replaced(&snapshot) {
-            info!("table {} {TABLE} is of another make; it is replaced", text::family(self.family));
-            return Ok(self.replace(pass, &frame)?);
+        if snapshot.table_flags & table_flag::OWNER != 0 {
+            return Err(SyncError::Owned);
+        }
+        if must_be_replaced(&frame, &snapshot) {
+            self.replace(pass, &frame, &snapshot)?;
+            info!("table {} {TABLE} was of another make; it is replaced", text::family(self.family));
+            self.tell_flags(&snapshot);
+            return Ok(());
         }
         let mut transaction = frame_repairs(self.family, &frame, &snapshot, on_demand);
         let chains = snapshot.chains.iter().chain(&snapshot.other_rules).copied();
@@ -303,10 +314,11 @@ impl Table {
                 // Foreign chains that refer to each other, say, or changes since the dump.
                 let table = text::family(self.family);
                 warn!("table {table} {TABLE} cannot be repaired and is replaced: {}", errors::text(&error));
-                self.replace(pass, &frame)?;
+                self.replace(pass, &frame, &snapshot)?;
             }
             Err(error) => return Err(error.into()),
         }
+        self.tell_flags(&snapshot);
         self.dirty.extend(self.installed.services().cloned());
         if self.facts.affinity {
             // Endpoints may have gone while nobody looked.
@@ -315,8 +327,20 @@ impl Table {
         Ok(())
     }
 
-    /// Makes the table anew in one transaction, whatever there is: parts of it cannot be changed in place.
-    fn replace(&mut self, pass: &mut Pass<'_>, frame: &Frame) -> Result<(), CommitError> {
+    /// Says which flags were in the way. Only for a table that is mended.
+    fn tell_flags(&self, before: &Snapshot) {
+        let table = text::family(self.family);
+        match before.table_flags {
+            0 => {}
+            table_flag::DORMANT => {
+                warn!("table {table} {TABLE} was dormant, so that none of its rules had an effect; it is awake again");
+            }
+            flags => warn!("table {table} {TABLE} had the flags {flags:#x}, of which it needs none; they are gone"),
+        }
+    }
+
+    /// Makes the table anew in one transaction: parts of what there is (`before`) cannot be changed in place.
+    fn replace(&mut self, pass: &mut Pass<'_>, frame: &Frame, before: &Snapshot) -> Result<(), CommitError> {
         let empty = Installed::default();
         let mut stage = Stage::default();
         for name in &self.dirty {
@@ -324,7 +348,7 @@ impl Table {
         }
         stage.nodeport_ips(self.nodeport_ips.clone());
         let elements = stage.transaction(self.family, &empty, |name| base::on_demand(name, &self.facts));
-        let mut transaction = new_table(self.family, frame);
+        let mut transaction = new_table(self.family, frame, before);
         transaction.operations.extend(elements.operations);
         match self.send(pass, &transaction) {
             Ok(()) => {
@@ -339,7 +363,7 @@ impl Table {
             Err(CommitError::Refused { .. }) => {
                 // Because of a Service, or of the size: the Services follow in portions, as at a start.
                 let facts = self.facts.before_all_services();
-                self.send(pass, &new_table(self.family, &base::frame(&facts)))?;
+                self.send(pass, &new_table(self.family, &base::frame(&facts), before))?;
                 self.is_now(Installed::default(), facts);
                 Ok(())
             }
@@ -502,8 +526,18 @@ impl Table {
 }
 
 /// Whether parts of the table can only be changed along with the table.
-fn must_be_replaced(snapshot: &Snapshot) -> bool {
-    !snapshot.other_sets.is_empty() || !snapshot.other_chains.is_empty() || !snapshot.foreign_other.is_empty()
+fn must_be_replaced(frame: &Frame, snapshot: &Snapshot) -> bool {
+    let there = |name| snapshot.chains.contains(name) || snapshot.other_rules.contains(name);
+    let right_flags = match snapshot.table_flags {
+        0 => true,
+        // A transaction that wakes a table cannot give it a base chain.
+        table_flag::DORMANT => frame.chains.iter().all(|chain| chain.hook.is_none() || there(&chain.name)),
+        _ => false,
+    };
+    !right_flags
+        || !snapshot.other_sets.is_empty()
+        || !snapshot.other_chains.is_empty()
+        || !snapshot.foreign_other.is_empty()
 }
 
 /// How often in a sync an error is a reason to read the table back and go on from there.
@@ -520,11 +554,14 @@ fn worth_reading_back(error: &CommitError) -> u32 {
     }
 }
 
-/// The table with nothing but this frame, whatever was there.
-fn new_table(family: Family, frame: &Frame) -> Transaction {
+/// The table with nothing but this frame, in place of the one `before`.
+fn new_table(family: Family, frame: &Frame, before: &Snapshot) -> Transaction {
     let mut transaction = Transaction::new(family);
-    // Only what is there can be deleted.
-    transaction.operations.extend([Operation::AddTable, Operation::DeleteTable]);
+    // Only what is there can be deleted; but to add a table that has flags is to clear them, which may be refused.
+    if before.table_flags == 0 {
+        transaction.operations.push(Operation::AddTable);
+    }
+    transaction.operations.push(Operation::DeleteTable);
     transaction.operations.extend(frame_repairs(family, frame, &Snapshot::default(), |_| None).operations);
     transaction
 }
@@ -538,7 +575,7 @@ fn frame_repairs(
 ) -> Transaction {
     let mut transaction = Transaction::new(family);
     let operations = &mut transaction.operations;
-    if !snapshot.table {
+    if !snapshot.table || snapshot.table_flags == table_flag::DORMANT {
         operations.push(Operation::AddTable);
     }
     let missing_sets = frame.sets.iter().filter(|set| !snapshot.sets.contains(&set.name));

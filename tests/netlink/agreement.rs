@@ -6,14 +6,14 @@ use std::collections::BTreeMap;
 use nftproxyd::diff::{Operation, Transaction};
 use nftproxyd::model::Family;
 use nftproxyd::netlink::fake::FakeKernel;
-use nftproxyd::netlink::{CommitError, Kernel, Netlink, Snapshot};
+use nftproxyd::netlink::{CommitError, Kernel, Netlink, Snapshot, table_flag};
 use nftproxyd::ruleset::names::{ChainName, SetName};
 use nftproxyd::ruleset::types::{Chain, Data, Element, Key, Verdict};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 use crate::frame;
-use crate::netns::in_namespace;
+use crate::netns::{in_namespace, try_nft as nft};
 use crate::properties::replayed;
 
 /// A small world, so that the same names meet often.
@@ -101,7 +101,7 @@ fn the_fake_kernel_behaves_like_the_real_one() {
         let (applied, refused) = (Cell::new(0), Cell::new(0));
         let transactions = prop::collection::vec(prop::collection::vec(operation(), 1..6), 1..12);
         runner
-            .run(&(transactions, any::<bool>()), |(transactions, furnished)| {
+            .run(&(transactions, any::<bool>(), prop::num::u8::ANY), |(transactions, furnished, sleeps)| {
                 let family = Family::V4;
                 let (mut fake, mut real) = (FakeKernel::new(), Netlink::open().expect("a netlink socket"));
                 let start = Transaction { family, operations: vec![Operation::AddTable, Operation::DeleteTable] };
@@ -114,7 +114,11 @@ fn the_fake_kernel_behaves_like_the_real_one() {
                     fake.commit(&transaction).expect("the fake takes it");
                     real.commit(&transaction).expect("the kernel takes it");
                 }
-                for operations in transactions {
+                for (position, operations) in transactions.into_iter().enumerate() {
+                    if (sleeps >> (position % 8)) & 1 == 1 && fake.has_table(family) {
+                        nft(&["-f", "-"], "add table ip nftproxyd { flags dormant; }").expect("anybody may do that");
+                        fake.set_flags(family, table_flag::DORMANT);
+                    }
                     let transaction = Transaction { family, operations };
                     let expected = outcome(fake.commit(&transaction));
                     let count = if expected.is_none() { &applied } else { &refused };

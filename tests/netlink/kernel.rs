@@ -6,7 +6,7 @@ use std::process::Command;
 
 use nftproxyd::diff::{Operation, Transaction};
 use nftproxyd::model::Family;
-use nftproxyd::netlink::{CommitError, Heard, Kernel, KernelError, Monitor, Netlink, ProbeError};
+use nftproxyd::netlink::{CommitError, Heard, Kernel, KernelError, Monitor, Netlink, ProbeError, table_flag};
 use nftproxyd::ruleset::names::{ChainName, SetName};
 use nftproxyd::ruleset::types::{Chain, Element, Rule, Statement, Verdict};
 
@@ -225,6 +225,24 @@ fn differences_are_found() {
 }
 
 #[test]
+fn flags_of_the_table_are_read() {
+    in_namespace(|| {
+        for (family, table) in [(Family::V4, "ip nftproxyd"), (Family::V6, "ip6 nftproxyd")] {
+            let mut kernel = open();
+            kernel.commit(&frame::whole(family)).expect("a commit");
+            let mut flags =
+                || kernel.dump(family, &frame::sets(), &frame::chains(family), &|_| None).expect("a dump").table_flags;
+            assert_eq!(flags(), 0);
+            nft(&["-f", "-"], &format!("add table {table} {{ flags dormant; }}")).expect("a flag");
+            assert_eq!(flags(), table_flag::DORMANT);
+            let add = Transaction { family, operations: vec![Operation::AddTable] };
+            open().commit(&add).expect("the table wakes");
+            assert_eq!(flags(), 0);
+        }
+    });
+}
+
+#[test]
 fn only_our_tables_are_deleted() {
     in_namespace(|| {
         let mut kernel = open();
@@ -294,6 +312,14 @@ fn the_monitor_hears_foreign_changes_only() {
         assert_eq!(families(heard()), [Family::V4]);
         nft(&["delete", "element", "ip6", "nftproxyd", "cluster-ips", "{ fd00:96::1 }"], "").expect("an element");
         assert_eq!(families(heard()), [Family::V6]);
+        for (family, table) in [(Family::V4, "ip nftproxyd"), (Family::V6, "ip6 nftproxyd")] {
+            nft(&["-f", "-"], &format!("add table {table} {{ flags dormant; }}")).expect("a flag");
+            assert_eq!(families(heard()), [family]);
+            nft(&["-f", "-"], &format!("add table {table}")).expect("no flag");
+            assert_eq!(families(heard()), [family]);
+            nft(&["-f", "-"], &format!("add table {table}")).expect("no flag");
+            assert_eq!(families(heard()), [], "that changes nothing");
+        }
         nft(&["flush", "ruleset"], "").expect("a flush");
         assert_eq!(families(heard()), Family::ALL);
     });

@@ -40,6 +40,7 @@ const OTHER_IP: &str = "192.0.2.77";
 const NODE_IP_V6: &str = "2001:db8::10";
 /// A client outside the cluster.
 const CLIENT: &str = "203.0.113.7";
+const CLIENT_V6: &str = "2001:db8:113::7";
 
 fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
@@ -163,7 +164,9 @@ impl Node {
 
     /// What becomes of a first packet from outside.
     fn fate(&mut self, protocol: Protocol, to: &str) -> Fate {
-        let probe = Probe { clients: vec![ip(CLIENT)], protocol, destination: socket(to) };
+        let destination = socket(to);
+        let client = if destination.is_ipv4() { CLIENT } else { CLIENT_V6 };
+        let probe = Probe { clients: vec![ip(client)], protocol, destination };
         self.world.probe_once(&probe, LOOK)
     }
 

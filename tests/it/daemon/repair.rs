@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use crate::support::outcome::Fate;
+
 use super::{NODE_IP, Node, difference, echo_server, echoes, socket, web, write_everything, yaml};
 
 fn start(node: &mut Node) {
@@ -52,6 +54,9 @@ fn foreign_changes_are_repaired() {
         ("a rule inserted", &["insert rule ip6 nftproxyd cluster-pick-2 accept"]),
         ("a chain added", &["add chain ip nftproxyd stranger", "add rule ip nftproxyd stranger accept"]),
         ("a set added", &["add set ip nftproxyd strangers { type inet_service; }"]),
+        ("a table asleep", &["add table ip6 nftproxyd { flags dormant; }"]),
+        ("both tables asleep", &DORMANT),
+        ("a table asleep and flushed", &[DORMANT[0], "flush table ip nftproxyd"]),
     ];
     for (what, commands) in damages {
         node.world.nft(&["-f", "-"], OTHER).expect("another table can be made");
@@ -70,6 +75,57 @@ fn foreign_changes_are_repaired() {
     // And it goes on to follow changes.
     node.replace("more.yaml", &yaml(&web("more", "172.30.1.5", &["10.1.0.5:8080"])));
     node.wait_forward("after all that", "172.30.1.5:80", &["10.1.0.5:8080"]);
+    node.stop();
+}
+
+/// What an administrator types to switch our rules off.
+const DORMANT: [&str; 2] = ["add table ip nftproxyd { flags dormant; }", "add table ip6 nftproxyd { flags dormant; }"];
+
+/// A dormant table looks complete, and no packet meets it: packets decide.
+#[test]
+fn a_dormant_table_is_awoken() {
+    const WEB: (&str, &[&str]) = ("172.30.1.1:80", &["10.1.0.1:8080"]);
+    const WEB_SIX: (&str, &[&str]) = ("[fd00:172:30::1]:80", &["[fd00:1::1]:8080", "[fd00:1::2]:8080"]);
+    let Some(mut node) = Node::new() else { return };
+    write_everything(&node);
+    let serve = |node: &mut Node, what: &str| {
+        for (to, endpoints) in [WEB, WEB_SIX] {
+            node.wait_forward(what, to, endpoints);
+        }
+    };
+    let asleep = |node: &mut Node, what: &str| {
+        node.world.nft(&["-f", "-"], &DORMANT.join("\n")).expect("anybody may change the tables");
+        for (to, _) in [WEB, WEB_SIX] {
+            node.wait_fate(what, to, |fate| matches!(fate, Fate::Pass(_)));
+        }
+    };
+    asleep(&mut node, "before the first start, empty");
+    start(&mut node);
+    serve(&mut node, "started with sleeping tables");
+    let before = node.tables().expect("both tables are there");
+    for killed in [true, false] {
+        if killed {
+            node.kill();
+        } else {
+            node.stop();
+        }
+        asleep(&mut node, "without the daemon");
+        start(&mut node);
+        serve(&mut node, "started again");
+        node.wait_for_log("what was wrong", |line| line.contains("table ip nftproxyd was dormant"));
+        node.wait_for_log("what was wrong", |line| line.contains("table ip6 nftproxyd was dormant"));
+        assert_eq!(node.tables().expect("both tables are there"), before, "killed: {killed}");
+    }
+    for round in 0..5 {
+        let awake = node.log().matches("it is awake again").count();
+        node.world.nft(&["-f", "-"], &DORMANT.join("\n")).expect("anybody may change the tables");
+        serve(&mut node, &format!("put to sleep, round {round}"));
+        node.eventually("it is said", |node| {
+            let said = node.log().matches("it is awake again").count() - awake;
+            if said == 2 { Ok(()) } else { Err(format!("{said} times")) }
+        });
+        assert_eq!(node.tables().expect("both tables are there"), before, "round {round}");
+    }
     node.stop();
 }
 

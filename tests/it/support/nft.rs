@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 pub(crate) use crate::netns::nft;
 
-/// A listing of a table by its sets and chains. Elements are sorted: nft prints them in the order of the kernel's hash.
+/// A listing of a table by its sets and chains; what is said of the table itself is under "table". Elements are sorted: nft prints them in the order of the kernel's hash.
 pub(crate) fn blocks(listing: &str) -> BTreeMap<String, Vec<String>> {
     let mut blocks: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut block = String::new();
@@ -18,6 +18,8 @@ pub(crate) fn blocks(listing: &str) -> BTreeMap<String, Vec<String>> {
             if text.ends_with('{') {
                 text.clone_into(&mut block);
                 blocks.entry(block.clone()).or_default();
+            } else if text != "}" {
+                blocks.entry("table".to_owned()).or_default().push(text.to_owned());
             }
             continue;
         }

@@ -1,13 +1,15 @@
 //! Somebody else changes our table; and the table by netlink is the one that nft makes of the text.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::io::{self, Read as _, Write as _};
+use std::time::{Duration, Instant};
 
 use nftproxyd::config::NodePortAddresses;
 use nftproxyd::model::Family;
-use nftproxyd::netlink::{Kernel, Netlink};
+use nftproxyd::netlink::{Kernel, Netlink, table_flag};
 use nftproxyd::ruleset::text;
 use nftproxyd::sync::Engine;
+use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::support::cluster::{Cluster, facts, of_every_kind};
 use crate::support::namespace::Namespace;
@@ -38,7 +40,7 @@ fn in_namespace(test: impl FnOnce() + Send + 'static) {
 
 /// What others do, as nft commands. `F` stands for the family, `IP` for a cluster IP of a Service with a port 80 of two
 /// endpoints, `FREE` for an address that nobody has.
-const CHANGES: [(&str, &str); 24] = [
+const CHANGES: [(&str, &str); 29] = [
     ("an element is deleted", "delete element F nftproxyd service-ips { IP . tcp . 80 }"),
     ("an endpoint is deleted", "delete element F nftproxyd endpoints { IP . tcp . 80 . 0 }"),
     ("a cluster IP is deleted", "delete element F nftproxyd cluster-ips { IP }"),
@@ -92,6 +94,28 @@ add element F nftproxyd service-ips { FREE . tcp . 81 : goto b }",
     ("a set is added", "add set F nftproxyd theirs { type inet_service; elements = { 80 }; }"),
     ("an object is added", "add counter F nftproxyd theirs"),
     ("the table is deleted", "delete table F nftproxyd"),
+    ("the table is made dormant", "add table F nftproxyd { flags dormant; }"),
+    (
+        "the table is made dormant twice",
+        "add table F nftproxyd { flags dormant; }
+add table F nftproxyd { flags dormant; }",
+    ),
+    (
+        "the table is made dormant and its rules are flushed",
+        "add table F nftproxyd { flags dormant; }
+flush table F nftproxyd",
+    ),
+    (
+        "the table is made dormant and loses a base chain",
+        "add table F nftproxyd { flags dormant; }
+flush chain F nftproxyd nat-input
+delete chain F nftproxyd nat-input",
+    ),
+    (
+        "the table is made anew, dormant and empty",
+        "delete table F nftproxyd
+add table F nftproxyd { flags dormant; }",
+    ),
 ];
 
 #[test]
@@ -134,6 +158,82 @@ fn what_others_change_is_put_right() {
         same(&both(), &before, "afterwards");
         assert!(!nft(&["list", "tables"], "").contains("other"), "what was not ours stays away");
     });
+}
+
+/// Flags that cannot be cleared: those of a program that owns the table, and what such a one can leave behind.
+#[test]
+fn a_table_with_an_owner_is_left_alone_and_an_orphan_is_replaced() {
+    use table_flag::{DORMANT, OWNER, PERSIST};
+    in_namespace(|| {
+        let mut engine = synced(&of_every_kind(2, Some(60)));
+        let before = both();
+        let mut persistent = 0;
+        for (family, flags) in Family::ALL.into_iter().flat_map(|family| {
+            [(family, OWNER), (family, OWNER | DORMANT), (family, OWNER | PERSIST), (family, OWNER | PERSIST | DORMANT)]
+        }) {
+            let what = format!("{family}, flags {flags:#x}");
+            nft(&["delete", "table", text::family(family), "nftproxyd"], "");
+            engine.distrust(family);
+            let owner = match table_of_another(family, flags) {
+                Ok(owner) => owner,
+                // Before Linux 6.9.
+                Err(error) if flags & PERSIST != 0 => {
+                    writeln!(io::stderr(), "skipped: no tables that persist: {error}").expect("a standard error");
+                    assert_eq!(engine.sync(Instant::now()).failures, 0);
+                    continue;
+                }
+                Err(error) => panic!("{what}: {error}"),
+            };
+            let now = Instant::now();
+            let report = engine.sync(now);
+            assert!(report.failed[family] && report.error_text().contains("flag owner"), "{what}: {report:?}");
+            assert!(engine.is_family_behind(family), "{what}");
+            drop(owner);
+            let report = engine.sync(now + Duration::from_secs(60));
+            assert_eq!((report.failures, report.error_text()), (0, String::new()), "{what}");
+            same(&both(), &before, &what);
+            engine.distrust(family);
+            assert_eq!(engine.sync(Instant::now()).operations, 0, "{what}: once is enough");
+            persistent += usize::from(flags & PERSIST != 0);
+        }
+        writeln!(io::stderr(), "{persistent} of 4 tables outlived their owner").expect("a standard error");
+    });
+}
+
+/// Makes our table with these flags, as the program does that holds the socket.
+fn table_of_another(family: Family, flags: u32) -> io::Result<Socket> {
+    const NETLINK_NETFILTER: i32 = 12;
+    const NEWTABLE: u16 = 10 << 8;
+    const REQUEST_ACK_CREATE: u16 = 1 | 4 | 0x400;
+    let message = |kind: u16, message_flags: u16, family: u8, resource: u16, attributes: &[u8]| {
+        let length = u32::try_from(20 + attributes.len()).expect("a short message");
+        let mut bytes = length.to_ne_bytes().to_vec();
+        bytes.extend([kind.to_ne_bytes(), message_flags.to_ne_bytes()].concat());
+        bytes.extend([0; 8]); // sequence, port
+        bytes.extend([family, 0]);
+        bytes.extend(resource.to_be_bytes());
+        bytes.extend(attributes);
+        bytes
+    };
+    let nfproto = if family == Family::V4 { 2 } else { 10 };
+    let mut attributes = [14_u16.to_ne_bytes(), 1_u16.to_ne_bytes()].concat();
+    attributes.extend(b"nftproxyd\0\0\0");
+    attributes.extend([8_u16.to_ne_bytes(), 2_u16.to_ne_bytes()].concat());
+    attributes.extend(flags.to_be_bytes());
+    let batch = [
+        message(16, 1, 0, 10, &[]),
+        message(NEWTABLE, REQUEST_ACK_CREATE, nfproto, 0, &attributes),
+        message(17, 1, 0, 10, &[]),
+    ];
+    let socket = Socket::new(Domain::from(16), Type::RAW, Some(Protocol::from(NETLINK_NETFILTER)))?;
+    socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+    socket.send(&batch.concat())?;
+    let mut answer = [0; 20];
+    (&socket).read_exact(&mut answer)?;
+    match i32::from_ne_bytes([answer[16], answer[17], answer[18], answer[19]]) {
+        0 => Ok(socket),
+        errno => Err(io::Error::from_raw_os_error(-errno)),
+    }
 }
 
 #[test]

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use nftproxyd::config::NodePortAddresses;
 use nftproxyd::diff::Operation;
 use nftproxyd::model::{Event, Family, FrontendAt, FrontendKey, Protocol, Service};
-use nftproxyd::netlink::Kernel;
 use nftproxyd::netlink::fake::{FakeKernel, Fault};
+use nftproxyd::netlink::{Kernel, table_flag};
 use nftproxyd::ruleset::names::{ChainName, SetName};
 use nftproxyd::ruleset::service::element_key;
 use nftproxyd::sync::Engine;
@@ -335,4 +335,50 @@ fn without_the_first_lists_nothing_is_touched() {
     assert!(!engine.is_due(Instant::now()));
     assert_eq!(engine.sync(Instant::now()).transactions, 0);
     assert_eq!(engine.kernel().dumps, 0);
+}
+
+#[test]
+fn flags_are_told_when_they_are_gone_and_not_before() {
+    for flags in [table_flag::DORMANT, table_flag::PERSIST, table_flag::DORMANT | 0x80] {
+        let mut engine = engine(&plain(5), FakeKernel::new());
+        let now = Instant::now();
+        assert_eq!(engine.sync(now).failures, 0);
+        engine.kernel().set_flags(Family::V6, flags);
+        engine.distrust(Family::V6);
+        (0..5).for_each(|_| engine.kernel().fail_next(Fault::Busy));
+        let log = log_of(|| assert_eq!(engine.sync(now).failures, 1));
+        assert!(log.len() == 1 && log[0].contains("cannot be synced: the kernel is busy"), "{log:#?}");
+        assert!(engine.is_family_behind(Family::V6) && engine.kernel().flags_of(Family::V6) == Some(flags));
+
+        let log = log_of(|| assert_eq!(engine.sync(now + LONGEST_RETRY).failures, 0));
+        let told = if flags == table_flag::DORMANT { "ip6 nftproxyd was dormant" } else { "had the flags 0x" };
+        assert_eq!(log.iter().filter(|line| line.contains(told)).count(), 1, "{log:#?}");
+        assert_eq!(engine.kernel().flags_of(Family::V6), Some(0));
+        assert!(!engine.is_behind());
+        // The table that wakes keeps what it holds; others are made anew.
+        let operations = engine.kernel().take_committed().pop().expect("a transaction").operations;
+        assert_eq!(operations.contains(&Operation::DeleteTable), flags != table_flag::DORMANT, "{operations:?}");
+    }
+}
+
+#[test]
+fn a_table_of_another_owner_is_named_once() {
+    let mut engine = engine(&plain(5), FakeKernel::new());
+    let mut now = Instant::now();
+    assert_eq!(engine.sync(now).failures, 0);
+    engine.kernel().set_flags(Family::V4, table_flag::OWNER);
+    engine.distrust(Family::V4);
+    let log = log_of(|| {
+        for _ in 0..4 {
+            assert_eq!(engine.sync(now).failures, 1);
+            assert!(engine.is_family_behind(Family::V4) && !engine.is_family_behind(Family::V6));
+            now += LONGEST_RETRY;
+        }
+        engine.kernel().delete_table(Family::V4);
+        assert_eq!(engine.sync(now).failures, 0);
+    });
+    assert_eq!(log.len(), 3, "{log:#?}");
+    assert!(log[0].contains("ERROR") && log[0].contains("table ip nftproxyd cannot be synced: it has the flag owner"));
+    assert!(log[1].ends_with("is in sync again") && log[2].ends_with("is repaired"), "{log:#?}");
+    assert_eq!(engine.installed(Family::V4).frontend_count(), 5);
 }
