@@ -49,8 +49,8 @@ pub(super) fn lower(family: Family, statement: &Statement) -> Vec<Expression> {
             Expression::MetaLoad { key: uapi::meta::L4PROTO, dreg: first },
             compare(first, Comparison::Equal, &[protocol.number()]),
         ],
-        Statement::SourceIsLocal => address_is_local(false),
-        Statement::DestinationIsLocal => address_is_local(true),
+        Statement::SourceIsLocal => address_is_local(false, false),
+        Statement::DestinationIsLocal { negated } => address_is_local(true, *negated),
         Statement::StatusDnat => {
             has_bits(Expression::Ct { key: uapi::ct::STATUS, direction: None, dreg: first }, uapi::IPS_DST_NAT)
         }
@@ -143,11 +143,11 @@ fn address_in(family: Family, source: bool, net: &IpNet, negated: bool) -> Vec<E
     ]
 }
 
-fn address_is_local(destination: bool) -> Vec<Expression> {
+fn address_is_local(destination: bool, negated: bool) -> Vec<Expression> {
     let first = Register::FIRST;
     vec![
         Expression::FibType { destination, dreg: first },
-        compare(first, Comparison::Equal, &uapi::RTN_LOCAL.to_ne_bytes()),
+        compare(first, equal_unless(negated), &uapi::RTN_LOCAL.to_ne_bytes()),
     ]
 }
 

@@ -179,7 +179,8 @@ fn statements(family: Family) -> Case {
         ("meta l4proto sctp drop", vec![Statement::L4ProtoIs(Protocol::Sctp), drop()]),
         ("reject", vec![Statement::Reject]),
         ("fib saddr type local drop", vec![Statement::SourceIsLocal, drop()]),
-        ("fib daddr type local drop", vec![Statement::DestinationIsLocal, drop()]),
+        ("fib daddr type local drop", vec![Statement::DestinationIsLocal { negated: false }, drop()]),
+        ("fib daddr type != local drop", vec![Statement::DestinationIsLocal { negated: true }, drop()]),
         ("ct status dnat goto services", vec![Statement::StatusDnat, goto(ChainName::Services)]),
         (
             "meta mark & 0x4000 != 0 jump services",

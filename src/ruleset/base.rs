@@ -72,7 +72,8 @@ pub struct FrameFacts {
     pub mark: u32,
     /// `masqueradeAll`: every connection to a cluster IP is masqueraded.
     pub masquerade_all: bool,
-    /// The ranges of cluster IPs; of the family, sorted, no overlaps. An unallocated address in one is dropped.
+    /// The ranges of cluster IPs; of the family, sorted, no overlaps. An unallocated address in one is dropped, unless it
+    /// is the node's own.
     pub service_cidrs: Vec<IpNet>,
     /// Which addresses accept node ports.
     pub node_ports: NodePortAddresses,
@@ -230,7 +231,12 @@ fn fixed(name: ChainName, facts: &FrameFacts) -> Option<Chain> {
                 comment: Some("a port that the cluster IP does not have"),
                 ..rule([is_cluster_ip(), goto(ChainName::RejectIt)])
             },
-            Rule { comment: Some("a cluster IP that is not allocated"), ..rule([Statement::Verdict(Verdict::Drop)]) },
+            // An address of the node's own is handed back, be it in a range by mistake: the node stays reachable, and
+            // its node ports are looked up. Nobody else pays for the question.
+            Rule {
+                comment: Some("a cluster IP that is not allocated"),
+                ..rule([Statement::DestinationIsLocal { negated: true }, Statement::Verdict(Verdict::Drop)])
+            },
         ],
         ChainName::Services => services_rules(facts),
         ChainName::MasqueradeMarked => {
@@ -273,14 +279,15 @@ fn fixed(name: ChainName, facts: &FrameFacts) -> Option<Chain> {
 fn services_rules(facts: &FrameFacts) -> Vec<Rule> {
     let mut rules = vec![rule([vmap(&ADDRESS_KEY, SetName::ServiceIps)])];
     for net in &facts.service_cidrs {
-        rules.push(rule([Statement::DestinationIn { net: *net, negated: false }, goto(ChainName::Unserved)]));
+        rules.push(rule([Statement::DestinationIn { net: *net, negated: false }, jump(ChainName::Unserved)]));
     }
     if facts.stray_cluster_ips {
         rules.push(rule([is_cluster_ip(), goto(ChainName::RejectIt)]));
     }
     let mut nodeport = match facts.node_ports {
         NodePortAddresses::All => {
-            vec![Statement::DestinationIn { net: loopback(facts.family), negated: true }, Statement::DestinationIsLocal]
+            let outside = Statement::DestinationIn { net: loopback(facts.family), negated: true };
+            vec![outside, Statement::DestinationIsLocal { negated: false }]
         }
         NodePortAddresses::Listed => {
             vec![Statement::InSet { key: vec![Expr::DestinationAddress], set: SetName::NodeportIps, negated: false }]

@@ -156,7 +156,7 @@ pub enum ChainName {
     NodeportLocal,
     /// ... for a connection of the node itself.
     NodeportLocalFromNode,
-    /// A destination in a Service range that no Service has with this port.
+    /// A destination in a Service range that no Service has with this port. It comes back from there if it is local.
     Unserved,
     /// The dispatch: is this a Service?
     Services,

@@ -123,7 +123,7 @@ pub fn statement(table: Family, statement: &Statement) -> String {
         }
         Statement::L4ProtoIs(protocol) => format!("meta l4proto {protocol}"),
         Statement::SourceIsLocal => "fib saddr type local".to_owned(),
-        Statement::DestinationIsLocal => "fib daddr type local".to_owned(),
+        Statement::DestinationIsLocal { negated } => format!("fib daddr type {}local", not(*negated)),
         Statement::StatusDnat => "ct status dnat".to_owned(),
         Statement::MarkHas(bits) => format!("meta mark & {bits:#010x} != 0x00000000"),
         Statement::SetMark(bits) => format!("meta mark set meta mark | {bits:#010x}"),

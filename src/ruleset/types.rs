@@ -194,8 +194,11 @@ pub enum Statement {
     L4ProtoIs(Protocol),
     /// `fib saddr type local`.
     SourceIsLocal,
-    /// `fib daddr type local`.
-    DestinationIsLocal,
+    /// `fib daddr type [!=] local`.
+    DestinationIsLocal {
+        /// `!=`.
+        negated: bool,
+    },
     /// `ct status dnat`.
     StatusDnat,
     /// `meta mark & BITS != 0`.

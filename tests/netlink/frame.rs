@@ -173,16 +173,16 @@ pub(crate) fn chains(family: Family) -> Vec<Chain> {
                     ],
                     comment: Some("a port that the ClusterIP does not have"),
                 },
-                rule(&[Statement::Verdict(Verdict::Drop)]),
+                rule(&[Statement::DestinationIsLocal { negated: true }, Statement::Verdict(Verdict::Drop)]),
             ],
         ),
         chain(
             ChainName::Services,
             vec![
                 rule(&[Statement::VerdictMap { key: frontend(), map: SetName::ServiceIps }]),
-                rule(&[Statement::DestinationIn { net: services, negated: false }, goto(ChainName::Unserved)]),
+                rule(&[Statement::DestinationIn { net: services, negated: false }, jump(ChainName::Unserved)]),
                 rule(&[
-                    Statement::DestinationIsLocal,
+                    Statement::DestinationIsLocal { negated: false },
                     Statement::InSet { key: vec![Daddr], set: SetName::NodeportIps, negated: false },
                     Statement::VerdictMap { key: vec![L4Proto, Port], map: SetName::ServiceNodeports },
                 ]),

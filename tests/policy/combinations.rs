@@ -417,6 +417,10 @@ fn run(subjects: &[Subject], events: &[Event], detection: usize, masquerade_all:
     let mut cluster = Cluster::new(facts, &addresses);
     cluster.apply(&cluster::node(&["192.0.2.1", "2001:db8:2::1"], &["10.1.0.0/16", "fd10:1::/32"], ""));
     cluster.apply(&cluster::service_cidr("kubernetes", &["172.30.0.0/16", "fd30::/112"]));
+    if masquerade_all == 1 {
+        // A range that holds the node's addresses, by mistake, changes nothing about them.
+        cluster.apply(&cluster::service_cidr("overlapping", &["192.0.2.0/24", "2001:db8:2::/64"]));
+    }
     events.iter().for_each(|event| cluster.engine.apply(event.clone()));
     cluster.sync();
     let local = addresses.iter().copied().collect();

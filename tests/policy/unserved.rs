@@ -49,6 +49,53 @@ fn a_cluster_ip_that_is_an_address_of_the_node() {
     );
 }
 
+/// A range that holds the node's own address, by mistake, does not cut the node off: what is not for a Service passes, and
+/// its node ports are served. Its neighbours in the range are taken for cluster IPs that nobody has.
+#[test]
+fn a_range_that_holds_an_address_of_the_node() {
+    let overlapping = || service_cidr("overlapping", &["192.0.2.0/24", "2001:db8:2::/64"]);
+    for setting in [NodePortAddresses::Primary, NodePortAddresses::All] {
+        let mut example = Example::new().addresses(&["192.0.2.77", "2001:db8:2::1"]);
+        let elsewhere = if setting == NodePortAddresses::All { "e1(m) e2(m)" } else { "pass" };
+        example.facts.node_ports = setting;
+        let mut cluster = example.cluster();
+        for (what, neighbour) in [("without", "pass"), ("with", "drop"), ("without again", "pass")] {
+            if what == "with" {
+                cluster.apply(&overlapping());
+            } else {
+                cluster.delete(&overlapping());
+            }
+            cluster.sync();
+            for source in [POD, THE_NODE, "192.0.2.77", CLIENT, E1] {
+                let packets = [
+                    (source, "tcp 192.0.2.1:22", "pass"),
+                    (source, "udp 192.0.2.1:123", "pass"),
+                    (source, "tcp 192.0.2.77:22", "pass"),
+                    (source, NODE_PORT, "e1(m) e2(m)"),
+                    (source, "tcp 192.0.2.77:30080", elsewhere),
+                    (source, "udp 192.0.2.1:30080", "pass"),
+                    (source, "tcp 192.0.2.9:22", neighbour),
+                    (source, "tcp 192.0.2.9:30080", neighbour),
+                    (source, "tcp 172.30.9.9:80", "drop"),
+                    (source, "tcp 172.30.0.1:81", "reject"),
+                ];
+                check(&cluster, what, &packets);
+            }
+            for source in ["fd10::2", "2001:db8:2::1", "2001:db8:113::5"] {
+                let packets =
+                    [(source, "tcp [2001:db8:2::1]:22", "pass"), (source, "udp [2001:db8:2::9]:22", neighbour)];
+                check(&cluster, what, &packets);
+            }
+        }
+    }
+    // A cluster IP in it that is on an interface of the node, as of the node's own DNS cache, is one as any other.
+    let mut example = Example::new().and(other("dns", "192.0.2.53", &json!({}))).addresses(&["192.0.2.53"]);
+    example.service_cidrs.push(overlapping());
+    for source in [POD, THE_NODE, "192.0.2.53", CLIENT] {
+        example.check("bound", &[(source, "tcp 192.0.2.53:80", "reject"), (source, "tcp 192.0.2.53:9153", "reject")]);
+    }
+}
+
 /// Addresses from outside are not the proxy's alone: other ports of theirs are left alone.
 #[test]
 fn other_ports_of_outside_addresses_pass() {

@@ -111,7 +111,9 @@ impl Walk<'_> {
                 Statement::InputInterface { name, prefix, negated } => self.arrived_by(at, name, *prefix)? != *negated,
                 Statement::L4ProtoIs(protocol) => self.packet.protocol == *protocol,
                 Statement::SourceIsLocal => self.tracer.is_local(self.packet.source),
-                Statement::DestinationIsLocal => self.tracer.is_local(at.state.destination.ip()),
+                Statement::DestinationIsLocal { negated } => {
+                    self.tracer.is_local(at.state.destination.ip()) != *negated
+                }
                 Statement::StatusDnat => self.is_translated(at.state),
                 Statement::MarkHas(bits) => at.state.mark & bits != 0,
                 Statement::SetMark(bits) => {

@@ -1,10 +1,15 @@
 //! A folder of manifests is followed, whatever happens in it.
 
+use std::net::TcpStream;
 use std::os::unix::fs::symlink;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{NODE_IP, Node, OTHER_IP, ip, node_object, slice, socket, web, yaml};
+use super::{
+    CLIENT, CLIENT_V6, NODE_IP, NODE_IP_V6, Node, OTHER_IP, echo_server, echoes, ip, node_object, slice, socket, web,
+    yaml,
+};
 use crate::support::objects::{SERVICE_CIDRS, service, service_cidr};
 use crate::support::outcome::{Fate, Masquerade, Passed};
 use crate::support::packet::Protocol;
@@ -245,6 +250,86 @@ fn service_cidrs_take_effect_as_they_come_and_go() {
     node.wait_fate("the other stays", "172.31.9.9:80", dropped);
     assert!(SERVICE_CIDRS[0].starts_with("172.30."), "the addresses of this test");
     node.wait_forward("the Service", "172.30.1.1:80", &["10.1.0.1:8080"]);
+    node.stop();
+}
+
+/// A range that holds the node's own addresses, by mistake, does not cut the node off.
+#[test]
+fn a_service_cidr_that_holds_the_nodes_addresses_leaves_it_reachable() {
+    const OUTSIDE: [&str; 2] = [CLIENT, CLIENT_V6];
+    const PODS: [&str; 2] = ["10.1.0.9", "fd00:1::9"];
+    // From the addresses where Services would be: kubelet and the like, ssh, NTP, health checks, and node ports.
+    const TO_THE_NODE: [(Protocol, &str, &str); 5] = [
+        (Protocol::Tcp, ":22", "delivered"),
+        (Protocol::Udp, ":123", "delivered"),
+        (Protocol::Tcp, ":10256", "delivered"),
+        (Protocol::Tcp, ":30080", "forwarded"),
+        (Protocol::Tcp, ":30081", "delivered"),
+    ];
+    let Some(mut node) = Node::new() else { return };
+    let overlapping = |ranges: &[&str]| {
+        yaml(&[json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "overlapping"},
+            "spec": {"cidrs": ranges}
+        })])
+    };
+    let both = overlapping(&["192.0.2.0/24", "2001:db8::/120"]);
+    node.write("node.yaml", &yaml(&[node_object(&["10.1.0.0/16", "fd00:1::/64"])]));
+    node.write("cidr.yaml", &yaml(&[service_cidr()]));
+    let mut services = with_node_port(30080);
+    let mut six = web("six", "fd00:172:30::1", &["[fd00:1::1]:8080"]);
+    six[0]["spec"]["type"] = json!("NodePort");
+    six[0]["spec"]["ports"][0]["nodePort"] = json!(30080);
+    services.extend(six);
+    node.write("services.yaml", &yaml(&services));
+    node.write("overlapping.yaml", &both);
+
+    let answered = |node: &mut Node| {
+        let mut wrong = Vec::new();
+        for (index, address) in [NODE_IP, NODE_IP_V6].into_iter().enumerate() {
+            for source in [OUTSIDE[index], PODS[index], address] {
+                for (protocol, port, wanted) in TO_THE_NODE {
+                    let to = if index == 0 { format!("{address}{port}") } else { format!("[{address}]{port}") };
+                    let probe = Probe { clients: vec![ip(source)], protocol, destination: socket(&to) };
+                    let fate = match node.world.probe_once(&probe, Duration::from_millis(20)) {
+                        Fate::Pass(Passed::Delivered) => "delivered",
+                        Fate::Forward { .. } => "forwarded",
+                        Fate::Pass(_) => "gone elsewhere",
+                        Fate::Drop => "dropped",
+                        Fate::Reject(_) => "refused",
+                    };
+                    if fate != wanted {
+                        wrong.push(format!("{source} -> {protocol:?} {to} {fate}"));
+                    }
+                }
+            }
+        }
+        if wrong.is_empty() { Ok(()) } else { Err(format!("{} of 30 not answered: {wrong:#?}", wrong.len())) }
+    };
+    let cidrs_are = |node: &mut Node, what: &str, neighbour: &dyn Fn(&Fate) -> bool| {
+        for (to, fate) in [("192.0.2.99:22", neighbour), ("[2001:db8::99]:22", neighbour)] {
+            node.wait_fate(what, to, fate);
+        }
+        node.wait_fate(what, "172.30.9.9:80", dropped);
+        node.wait_fate(what, "[fd00:172:30::9:9]:80", dropped);
+        node.wait_fate(what, "172.30.1.1:81", refused);
+        node.wait_fate(what, "[fd00:172:30::1]:81", refused);
+        node.eventually(what, answered);
+    };
+    node.start(&json!({"detectLocalMode": "NodeCIDR"}));
+    cidrs_are(&mut node, "at the start", &dropped);
+    // A server of the node, asked by a client of the node.
+    echo_server(&node, socket("192.0.2.10:2222"));
+    node.world.run(|| {
+        let connect = || TcpStream::connect_timeout(&socket("192.0.2.10:2222"), Duration::from_secs(30));
+        (0..10).for_each(|_| echoes(&mut connect().expect("the node reaches itself"), "ssh").expect("an echo"));
+    });
+
+    node.remove("overlapping.yaml");
+    cidrs_are(&mut node, "without", &untouched);
+    node.write("overlapping.yaml", &both);
+    cidrs_are(&mut node, "added while it runs", &dropped);
+
     node.stop();
 }
 

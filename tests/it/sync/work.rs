@@ -51,7 +51,7 @@ fn addresses_without_a_service_are_dropped_only_when_all_services_are_in_place()
     assert_eq!(engine.sync(Instant::now()).failures, 0);
     let sent = engine.kernel().sent.iter().filter(|sent| sent.family == Family::V4);
     let texts: Vec<String> = sent.map(ToString::to_string).collect();
-    let drops = texts.iter().position(|text| text.contains("goto unserved")).expect("it is sent");
+    let drops = texts.iter().position(|text| text.contains("jump unserved")).expect("it is sent");
     let last = texts.iter().rposition(|text| text.contains("add element")).expect("there are Services");
     assert!(drops > last && last > 2, "{drops} of {}, elements until {last}", texts.len());
 }
