@@ -92,6 +92,11 @@ impl Installed {
         &self.chains
     }
 
+    /// Whether the table holds this address as a Service's cluster IP.
+    pub fn has_cluster_ip(&self, address: IpAddr) -> bool {
+        self.shared.contains_key(&Shared::ClusterIp(address))
+    }
+
     /// The addresses of the node that accept node ports.
     pub fn nodeport_ips(&self) -> &BTreeSet<IpAddr> {
         &self.nodeport_ips

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use arcstr::ArcStr;
+use ipnet::IpNet;
 use tracing::warn;
 
 use super::table::{Pass, SyncError, Table, Wants};
@@ -119,6 +120,17 @@ impl Report {
     }
 }
 
+/// A range of cluster IPs that holds addresses of the node, which are no cluster IPs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overlap {
+    /// The name of the ServiceCIDR.
+    pub object: ArcStr,
+    /// The range, as the object has it.
+    pub range: IpNet,
+    /// The addresses of the node in it; not empty.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
 /// Objects in, transactions out.
 pub struct Engine<K> {
     kernel: K,
@@ -128,6 +140,8 @@ pub struct Engine<K> {
     addresses: BTreeSet<IpAddr>,
     service_facts: PerFamily<ServiceFacts>,
     tables: PerFamily<Table>,
+    /// Whether the node's addresses or the ServiceCIDRs have changed since [`Engine::overlaps`] told.
+    overlaps_due: PerFamily<bool>,
 }
 
 impl<K: Kernel> Engine<K> {
@@ -141,7 +155,8 @@ impl<K: Kernel> Engine<K> {
             Table::new(frame, nodeport_ips, facts.longest_retry)
         });
         let service_facts = service_facts(&facts, &store);
-        Engine { kernel, facts, store, claims, addresses, service_facts, tables }
+        let overlaps_due = PerFamily::default();
+        Engine { kernel, facts, store, claims, addresses, service_facts, tables, overlaps_due }
     }
 
     /// Takes in what a source says. Costs what the event costs, not what there is.
@@ -163,6 +178,7 @@ impl<K: Kernel> Engine<K> {
         if changes.service_cidrs {
             let ranges = PerFamily::from_fn(|family| self.store.service_cidrs(family));
             self.claims.set_service_cidrs(ranges, self.store.services());
+            self.overlaps_due = PerFamily::from_fn(|_| true);
         }
         let stray = |family| self.tables[family].facts().stray_cluster_ips != self.claims.stray(family);
         if changes.node || changes.service_cidrs || Family::ALL.into_iter().any(stray) {
@@ -173,7 +189,29 @@ impl<K: Kernel> Engine<K> {
     /// The node's own addresses have changed.
     pub fn set_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
         self.addresses = addresses;
+        self.overlaps_due = PerFamily::from_fn(|_| true);
         self.update_facts();
+    }
+
+    /// The ranges of cluster IPs that hold addresses of the node, if that may have changed since it was last told, and when
+    /// this family is in sync: a node can have a cluster IP on an interface (of its DNS cache, or left by kube-proxy's
+    /// mode ipvs), and which are cluster IPs is known then. Goes through the node's addresses when they or the ranges have
+    /// changed.
+    pub fn overlaps(&mut self, family: Family) -> Option<Vec<Overlap>> {
+        if !self.overlaps_due[family] || !self.is_complete() || self.is_family_behind(family) {
+            return None;
+        }
+        self.overlaps_due[family] = false;
+        let installed = self.tables[family].installed();
+        let own = |range: &IpNet| -> BTreeSet<IpAddr> {
+            let inside = self.addresses.iter().filter(|address| range.contains(*address));
+            inside.filter(|address| !installed.has_cluster_ip(**address)).copied().collect()
+        };
+        let ranges = self.store.service_cidr_objects().flat_map(|object| {
+            let ranges = object.cidrs.iter().filter(|range| Family::of(range.addr()) == family);
+            ranges.map(|range| Overlap { object: object.name.clone(), range: *range, addresses: own(range) })
+        });
+        Some(ranges.filter(|overlap| !overlap.addresses.is_empty()).collect())
     }
 
     /// Somebody else has touched a table, or may have: read it back at the next sync.

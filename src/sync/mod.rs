@@ -14,5 +14,5 @@ mod reports;
 mod run;
 mod table;
 
-pub use engine::{Engine, Facts, FamilyReport, Report, UdpChange, serving};
+pub use engine::{Engine, Facts, FamilyReport, Overlap, Report, UdpChange, serving};
 pub use run::{Disturbance, Inputs, Observer, run};

@@ -74,6 +74,11 @@ pub async fn run<K: Kernel>(
             not_before = now() + min_sync_period;
             continue;
         }
+        for family in Family::ALL {
+            if let Some(overlaps) = engine.overlaps(family) {
+                reports.overlaps(family, &overlaps);
+            }
+        }
         let wake = if due { Some(not_before) } else { engine.wake_at() };
         let wake = async {
             match wake {

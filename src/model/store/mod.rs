@@ -164,6 +164,11 @@ impl Store {
         self.node()?.zone.as_deref()
     }
 
+    /// All ServiceCIDRs, by name.
+    pub fn service_cidr_objects(&self) -> impl Iterator<Item = &ServiceCidr> {
+        self.service_cidrs.values().map(|(object, _)| object)
+    }
+
     /// The union of all ServiceCIDRs of a family: sorted ranges that neither overlap nor touch.
     pub fn service_cidrs(&self, family: Family) -> Vec<IpNet> {
         let ranges = self.service_cidrs.values().flat_map(|(object, _)| &object.cidrs);

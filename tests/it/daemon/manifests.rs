@@ -253,7 +253,7 @@ fn service_cidrs_take_effect_as_they_come_and_go() {
     node.stop();
 }
 
-/// A range that holds the node's own addresses, by mistake, does not cut the node off.
+/// A range that holds the node's own addresses, by mistake, does not cut the node off, and is named.
 #[test]
 fn a_service_cidr_that_holds_the_nodes_addresses_leaves_it_reachable() {
     const OUTSIDE: [&str; 2] = [CLIENT, CLIENT_V6];
@@ -306,6 +306,11 @@ fn a_service_cidr_that_holds_the_nodes_addresses_leaves_it_reachable() {
         }
         if wrong.is_empty() { Ok(()) } else { Err(format!("{} of 30 not answered: {wrong:#?}", wrong.len())) }
     };
+    let told = |node: &Node| {
+        let log = node.log();
+        let of = |text: &str| log.lines().filter(|line| line.contains("overlapping") && line.contains(text)).count();
+        (of("WARN"), of("holds no address of this node any more"))
+    };
     let cidrs_are = |node: &mut Node, what: &str, neighbour: &dyn Fn(&Fate) -> bool| {
         for (to, fate) in [("192.0.2.99:22", neighbour), ("[2001:db8::99]:22", neighbour)] {
             node.wait_fate(what, to, fate);
@@ -316,8 +321,20 @@ fn a_service_cidr_that_holds_the_nodes_addresses_leaves_it_reachable() {
         node.wait_fate(what, "[fd00:172:30::1]:81", refused);
         node.eventually(what, answered);
     };
+    let wait_told = |node: &mut Node, wanted: (usize, usize)| {
+        node.eventually("it is said", |node| {
+            let told = told(node);
+            if told == wanted { Ok(()) } else { Err(format!("{told:?}, not {wanted:?}")) }
+        });
+    };
+
     node.start(&json!({"detectLocalMode": "NodeCIDR"}));
     cidrs_are(&mut node, "at the start", &dropped);
+    wait_told(&mut node, (2, 0));
+    let log = node.log();
+    for named in ["192.0.2.0/24 holds addresses of this node: 192.0.2.10, 192.0.2.77;", "2001:db8::/120 holds"] {
+        assert!(log.contains(&format!("ServiceCIDR overlapping: spec.cidrs: {named}")), "{log}");
+    }
     // A server of the node, asked by a client of the node.
     echo_server(&node, socket("192.0.2.10:2222"));
     node.world.run(|| {
@@ -327,9 +344,36 @@ fn a_service_cidr_that_holds_the_nodes_addresses_leaves_it_reachable() {
 
     node.remove("overlapping.yaml");
     cidrs_are(&mut node, "without", &untouched);
+    wait_told(&mut node, (2, 2));
     node.write("overlapping.yaml", &both);
     cidrs_are(&mut node, "added while it runs", &dropped);
+    wait_told(&mut node, (4, 2));
 
+    // More of the same is news; what has nothing to do with it is not.
+    node.ip("address add 192.0.2.99/32 dev alt0");
+    node.wait_fate("a new address", "192.0.2.99:22", |fate| matches!(fate, Fate::Pass(Passed::Delivered)));
+    wait_told(&mut node, (5, 2));
+    node.ip("address add 198.51.100.9/32 dev alt0");
+    node.replace("services.yaml", &yaml(&[services, web("dns", "192.0.2.53", &["10.1.0.5:8080"])].concat()));
+    node.wait_forward("a Service in the range", "192.0.2.53:80", &["10.1.0.5:8080"]);
+    // As a DNS cache of the node does.
+    node.ip("address add 192.0.2.53/32 dev alt0");
+    node.replace(
+        "cidr.yaml",
+        &yaml(&[
+            service_cidr(),
+            json!({
+                "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "third"},
+                "spec": {"cidrs": ["172.31.0.0/16"]}
+            }),
+        ]),
+    );
+    node.wait_fate("a third range", "172.31.0.1:80", dropped);
+    node.wait_fate("a bound cluster IP", "192.0.2.53:81", refused);
+    node.replace("overlapping.yaml", &overlapping(&["192.0.2.0/24"]));
+    wait_told(&mut node, (5, 3));
+    let log = node.log();
+    assert!(!log.contains("192.0.2.53,") && !log.contains("ServiceCIDR third: spec"), "{log}");
     node.stop();
 }
 
