@@ -19,6 +19,9 @@ use crate::ruleset::types::{Chain, Data, DataDef, Element, Expr, HookPoint, Rule
 /// What our tables say about themselves.
 pub(super) const TABLE_COMMENT: &str = "Kubernetes Services; written by nftproxyd";
 
+/// nft's `TYPE_UID` of include/datatype.h; see [`type_code`].
+pub(super) const TYPE_UID: u32 = 24;
+
 /// A key or data as registers hold it.
 type Packed = SmallVec<[u8; 64]>;
 
@@ -430,6 +433,10 @@ fn pack(values: &[Value]) -> Packed {
 }
 
 /// nft's number of a type: 6 bits for each part (`enum datatypes` of nft's include/datatype.h, `concat_subtype_add`).
+///
+/// A slot is `uid` there, a number of 32 bits in host byte order, and not the `integer` that nft itself makes of its
+/// `typeof`. Readers that know the `typeof` prefer that. nft before 1.0.3 does not know it in a concatenation and goes
+/// by this number; an integer has no size for it, and it aborts when it lists two elements that differ in it.
 fn type_code(family: Family, exprs: &[Expr]) -> u32 {
     exprs.iter().fold(0, |code, expr| {
         let part = match expr {
@@ -443,7 +450,7 @@ fn type_code(family: Family, exprs: &[Expr]) -> u32 {
             },
             Expr::L4Proto | Expr::HeaderProtocol => 12,
             Expr::DestinationPort | Expr::OriginalPort | Expr::ReplyPort => 13,
-            Expr::RandomSlot { .. } => 4,
+            Expr::RandomSlot { .. } => TYPE_UID,
         };
         code << 6 | part
     })

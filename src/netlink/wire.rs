@@ -8,6 +8,10 @@
 //! attributes beside each other (lists are compared in order), the operation of `bitwise` where it is the default (nft
 //! names it in one of two cases), and the numbers by which nft's messages refer to sets of
 //! the same batch, in addition to the name.
+//!
+//! What is different on purpose is in `differences`.
+
+mod differences;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -41,11 +45,14 @@ fn case(family: Family, name: &str, text: &str, operations: Vec<Operation>) -> C
 }
 
 fn case_after(family: Family, name: &str, setup: &str, text: &str, operations: Vec<Operation>) -> Case {
-    let (ip, nexthdr, suffix) = match family {
-        Family::V4 => ("ip", "ip protocol", ""),
-        Family::V6 => ("ip6", "ip6 nexthdr", "-ip6"),
+    let (ip, nexthdr, address, suffix) = match family {
+        Family::V4 => ("ip", "ip protocol", "ipv4_addr", ""),
+        Family::V6 => ("ip6", "ip6 nexthdr", "ipv6_addr", "-ip6"),
     };
-    let fill = |text: &str| text.replace("$NEXTHDR", nexthdr).replace("$IP", ip).replace("$VIP", &addresses(family).0);
+    let fill = |text: &str| {
+        let text = text.replace("$NEXTHDR", nexthdr).replace("$ADDR", address);
+        text.replace("$IP", ip).replace("$VIP", &addresses(family).0)
+    };
     let mut encoder = Encoder::new(family, TABLE, 0);
     for (position, operation) in operations.iter().enumerate() {
         encoder.operation(position, operation).expect("operations that can be encoded");
@@ -98,12 +105,12 @@ fn sets(family: Family) -> Case {
     };
     let text = "table $IP nftproxyd {
     comment \"Kubernetes Services; written by nftproxyd\"
-    map service-ips { typeof $IP daddr . meta l4proto . th dport : verdict; }
-    map service-nodeports { typeof meta l4proto . th dport : verdict; }
+    map service-ips { type $ADDR . inet_proto . inet_service : verdict; }
+    map service-nodeports { type inet_proto . inet_service : verdict; }
     map endpoints { typeof $IP daddr . meta l4proto . th dport . numgen random mod 2 : $IP daddr . th dport; }
     set allowed-sources { typeof $IP daddr . $NEXTHDR . th dport . $IP saddr; flags interval; }
     map affinity { typeof $IP saddr . $IP daddr . meta l4proto . th dport : $IP daddr . th dport; size 262144; flags dynamic,timeout; }
-    map local-policy { typeof ct original $IP saddr . ct original $IP daddr : verdict; }
+    map local-policy { type $ADDR . $ADDR : verdict; }
     set cluster-ips { typeof $IP daddr; }
     set hairpin { typeof $IP saddr . $IP daddr; }
 }
@@ -238,7 +245,7 @@ fn lookups(family: Family) -> Case {
     use Expr::{DestinationAddress as Daddr, DestinationPort as Port, L4Proto, SourceAddress as Saddr};
     // All in one transaction: nft 1.0.6 cannot use `allowed-sources` when it has read it back from the kernel.
     let text = "table $IP nftproxyd {
-    map service-ips { typeof $IP daddr . meta l4proto . th dport : verdict; }
+    map service-ips { type $ADDR . inet_proto . inet_service : verdict; }
     map endpoints { typeof $IP daddr . meta l4proto . th dport . numgen random mod 2 : $IP daddr . th dport; }
     map nodeport-endpoints { typeof meta l4proto . th dport . numgen random mod 2 : $IP daddr . th dport; }
     set allowed-sources { typeof $IP daddr . $NEXTHDR . th dport . $IP saddr; flags interval; }
@@ -306,7 +313,7 @@ fn remember() -> Case {
 }
 
 const ELEMENT_SETUP: &str = "table $IP nftproxyd {
-    map service-ips { typeof $IP daddr . meta l4proto . th dport : verdict; }
+    map service-ips { type $ADDR . inet_proto . inet_service : verdict; }
     map endpoints { typeof $IP daddr . meta l4proto . th dport . numgen random mod 2 : $IP daddr . th dport; }
     set allowed-sources { typeof $IP daddr . $NEXTHDR . th dport . $IP saddr; flags interval; }
     set cluster-ips { typeof $IP daddr; }
@@ -610,15 +617,21 @@ fn read_recorded(name: &str) -> (String, Vec<u8>) {
 
 #[test]
 fn our_bytes_are_those_of_nft() {
+    let mut found = (0, 0);
     for case in cases() {
         let (_, recorded) = read_recorded(&case.name);
-        let (ours, theirs) = (plain_messages(case.batch.bytes()), plain_messages(&recorded));
+        let (ours, slots) = differences::with_nfts_slots(plain_messages(case.batch.bytes()));
+        let (theirs, maps) = differences::with_our_verdict_maps(plain_messages(&recorded));
+        found = (found.0 + slots, found.1 + maps);
         for (ours, theirs) in ours.iter().zip(&theirs) {
             assert_eq!(ours, theirs, "{}", case.name);
         }
         assert_eq!(ours.len(), theirs.len(), "{}: number of messages", case.name);
         assert!(!ours.is_empty(), "{}", case.name);
     }
+    // In both families: one key with a slot in `sets`, one in `single-keys`, two in `lookups`; three verdict maps in
+    // `sets`, one in `lookups`.
+    assert_eq!(found, (2 * 4, 2 * 4), "the types of slots, and verdict maps, that differ from nft's");
 }
 
 #[test]

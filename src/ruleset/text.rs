@@ -1,6 +1,7 @@
 //! A ruleset as a script for `nft -f`, and its parts in nft's words for logs and error messages.
 //!
-//! Equal rulesets give equal text. Loaded, it makes the same kernel objects as the daemon makes over netlink, and
+//! Equal rulesets give equal text. Loaded, it makes the same kernel objects as the daemon makes over netlink, but for
+//! what only nft itself reads in a set's definition: the daemon writes that so that nft before 1.0.3 can read it, too.
 //! `nft list table` prints both alike. Lines are written as nft 1.0.6 prints them, except that `meta l4proto tcp` is
 //! kept before `reject with tcp reset`, and that each element has its own line.
 //!
@@ -57,15 +58,15 @@ pub fn set_kind(def: &SetDef) -> &'static str {
     if def.data == DataDef::None { "set" } else { "map" }
 }
 
-/// The lines of a set's definition: its type, size and flags.
+/// The lines of a set's definition: its type (by name for verdict maps, else by `typeof`), size and flags.
 pub fn set_lines(family: Family, def: &SetDef) -> Vec<String> {
-    let mut typeof_line = format!("typeof {}", exprs(family, &def.key));
-    match &def.data {
-        DataDef::None => {}
-        DataDef::Values(data) => push(&mut typeof_line, format_args!(" : {}", exprs(family, data))),
-        DataDef::Verdict => typeof_line.push_str(" : verdict"),
-    }
-    let mut lines = vec![typeof_line];
+    let type_line = match &def.data {
+        DataDef::None => format!("typeof {}", exprs(family, &def.key)),
+        DataDef::Values(data) => format!("typeof {} : {}", exprs(family, &def.key), exprs(family, data)),
+        // nft 0.9.4 to 0.9.8 crash over what newer ones keep in the kernel for a `typeof` with a verdict.
+        DataDef::Verdict => format!("type {} : verdict", types(family, &def.key)),
+    };
+    let mut lines = vec![type_line];
     if let Some(size) = def.dynamic_size {
         lines.push(format!("size {size}"));
         lines.push("flags dynamic,timeout".to_owned());
@@ -144,6 +145,25 @@ pub fn statement(table: Family, statement: &Statement) -> String {
 /// Expressions, concatenated: `ip daddr . meta l4proto . th dport`.
 pub fn exprs(family: Family, exprs: &[Expr]) -> String {
     exprs.iter().map(|it| expr(family, *it)).collect::<Vec<_>>().join(" . ")
+}
+
+/// The types of expressions, concatenated: `ipv4_addr . inet_proto . inet_service`.
+fn types(table: Family, exprs: &[Expr]) -> String {
+    let name = |expr: &Expr| match expr {
+        Expr::SourceAddress
+        | Expr::DestinationAddress
+        | Expr::OriginalSource
+        | Expr::OriginalDestination
+        | Expr::ReplySource => match table {
+            Family::V4 => "ipv4_addr",
+            Family::V6 => "ipv6_addr",
+        },
+        Expr::L4Proto | Expr::HeaderProtocol => "inet_proto",
+        Expr::DestinationPort | Expr::OriginalPort | Expr::ReplyPort => "inet_service",
+        // A number of 32 bits in host byte order; nft has no name for just that.
+        Expr::RandomSlot { .. } => "uid",
+    };
+    exprs.iter().map(name).collect::<Vec<_>>().join(" . ")
 }
 
 fn expr(table: Family, expr: Expr) -> String {

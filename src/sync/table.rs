@@ -290,7 +290,7 @@ impl Table {
         }
         if must_be_replaced(&frame, &snapshot) {
             self.replace(pass, &frame, &snapshot)?;
-            info!("table {} {TABLE} was of another make; it is replaced", text::family(self.family));
+            info!("table {} {TABLE} was not as this version makes it; it has been replaced", text::family(self.family));
             self.tell_flags(&snapshot);
             return Ok(());
         }

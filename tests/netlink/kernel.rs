@@ -191,7 +191,7 @@ fn differences_are_found() {
             add element ip nftproxyd service-ips { 10.96.0.9 . 47 . 80 : goto mine }
             add element ip nftproxyd service-ips { 10.96.0.9 . icmp . 80 : drop }
             delete map ip nftproxyd nodeport-local-policy
-            add map ip nftproxyd nodeport-local-policy { type inet_proto . inet_service : verdict; }
+            add map ip nftproxyd nodeport-local-policy { typeof meta l4proto . th dport : verdict; }
             add set ip nftproxyd pick-sized { type ipv4_addr; }
         ";
         nft(&["-f", "-"], by_hand).expect("a change by hand");

@@ -7,6 +7,7 @@ mod commands;
 mod flows;
 mod health;
 mod manifests;
+mod readers;
 mod repair;
 mod take_over;
 
@@ -165,8 +166,12 @@ impl Node {
     /// What becomes of a first packet from outside.
     fn fate(&mut self, protocol: Protocol, to: &str) -> Fate {
         let destination = socket(to);
-        let client = if destination.is_ipv4() { CLIENT } else { CLIENT_V6 };
-        let probe = Probe { clients: vec![ip(client)], protocol, destination };
+        self.fate_from(ip(if destination.is_ipv4() { CLIENT } else { CLIENT_V6 }), protocol, to)
+    }
+
+    /// What becomes of a first packet of this client.
+    fn fate_from(&mut self, client: IpAddr, protocol: Protocol, to: &str) -> Fate {
+        let probe = Probe { clients: vec![client], protocol, destination: socket(to) };
         self.world.probe_once(&probe, LOOK)
     }
 

@@ -25,13 +25,19 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const FOREIGN: &str =
     "table inet other { set s { type inet_service; elements = { 1, 2 }; }\nchain kube-proxy { accept\n}\n}\n";
 
-/// A node that kube-proxy has left, with an echo server behind the Service.
-fn node(leave: impl FnOnce(&Node)) -> Option<Node> {
+/// A node with an echo server behind the Service.
+pub(super) fn node_with_echo() -> Option<Node> {
     let node = Node::new()?;
     write_everything(&node);
     let endpoint = format!("{NODE_IP}:{ENDPOINT_PORT}");
     node.write("echo.yaml", &yaml(&web("echo", "172.30.1.7", &[&endpoint])));
     echo_server(&node, socket(&endpoint));
+    Some(node)
+}
+
+/// Such a node that kube-proxy has left.
+fn node(leave: impl FnOnce(&Node)) -> Option<Node> {
+    let node = node_with_echo()?;
     node.world.nft(&["-f", "-"], FOREIGN).expect("another table can be made");
     leave(&node);
     Some(node)
@@ -54,7 +60,7 @@ fn run(node: &Node, command: &[&str], input: Option<&str>) -> String {
 }
 
 /// A connection through the Service's address.
-fn connect(node: &Node) -> TcpStream {
+pub(super) fn connect(node: &Node) -> TcpStream {
     let stream = node.world.run(|| {
         let stream = TcpStream::connect_timeout(&socket(SERVICE), PATIENCE)?;
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -64,14 +70,14 @@ fn connect(node: &Node) -> TcpStream {
 }
 
 /// Clients that connect through the Service's address, one after the other.
-struct Clients {
+pub(super) struct Clients {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Result<u32, String>>,
 }
 
 impl Clients {
     /// A connection that gets no answer at once is a failure: a SYN that was lost is sent again after a second.
-    fn start(node: &Node) -> Clients {
+    pub(super) fn start(node: &Node) -> Clients {
         const AT_ONCE: Duration = Duration::from_millis(900);
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
@@ -91,7 +97,7 @@ impl Clients {
     }
 
     /// How many there were; all have been served.
-    fn stop(self) -> u32 {
+    pub(super) fn stop(self) -> u32 {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().expect("clients do not panic").unwrap_or_else(|why| panic!("a client failed: {why}"))
     }
