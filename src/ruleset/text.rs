@@ -5,8 +5,9 @@
 //! `nft list table` prints both alike. Lines are written as nft 1.0.6 prints them, except that `meta l4proto tcp` is
 //! kept before `reject with tcp reset`, and that each element has its own line.
 //!
-//! Limit of a tool, not of the kernel: nft before 1.1.1 aborts when it *reads* an update of a map whose key or data is
-//! longer than 16 bytes (it reserves too few registers). So it lists the IPv6 `remember-` chains but cannot load them.
+//! Limit of a tool, not of the kernel: nft before 1.1.0 (but for 1.0.6.1) aborts when it *reads* an update of a map
+//! whose key or data is longer than 16 bytes (it reserves too few registers). So it lists the IPv6 `remember-` chains
+//! but cannot load them.
 
 use std::fmt::{self, Display, Write};
 use std::net::IpAddr;

@@ -19,12 +19,12 @@ fn loaded(script: &str) -> Option<(String, String)> {
     }))
 }
 
-/// nft before 1.1.1 aborts when it reads the IPv6 `remember-` chains: see `nftproxyd::ruleset::text`.
+/// nft before 1.1.0 aborts when it reads the IPv6 `remember-` chains: see `nftproxyd::ruleset::text`.
 fn reads_long_updates() -> bool {
     let version = nft(&["--version"], "");
     let numbers = version.split('v').nth(1).unwrap().split(' ').next().unwrap();
     let numbers: Vec<u32> = numbers.split('.').map(|number| number.parse().unwrap()).collect();
-    numbers >= vec![1, 1, 1]
+    numbers >= vec![1, 1, 0]
 }
 
 fn all_facts(family: Family) -> Vec<FrameFacts> {

@@ -278,7 +278,7 @@ fn a_restart_sends_nothing_or_only_the_difference() {
     });
 }
 
-/// IPv6 without session affinity: nft before 1.1.1 aborts when it reads an update of a map with keys that long, though it
+/// IPv6 without session affinity: nft before 1.1.0 aborts when it reads an update of a map with keys that long, though it
 /// lists them well (see `nftproxyd::ruleset::text`).
 #[test]
 fn nft_makes_the_same_table_of_the_text() {
