@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
-use super::{Endpoint, Family, Service, ServicePort, Slice, TrafficPolicy};
+use super::{Endpoint, Family, Protocol, Service, ServicePort, Slice, SlicePort, TrafficPolicy};
 
 /// An endpoint to send connections to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -65,6 +65,23 @@ pub fn choose(service: &Service, port: &ServicePort, family: Family, slices: &[S
 pub fn serving(port: &ServicePort, family: Family, slices: &[Slice]) -> Vec<Target> {
     let endpoints = endpoints(port, family, slices);
     endpoints.iter().filter(|found| found.endpoint.conditions.serving).map(Found::target).collect()
+}
+
+/// Whether two versions of a slice add the same to [`serving`], whichever UDP port is asked for and whatever other
+/// slices there are. `None`: the slice is not there. Costs what the slices cost; a "no" may be one too many.
+pub fn serve_udp_alike(a: Option<&Slice>, b: Option<&Slice>) -> bool {
+    /// What [`serving`] looks at.
+    fn seen(slice: Option<&Slice>) -> impl Iterator<Item = (IpAddr, bool, bool)> {
+        let endpoints = slice.into_iter().flat_map(|slice| &slice.endpoints);
+        endpoints.map(|it| (it.address, it.conditions.serving, it.conditions.terminating))
+    }
+    let ports = |slice: Option<&Slice>| -> Vec<SlicePort> {
+        let ports = slice.into_iter().flat_map(|slice| &slice.ports);
+        ports.filter(|port| port.protocol == Protocol::Udp).cloned().collect()
+    };
+    let (ports_a, ports_b) = (ports(a), ports(b));
+    let neither = ports_a.is_empty() && ports_b.is_empty();
+    neither || (a.map(|it| it.family) == b.map(|it| it.family) && ports_a == ports_b && seen(a).eq(seen(b)))
 }
 
 /// The number of distinct addresses of ready endpoints on this node, over all ports: the weight that the health check

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use smallvec::SmallVec;
 
 use self::epochs::{Epoch, Epochs};
-use super::{Event, Family, Kind, Node, ObjectName, Service, ServiceCidr, Slice};
+use super::{Event, Family, Kind, Node, ObjectName, Service, ServiceCidr, Slice, policy};
 use crate::records::{Record, Records};
 
 /// What an event changed. Nothing at all for an object that is identical to the stored one.
@@ -25,6 +25,9 @@ pub struct Changes {
     pub services: Vec<ObjectName>,
     /// Those of them that came, changed or went themselves, sorted, with what they were before.
     pub redefined: Vec<(ObjectName, Option<Service>)>,
+    /// The Services, and the families, of which a slice changed in what [`policy::serving`] says of UDP ports: flows may
+    /// be stale although their rules stay as they are. Sorted, each once.
+    pub udp_serving: Vec<(ObjectName, Family)>,
     /// The zone of the node changed: every Service has to be looked at again.
     pub all_services: bool,
     /// The ServiceCIDRs changed.
@@ -41,17 +44,41 @@ impl Changes {
         *self == Changes::default()
     }
 
-    fn of(services: impl IntoIterator<Item = ObjectName>) -> Self {
-        let mut services: Vec<ObjectName> = services.into_iter().collect();
-        services.sort_unstable();
+    /// Slices changed.
+    fn of(mut slices: SliceChanges) -> Self {
+        slices.sort_unstable();
+        let mut services: Vec<ObjectName> = slices.iter().map(|change| change.service.clone()).collect();
         services.dedup();
-        Changes { services, ..Changes::default() }
+        let udp = slices.into_iter().filter(|change| change.udp).map(|change| (change.service, change.family));
+        let mut udp_serving: Vec<(ObjectName, Family)> = udp.collect();
+        udp_serving.dedup();
+        Changes { services, udp_serving, ..Changes::default() }
     }
 
     /// `redefined` must be sorted.
     fn redefining(redefined: Vec<(ObjectName, Option<Service>)>) -> Self {
         let services = redefined.iter().map(|(name, _)| name.clone()).collect();
         Changes { services, redefined, ..Changes::default() }
+    }
+}
+
+/// Nearly always what one slice was and is.
+type SliceChanges = SmallVec<[SliceChange; 2]>;
+
+/// A slice changed, in what was or is its Service and its family.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct SliceChange {
+    service: ObjectName,
+    family: Family,
+    /// Whether other endpoints of UDP ports may serve now.
+    udp: bool,
+}
+
+impl SliceChange {
+    fn new(before: Option<&Slice>, after: Option<&Slice>) -> impl Iterator<Item = SliceChange> {
+        let udp = !policy::serve_udp_alike(before, after);
+        let change = move |slice: &Slice| SliceChange { service: slice.service.clone(), family: slice.family, udp };
+        [before.map(change), after.map(change)].into_iter().flatten()
     }
 }
 
@@ -117,7 +144,10 @@ impl Store {
                 Changes::redefining(gone.map(|service| (name, Some(service))).into_iter().collect())
             }
             Event::Slice(slice) => self.put_slice(slice),
-            Event::SliceGone(name) => Changes::of(self.remove_slice(&name)),
+            Event::SliceGone(name) => {
+                let gone = self.remove_slice(&name);
+                Changes::of(SliceChange::new(gone.as_ref(), None).collect())
+            }
             Event::Node(node) => self.set_node(Some(node)),
             Event::NodeGone => self.set_node(None),
             Event::ServiceCidr(cidr) => self.put_service_cidr(cidr),
@@ -221,27 +251,30 @@ impl Store {
         slice.service = service.clone();
 
         let group = self.group(&service);
-        match group.position(&slice.name) {
+        let changed: SliceChanges = match group.position(&slice.name) {
             Ok(at) if group.slices[at] == slice => return Changes::default(),
-            Ok(at) => group.slices[at] = slice,
+            Ok(at) => {
+                let changed = SliceChange::new(Some(&group.slices[at]), Some(&slice)).collect();
+                group.slices[at] = slice;
+                changed
+            }
             Err(at) => {
+                let changed = SliceChange::new(None, Some(&slice)).collect();
                 group.slices.reserve_exact(1);
                 group.slices.insert(at, slice);
+                changed
             }
-        }
-        Changes::of(left.into_iter().chain([service]))
+        };
+        Changes::of(SliceChange::new(left.as_ref(), None).chain(changed).collect())
     }
 
-    /// Returns the Service that it belonged to.
-    fn remove_slice(&mut self, name: &ObjectName) -> Option<ObjectName> {
+    /// Returns what was removed.
+    fn remove_slice(&mut self, name: &ObjectName) -> Option<Slice> {
         let service = self.slices.remove(name)?.service;
-        if let Some(group) = self.groups.get_mut(&service)
-            && let Ok(at) = group.position(name)
-        {
-            group.slices.remove(at);
-        }
+        let group = self.groups.get_mut(&service)?;
+        let slice = group.position(name).ok().map(|at| group.slices.remove(at));
         self.drop_if_empty(&service);
-        Some(service)
+        slice
     }
 
     fn drop_if_empty(&mut self, service: &ObjectName) {
@@ -286,7 +319,10 @@ impl Store {
             Kind::EndpointSlice => {
                 let gone = self.slices.iter_unordered().filter(|filed| filed.epoch != epoch);
                 let gone: Vec<ObjectName> = gone.map(|filed| filed.name.clone()).collect();
-                Changes::of(gone.iter().filter_map(|name| self.remove_slice(name)).collect::<Vec<_>>())
+                let gone = gone.iter().filter_map(|name| self.remove_slice(name));
+                Changes::of(
+                    gone.flat_map(|slice| SliceChange::new(Some(&slice), None).collect::<SliceChanges>()).collect(),
+                )
             }
             Kind::Node if self.node.as_ref().is_some_and(|(_, stamp)| *stamp != epoch) => self.set_node(None),
             Kind::Node => Changes::default(),

@@ -41,6 +41,24 @@ fn slice(text: &str, service: &str, version: u8) -> Slice {
     }
 }
 
+/// A slice with a UDP port and two endpoints, of which the version says how they are.
+fn udp_slice(text: &str, service: &str, version: u8) -> Slice {
+    let endpoint = |last: u8, serving: bool, terminating: bool| {
+        let conditions = Conditions { ready: serving && !terminating, serving, terminating, local: last == 1 };
+        Endpoint { address: [10, 180, 1, last].into(), conditions, hints: None }
+    };
+    let bit = |nth: u8| version & 1 << nth != 0;
+    let endpoints = [endpoint(1, bit(0), bit(1)), endpoint(if bit(2) { 2 } else { 3 }, true, false)];
+    let ports = [SlicePort { name: "".into(), protocol: Protocol::Udp, port: port(53) }].into();
+    Slice { ports, endpoints: endpoints.into(), ..slice(text, service, 0) }
+}
+
+/// The UDP endpoints of a Service that serve.
+fn udp_serving(store: &Store, service: &ObjectName) -> Vec<policy::Target> {
+    let port = ServicePort { name: "".into(), protocol: Protocol::Udp, port: port(53), node_port: None };
+    policy::serving(&port, Family::V4, store.slices(service))
+}
+
 fn cidr(text: &str, ranges: &[&str]) -> ServiceCidr {
     ServiceCidr { name: text.into(), cidrs: ranges.iter().map(|range| range.parse().expect("a CIDR")).collect() }
 }
@@ -98,6 +116,35 @@ fn slices_come_before_or_after_their_service_and_move() {
     assert_eq!(apply(&mut store, Event::SliceGone(name("web-1"))), services(&[]));
     assert_eq!(apply(&mut store, Event::SliceGone(name("web-2"))), services(&["web"]));
     assert!(store.groups.is_empty() && store.slices.is_empty(), "nothing is left behind");
+}
+
+#[test]
+fn changes_of_serving_udp_endpoints_are_told() {
+    let mut store = Store::default();
+    let mut told = |event| -> Vec<String> {
+        let serving = store.apply(event).udp_serving;
+        serving.iter().map(|(service, family)| format!("{service} {family}")).collect()
+    };
+    let (web, api) = ("shop/web IPv4", "shop/api IPv4");
+    let none: [&str; 0] = [];
+    assert_eq!(told(Event::Slice(slice("web-1", "web", 1))), none, "TCP");
+    assert_eq!(told(Event::Slice(slice("web-1", "web", 2))), none);
+    assert_eq!(told(Event::Slice(udp_slice("web-1", "web", 0b001))), [web], "it is UDP now");
+    assert_eq!(told(Event::Service(service("web", 1))), none);
+    assert_eq!(told(Event::Slice(udp_slice("web-1", "web", 0b001))), none, "identical");
+    let mut elsewhere = udp_slice("web-1", "web", 0b001);
+    elsewhere.endpoints[0].conditions.local = false;
+    elsewhere.endpoints[1].conditions.ready = false;
+    assert_eq!(told(Event::Slice(elsewhere)), none, "neither where they are nor whether they are ready counts");
+    assert_eq!(told(Event::Slice(udp_slice("web-1", "web", 0b000))), [web], "one does not serve any more");
+    assert_eq!(told(Event::Slice(udp_slice("web-1", "api", 0b000))), [api, web], "it is another Service's");
+    assert_eq!(told(Event::ServiceGone(name("api"))), none);
+    assert_eq!(told(Event::SliceGone(name("web-1"))), [api]);
+    assert_eq!(told(Event::SliceGone(name("web-1"))), none);
+    told(Event::Slice(udp_slice("api-1", "api", 0b001)));
+    told(Event::Slice(slice("web-1", "web", 1)));
+    told(Event::ListStarted(Kind::EndpointSlice));
+    assert_eq!(told(Event::ListDone(Kind::EndpointSlice)), [api], "both slices are gone");
 }
 
 #[test]
@@ -226,6 +273,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         6 => (any_name(), 0i64..2).prop_map(|(text, version)| Event::Service(service(text, version))),
         3 => any_name().prop_map(|text| Event::ServiceGone(name(text))),
         8 => (any_name(), any_name(), 0u8..2).prop_map(|(text, of, version)| Event::Slice(slice(text, of, version))),
+        8 => (any_name(), any_name(), 0u8..8).prop_map(|(text, of, version)| Event::Slice(udp_slice(text, of, version))),
         3 => any_name().prop_map(|text| Event::SliceGone(name(text))),
         2 => (zone, any::<bool>()).prop_map(|(zone, leaving)| Event::Node(node(zone, leaving))),
         1 => Just(Event::NodeGone),
@@ -306,6 +354,7 @@ proptest! {
         let mut expected = Expected::default();
         for event in events {
             let before = NAMES.map(|text| view(&store, &name(text)));
+            let serving = NAMES.map(|text| udp_serving(&store, &name(text)));
             let (node, zone) = (store.node().cloned(), store.zone().map(str::to_owned));
             let ranges = Family::ALL.map(|family| store.service_cidrs(family));
             expected.apply(&event);
@@ -325,6 +374,11 @@ proptest! {
                 .map(|(text, _)| name(text))
                 .collect();
             prop_assert_eq!(&changes.services, &different, "{:?}", event);
+            for (text, before) in NAMES.into_iter().zip(serving) {
+                let told = changes.udp_serving.contains(&(name(text), Family::V4));
+                prop_assert!(told || udp_serving(&store, &name(text)) == before, "{:?}", event);
+                prop_assert!(!told || different.contains(&name(text)), "{:?}", event);
+            }
             prop_assert_eq!(changes.node, store.node() != node.as_ref());
             prop_assert_eq!(changes.all_services, store.zone() != zone.as_deref());
             // Two objects may say the same, so a change need not be visible; a visible one must be reported.
