@@ -1,6 +1,5 @@
 //! What hangs beside the line from objects to the kernel: stale UDP flows, health, the health checks of Services.
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,18 +9,19 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use super::LISTEN_AGAIN;
+use super::flows;
 use super::observe::{self, Counting};
 use super::take_over;
 use crate::addresses::Accepted;
 use crate::config::{self, Config, Host};
-use crate::conntrack::{Conntrack, Frontends, Pass, Rule, Worker};
+use crate::conntrack::{Conntrack, Pass, Worker};
 use crate::events::{Events, Notice};
 use crate::health::{BindFailure, Health, HealthCheck, HealthChecks, NodePorts};
 use crate::metrics::Metrics;
-use crate::model::{Event, Family, FrontendAt, ObjectName, PerFamily, policy};
+use crate::model::{Event, Family, ObjectName, PerFamily, policy};
 use crate::netlink::{Kernel, release_free_memory};
 use crate::proc;
-use crate::sync::{self, Engine, Observer, Report};
+use crate::sync::{Engine, Observer, Report};
 
 /// The health checks of Services and where they listen.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -118,45 +118,21 @@ impl<K: Kernel> Observer<K> for Beside {
             }
         }
         self.counting.synced(engine, report);
+        let mut all_flows = report.udp_all;
         if report.failures == 0
             && let Some(start) = self.start.take()
         {
+            // What is taken over from has made flows until then, which may be long after the first sync.
+            all_flows = PerFamily::from_fn(|family| all_flows[family] || start.take_over);
             self.begin(start);
         }
-        self.conntrack.clean(udp_flows(engine, report));
+        self.conntrack.clean(flows::to_check(engine, report, all_flows));
         self.checks.send_if_modified(|checks| update_checks(checks, engine, report));
         // A start, or a repair: everything has been listed, read and written at once.
         if Family::ALL.into_iter().any(|family| report.families[family].as_ref().is_some_and(|family| family.full)) {
             release_free_memory();
         }
     }
-}
-
-/// The UDP frontends whose flows have to be checked after a sync.
-fn udp_flows<K: Kernel>(engine: &Engine<K>, report: &Report) -> Frontends {
-    let mut frontends = Frontends::default();
-    if report.udp.is_empty() {
-        return frontends;
-    }
-    frontends.node_port_addresses = Arc::new(engine.node_port_addresses());
-    for change in &report.udp {
-        let rule = match &change.service {
-            Some((service, port)) => {
-                let serving = sync::serving(engine.store(), service, port, change.key.family());
-                Rule::endpoints(serving.iter().map(|backend| SocketAddr::new(backend.address, backend.port.get())))
-            }
-            None => Rule::Gone,
-        };
-        match change.key.at {
-            FrontendAt::Address(address) => {
-                frontends.by_address.insert(SocketAddr::new(address, change.key.port.get()), rule);
-            }
-            FrontendAt::NodePort(family) => {
-                frontends.by_node_port.insert((family, change.key.port.get()), rule);
-            }
-        }
-    }
-    frontends
 }
 
 /// Looks at the Services that were synced; says whether any health check has changed.

@@ -2,6 +2,7 @@
 
 mod beside;
 mod cleanup;
+mod flows;
 mod follow;
 mod manager;
 mod observe;

@@ -77,6 +77,17 @@ impl Installed {
         self.frontends.get(key).map(|placed| &placed.frontend)
     }
 
+    /// What is installed for a Service.
+    pub fn frontends_of(&self, service: &ObjectName) -> impl Iterator<Item = (&FrontendKey, &Frontend)> {
+        let keys = self.units.get(service).into_iter().flat_map(|unit| &unit.frontends);
+        keys.filter_map(|key| Some((key, self.frontend(key)?)))
+    }
+
+    /// All that is installed, in no order. For a start or a repair, not for a change.
+    pub fn frontends(&self) -> impl Iterator<Item = (&FrontendKey, &Frontend)> {
+        self.frontends.iter_unordered().map(|placed| (&placed.key, &placed.frontend))
+    }
+
     /// The number of frontends.
     pub fn frontend_count(&self) -> usize {
         self.frontends.len()

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use tracing::warn;
 
 use super::table::{Pass, SyncError, Table, Wants};
+use super::udp::Unchecked;
 use crate::addresses::{Accepted, NodePortAddresses};
 use crate::config::DetectLocal;
 use crate::diff::{Installed, Stage};
@@ -58,8 +59,10 @@ pub struct Report {
     pub failures: usize,
     /// The families in which that is so.
     pub failed: PerFamily<bool>,
-    /// UDP frontends that changed.
+    /// UDP frontends whose flows have to be checked: their elements changed, or the endpoints that serve.
     pub udp: Vec<UdpChange>,
+    /// The families in which all UDP frontends have to be checked, not only those of `udp`.
+    pub udp_all: PerFamily<bool>,
     /// Services whose frontends changed.
     pub services: BTreeSet<ObjectName>,
     /// Services that were looked at, whether or not their frontends changed.
@@ -142,6 +145,7 @@ pub struct Engine<K> {
     tables: PerFamily<Table>,
     /// Whether the node's addresses or the ServiceCIDRs have changed since [`Engine::overlaps`] told.
     overlaps_due: PerFamily<bool>,
+    udp: PerFamily<Unchecked>,
 }
 
 impl<K: Kernel> Engine<K> {
@@ -156,13 +160,15 @@ impl<K: Kernel> Engine<K> {
         });
         let service_facts = service_facts(&facts, &store);
         let overlaps_due = PerFamily::default();
-        Engine { kernel, facts, store, claims, addresses, service_facts, tables, overlaps_due }
+        let udp = PerFamily::from_fn(|_| Unchecked::All);
+        Engine { kernel, facts, store, claims, addresses, service_facts, tables, overlaps_due, udp }
     }
 
     /// Takes in what a source says. Costs what the event costs, not what there is.
     pub fn apply(&mut self, event: Event) {
         let changes = self.store.apply(event);
         changes.services.iter().for_each(|name| self.touch(name));
+        changes.udp_serving.into_iter().for_each(|(name, family)| self.udp[family].add(name));
         for (name, before) in &changes.redefined {
             let updated = self.claims.update(name, before.as_ref(), self.store.service(name));
             updated.others.iter().for_each(|other| self.touch(other));
@@ -308,6 +314,8 @@ impl<K: Kernel> Engine<K> {
                 self.tables[family].sync(&mut pass);
                 report.failed[family] = report.failures > failures;
                 report.family(family).elapsed = started.elapsed();
+                let table = &self.tables[family];
+                self.udp[family].synced(family, !table.is_behind(), table.installed(), &mut report);
             }
         }
         report

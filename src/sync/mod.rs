@@ -13,6 +13,7 @@ mod engine;
 mod reports;
 mod run;
 mod table;
+mod udp;
 
 pub use engine::{Engine, Facts, FamilyReport, Overlap, Report, UdpChange, serving};
 pub use run::{Disturbance, Inputs, Observer, run};

@@ -9,6 +9,7 @@ mod health;
 mod manifests;
 mod readers;
 mod repair;
+mod stale_flows;
 mod take_over;
 
 use std::io::{self, Read as _, Write as _};
