@@ -62,8 +62,10 @@ pub enum Rule {
     /// They may go to these, and nowhere else: **all** serving endpoints of the service port, on any node, whatever the
     /// traffic policies and topology hints choose for new flows. Sorted.
     ///
-    /// With an empty list nothing is stale, as in kube-proxy: an endpoint may come back, and until then no other would
-    /// answer. Once an endpoint is there again, entries that point elsewhere are stale.
+    /// With an empty list every flow is stale (as in kube-proxy since kubernetes#139628): a new one would be refused, and
+    /// an old one would go on to an address that may be another pod's by now. That includes flows that were never
+    /// translated, as with any list: a refused packet leaves no entry, so they are from a time without these rules, and
+    /// the next packet is judged by them.
     Endpoints(Vec<SocketAddr>),
     /// The frontend does not exist any more: no flow may be translated.
     Gone,
@@ -80,13 +82,13 @@ impl Rule {
 
     fn forbids(&self, flow: &Flow) -> bool {
         match self {
-            Rule::Endpoints(endpoints) => !endpoints.is_empty() && endpoints.binary_search(&flow.reply.source).is_err(),
+            Rule::Endpoints(endpoints) => endpoints.binary_search(&flow.reply.source).is_err(),
             Rule::Gone => flow.reply.source != flow.original.destination,
         }
     }
 }
 
-/// The UDP frontends whose flows are to be checked: those that changed, not all there are.
+/// The UDP frontends whose flows are to be checked: those that changed, or all after a start or a repair.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Frontends {
     /// Cluster, external and load-balancer IPs, with their port.
@@ -191,8 +193,8 @@ mod tests {
             ("172.30.0.1:53", "172.30.0.1:53", true, "never translated"),
             ("172.30.0.1:54", "10.180.2.1:5353", false, "another port of the address"),
             ("172.30.0.9:53", "10.180.2.1:5353", false, "a frontend that did not change"),
-            ("172.30.0.2:53", "10.180.2.1:53", false, "no endpoint serves: kept"),
-            ("172.30.0.2:53", "172.30.0.2:53", false, "no endpoint serves, never translated: kept"),
+            ("172.30.0.2:53", "10.180.2.1:53", true, "no endpoint serves"),
+            ("172.30.0.2:53", "172.30.0.2:53", true, "no endpoint serves, never translated"),
             ("172.30.0.3:53", "10.180.0.1:5353", true, "the frontend is gone"),
             ("172.30.0.3:53", "172.30.0.3:53", false, "the frontend is gone, but was never used"),
             ("[fd00:1::1]:53", "[fd00:2::1]:53", false, "IPv6, serving"),
@@ -223,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn flows_of_before_an_outage_are_stale_after_it() {
+    fn flows_of_before_an_outage_are_stale_in_it_and_after_it() {
         let old = flow("172.30.0.1:53", "10.180.0.1:53");
         let untranslated = flow("172.30.0.1:53", "172.30.0.1:53");
         let key = at("172.30.0.1:53");
@@ -231,8 +233,8 @@ mod tests {
             by_address: BTreeMap::from([(key, Rule::endpoints(endpoints.iter().map(|endpoint| at(endpoint))))]),
             ..Frontends::default()
         };
-        assert!(!stale(&old, &with(&[])));
-        assert!(!stale(&untranslated, &with(&[])));
+        assert!(stale(&old, &with(&[])));
+        assert!(stale(&untranslated, &with(&[])));
         assert!(stale(&old, &with(&["10.180.0.2:53"])));
         assert!(stale(&untranslated, &with(&["10.180.0.2:53"])));
         assert!(!stale(&old, &with(&["10.180.0.1:53"])));

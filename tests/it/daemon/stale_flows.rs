@@ -28,6 +28,7 @@ const PACKETS: usize = 10;
 /// How an endpoint is: ready, serving, terminating.
 type State = [bool; 3];
 const READY: State = [true, true, false];
+const UNREADY: State = [false, false, false];
 const LEAVING: State = [false, true, true];
 const LEFT: State = [false, false, true];
 /// Some endpoints: the number of each, and how it is.
@@ -139,6 +140,33 @@ fn udp_flows_leave_an_endpoint_that_ended_beside_its_successor() {
         assert_eq!(node.tables().expect("both tables are there"), rules, "{what}: the rules were right before");
     }
     // What a TCP client sent goes where it went: its peer tells it, or its own patience.
+    for frontend in FRONTENDS {
+        assert_stays(&mut node, "old", Protocol::Tcp, frontend, Some(1), "a TCP flow");
+    }
+    node.stop();
+}
+
+#[test]
+fn udp_flows_do_not_go_on_to_the_last_endpoint_when_it_has_gone() {
+    let Some(mut node) = node_with(&[(1, READY)]) else { return };
+    wait_for_flows(&mut node, "old", Some(1), "there is an endpoint");
+    for frontend in FRONTENDS {
+        assert_stays(&mut node, "old", Protocol::Tcp, frontend, Some(1), "there is an endpoint");
+    }
+    let ways: [(&str, Option<Endpoints>); 4] = [
+        ("unready", Some(&[(1, UNREADY)])),
+        ("terminating and not serving", Some(&[(1, LEFT)])),
+        ("an empty list", Some(&[])),
+        ("no slice", None),
+    ];
+    for (what, endpoints) in ways {
+        node.replace("dns.yaml", &dns(endpoints));
+        wait_for_flows(&mut node, "old", None, what);
+        node.replace("dns.yaml", &dns(Some(&[(1, READY)])));
+        wait_for_flows(&mut node, "old", Some(1), &format!("{what}, and back"));
+    }
+    node.replace("dns.yaml", &dns(None));
+    wait_for_flows(&mut node, "old", None, "at last");
     for frontend in FRONTENDS {
         assert_stays(&mut node, "old", Protocol::Tcp, frontend, Some(1), "a TCP flow");
     }
