@@ -65,8 +65,8 @@ pub enum Rule {
     /// With an empty list every flow is stale (as in kube-proxy since kubernetes#139628): a new one would be refused, and
     /// an old one would go on to an address that may be another pod's by now. That includes flows that were never
     /// translated, as with any list: a refused packet leaves no entry, so they are from a time without these rules, and
-    /// the next packet is judged by them.
-    Endpoints(Vec<SocketAddr>),
+    /// the next packet is judged by them. Shared by the copies that wait for a second pass.
+    Endpoints(Arc<[SocketAddr]>),
     /// The frontend does not exist any more: no flow may be translated.
     Gone,
 }
@@ -77,7 +77,7 @@ impl Rule {
         let mut endpoints: Vec<SocketAddr> = endpoints.into_iter().collect();
         endpoints.sort_unstable();
         endpoints.dedup();
-        Rule::Endpoints(endpoints)
+        Rule::Endpoints(endpoints.into())
     }
 
     fn forbids(&self, flow: &Flow) -> bool {
@@ -115,6 +115,17 @@ impl Frontends {
     pub fn concerns(&self, family: Family) -> bool {
         self.by_address.keys().any(|address| Family::of(address.ip()) == family)
             || self.by_node_port.keys().any(|(of, _)| *of == family)
+    }
+
+    /// Those of one family.
+    pub fn of(&self, family: Family) -> Frontends {
+        let by_address = self.by_address.iter().filter(|(address, _)| Family::of(address.ip()) == family);
+        let by_node_port = self.by_node_port.iter().filter(|((of, _), _)| *of == family);
+        Frontends {
+            by_address: by_address.map(|(address, rule)| (*address, rule.clone())).collect(),
+            by_node_port: by_node_port.map(|(port, rule)| (*port, rule.clone())).collect(),
+            node_port_addresses: Arc::clone(&self.node_port_addresses),
+        }
     }
 
     /// Takes over what is newer: rules of `newer` replace ours.
@@ -267,5 +278,12 @@ mod tests {
         assert!(v6.concerns(Family::V6) && !v6.concerns(Family::V4));
         let v4 = Frontends { by_address: BTreeMap::from([(at("10.0.0.1:1"), Rule::Gone)]), ..Frontends::default() };
         assert!(v4.concerns(Family::V4) && !v4.concerns(Family::V6));
+        let all = frontends();
+        let [of_v4, of_v6] = Family::ALL.map(|family| all.of(family));
+        assert!(!of_v4.concerns(Family::V6) && !of_v6.concerns(Family::V4));
+        assert_eq!(of_v4.len() + of_v6.len(), all.len());
+        let mut merged = of_v4;
+        merged.merge(of_v6);
+        assert_eq!(merged, all);
     }
 }

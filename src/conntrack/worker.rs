@@ -1,6 +1,5 @@
 //! Cleans up on a thread of its own.
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
@@ -17,6 +16,20 @@ use crate::model::{Family, PerFamily};
 /// way, perhaps behind the first pass. Such a packet takes microseconds as a rule, so a second is generous.
 const SECOND_PASS: Duration = Duration::from_secs(1);
 
+/// A pass takes time in proportion to the table of connections, however little has changed: after one, nothing is done
+/// for so many times as long as it took. Changes that come meanwhile go into one pass.
+const REST: u32 = 4;
+
+/// The first wait after a pass that did not do all that it should; it doubles with each further one.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+
+/// How often such a pass is done again, which takes two minutes. After that, frontends wait for their next change.
+const RETRIES: u32 = 7;
+
+/// How long the end of the process waits for what is left to be done. A million connections are listed in about a
+/// second; a kubelet gives 30 seconds.
+const LAST_PASS: Duration = Duration::from_secs(10);
+
 /// What one pass did, for logs and metrics.
 #[derive(Debug)]
 pub struct Pass {
@@ -28,11 +41,16 @@ pub struct Pass {
     pub elapsed: PerFamily<Duration>,
 }
 
-/// The thread that cleans up. Dropping it lets a pass that is under way finish, and forgets what is waiting.
+/// The thread that cleans up. Dropping it has everything that waits done first, in a last pass, but waits no longer than
+/// ten seconds: what is not done by then is done at the next start, which checks all frontends.
 #[derive(Debug)]
 pub struct Worker {
     jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
+    /// Says nothing, and hangs up when the thread is at its end.
+    end: Receiver<()>,
+    /// How long a drop waits for that.
+    patience: Duration,
 }
 
 /// What the thread is asked for.
@@ -49,9 +67,12 @@ impl Worker {
         R: FnMut(&Pass) + Send + 'static,
     {
         let (jobs, receiver) = channel();
-        let thread =
-            std::thread::Builder::new().name("conntrack".to_owned()).spawn(move || run(flows, report, &receiver))?;
-        Ok(Worker { jobs: Some(jobs), thread: Some(thread) })
+        let (ends, end) = channel();
+        let thread = std::thread::Builder::new().name("conntrack".to_owned()).spawn(move || {
+            run(flows, report, &receiver);
+            drop(ends);
+        })?;
+        Ok(Worker { jobs: Some(jobs), thread: Some(thread), end, patience: LAST_PASS })
     }
 
     /// Asks for a clean-up of these frontends, after the kernel has got their new rules. Never waits; frontends that are
@@ -80,6 +101,10 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         self.jobs = None;
+        if let Err(RecvTimeoutError::Timeout) = self.end.recv_timeout(self.patience) {
+            tracing::warn!("stale UDP flows may be left: the last pass over them takes too long to wait for");
+            return;
+        }
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -88,28 +113,39 @@ impl Drop for Worker {
 
 fn run(mut flows: impl Flows, mut report: impl FnMut(&Pass), jobs: &Receiver<Job>) {
     let mut schedule = Schedule::default();
+    let mut pass = |schedule: &mut Schedule, due: Frontends, last: bool| {
+        let pass = clean(&mut flows, &due);
+        schedule.done(&pass, due, Instant::now());
+        log(&pass, &schedule.failures, last);
+        report(&pass);
+    };
     loop {
         let job = match schedule.wait(Instant::now()) {
             None => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(timeout) => jobs.recv_timeout(timeout),
         };
+        let mut over = false;
         match job {
             Ok(job) => take(&mut schedule, job),
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Disconnected) => over = true,
         }
         loop {
             match jobs.try_recv() {
                 Ok(job) => take(&mut schedule, job),
                 Err(TryRecvError::Empty) => break,
-                Err(TryRecvError::Disconnected) => return,
+                Err(TryRecvError::Disconnected) => {
+                    over = true;
+                    break;
+                }
             }
         }
-        let due = schedule.take(Instant::now());
+        let due = if over { schedule.take_all() } else { schedule.take(Instant::now()) };
         if !due.is_empty() {
-            let pass = clean(&mut flows, &due);
-            log(&pass);
-            report(&pass);
+            pass(&mut schedule, due, over);
+        }
+        if over {
+            return;
         }
     }
 }
@@ -133,62 +169,116 @@ fn clean(flows: &mut impl Flows, frontends: &Frontends) -> Pass {
     Pass { frontends: frontends.len(), families, elapsed }
 }
 
-fn log(pass: &Pass) {
+/// Logs a pass after which so many have failed one after the other in each family.
+fn log(pass: &Pass, failures: &PerFamily<u32>, last: bool) {
     let frontends = pass.frontends;
     for family in Family::ALL {
         let elapsed = pass.elapsed[family];
-        match &pass.families[family] {
-            None => {}
-            Some(Ok(Swept { seen, deleted, failed, incomplete })) => {
-                tracing::debug!(%family, frontends, seen, deleted, failed, incomplete, ?elapsed, "stale UDP flows");
-            }
-            Some(Err(error)) => {
+        let Some(result) = &pass.families[family] else { continue };
+        if let Ok(Swept { seen, deleted, failed, incomplete }) = result {
+            tracing::debug!(%family, frontends, seen, deleted, failed, incomplete, ?elapsed, "stale UDP flows");
+        }
+        let what = match failures[family] {
+            0 => continue,
+            _ if last => "stale UDP flows are not all cleaned up; the next start does it",
+            1 => "stale UDP flows are not all cleaned up; trying again",
+            failures if failures == RETRIES + 1 => "stale UDP flows are not all cleaned up; given up until a change",
+            _ => continue,
+        };
+        match result {
+            Ok(Swept { failed, incomplete, .. }) => tracing::warn!(%family, failed, incomplete, "{what}"),
+            Err(error) => {
                 let source = std::error::Error::source(error).map(ToString::to_string);
-                tracing::warn!(%family, %error, source, "stale UDP flows were not cleaned up");
+                tracing::warn!(%family, %error, source, "{what}");
             }
         }
     }
 }
 
 /// What is to be checked, and when. Time comes in as an argument.
+///
+/// A frontend waits in at most one place, and with its newest rule: an older one would delete flows to endpoints that it
+/// does not know. So what waits is no more than the frontends that changed within the last seconds; all that there are
+/// wait only after a start or a repair.
 #[derive(Debug, Default)]
 struct Schedule {
     /// For the first time, at once.
     first: Frontends,
-    /// For the second time, the earliest in front. A frontend waits in at most one of these, and with its newest rule:
-    /// an older one would delete flows to endpoints that it does not know.
-    second: VecDeque<(Instant, Frontends)>,
+    /// Once more, not before these times, in no order.
+    later: Vec<(Instant, Frontends)>,
+    /// No pass before this time.
+    rest: Option<Instant>,
+    /// Passes that failed one after the other.
+    failures: PerFamily<u32>,
 }
 
 impl Schedule {
     fn add(&mut self, job: Frontends) {
-        for (_, waiting) in &mut self.second {
-            waiting.superseded_by(&job);
-        }
-        self.second.retain(|(_, waiting)| !waiting.is_empty());
+        self.supersede(&job);
         self.first.merge(job);
+    }
+
+    fn supersede(&mut self, newer: &Frontends) {
+        for (_, waiting) in &mut self.later {
+            waiting.superseded_by(newer);
+        }
+        self.later.retain(|(_, waiting)| !waiting.is_empty());
     }
 
     /// How long nothing is due: zero if something is, `None` if nothing will be.
     fn wait(&self, now: Instant) -> Option<Duration> {
-        if !self.first.is_empty() {
-            return Some(Duration::ZERO);
-        }
-        self.second.front().map(|(due, _)| due.saturating_duration_since(now))
+        let first = (!self.first.is_empty()).then_some(now);
+        let due = self.later.iter().map(|(at, _)| *at).chain(first).min()?;
+        Some(self.rest.map_or(due, |rest| rest.max(due)).saturating_duration_since(now))
     }
 
     /// What is due now; what is in it for the first time will be due once more.
     fn take(&mut self, now: Instant) -> Frontends {
-        let mut due = std::mem::take(&mut self.first);
-        if !due.is_empty() {
-            self.second.push_back((now + SECOND_PASS, due.clone()));
+        if self.rest.is_some_and(|rest| rest > now) {
+            return Frontends::default();
         }
-        while self.second.front().is_some_and(|(at, _)| *at <= now) {
-            if let Some((_, again)) = self.second.pop_front() {
-                due.merge(again);
+        let mut due = std::mem::take(&mut self.first);
+        let again = due.clone();
+        self.later.retain_mut(|(at, waiting)| {
+            let over = *at <= now;
+            if over {
+                due.merge(std::mem::take(waiting));
             }
+            !over
+        });
+        if !again.is_empty() {
+            self.later.push((now + SECOND_PASS, again));
         }
         due
+    }
+
+    /// All that there is to do.
+    fn take_all(&mut self) -> Frontends {
+        let mut due = std::mem::take(&mut self.first);
+        for (_, waiting) in self.later.drain(..) {
+            due.merge(waiting);
+        }
+        due
+    }
+
+    /// A pass over what was `due` has ended. What it did not do in a family is done again, a number of times.
+    fn done(&mut self, pass: &Pass, due: Frontends, now: Instant) {
+        self.rest = Some(now + Family::ALL.into_iter().map(|family| pass.elapsed[family]).sum::<Duration>() * REST);
+        for family in Family::ALL {
+            let Some(result) = &pass.families[family] else { continue };
+            let complete = result.as_ref().is_ok_and(|swept| swept.failed == 0 && !swept.incomplete);
+            if complete {
+                self.failures[family] = 0;
+                continue;
+            }
+            let wait = FIRST_RETRY * 2_u32.saturating_pow(self.failures[family]);
+            self.failures[family] = self.failures[family].saturating_add(1);
+            if self.failures[family] <= RETRIES {
+                let again = due.of(family);
+                self.supersede(&again);
+                self.later.push((now + wait, again));
+            }
+        }
     }
 }
 
@@ -245,6 +335,173 @@ mod tests {
         assert_eq!(schedule.take(ms(1000)), job(&[("10.0.0.1:53", "10.1.0.9:53"), ("10.0.0.2:53", "10.1.0.1:53")]));
         assert_eq!(schedule.take(ms(2000)), new);
         assert_eq!(schedule.wait(ms(2000)), None);
+    }
+
+    /// A pass over what was due, that ended so in IPv4 and took so long.
+    fn passed(due: &Frontends, swept: Result<Swept, FlowsError>, took: u64) -> Pass {
+        let mut elapsed = PerFamily::default();
+        elapsed[Family::V4] = Duration::from_millis(took);
+        let mut families = PerFamily::default();
+        families[Family::V4] = Some(swept);
+        Pass { frontends: due.len(), families, elapsed }
+    }
+
+    #[test]
+    fn a_pass_that_failed_is_done_again_a_number_of_times() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let incomplete = || Ok(Swept { incomplete: true, ..Swept::default() });
+        let undeleted = || Ok(Swept { failed: 1, ..Swept::default() });
+        let unread = || Err(FlowsError::Unsupported);
+        let a = job(&[("10.0.0.1:53", "10.1.0.1:53")]);
+        let mut schedule = Schedule::default();
+        schedule.add(a.clone());
+        let mut now = 0;
+        for (attempt, swept) in
+            [incomplete(), undeleted(), unread(), incomplete(), unread(), unread(), unread()].into_iter().enumerate()
+        {
+            assert_eq!(schedule.wait(at(now)), Some(Duration::ZERO), "{attempt}");
+            let due = schedule.take(at(now));
+            assert_eq!(due, a, "{attempt}");
+            schedule.done(&passed(&due, swept, 0), due, at(now));
+            let wait = 1 << attempt;
+            assert_eq!(schedule.wait(at(now)), Some(Duration::from_secs(wait)), "{attempt}");
+            assert_eq!(schedule.later.len(), 1, "each frontend waits in one place");
+            now += wait;
+        }
+        let due = schedule.take(at(now));
+        assert_eq!(due, a);
+        schedule.done(&passed(&due, unread(), 0), due, at(now));
+        assert_eq!((schedule.wait(at(now)), schedule.failures[Family::V4]), (None, RETRIES + 1), "given up");
+
+        // The next change is not given up, and one that succeeds makes good.
+        schedule.add(a.clone());
+        let due = schedule.take(at(now));
+        schedule.done(&passed(&due, unread(), 0), due, at(now));
+        assert_eq!(schedule.wait(at(now)), Some(SECOND_PASS));
+        let due = schedule.take(at(now + 1));
+        assert_eq!(due, a);
+        schedule.done(&passed(&due, Ok(Swept::default()), 0), due, at(now + 1));
+        assert_eq!((schedule.wait(at(now + 1)), schedule.failures[Family::V4]), (None, 0));
+    }
+
+    #[test]
+    fn only_what_failed_is_done_again_and_with_its_newest_rule() {
+        let start = Instant::now();
+        let ms = |ms| start + Duration::from_millis(ms);
+        let v6 = Frontends { by_address: job(&[("[fd00::1]:53", "[fd01::1]:53")]).by_address, ..Frontends::default() };
+        let old = job(&[("10.0.0.1:53", "10.1.0.1:53"), ("10.0.0.2:53", "10.1.0.1:53")]);
+        let new = job(&[("10.0.0.1:53", "10.1.0.9:53")]);
+        let mut schedule = Schedule::default();
+        schedule.add(old.clone());
+        schedule.add(v6.clone());
+        let due = schedule.take(ms(0));
+        let mut pass = passed(&due, Err(FlowsError::Permission), 0);
+        pass.families[Family::V6] = Some(Ok(Swept::default()));
+        schedule.done(&pass, due, ms(200));
+        schedule.add(new.clone());
+        assert_eq!(schedule.take(ms(300)), new);
+        assert_eq!(schedule.take(ms(1000)), v6, "its second pass");
+        assert_eq!(schedule.take(ms(1200)), job(&[("10.0.0.2:53", "10.1.0.1:53")]), "what is left of what failed");
+        assert_eq!(schedule.take(ms(1300)), new, "its second pass");
+        assert_eq!(schedule.wait(ms(1300)), None);
+    }
+
+    #[test]
+    fn passes_take_a_part_of_the_time() {
+        let start = Instant::now();
+        let ms = |ms| start + Duration::from_millis(ms);
+        let (a, b) = (job(&[("10.0.0.1:53", "10.1.0.1:53")]), job(&[("10.0.0.2:53", "10.1.0.1:53")]));
+        let mut schedule = Schedule::default();
+        schedule.add(a.clone());
+        let due = schedule.take(ms(0));
+        schedule.done(&passed(&due, Ok(Swept::default()), 500), due, ms(500));
+        schedule.add(b.clone());
+        assert_eq!(schedule.wait(ms(500)), Some(Duration::from_secs(2)));
+        assert!(schedule.take(ms(1499)).is_empty());
+        schedule.add(job(&[("10.0.0.2:53", "10.1.0.2:53")]));
+        let mut both = a;
+        both.merge(job(&[("10.0.0.2:53", "10.1.0.2:53")]));
+        assert_eq!(schedule.take(ms(2500)), both, "all that came meanwhile, in one pass");
+    }
+
+    /// Calls that a table answers in turn, and how often it was asked.
+    struct Scripted<F: FnMut(usize, &mut dyn FnMut(&Flow) -> bool) -> Result<Swept, FlowsError>> {
+        asked: usize,
+        answer: F,
+    }
+
+    impl<F: FnMut(usize, &mut dyn FnMut(&Flow) -> bool) -> Result<Swept, FlowsError>> Flows for Scripted<F> {
+        fn delete_udp(&mut self, _: Family, stale: &mut dyn FnMut(&Flow) -> bool) -> Result<Swept, FlowsError> {
+            self.asked += 1;
+            (self.answer)(self.asked, stale)
+        }
+    }
+
+    #[test]
+    fn what_waits_is_done_before_the_end() {
+        let (begun, under_way) = mpsc::channel();
+        let (go, go_receiver) = mpsc::channel();
+        let (deleted, found) = mpsc::channel();
+        let answer = move |nth: usize, stale: &mut dyn FnMut(&Flow) -> bool| {
+            if nth == 1 {
+                begun.send(()).expect("the test listens");
+                let () = go_receiver.recv().expect("the test lets us go on");
+            }
+            let flows = ["10.0.0.1:53", "10.0.0.2:53"].map(|frontend| flow(frontend, "10.1.0.1:53"));
+            let stale = flows.iter().filter(|flow| stale(flow)).map(|flow| flow.original.destination);
+            deleted.send(stale.collect::<Vec<SocketAddr>>()).expect("the test listens");
+            Ok(Swept::default())
+        };
+        let worker = Worker::spawn(Scripted { asked: 0, answer }, |_: &Pass| {}).expect("a thread");
+        worker.clean(job(&[("10.0.0.1:53", "10.1.0.2:53")]));
+        under_way.recv_timeout(Duration::from_secs(20)).expect("the first pass begins");
+        worker.clean(job(&[("10.0.0.2:53", "10.1.0.2:53")]));
+        let job_done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let told = std::sync::Arc::clone(&job_done);
+        worker.before(move || told.store(true, std::sync::atomic::Ordering::Relaxed));
+        go.send(()).expect("the worker waits");
+        drop(worker);
+        assert!(job_done.load(std::sync::atomic::Ordering::Relaxed));
+        let found: Vec<Vec<SocketAddr>> = found.iter().collect();
+        assert_eq!(found.first(), Some(&vec![at("10.0.0.1:53")]));
+        let later: Vec<SocketAddr> = found[1..].concat();
+        assert!(later.contains(&at("10.0.0.2:53")), "what waited for its first pass: {found:?}");
+        assert!(later.contains(&at("10.0.0.1:53")), "what waited for its second: {found:?}");
+    }
+
+    #[test]
+    fn the_end_does_not_wait_for_ever() {
+        let (begun, under_way) = mpsc::channel();
+        let (go, go_receiver) = mpsc::channel::<()>();
+        let answer = move |_: usize, _: &mut dyn FnMut(&Flow) -> bool| {
+            let _ = begun.send(());
+            let _ = go_receiver.recv();
+            Ok(Swept::default())
+        };
+        let mut worker = Worker::spawn(Scripted { asked: 0, answer }, |_: &Pass| {}).expect("a thread");
+        worker.patience = Duration::from_millis(10);
+        worker.clean(job(&[("10.0.0.1:53", "10.1.0.2:53")]));
+        under_way.recv_timeout(Duration::from_secs(20)).expect("the pass begins");
+        drop(worker); // would wait for the pass, which waits for us
+        drop(go);
+    }
+
+    #[test]
+    fn a_table_that_cannot_be_read_is_read_again() {
+        let (deleted, found) = mpsc::channel();
+        let answer = move |nth: usize, stale: &mut dyn FnMut(&Flow) -> bool| match nth {
+            // The second time is that of the second pass.
+            1 | 2 => Err(FlowsError::Permission),
+            _ => {
+                let deleted_now = stale(&flow("10.0.0.1:53", "10.1.0.1:53"));
+                let _ = deleted.send((nth, deleted_now));
+                Ok(Swept::default())
+            }
+        };
+        let worker = Worker::spawn(Scripted { asked: 0, answer }, |_: &Pass| {}).expect("a thread");
+        worker.clean(job(&[("10.0.0.1:53", "10.1.0.2:53")]));
+        assert_eq!(found.recv_timeout(Duration::from_secs(20)), Ok((3, true)));
     }
 
     /// A table of connections in memory that says what it was asked.
