@@ -23,6 +23,10 @@ use crate::netlink::{Kernel, release_free_memory};
 use crate::proc;
 use crate::sync::{Engine, Observer, Report};
 
+/// So many UDP frontends are checked at once only after a start or a repair, where their list takes some megabytes: 10 of
+/// them with 44,000 Services.
+const MANY_FRONTENDS: usize = 1_000;
+
 /// The health checks of Services and where they listen.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Checks {
@@ -60,7 +64,12 @@ impl Beside {
     ) -> anyhow::Result<Beside> {
         let conntrack = Conntrack::open().context("cannot use connection tracking")?;
         let counting = Counting::new(Arc::clone(&metrics));
-        let count = move |pass: &Pass| observe::count_pass(&metrics, pass);
+        let count = move |pass: &Pass| {
+            observe::count_pass(&metrics, pass);
+            if pass.frontends >= MANY_FRONTENDS {
+                release_free_memory();
+            }
+        };
         let conntrack = Worker::spawn(conntrack, count).context("cannot start a thread")?;
         Ok(Beside { conntrack, health, counting, checks, start: Some(start), unchecked: Some(config) })
     }
