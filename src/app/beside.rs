@@ -42,6 +42,8 @@ pub(super) struct Beside {
     counting: Counting,
     checks: watch::Sender<Checks>,
     start: Option<Start>,
+    /// The bit that packets are marked with.
+    mark: u32,
     /// Until the Node is known, and what is odd about the two has been said.
     unchecked: Option<Config>,
 }
@@ -62,6 +64,7 @@ impl Beside {
         metrics: Arc<Metrics>,
         checks: watch::Sender<Checks>,
     ) -> anyhow::Result<Beside> {
+        let mark = 1 << config.masquerade_bit;
         let conntrack = Conntrack::open().context("cannot use connection tracking")?;
         let counting = Counting::new(Arc::clone(&metrics));
         let count = move |pass: &Pass| {
@@ -71,7 +74,7 @@ impl Beside {
             }
         };
         let conntrack = Worker::spawn(conntrack, count).context("cannot start a thread")?;
-        Ok(Beside { conntrack, health, counting, checks, start: Some(start), unchecked: Some(config) })
+        Ok(Beside { conntrack, health, counting, checks, start: Some(start), mark, unchecked: Some(config) })
     }
 }
 
@@ -83,8 +86,9 @@ impl Beside {
         };
         if take_over {
             // Before the first pass: the rules that are removed may have made flows of their own until then.
-            self.conntrack.before(|| {
-                take_over::take_over();
+            let mark = self.mark;
+            self.conntrack.before(move || {
+                take_over::take_over(mark);
                 tell();
             });
         } else {

@@ -10,6 +10,7 @@ use crate::cli::{NodeArgs, Output, StatusArgs};
 use crate::config::{self, Config, Logging, Overrides, effective};
 use crate::leftovers::{self, Outcome, Remaining};
 use crate::netlink::Netlink;
+use crate::ruleset::names::TABLE;
 use crate::{doctor, logging, status};
 
 /// `nftproxyd cleanup` and `--cleanup`.
@@ -18,14 +19,21 @@ pub(super) fn cleanup() -> anyhow::Result<()> {
     super::cleanup::cleanup()
 }
 
+/// The bit of packets' marks that tables of ours will use where there are none yet: that of `masqueradeBit`'s default.
+const USUAL_MARK: u32 = 1 << 14;
+
 /// `nftproxyd cleanup --kube-proxy`.
 pub(super) fn clean_up_after_kube_proxy() -> anyhow::Result<()> {
     logging::init(Logging::default());
-    let Outcome { removed, remains } = leftovers::remove(Path::new("/"));
+    let mark = leftovers::installed_mark(TABLE).unwrap_or(USUAL_MARK);
+    let Outcome { removed, kept, remains, dropping } = leftovers::remove(Path::new("/"), mark);
     let mut text: String = removed.iter().map(|what| format!("removed {what}\n")).collect();
-    if removed.is_empty() && remains.is_empty() {
+    if removed.is_empty() && kept.is_empty() && remains.is_empty() {
         text.push_str("there is nothing of kube-proxy\n");
     }
+    kept.iter().for_each(|Remaining { what, fix }| text.push_str(&format!("kept: {what}\n       {fix}\n")));
+    let drops = |Remaining { what, fix }: &Remaining| text.push_str(&format!("check: {what}\n       fix: {fix}\n"));
+    dropping.iter().for_each(drops);
     remains.iter().for_each(|Remaining { what, fix }| text.push_str(&format!("remains: {what}\n       fix: {fix}\n")));
     io::stdout().write_all(text.as_bytes()).context("cannot write")?;
     anyhow::ensure!(remains.is_empty(), "not everything could be removed");

@@ -1,14 +1,16 @@
 //! Chains in legacy iptables, which only its own programs can change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use super::advice::{self, Place};
 use super::names::IPTABLES;
 use super::plan::{Jump, Plan};
+use super::walk::{Chain, Does, Match, Rule, needed, state};
 use super::{NET, Outcome, Remaining};
 
 /// The programs of a family, and the file of the kernel that names the tables in use.
@@ -27,7 +29,7 @@ const TOOLS: [Tool; 2] = [
 const WAIT: &str = "10";
 
 /// Removes them.
-pub(super) fn remove(root: &Path, outcome: &mut Outcome) {
+pub(super) fn remove(root: &Path, mark: u32, outcome: &mut Outcome) {
     for tool in &TOOLS {
         let file = root.join(NET).join(tool.tables);
         let tables = match fs::read_to_string(&file) {
@@ -42,13 +44,13 @@ pub(super) fn remove(root: &Path, outcome: &mut Outcome) {
             Err(_) => continue,
         };
         for table in tables.lines().filter(|table| IPTABLES.contains(table)) {
-            tool.clean(table, outcome);
+            tool.clean(table, mark, outcome);
         }
     }
 }
 
 impl Tool {
-    fn clean(&self, table: &str, outcome: &mut Outcome) {
+    fn clean(&self, table: &str, mark: u32, outcome: &mut Outcome) {
         let saved = match run(self.save, &["-t", table], "") {
             Ok(saved) => saved,
             Err(error) => {
@@ -58,8 +60,13 @@ impl Tool {
                 return outcome.remains.push(Remaining { what, fix });
             }
         };
-        let Saved { chains, jumps } = Saved::read(&saved);
-        let plan = Plan::of(&chains, &jumps);
+        let Saved { chains, jumps } = Saved::read(&saved, table, mark);
+        let program = self.save.trim_end_matches("-save");
+        let place = Place::Legacy(program, table);
+        let at_hook = chains.iter().map(|chain| (chain.name.clone(), chain.hook.is_some())).collect();
+        let plan = Plan::of(&at_hook, &jumps, needed(&chains));
+        plan.needed.iter().for_each(|(from, chain)| outcome.keep(&place, &chains, from, chain));
+        outcome.dropping.extend(advice::dropping(&place, &chains, &plan.needed));
         for (chain, by) in &plan.kept {
             let what =
                 format!("chain {chain} of table {table} in {} (chain {by} of somebody else leads to it)", self.save);
@@ -69,7 +76,6 @@ impl Tool {
             return;
         }
         let (jumps, chains) = (plan.jumps.len(), plan.chains.len());
-        let program = self.save.trim_end_matches("-save");
         let what =
             format!("{chains} chains of kube-proxy in table {table} of {program}, with {jumps} rules that led there");
         let result = run(self.restore, &["--noflush", "-w", WAIT], &script(table, &plan)).map(drop);
@@ -82,34 +88,112 @@ impl Tool {
 }
 
 /// What one table's part of the output of `iptables-save` says.
-struct Saved {
-    /// Whether each chain is at a hook.
-    chains: BTreeMap<String, bool>,
+pub(super) struct Saved {
+    pub(super) chains: Vec<Chain>,
     /// By all that follows `-A` in a rule.
     jumps: Vec<Jump<String>>,
 }
 
 impl Saved {
-    fn read(text: &str) -> Saved {
-        let mut saved = Saved { chains: BTreeMap::new(), jumps: Vec::new() };
+    pub(super) fn read(text: &str, table: &str, mark: u32) -> Saved {
+        let mut saved = Saved { chains: Vec::new(), jumps: Vec::new() };
+        let mut rules: BTreeMap<String, Vec<Rule>> = BTreeMap::new();
         for line in text.lines() {
             if let Some(chain) = line.strip_prefix(':') {
                 let mut words = chain.split(' ');
-                // A chain of somebody's making has no policy.
                 if let (Some(name), Some(policy)) = (words.next(), words.next()) {
-                    saved.chains.insert(name.to_owned(), policy != "-");
+                    // A chain of somebody's making has no policy.
+                    let hook = HOOKS.iter().find(|(chain, _)| *chain == name && policy != "-").map(|(_, hook)| *hook);
+                    let (name, drops, filters) = (name.to_owned(), policy == "DROP", table != "nat" && hook.is_some());
+                    saved.chains.push(Chain { name, hook, drops, filters, rules: Vec::new() });
                 }
             } else if let Some(rule) = line.strip_prefix("-A ") {
                 let words = words(rule);
+                let Some(from) = words.first().copied() else { continue };
                 let to = words.windows(2).find(|pair| ["-j", "-g"].contains(&pair[0])).map(|pair| pair[1]);
-                if let (Some(from), Some(to)) = (words.first(), to) {
-                    let (from, to) = ((*from).to_owned(), to.to_owned());
-                    saved.jumps.push(Jump { from, to, rule: rule.to_owned() });
+                rules.entry(from.to_owned()).or_default().push(read_rule(&words[1..], mark));
+                if let Some(to) = to {
+                    saved.jumps.push(Jump { from: from.to_owned(), to: to.to_owned(), rule: rule.to_owned() });
                 }
             }
         }
+        let names: BTreeSet<String> = saved.chains.iter().map(|chain| chain.name.clone()).collect();
+        for chain in &mut saved.chains {
+            chain.rules = rules.remove(&chain.name).unwrap_or_default();
+            // A target that is no chain, such as LOG, does something on the way.
+            let leads_nowhere = |rule: &&mut Rule| matches!(&rule.does, Does::Lead { to, .. } if !names.contains(to));
+            chain.rules.iter_mut().filter(leads_nowhere).for_each(|rule| rule.does = Does::Other);
+        }
         saved
     }
+}
+
+/// The chains of iptables that are at hooks.
+const HOOKS: [(&str, &str); 5] = [
+    ("PREROUTING", "prerouting"),
+    ("INPUT", "input"),
+    ("FORWARD", "forward"),
+    ("OUTPUT", "output"),
+    ("POSTROUTING", "postrouting"),
+];
+
+/// Targets that end a packet's way.
+const REFUSING: [&str; 5] = ["DROP", "REJECT", "TARPIT", "DELUDE", "CHAOS"];
+
+/// What the words after the name of its chain say of a rule, as far as it matters.
+fn read_rule(words: &[&str], mark: u32) -> Rule {
+    let mut rule = Rule { matches: Match::ALL, does: Does::Other };
+    let (mut words, mut inverted) = (words.iter(), false);
+    while let Some(word) = words.next() {
+        let mut value = || words.next().copied().unwrap_or_default();
+        let condition = match *word {
+            "!" => {
+                inverted = true;
+                continue;
+            }
+            "-m" | "--comment" => {
+                value();
+                continue;
+            }
+            target @ ("-j" | "-g") => {
+                rule.does = match value() {
+                    "ACCEPT" => Does::Accept,
+                    "RETURN" => Does::Return,
+                    refusing if REFUSING.contains(&refusing) => Does::Drop,
+                    to => Does::Lead { to: to.to_owned(), goes: target == "-g" },
+                };
+                // What follows says how.
+                break;
+            }
+            "--ctstate" | "--state" => states(value()).map(|states| Match::states(states, inverted)),
+            "--mark" => {
+                let (value, mask) = value().split_once('/').unwrap_or_default();
+                let number = |text: &str| u32::from_str_radix(text.strip_prefix("0x")?, 16).ok();
+                Option::zip(number(value), number(mask)).map(|(value, mask)| Match::mark(value, mask, inverted, mark))
+            }
+            _ => None,
+        };
+        rule.matches = rule.matches.and(condition.unwrap_or(Match::UNKNOWN));
+        inverted = false;
+    }
+    rule
+}
+
+/// The states of a list.
+fn states(list: &str) -> Option<u16> {
+    let bit = |name| {
+        Some(match name {
+            "INVALID" => state::INVALID,
+            "ESTABLISHED" => state::ESTABLISHED,
+            "RELATED" => state::RELATED,
+            "NEW" => state::NEW,
+            "SNAT" => state::SNAT,
+            "DNAT" => state::DNAT,
+            "UNTRACKED" => state::UNTRACKED,
+            _ => return None,
+        })
+    };
+    list.split(',').try_fold(0, |all, name| Some(all | bit(name)?))
 }
 
 /// The words of a rule; what is quoted is one, with its quotes.
@@ -189,7 +273,8 @@ mod tests {
 -A KUBE-SERVICES -d 10.96.0.1/32 -j KUBE-MARK-MASQ
 COMMIT
 "#;
-        let Saved { chains, jumps } = Saved::read(saved);
+        let Saved { chains, jumps } = Saved::read(saved, "nat", 0x4000);
+        let chains = chains.into_iter().map(|chain| (chain.name, chain.hook.is_some())).collect();
         let expected = r#"*nat
 :KUBE-MARK-MASQ - [0:0]
 :KUBE-SERVICES - [0:0]
@@ -198,6 +283,6 @@ COMMIT
 -X KUBE-SERVICES
 COMMIT
 "#;
-        assert_eq!(script("nat", &Plan::of(&chains, &jumps)), expected);
+        assert_eq!(script("nat", &Plan::of(&chains, &jumps, Vec::new())), expected);
     }
 }

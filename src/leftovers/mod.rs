@@ -5,9 +5,12 @@
 //!
 //! * `names`: which chains, sets and devices are kube-proxy's. Pure.
 //! * `plan`: which rules and chains of a table have to go, and which are in use by others. Pure.
-//! * `tables`: tables, chains and rules as the kernel lists them.
+//! * `walk`: which packets of Services the rules of a chain drop, and which chains of kube-proxy keep them from it. Pure.
+//! * `tables`, `rules`: tables, chains and rules as the kernel lists them.
+//! * `advice`: the command that lets Services through a chain that drops. Pure.
 //! * `nft`, `legacy`, `ipvs`, `ipset`, `device`: find and remove, each in its part of the kernel.
 
+pub(crate) mod advice;
 mod device;
 mod ipset;
 mod ipvs;
@@ -15,7 +18,11 @@ mod legacy;
 mod names;
 mod nft;
 mod plan;
+mod rules;
 pub(crate) mod tables;
+#[cfg(test)]
+mod tests;
+pub(crate) mod walk;
 
 use std::io;
 use std::path::Path;
@@ -30,8 +37,13 @@ const NET: &str = "proc/thread-self/net";
 pub struct Outcome {
     /// What is gone, one line each.
     pub removed: Vec<String>,
-    /// What is still there.
+    /// What was left because packets of Services pass by it; and how to do without.
+    pub kept: Vec<Remaining>,
+    /// What is still there otherwise.
     pub remains: Vec<Remaining>,
+    /// What of others drops the traffic of Services on its way through the node. Looked for where there was anything of
+    /// kube-proxy.
+    pub dropping: Vec<Remaining>,
 }
 
 /// Something that could not be removed, or that was left on purpose.
@@ -51,18 +63,41 @@ pub struct Remaining {
 ///
 /// Chains and rules of kubelet and of others stay, and so does what they refer to. kube-proxy has to be stopped: one that
 /// runs writes its rules again.
-pub fn remove(root: &Path) -> Outcome {
+///
+/// What accepts packets where the rest of the host's rules would drop them stays as well, and is removed when they do not
+/// any more. `mark` is the bit that we mark packets with.
+pub fn remove(root: &Path, mark: u32) -> Outcome {
     let mut outcome = Outcome::default();
     let node_ports = ipset::node_ports(root);
-    nft::remove(&mut outcome);
-    legacy::remove(root, &mut outcome);
+    nft::remove(mark, &mut outcome);
+    legacy::remove(root, mark, &mut outcome);
     ipvs::remove(root, &node_ports, &mut outcome);
     device::remove(&mut outcome);
     ipset::remove(root, &mut outcome);
+    if outcome.removed.is_empty() && outcome.kept.is_empty() {
+        outcome.dropping.clear();
+    }
     outcome
 }
 
+/// The bit of packets' marks that the rules of ours in this network namespace use, if there are any.
+pub fn installed_mark(table: &str) -> Option<u32> {
+    // Who may not list tables may not change them either, and is told so then.
+    tables::mark_of(table).unwrap_or_default()
+}
+
 impl Outcome {
+    /// Notes that a chain stays because packets of Services pass by it, which has this name among chains, as has the one
+    /// at a hook that leads there.
+    fn keep(&mut self, place: &advice::Place<'_>, chains: &[walk::Chain], from: &str, chain: &str) {
+        let what = format!(
+            "chain {chain} of {}, with the rule that leads there: {from} drops packets that it accepts",
+            place.table_name()
+        );
+        let fix = advice::without(place, chains, from, chain);
+        self.kept.push(Remaining { what, fix });
+    }
+
     /// Notes what has become of one thing.
     fn note(&mut self, what: impl Into<String>, result: io::Result<()>, fix: impl Into<String>) {
         let what = what.into();

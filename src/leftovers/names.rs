@@ -35,8 +35,11 @@ pub(super) const MARK_MASQUERADE: &str = "KUBE-MARK-MASQ";
 /// See [`MARK_MASQUERADE`].
 pub(super) const POSTROUTING: &str = "KUBE-POSTROUTING";
 
-/// Accepts, in table `filter`, what kube-proxy's mode `iptables` forwards.
+/// Accepts, in table `filter`, what kube-proxy's modes `iptables` and `ipvs` forward.
 pub(super) const FORWARD: &str = "KUBE-FORWARD";
+
+/// Accepts, in table `filter`, the ports of health checks; translates, in table `nat`, node ports. Of mode `iptables`.
+pub(super) const NODE_PORTS: &str = "KUBE-NODEPORTS";
 
 /// IP sets of mode `ipvs`, without the beginning that says the family.
 const SETS: [&str; 17] = [

@@ -9,9 +9,11 @@ use std::io;
 use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 
-use super::names::{FORWARD, IPTABLES, TABLE, is_chain};
+use super::advice::{self, Place};
+use super::names::{IPTABLES, TABLE, is_chain};
 use super::plan::Plan;
-use super::tables::{self, ATTEMPTS, Chain, Listed, SUBSYSTEM, be32, family_header, jumps, terminated};
+use super::tables::{self, ATTEMPTS, Listed, SUBSYSTEM, be32, family_header, jumps, terminated};
+use super::walk::needed;
 use super::{Outcome, Remaining};
 use crate::nlmsg::{ACK, Builder, REQUEST, Socket, attributes};
 
@@ -44,8 +46,8 @@ struct Found {
     tables: Vec<&'static str>,
     /// By family and table of iptables.
     plans: BTreeMap<(&'static str, String), Plan<u64>>,
-    /// Chains that drop what kube-proxy's rules accepted.
-    dropping: Vec<String>,
+    /// All tables, with the rules of those that filter.
+    listed: Listed,
 }
 
 /// One thing to delete.
@@ -73,8 +75,8 @@ enum Deletion<'a> {
 }
 
 /// Removes them.
-pub(super) fn remove(outcome: &mut Outcome) {
-    let found = match switch() {
+pub(super) fn remove(mark: u32, outcome: &mut Outcome) {
+    let found = match switch(mark) {
         Ok(found) => found,
         Err(error) => {
             let what = format!("kube-proxy's tables and chains in nftables cannot be removed: {error}");
@@ -98,19 +100,22 @@ pub(super) fn remove(outcome: &mut Outcome) {
             outcome.remains.push(Remaining { what, fix });
         }
     }
-    for chain in found.dropping {
-        let what = format!("{chain} drops what no rule accepts, and kube-proxy's rules accepted Services there");
-        let fix = format!("if connections to Services fail: nft insert rule {chain} ct status dnat accept");
-        outcome.remains.push(Remaining { what, fix: fix.replace("rule chain ", "rule ") });
+    for ((family, table), chains) in &found.listed.tables {
+        let place = Place::Nft(family, table);
+        let needed = found.plans.get(&(*family, table.clone())).map_or(&[][..], |plan| &plan.needed);
+        needed.iter().for_each(|(from, chain)| outcome.keep(&place, chains, from, chain));
+        if table != TABLE {
+            outcome.dropping.extend(advice::dropping(&place, chains, needed));
+        }
     }
 }
 
 /// Deletes, in one transaction, kube-proxy's tables and the rules that lead to its chains. Returns what it has found.
-fn switch() -> io::Result<Found> {
+fn switch(mark: u32) -> io::Result<Found> {
     let mut attempt = 0;
     loop {
         attempt += 1;
-        let result = find().and_then(|found| commit(&found.switch(), Some(found.generation)).map(|()| found));
+        let result = find(mark).and_then(|found| commit(&found.switch(), Some(found.generation)).map(|()| found));
         match result {
             // Somebody else has changed something in between.
             Err(error) if attempt < ATTEMPTS && is_conflict(&error) => {}
@@ -124,10 +129,10 @@ fn is_conflict(error: &io::Error) -> bool {
         || matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::ERESTART | Errno::EINTR | Errno::ENOENT))
 }
 
-fn find() -> io::Result<Found> {
+fn find(mark: u32) -> io::Result<Found> {
     let mut socket = Socket::open(SockProtocol::NetlinkNetFilter)?;
     let generation = generation(&mut socket)?;
-    let listed = tables::list()?;
+    let listed = tables::list_with_rules(mark)?;
     let families = ["ip", "ip6"];
     let is_there = |family: &&'static str| listed.tables.contains_key(&(*family, TABLE.to_owned()));
     let mut plans = BTreeMap::new();
@@ -135,27 +140,13 @@ fn find() -> io::Result<Found> {
         let is_of_iptables = families.contains(family) && IPTABLES.contains(&table.as_str());
         if is_of_iptables && chains.iter().any(|chain| is_chain(&chain.name)) {
             let jumps = jumps(&mut socket, family, table)?;
+            let needed = needed(chains);
             let chains = chains.iter().map(|chain| (chain.name.clone(), chain.hook.is_some())).collect();
-            plans.insert((*family, table.clone()), Plan::of(&chains, &jumps));
+            plans.insert((*family, table.clone()), Plan::of(&chains, &jumps, needed));
         }
     }
-    let dropping = dropping(&listed, &plans);
-    Ok(Found { generation, tables: families.into_iter().filter(is_there).collect(), plans, dropping })
-}
-
-/// The chains that drop by default what kube-proxy's `KUBE-FORWARD` has accepted.
-fn dropping(listed: &Listed, plans: &BTreeMap<(&'static str, String), Plan<u64>>) -> Vec<String> {
-    let accepted = |family: &str| {
-        plans.iter().any(|((of, _), plan)| *of == family && plan.jumps.iter().any(|jump| jump.to == FORWARD))
-    };
-    let drops = |chain: &&Chain| chain.hook == Some("forward") && chain.drops;
-    let of_iptables = |(family, table): &(&str, String)| accepted(family) && IPTABLES.contains(&table.as_str());
-    let tables = listed.tables.iter().filter(|(table, _)| of_iptables(table));
-    tables
-        .flat_map(|((family, table), chains)| {
-            chains.iter().filter(drops).map(move |chain| format!("chain {family} {table} {}", chain.name))
-        })
-        .collect()
+    let tables = families.into_iter().filter(is_there).collect();
+    Ok(Found { generation, tables, plans, listed })
 }
 
 impl Found {

@@ -5,7 +5,10 @@ use std::io;
 
 use nix::sys::socket::SockProtocol;
 
+use super::names::TABLE;
 use super::plan::Jump;
+use super::rules;
+use super::walk::{Chain, Rule};
 use crate::nlmsg::{Builder, DUMP, Dump, REQUEST, Socket, attributes};
 
 /// `NFNL_SUBSYS_NFTABLES`, the upper byte of a message's type.
@@ -18,6 +21,7 @@ const CHAIN_TABLE: u16 = 1;
 const CHAIN_NAME: u16 = 3;
 const CHAIN_HOOK: u16 = 4;
 const CHAIN_POLICY: u16 = 5;
+const CHAIN_TYPE: u16 = 7;
 const HOOK_NUMBER: u16 = 1;
 const RULE_TABLE: u16 = 1;
 const RULE_CHAIN: u16 = 2;
@@ -46,17 +50,6 @@ pub(crate) struct Listed {
     pub(crate) tables: BTreeMap<(&'static str, String), Vec<Chain>>,
 }
 
-/// A chain, as far as it matters here.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Chain {
-    /// Its name.
-    pub(crate) name: String,
-    /// The hook that it is at.
-    pub(crate) hook: Option<&'static str>,
-    /// Whether what no rule accepts is dropped there.
-    pub(crate) drops: bool,
-}
-
 /// Lists the tables of this network namespace.
 pub(crate) fn list() -> io::Result<Listed> {
     for _ in 0..ATTEMPTS {
@@ -74,44 +67,85 @@ pub(crate) fn list() -> io::Result<Listed> {
     Err(io::Error::other("the tables change all the time"))
 }
 
+/// The same, with the rules of tables that filter: of others, not of kube-proxy's own, which have a few for each Service.
+/// `mark` is the bit that we mark with.
+pub(crate) fn list_with_rules(mark: u32) -> io::Result<Listed> {
+    for _ in 0..ATTEMPTS {
+        let mut listed = list()?;
+        match listed.take_in_rules(mark) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result.map(|()| listed),
+        }
+    }
+    Err(io::Error::other("the tables change all the time"))
+}
+
+/// The bit that we mark with, as a rule of a table of ours says.
+pub(crate) fn mark_of(table: &str) -> io::Result<Option<u32>> {
+    let mut mark = None;
+    for family in ["ip", "ip6"] {
+        let mut socket = Socket::open(SockProtocol::NetlinkNetFilter)?;
+        dump_rules(&mut socket, family, table, |_, parts| {
+            mark = mark.or_else(|| rules::mark(parts.get(&RULE_EXPRESSIONS).copied().unwrap_or_default()));
+        })?;
+    }
+    Ok(mark)
+}
+
+/// Gives the attributes of all rules of a table to `each`, with the name of the chain.
+///
+/// # Errors
+/// Also when rules changed meanwhile: then it is to be listed again.
+fn dump_rules(
+    socket: &mut Socket,
+    family: &str,
+    table: &str,
+    mut each: impl FnMut(&str, &BTreeMap<u16, &[u8]>),
+) -> io::Result<()> {
+    let request = Builder::message(GET_RULE, REQUEST | DUMP, socket.next_sequence(), &family_header(family))
+        .attribute(RULE_TABLE, &terminated(table))
+        .finish();
+    let ended = socket.dump(&request, |message| {
+        let parts = attributes(message.payload.get(FAMILY_HEADER..).unwrap_or_default()).collect::<BTreeMap<_, _>>();
+        let text = |kind| parts.get(&kind).map(|bytes| string(bytes));
+        // Old kernels take no notice of the name in the request.
+        if text(RULE_TABLE).is_some_and(|of| of == table)
+            && let Some(chain) = text(RULE_CHAIN)
+        {
+            each(&chain, &parts);
+        }
+    })?;
+    match ended {
+        Dump::Complete => Ok(()),
+        Dump::Interrupted => Err(io::ErrorKind::Interrupted.into()),
+    }
+}
+
 /// Lists the rules of a table that jump to a chain or go there, by their handles.
 ///
 /// # Errors
 /// Also when rules changed meanwhile: then it is to be listed again.
 pub(super) fn jumps(socket: &mut Socket, family: &str, table: &str) -> io::Result<Vec<Jump<u64>>> {
-    let header = family_header(family);
-    let request = Builder::message(GET_RULE, REQUEST | DUMP, socket.next_sequence(), &header)
-        .attribute(RULE_TABLE, &terminated(table))
-        .finish();
     let mut found = Vec::new();
-    let ended = socket.dump(&request, |message| {
-        let payload = message.payload.get(FAMILY_HEADER..).unwrap_or_default();
-        // Old kernels take no notice of the name in the request.
-        found.extend(jumps_of_rule(payload).filter(|(in_table, _)| in_table == table).map(|(_, jump)| jump));
-    })?;
-    match ended {
-        Dump::Complete => Ok(found),
-        Dump::Interrupted => Err(io::ErrorKind::Interrupted.into()),
-    }
+    dump_rules(socket, family, table, |from, parts| found.extend(jumps_of_rule(from, parts)))?;
+    Ok(found)
 }
 
-/// The jumps in a rule, each with the rule's table.
-fn jumps_of_rule(payload: &[u8]) -> impl Iterator<Item = (String, Jump<u64>)> {
-    let parts: BTreeMap<u16, &[u8]> = attributes(payload).collect();
-    let part = |kind| parts.get(&kind).copied();
-    let rule = part(RULE_HANDLE).and_then(|handle| Some(u64::from_be_bytes(*handle.first_chunk()?)));
-    let place = Option::zip(part(RULE_TABLE).map(string), part(RULE_CHAIN).map(string)).zip(rule);
-    let expressions = part(RULE_EXPRESSIONS).unwrap_or_default();
-    place.into_iter().flat_map(move |((table, from), rule)| {
-        attributes(expressions)
-            .filter_map(|(_, expression)| target(expression))
-            .map(move |to| (table.clone(), Jump { from: from.clone(), to, rule }))
+/// The jumps in a rule.
+fn jumps_of_rule(from: &str, parts: &BTreeMap<u16, &[u8]>) -> impl Iterator<Item = Jump<u64>> {
+    let rule = parts.get(&RULE_HANDLE).and_then(|handle| Some(u64::from_be_bytes(*handle.first_chunk()?)));
+    let expressions = parts.get(&RULE_EXPRESSIONS).copied().unwrap_or_default();
+    rule.into_iter().flat_map(move |rule| {
+        attributes(expressions).filter_map(|(_, expression)| target(expression)).map(move |to| Jump {
+            from: from.to_owned(),
+            to,
+            rule,
+        })
     })
 }
 
 /// The chain that an expression leads to.
 fn target(expression: &[u8]) -> Option<String> {
-    let inside = |bytes, kind| attributes(bytes).find(|(found, _)| *found == kind).map(|(_, value)| value);
     if string(inside(expression, EXPRESSION_NAME)?) != "immediate" {
         return None;
     }
@@ -119,7 +153,30 @@ fn target(expression: &[u8]) -> Option<String> {
     path.into_iter().try_fold(expression, inside).map(string)
 }
 
+/// The value of an attribute inside of another.
+pub(super) fn inside(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(bytes).find(|(found, _)| *found == kind).map(|(_, value)| value)
+}
+
 impl Listed {
+    fn take_in_rules(&mut self, mark: u32) -> io::Result<()> {
+        let mut socket = Socket::open(SockProtocol::NetlinkNetFilter)?;
+        for ((family, table), chains) in &mut self.tables {
+            if table == TABLE || !chains.iter().any(|chain| chain.filters) {
+                continue;
+            }
+            let mut rules: BTreeMap<String, Vec<Rule>> = BTreeMap::new();
+            dump_rules(&mut socket, family, table, |chain, parts| {
+                let expressions = parts.get(&RULE_EXPRESSIONS).copied().unwrap_or_default();
+                rules.entry(chain.to_owned()).or_default().push(rules::rule(expressions, mark));
+            })?;
+            for chain in chains {
+                chain.rules = rules.remove(&chain.name).unwrap_or_default();
+            }
+        }
+        Ok(())
+    }
+
     /// Takes in a message; one that cannot be read is of no table that matters.
     fn take(&mut self, kind: u16, payload: &[u8]) {
         let Some(&(_, family)) =
@@ -139,7 +196,9 @@ impl Listed {
                 HOOKS.get(usize::try_from(be32(number)?).ok()?).copied()
             });
             let drops = parts.get(&CHAIN_POLICY).and_then(|policy| be32(policy)) == Some(DROP);
-            self.tables.entry((family, table)).or_default().push(Chain { name, hook, drops });
+            let filters = hook.is_some() && text(CHAIN_TYPE).is_some_and(|kind| kind != "nat");
+            let chain = Chain { name, hook, drops, filters, rules: Vec::new() };
+            self.tables.entry((family, table)).or_default().push(chain);
         }
     }
 }
@@ -178,7 +237,9 @@ mod tests {
         fn any_bytes_can_be_taken_in(bytes in proptest::collection::vec(any::<u8>(), 0..128), chain: bool) {
             let mut listed = Listed::default();
             listed.take(if chain { GET_CHAIN } else { GET_TABLE }, &bytes);
-            let _ = jumps_of_rule(&bytes).count();
+            let parts = attributes(&bytes).collect();
+            let _ = jumps_of_rule("chain", &parts).count();
+            let _ = rules::rule(&bytes, 0x4000);
         }
     }
 }

@@ -4,6 +4,7 @@
 
 mod api;
 mod commands;
+mod firewalls;
 mod flows;
 mod health;
 mod manifests;

@@ -16,7 +16,7 @@ type Job = Box<dyn FnOnce() + Send>;
 pub(crate) struct Namespace {
     jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
-    _permit: Permit,
+    _permit: Option<Permit>,
 }
 
 impl Namespace {
@@ -27,7 +27,15 @@ impl Namespace {
     /// # Errors
     /// Those of [`netns::Namespace::new`].
     pub(crate) fn new() -> io::Result<Namespace> {
-        let permit = Permit::acquire();
+        Namespace::make(Some(Permit::acquire()))
+    }
+
+    /// One more, for a test that has one already: a neighbour of the node. It waits for nobody.
+    pub(crate) fn further() -> io::Result<Namespace> {
+        Namespace::make(None)
+    }
+
+    fn make(permit: Option<Permit>) -> io::Result<Namespace> {
         let namespace = netns::Namespace::new()?;
         let (jobs, todo) = channel::<Job>();
         let thread = thread::Builder::new().name("node".to_owned()).spawn(move || {
@@ -43,6 +51,11 @@ impl Namespace {
             return None;
         }
         Namespace::new().inspect_err(skip).ok()
+    }
+
+    /// What `ip link set DEVICE netns ...` calls it, from any namespace.
+    pub(crate) fn id(&self) -> i32 {
+        self.run(|| nix::unistd::gettid().as_raw())
     }
 
     /// Runs `job` on the thread of the namespace: its sockets, devices, threads and child processes, and what it writes
