@@ -51,15 +51,16 @@ impl Finding {
     }
 }
 
-/// Looks at everything. Files of the kernel are read below `root`; nftables are those of this network namespace.
-pub fn examine(root: &Path, conntrack: &Conntrack) -> Vec<Finding> {
+/// Looks at everything. Files of the kernel are read below `root`; nftables are those of this network namespace. `mark` is
+/// the bit that we mark packets with.
+pub fn examine(root: &Path, conntrack: &Conntrack, mark: u32) -> Vec<Finding> {
     let mut findings = vec![features()];
     findings.extend(proc_files::forwarding(root));
     findings.extend(proc_files::reverse_path_filter(root));
     findings.extend(proc_files::bridges(root));
     findings.extend(proc_files::connections(root, conntrack));
     findings.extend(proc_files::leftovers(root));
-    match leftovers::tables::list() {
+    match leftovers::tables::list_with_rules(mark) {
         Ok(listed) => findings.extend(tables::judge(&listed)),
         Err(error) => findings.push(Finding::doubtful(
             format!("the tables of others cannot be listed: {error}"),
@@ -127,7 +128,7 @@ mod tests {
         }
         in_network_namespace(|| {
             let of = |grade| {
-                let findings = examine(Path::new("/"), &Conntrack::default());
+                let findings = examine(Path::new("/"), &Conntrack::default(), 0x4000);
                 findings.into_iter().filter(|finding| finding.grade == grade).map(|finding| finding.what).collect()
             };
             run(&["sysctl", "-q", "-w", "net.ipv4.ip_forward=0"]);
@@ -162,7 +163,7 @@ mod tests {
                     run(&["nft", &format!("add table {family} fw")]);
                     let chain = format!("{family} fw c {{ type filter hook {hook} priority 0; policy drop; }}");
                     run(&["nft", &format!("add chain {chain}")]);
-                    let findings = examine(Path::new("/"), &Conntrack::default());
+                    let findings = examine(Path::new("/"), &Conntrack::default(), 0x4000);
                     let drops = format!("chain {family} fw c drops what no rule accepts, at hook {hook}");
                     let finding = findings.iter().find(|finding| finding.what == drops).expect("it is found");
                     for command in finding.fix.split("nft ").skip(1) {

@@ -1,30 +1,39 @@
 //! What there is to say about tables and chains of others in nftables: leftovers of kube-proxy, and what drops packets.
 
 use super::Finding;
+use crate::leftovers::advice::{Place, accepting, dropped};
 use crate::leftovers::tables::Listed;
+use crate::leftovers::walk::{Chain, Fate, fate, needed};
 use crate::leftovers::{TABLE, is_chain};
 
-/// What makes a chain that drops let the traffic of Services through. A translated connection is known by its state, in
-/// both directions, but not yet where its first packet comes in.
-fn accepting(chain: &str, family: &str, hook: &str) -> String {
-    let rule = |what: &str| format!("nft insert rule {chain} {what} accept");
-    let translated = rule("ct status dnat");
-    match hook {
-        "forward" => format!("for connections to pods and other nodes: {translated}"),
-        "input" => format!(
-            "for endpoints on the host network: {translated}; for health checks, also with the ports of Services that \
-             have one: {}",
-            rule("tcp dport 10256")
-        ),
-        "prerouting" => {
-            let (header, range) = if family == "ip6" { ("ip6", "fd00:10:96::/112") } else { ("ip", "10.96.0.0/12") };
-            format!(
-                "for connections to Services, with their addresses and with the node ports: {}; {}; {translated}",
-                rule(&format!("{header} daddr {range}")),
-                rule("tcp dport 30000-32767")
-            )
+/// What there is to say about a base chain that filters.
+fn judge_chain(place: &Place<'_>, chains: &[Chain], base: &Chain) -> Option<Finding> {
+    let hook = base.hook?;
+    let fate = match fate(chains, base, &|_| false) {
+        // First packets come in there untranslated, or are all that comes: a rule for translated ones does not help.
+        _ if hook == "prerouting" || !base.filters => {
+            if base.drops {
+                Fate::DroppedByPolicy
+            } else {
+                Fate::Pass
+            }
         }
-        _ => format!("for connections of this node to Services: {translated}"),
+        fate => fate,
+    };
+    let chain = place.chain_name(&base.name);
+    match fate {
+        Fate::Pass => None,
+        Fate::Accepted => {
+            Some(Finding::fine(format!("{chain} drops what no rule accepts, but accepts connections to Services")))
+        }
+        Fate::AcceptedIfMarked => Some(Finding::fine(format!(
+            "{chain} drops what no rule accepts, but accepts connections to Services that are masqueraded; others, as \
+             from a pod to a pod of another node, need a rule of the network plug-in, as with kube-proxy"
+        ))),
+        fate => {
+            let what = dropped(place, base, fate)?;
+            Some(Finding::doubtful(what, accepting(place, chains, base)))
+        }
     }
 }
 
@@ -43,7 +52,16 @@ pub(super) fn judge(listed: &Listed) -> Vec<Finding> {
         ));
     }
     for ((family, table), chains) in &listed.tables {
-        let left: Vec<_> = chains.iter().map(|chain| chain.name.as_str()).filter(|name| is_chain(name)).collect();
+        let place = Place::Nft(family, table);
+        let needed = needed(chains);
+        for (from, chain) in &needed {
+            let chain = place.chain_name(chain);
+            let what = format!("{chain} of kube-proxy has to stay: {from} drops packets that it accepts");
+            findings.push(Finding::fine(what));
+        }
+        let stays = |name: &str| needed.iter().any(|(_, chain)| chain == name);
+        let names = chains.iter().map(|chain| chain.name.as_str());
+        let left: Vec<_> = names.filter(|name| is_chain(name) && !stays(name)).collect();
         if !left.is_empty() {
             let shown = left.iter().take(5).copied().collect::<Vec<_>>().join(", ");
             let more = if left.len() > 5 { format!(" and {} more", left.len() - 5) } else { String::new() };
@@ -52,11 +70,8 @@ pub(super) fn judge(listed: &Listed) -> Vec<Finding> {
                 "when nftproxyd is in sync and kube-proxy stopped: nftproxyd cleanup --kube-proxy",
             ));
         }
-        for (chain, hook) in
-            chains.iter().filter(|chain| chain.drops).filter_map(|chain| Some((&chain.name, chain.hook?)))
-        {
-            let what = format!("chain {family} {table} {chain} drops what no rule accepts, at hook {hook}");
-            findings.push(Finding::doubtful(what, accepting(&format!("{family} {table} {chain}"), family, hook)));
+        if table != TABLE {
+            findings.extend(chains.iter().filter_map(|base| judge_chain(&place, chains, base)));
         }
     }
     if findings.is_empty() {

@@ -192,6 +192,20 @@ impl Net {
     fn connect(&self, to: &'static str) -> io::Result<TcpStream> {
         self.client.run(move || connect(socket(to)))
     }
+
+    fn doctor(&self) -> String {
+        let doctor = run_to_end(&self.node, true, &["doctor"]);
+        doctor.stdout + &doctor.stderr
+    }
+
+    /// What the doctor, in the node as it is, advises about a chain.
+    fn fix(&self, chain: &str) -> String {
+        let report = self.doctor();
+        let (_, about) = report.split_once(chain).unwrap_or_else(|| panic!("{chain} is not named: {report}"));
+        let fix = about.lines().nth(1).expect("there is a fix");
+        let (_, command) = fix.split_once("nodes: ").unwrap_or_else(|| panic!("no command: {fix}"));
+        command.to_owned()
+    }
 }
 
 fn batch(commands: &str) {
@@ -299,6 +313,16 @@ fn services_go_on(tool: Tool, firewall: &Firewall) {
     assert!(!log.contains("may fail") && !log.contains("not removed"), "{log}");
     assert_eq!(left(&net.run(&save, "")), ["KUBE-FORWARD"]);
 
+    let report = net.doctor();
+    assert!(!report.contains("chains of kube-proxy's iptables or ipvs mode"), "{report}");
+    if !name.contains("legacy") {
+        assert!(
+            report.contains("KUBE-FORWARD of kube-proxy has to stay: FORWARD drops packets that it accepts"),
+            "{report}"
+        );
+        assert!(!report.contains("FORWARD drops what no rule accepts, at hook"), "{report}");
+    }
+
     // A second time the same is said, calmly.
     net.node.stop();
     let clients = Clients::start(&net, tool.service());
@@ -381,10 +405,16 @@ fn a_table_of_nft_that_drops_is_named() {
     net.connect(NFT.service()).expect_err("nor does this");
     assert!(!net.node.log().contains("kept"), "{}", net.node.log());
     assert_eq!(left(&net.run("iptables-nft-save", "")), [""; 0]);
+    assert_eq!(net.fix("check  chain inet fw f drops"), FIX);
     net.run(FIX, "");
     for tool in [NFT, NFT_V6] {
         net.connect(tool.service()).expect("it helps");
     }
+    let report = net.doctor();
+    assert!(
+        report.contains("ok     chain inet fw f drops what no rule accepts, but accepts connections to Services"),
+        "{report}"
+    );
     net.node.stop();
 }
 
@@ -458,4 +488,52 @@ fn health_checks_of_load_balancers_are_not_cut_off() {
         .wait_for_log("said", |line| line.contains("kept from kube-proxy: chain KUBE-NODEPORTS of table ip filter"));
     assert_eq!(left(&net.run("iptables-nft-save", "")), ["KUBE-FORWARD", "KUBE-NODEPORTS"]);
     net.node.stop();
+}
+
+/// What the doctor prints for a host that drops is typed in: Services work, iptables does as well, and the doctor is
+/// content.
+fn the_advice_helps(tool: Tool, file: Option<&str>, rules: &[&str], expected: &str) {
+    let Some(mut net) = Net::new() else { return };
+    let program = tool.name.trim_end_matches("-nft");
+    if let Some(file) = file {
+        let rules = std::fs::read_to_string(FILES.to_owned() + file).expect("the file is there");
+        net.run(&format!("{program}-restore"), &rules);
+    }
+    for rule in rules {
+        net.run(&format!("{program} {rule}"), "");
+    }
+    net.node.start(&Net::config());
+    net.connect(tool.service()).expect_err("it is dropped");
+    let family = if tool.v6 { "ip6" } else { "ip" };
+    let fix = net.fix(&format!("chain {family} filter FORWARD"));
+    assert_eq!(fix, expected);
+    net.run(&fix, "");
+    net.connect(tool.service()).expect("it helps");
+    for arguments in ["-L -n", "-S"] {
+        net.run(&format!("{program} {arguments}"), "");
+    }
+    net.run(&fix.replace(" -I ", " -C "), "");
+    let missing = net.try_run(&format!("{program} -C FORWARD -p tcp --dport 4321 -j ACCEPT"), "");
+    assert_eq!(missing.status.code(), Some(1), "{missing:?}");
+    let saved = net.run(&format!("{program}-save"), "");
+    assert!(saved.contains("--ctstate DNAT -j ACCEPT") && !saved.contains("incompatible"), "{saved}");
+    let report = net.doctor();
+    assert!(!report.contains(&format!("check  chain {family} filter FORWARD")), "{report}");
+    assert!(!report.contains(&format!("a rule of chain {family} filter FORWARD")), "{report}");
+    net.node.stop();
+}
+
+#[test]
+fn the_advice_for_a_policy_helps() {
+    let expected = "iptables -I FORWARD -m conntrack --ctstate DNAT -j ACCEPT";
+    the_advice_helps(NFT, None, &["-P FORWARD DROP"], expected);
+    the_advice_helps(NFT_V6, None, &["-P FORWARD DROP"], &expected.replace("iptables", "ip6tables"));
+}
+
+#[test]
+fn the_advice_for_rules_of_others_helps() {
+    let expected = "iptables -I FORWARD -m conntrack --ctstate DNAT -j ACCEPT";
+    the_advice_helps(NFT, Some("rejecting.rules"), &[], expected);
+    the_advice_helps(NFT, Some("ufw.rules"), &[], expected);
+    the_advice_helps(NFT, Some("docker.rules"), &[], &expected.replace("FORWARD", "DOCKER-USER"));
 }
