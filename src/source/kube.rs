@@ -1,37 +1,42 @@
 //! Objects from an API server.
 //!
 //! One task for each kind lists it page by page, converts each object as it arrives, and then watches from where the
-//! list ended (`kube::runtime::watcher`, with bookmarks). What happens when things go wrong:
+//! list ended, with bookmarks. What happens when things go wrong:
 //!
 //! - a connection breaks: the watch is resumed from the last version seen, so no change is lost;
-//! - the server no longer has that version (410): the kind is listed again, and [`Event::ListDone`] says what is gone;
-//! - the server cannot be reached, refuses or fails: tried again with growing, jittered pauses, for ever; what is known
-//!   stays in force; logged when it begins and when it ends;
+//! - the server no longer has that version (410), or sends what is no event: the kind is listed again, and
+//!   [`Event::ListDone`] says what is gone;
+//! - the server cannot be reached, refuses or fails, or its watches end at once with nothing in them: tried again with
+//!   growing, jittered pauses, for ever; what is known stays in force; logged when it begins, every few minutes, and when
+//!   a watch has lasted again ([`pace`]);
 //! - an object cannot be read: reported as [`Event::Rejects`], the stream goes on, and what the object said before
 //!   stays in force until the next list.
 
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
+mod pace;
+
 use std::path::Path;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
-use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeSeed as _;
 use serde::{Deserialize, Deserializer};
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use self::pace::{Failed, First, LIVED, Pace};
 use super::exchange::{Listener, Listening};
 use super::object::{self, Object};
 use super::rejects::Reported;
@@ -48,10 +53,10 @@ const PAGE_TIMEOUT: Duration = Duration::from_secs(90);
 /// A connection on which nothing arrives for so long is given up: the other end may be gone without a word. API servers
 /// send a bookmark on each watch about once a minute.
 const SILENCE: Duration = Duration::from_secs(90);
-/// Pauses between attempts: the first, and the longest.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 /// How often to look whether a server has begun to have, or to allow, an optional kind.
 const ABSENT_KIND_RETRY: Duration = Duration::from_secs(300);
+/// Characters of a reason in the log: a gateway may answer with a page of HTML.
+const MAX_REASON: usize = 300;
 
 /// Why there is no connection to an API server.
 #[derive(Debug, thiserror::Error)]
@@ -160,16 +165,16 @@ fn parse_master<T: std::str::FromStr>(master: &str) -> Result<T, ConnectError> {
 /// # Panics
 /// When a task of it panicked.
 pub async fn watch(client: Client, node_name: &str, convert: Arc<dyn Convert>, events: Sender<Event>) {
-    let everything = watcher::Config::default().page_size(PAGE_SIZE);
-    let services = everything.clone().labels(&format!("!{SERVICE_PROXY_NAME_LABEL}")).fields("spec.clusterIP!=None");
-    let slices = everything.clone().labels(&format!("!{HEADLESS_LABEL}"));
-    let node = everything.clone().fields(&format!("metadata.name={node_name}"));
+    let all = || ListParams::default().limit(PAGE_SIZE);
+    let services = all().labels(&format!("!{SERVICE_PROXY_NAME_LABEL}")).fields("spec.clusterIP!=None");
+    let slices = all().labels(&format!("!{HEADLESS_LABEL}"));
+    let node = all().fields(&format!("metadata.name={node_name}"));
 
     let mut tasks = JoinSet::new();
     tasks.spawn(follow::<Service>(client.clone(), services, Arc::clone(&convert), events.clone()));
     tasks.spawn(follow::<EndpointSlice>(client.clone(), slices, Arc::clone(&convert), events.clone()));
     tasks.spawn(follow::<Node>(client.clone(), node, Arc::clone(&convert), events.clone()));
-    tasks.spawn(follow::<ServiceCIDR>(client, everything, convert, events.clone()));
+    tasks.spawn(follow::<ServiceCIDR>(client, all(), convert, events.clone()));
     // Each task runs for ever, or until it cannot send: the first that ends ends all.
     let ended = tokio::select! {
         ended = tasks.join_next() => ended,
@@ -186,153 +191,299 @@ pub async fn watch(client: Client, node_name: &str, convert: Arc<dyn Convert>, e
 struct Closed;
 
 /// Follows one kind. Ends when the receiver of events is gone.
-async fn follow<T>(client: Client, config: watcher::Config, convert: Arc<dyn Convert>, events: Sender<Event>) -> Closed
+async fn follow<T>(client: Client, list: ListParams, convert: Arc<dyn Convert>, events: Sender<Event>) -> Closed
 where
     T: Object + Resource<DynamicType = ()> + std::fmt::Debug,
 {
     let output = Output { convert, events, reported: Reported::default(), started: false };
-    let mut follower =
-        Follower { kind: T::KIND, output, link: Link::Listing, backoff: Backoff::default(), listed: false };
+    // With bookmarks, and a length that the client library asks for: just under five minutes.
+    let watch = WatchParams {
+        label_selector: list.label_selector.clone(),
+        field_selector: list.field_selector.clone(),
+        ..WatchParams::default()
+    };
+    let api = Api::<Guarded<T>>::all(client);
+    let mut follower = Follower { api, list, watch, output, link: Link::Listing, pace: Pace::default(), listed: false };
     loop {
-        let stream = watcher(Api::<Guarded<T>>::all(client.clone()), config.clone());
-        match follower.follow(stream).await {
-            Ok(Restart) => {}
-            Err(closed) => return closed,
+        if let Err(closed) = follower.list_and_watch().await {
+            return closed;
         }
     }
 }
-
-/// The stream can do no more; begin again with a list.
-struct Restart;
 
 /// What is known about the link to the API server for one kind.
 #[derive(Debug, PartialEq)]
 enum Link {
     Listing,
     Watching,
-    /// With what was logged.
-    Failing(String),
+    /// The server does not have the kind; with the status that it answers.
+    Absent(u16),
+    Failing {
+        since: Timestamp,
+    },
 }
 
-struct Follower {
-    kind: Kind,
+/// Why a list or a watch failed.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("no answer within {} s", PAGE_TIMEOUT.as_secs())]
+    Late,
+    #[error("a list or an event without metadata.resourceVersion")]
+    NoVersion,
+    #[error("the watch ends after {} ms without an event", .0.as_millis())]
+    EndsAtOnce(Duration),
+    #[error("{}", describe(.0))]
+    Client(kube::Error),
+}
+
+impl Failure {
+    fn first_pause(&self) -> First {
+        match self {
+            Failure::Client(kube::Error::Service(_) | kube::Error::HyperError(_)) => First::NoAnswer,
+            _ => First::Answer,
+        }
+    }
+}
+
+impl From<kube::Error> for Failure {
+    fn from(err: kube::Error) -> Failure {
+        Failure::Client(err)
+    }
+}
+
+/// Why a list has no end.
+enum NoList {
+    Closed(Closed),
+    Failed(Failure),
+}
+
+impl From<Closed> for NoList {
+    fn from(closed: Closed) -> NoList {
+        NoList::Closed(closed)
+    }
+}
+
+/// How a watch ended.
+enum End {
+    /// Properly, or with its connection.
+    Over(Option<kube::Error>),
+    /// The server no longer has the version that it was to begin with.
+    Expired(Failure),
+    /// The server does not answer, or refuses: to be tried again with the same version.
+    Refused(Failure),
+    /// With something that is no event, so that it is not known what happened.
+    Unknown(Failure),
+}
+
+/// How to go on.
+enum Next {
+    Watch,
+    List,
+}
+
+struct Follower<T> {
+    api: Api<Guarded<T>>,
+    list: ListParams,
+    watch: WatchParams,
     output: Output,
     link: Link,
-    backoff: Backoff,
+    pace: Pace,
     /// Whether there ever was a complete list.
     listed: bool,
 }
 
-impl Follower {
-    async fn follow<T: Object>(
-        &mut self,
-        stream: impl futures::Stream<Item = watcher::Result<watcher::Event<Guarded<T>>>>,
-    ) -> Result<Restart, Closed> {
-        let mut stream = pin!(stream);
-        let mut listing = true;
+impl<T> Follower<T>
+where
+    T: Object + Resource<DynamicType = ()> + std::fmt::Debug,
+{
+    /// Returns when there has to be another list.
+    async fn list_and_watch(&mut self) -> Result<(), Closed> {
+        let mut version = self.list().await?;
+        while let Next::Watch = self.watch(&mut version).await? {}
+        Ok(())
+    }
+
+    /// Lists until it succeeds; returns the version of the list.
+    async fn list(&mut self) -> Result<String, Closed> {
         loop {
-            let next = if listing {
-                let Ok(next) = tokio::time::timeout(PAGE_TIMEOUT, stream.next()).await else {
-                    self.failed(format!("no answer within {} s", PAGE_TIMEOUT.as_secs()));
-                    return Ok(Restart);
-                };
-                next
-            } else {
-                stream.next().await
-            };
-            match next {
-                None => return Ok(Restart),
-                Some(Ok(event)) => {
-                    match event {
-                        watcher::Event::Init => {
-                            listing = true;
-                            self.output.begin_list();
-                            continue;
-                        }
-                        watcher::Event::InitApply(object) => {
-                            self.output.start_list(T::KIND).await?;
-                            self.output.object(object).await?;
-                        }
-                        watcher::Event::InitDone => {
-                            listing = false;
-                            self.output.start_list(T::KIND).await?;
-                            self.output.end_list(T::KIND).await?;
-                            self.listed = true;
-                        }
-                        watcher::Event::Apply(object) => self.output.object(object).await?,
-                        watcher::Event::Delete(object) => self.output.gone(object).await?,
-                    }
-                    if !listing {
-                        self.works();
-                    }
+            match self.list_once().await {
+                Ok(version) => return Ok(version),
+                Err(NoList::Closed(closed)) => return Err(closed),
+                Err(NoList::Failed(failure)) if self.is_absent(&failure) => {
+                    self.output.start_list(T::KIND).await?;
+                    self.output.end_list(T::KIND).await?;
+                    tokio::time::sleep(ABSENT_KIND_RETRY).await;
                 }
-                Some(Err(err)) => {
-                    if self.is_absent(&err) {
-                        self.output.start_list(T::KIND).await?;
-                        self.output.end_list(T::KIND).await?;
-                        tokio::time::sleep(ABSENT_KIND_RETRY).await;
-                        continue;
-                    }
-                    match &err {
-                        // A watch that ends is resumed; only a failure to do so is worth a line.
-                        watcher::Error::WatchFailed(err) => {
-                            debug!(kind = %self.kind, error = errors::text(err), "watch ended; resuming it");
-                        }
-                        watcher::Error::WatchError(status) if status.code == 410 => {
-                            info!(kind = %self.kind, "the API server no longer has the version last seen; listing again");
-                        }
-                        _ => self.failed(describe(&err)),
-                    }
-                    tokio::time::sleep(self.backoff.next()).await;
-                    // The watcher would repeat a watch that the server refuses with a plain 410 for ever.
-                    if let watcher::Error::WatchStartFailed(kube::Error::Api(status)) = &err
-                        && status.code == 410
-                    {
-                        return Ok(Restart);
-                    }
-                }
+                Err(NoList::Failed(failure)) => self.failed(&failure).await,
             }
+        }
+    }
+
+    async fn list_once(&mut self) -> Result<String, NoList> {
+        self.output.begin_list();
+        let mut params = self.list.clone();
+        loop {
+            let page = tokio::time::timeout(PAGE_TIMEOUT, self.api.list(&params)).await;
+            let page = page.map_err(|_| NoList::Failed(Failure::Late))?;
+            let page = page.map_err(|err| NoList::Failed(err.into()))?;
+            let more = page.metadata.continue_.filter(|token| !token.is_empty());
+            let version = page.metadata.resource_version.filter(|version| !version.is_empty());
+            if more.is_none() && version.is_none() {
+                return Err(NoList::Failed(Failure::NoVersion));
+            }
+            self.output.start_list(T::KIND).await?;
+            for object in page.items {
+                self.output.object(object).await?;
+            }
+            params.continue_token = more;
+            if let (None, Some(version)) = (&params.continue_token, version) {
+                self.output.end_list(T::KIND).await?;
+                self.listed = true;
+                return Ok(version);
+            }
+        }
+    }
+
+    /// Watches from `version`, which moves with what arrives, until the watch ends.
+    async fn watch(&mut self, version: &mut String) -> Result<Next, Closed> {
+        let from = version.clone();
+        let mut changed = None;
+        let (end, lived) = match self.api.watch(&self.watch, version).await {
+            Ok(stream) => {
+                // Counted from the head of the answer: a server that thinks for long has not been followed meanwhile.
+                let began = Instant::now();
+                (self.changes(pin!(stream), version, &mut changed).await?, began.elapsed())
+            }
+            Err(kube::Error::Api(status)) if status.code == 410 => {
+                (End::Expired(kube::Error::Api(status).into()), Duration::ZERO)
+            }
+            Err(err) => (End::Refused(err.into()), Duration::ZERO),
+        };
+        // Not by any event: there are servers that send the same ones again and again.
+        if lived >= LIVED || changed.is_some_and(|changed| changed != from) {
+            self.works();
+            if let End::Over(err) = end {
+                let error = err.as_ref().map(|err| errors::text(err));
+                debug!(kind = %T::KIND, error, "watch ended; resuming it");
+                tokio::time::sleep(pace::short()).await;
+                return Ok(Next::Watch);
+            }
+        }
+        match end {
+            End::Expired(_) if self.pace.expired() => {
+                info!(kind = %T::KIND, "the API server no longer has the version last seen; listing again");
+                tokio::time::sleep(pace::short()).await;
+                Ok(Next::List)
+            }
+            End::Expired(failure) | End::Unknown(failure) => {
+                self.failed(&failure).await;
+                Ok(Next::List)
+            }
+            End::Over(err) => {
+                self.failed(&err.map_or(Failure::EndsAtOnce(lived), Failure::Client)).await;
+                Ok(Next::Watch)
+            }
+            End::Refused(failure) => {
+                self.failed(&failure).await;
+                Ok(Next::Watch)
+            }
+        }
+    }
+
+    /// Sends what a watch brings. `changed`: the version of the last change in it; a bookmark is none.
+    async fn changes(
+        &mut self,
+        mut stream: Pin<&mut impl Stream<Item = kube::Result<WatchEvent<Guarded<T>>>>>,
+        version: &mut String,
+        changed: &mut Option<String>,
+    ) -> Result<End, Closed> {
+        let mut lives = pin!(tokio::time::sleep(LIVED));
+        let mut lived = false;
+        loop {
+            let event = tokio::select! {
+                event = stream.next() => event,
+                () = &mut lives, if !lived => {
+                    lived = true;
+                    self.works();
+                    continue;
+                }
+            };
+            let (object, is_gone) = match event {
+                None => return Ok(End::Over(None)),
+                Some(Ok(WatchEvent::Added(object) | WatchEvent::Modified(object))) => (object, false),
+                Some(Ok(WatchEvent::Deleted(object))) => (object, true),
+                Some(Ok(WatchEvent::Bookmark(bookmark))) => {
+                    *version = bookmark.metadata.resource_version;
+                    continue;
+                }
+                Some(Ok(WatchEvent::Error(status))) => {
+                    let expired = status.code == 410;
+                    let failure = kube::Error::Api(status.boxed()).into();
+                    return Ok(if expired { End::Expired(failure) } else { End::Unknown(failure) });
+                }
+                Some(Err(err @ (kube::Error::SerdeError(_) | kube::Error::Api(_)))) => {
+                    return Ok(End::Unknown(err.into()));
+                }
+                Some(Err(err)) => return Ok(End::Over(Some(err))),
+            };
+            let Some(now) = object.metadata.resource_version.clone().filter(|version| !version.is_empty()) else {
+                return Ok(End::Unknown(Failure::NoVersion));
+            };
+            if is_gone {
+                self.output.gone(object).await?;
+            } else {
+                self.output.object(object).await?;
+            }
+            version.clone_from(&now);
+            *changed = Some(now);
         }
     }
 
     /// Whether the server does not have this kind, or does not let it be read, although it may: then there are none.
     /// Not once there was a list: what works stays.
-    fn is_absent(&mut self, err: &watcher::Error) -> bool {
-        let watcher::Error::InitialListFailed(kube::Error::Api(status)) = err else { return false };
-        if self.kind != Kind::ServiceCidr || self.listed || !matches!(status.code, 403 | 404) {
+    fn is_absent(&mut self, failure: &Failure) -> bool {
+        let Failure::Client(kube::Error::Api(status)) = failure else { return false };
+        if T::KIND != Kind::ServiceCidr || self.listed || !matches!(status.code, 403 | 404) {
             return false;
         }
-        if self.change(Link::Failing(status.code.to_string())) {
+        if self.link != Link::Absent(status.code) {
+            self.link = Link::Absent(status.code);
             info!(
-                reason = describe(err),
+                reason = failure.to_string(),
                 "no ServiceCIDRs to read (API servers have them since 1.33): unallocated Service addresses are not dropped"
             );
         }
         true
     }
 
-    /// Returns whether the state is another than before.
-    fn change(&mut self, link: Link) -> bool {
-        let changed = self.link != link;
-        self.link = link;
-        changed
-    }
-
+    /// A watch works.
     fn works(&mut self) {
-        self.backoff = Backoff::default();
-        let before = std::mem::replace(&mut self.link, Link::Watching);
-        match before {
-            Link::Listing => debug!(kind = %self.kind, "listed; watching"),
-            Link::Failing(_) => info!(kind = %self.kind, "the API server answers again"),
+        self.pace.works();
+        match std::mem::replace(&mut self.link, Link::Watching) {
+            Link::Listing => debug!(kind = %T::KIND, "listed; watching"),
+            Link::Absent(_) => info!("there are ServiceCIDRs to read now"),
+            Link::Failing { .. } => info!(kind = %T::KIND, "the API server answers again"),
             Link::Watching => {}
         }
     }
 
-    fn failed(&mut self, error: String) {
-        if self.change(Link::Failing(error.clone())) {
+    /// Says it, if it is time to, and waits.
+    async fn failed(&mut self, failure: &Failure) {
+        let error = failure.to_string();
+        let Failed { pause, say, attempts } = self.pace.failed(Instant::now(), failure.first_pause(), &error);
+        let since = match self.link {
+            Link::Failing { since } => since,
+            _ => Timestamp::now(),
+        };
+        self.link = Link::Failing { since };
+        if say {
             let known = if self.listed { "what is known stays in force" } else { "nothing is known yet" };
-            warn!(kind = %self.kind, error, "cannot read from the API server; {known}; trying again");
+            let since = format!("{since:.0}");
+            warn!(kind = %T::KIND, error, attempts, since, "cannot read from the API server; {known}; trying again");
+        } else {
+            debug!(kind = %T::KIND, error, attempts, "still failing; trying again in {} ms", pause.as_millis());
         }
+        tokio::time::sleep(pause).await;
     }
 }
 
@@ -452,29 +603,17 @@ impl<T: Resource> Resource for Guarded<T> {
     }
 }
 
-/// Pauses that double from one attempt to the next, each shortened by up to a half at random, so that the proxies of a
-/// cluster do not come back all at once.
-#[derive(Debug, Default)]
-struct Backoff {
-    attempts: u32,
-}
-
-impl Backoff {
-    fn next(&mut self) -> Duration {
-        let longest = BACKOFF.0.saturating_mul(1 << self.attempts.min(20)).min(BACKOFF.1);
-        self.attempts += 1;
-        // Every `RandomState` has other keys: all the randomness that is needed here.
-        let share = RandomState::new().hash_one(self.attempts) % 1000;
-        longest.mul_f64(1.0 - share as f64 / 2000.0)
-    }
-}
-
-/// What the server answered where it did, else what went wrong on the way.
-fn describe(err: &watcher::Error) -> String {
-    match err {
-        watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-        | watcher::Error::WatchError(status) => format!("{} {}: {}", status.code, status.reason, status.message),
+/// What the server answered where it did, else what went wrong on the way: one line that is not too long, whatever
+/// stands before the server answers.
+fn describe(err: &kube::Error) -> String {
+    let text = match err {
+        kube::Error::Api(status) => format!("{} {}: {}", status.code, status.reason, status.message),
         err => errors::text(err),
+    };
+    let mut text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    if let Some((end, _)) = text.char_indices().nth(MAX_REASON) {
+        text.truncate(end);
+        text.push_str(" ...");
     }
+    text
 }

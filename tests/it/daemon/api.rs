@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{Node, PATIENCE, slice, web};
-use crate::api::{Api, Gone, Verb, synthetic};
+use crate::api::{Api, Gone, Verb, Watches, synthetic};
 use crate::support::objects::service_cidr;
 use crate::support::outcome::{Fate, Passed};
 
@@ -156,6 +156,68 @@ fn an_api_server_that_fails_is_asked_again() {
     node.wait_forward("what is known stays", "172.30.1.1:80", &["10.1.0.1:8080"]);
     api.set_status(None);
     node.wait_forward("it answers again", "172.30.1.1:80", &["10.1.0.2:8080"]);
+    node.stop();
+}
+
+#[test]
+fn watches_that_end_at_once_are_said_once_until_one_lasts() {
+    said_once(Watches::End, "without an event");
+}
+
+#[test]
+fn watches_that_a_gateway_answers_are_said_once_until_one_lasts() {
+    let why = "502 Failed to parse error data: <html> <body>Please log in.</body> </html>";
+    said_once(Watches::Html(502), why);
+}
+
+#[test]
+fn versions_that_are_always_expired_are_said_once_until_a_watch_lasts() {
+    said_once(Watches::Gone(Gone::InStream), "410 Expired");
+}
+
+fn said_once(watches: Watches, why: &str) {
+    const KINDS: [&str; 4] = ["Service", "EndpointSlice", "Node", "ServiceCIDR"];
+    let Some((mut node, api)) = node_with_api() else { return };
+    apply(&api, &[service_cidr()]);
+    apply(&api, &web("web", "172.30.1.1", &["10.1.0.1:8080"]));
+    api.set_watches(watches);
+    start(&mut node);
+    let begun = |line: &str| line.contains("WARN") && line.contains("cannot read from the API server");
+    let ended = |line: &str| line.contains("answers again");
+    let about = |line: &str, kind: &str| line.split(' ').any(|word| word == format!("kind={kind}"));
+    let count = |node: &Node, wanted: &dyn Fn(&str) -> bool| node.log().lines().filter(|line| wanted(line)).count();
+    for kind in KINDS {
+        let line = node.wait_for_log("it is said", |line| begun(line) && about(line, kind));
+        assert!(line.contains(why) && line.contains("what is known stays in force"), "{line}");
+        assert!(line.contains(" since=") && line.contains(" attempts="), "{line}");
+    }
+    let first = api.requests_for("services", Verb::Watch).len();
+    node.eventually("two more attempts", |_| match api.requests_for("services", Verb::Watch).len() {
+        attempts if attempts >= first + 2 => Ok(()),
+        attempts => Err(format!("{attempts} attempts")),
+    });
+    assert_eq!(count(&node, &begun), 4, "once for each kind\n{}", node.log());
+    assert_eq!(count(&node, &ended), 0, "nothing is followed yet\n{}", node.log());
+    let lists = count(&node, &|line| line.contains("INFO") && line.contains("listing again"));
+    assert!(lists <= 4, "{lists} lines\n{}", node.log());
+    node.wait_forward("what is known stays in force", "172.30.1.1:80", &["10.1.0.1:8080"]);
+
+    // Nothing changes: it is watches that last.
+    api.set_watches(Watches::Follow);
+    for kind in KINDS {
+        node.wait_for_log("it is over", |line| ended(line) && about(line, kind));
+    }
+    assert_eq!(count(&node, &begun), 4, "{}", node.log());
+    apply(&api, &web("late", "172.30.1.3", &["10.1.0.3:8080"]));
+    node.wait_forward("it is followed", "172.30.1.3:80", &["10.1.0.3:8080"]);
+    // A kind that never changes is as good as new, too: the next fault is said again, and is the first.
+    api.set_status(Some(503));
+    api.disconnect_all();
+    for kind in KINDS {
+        let anew = |line: &str| begun(line) && about(line, kind) && line.contains("503");
+        let line = node.wait_for_log("it fails anew", anew);
+        assert!(line.contains("attempts=1 "), "{line}");
+    }
     node.stop();
 }
 

@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
+use hyper::header::HeaderValue;
 use hyper::service::service_fn;
 use hyper::{Method, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -19,9 +22,9 @@ use tokio::time::Instant;
 
 use super::selector::Selector;
 use super::store::{Seen, WatchEvent};
-use super::{Gone, KINDS, Request, Resource, Shared, Verb, lock};
+use super::{Gone, KINDS, Request, Resource, Shared, Verb, Watches, lock};
 
-type Body = UnsyncBoxBody<Bytes, Infallible>;
+type Body = UnsyncBoxBody<Bytes, io::Error>;
 type Query = BTreeMap<String, String>;
 
 /// A watch without `timeoutSeconds` ends after this.
@@ -100,7 +103,10 @@ async fn answer(shared: Arc<Shared>, request: hyper::Request<Incoming>) -> Resul
                 // As servers without the feature do; clients then list.
                 status(422, "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled")
             } else if record.verb == Verb::Watch {
-                watch(&shared, resource, &query, faults.gone)
+                match unfollowed(&shared, resource, &query, faults.watches) {
+                    Some(response) => response,
+                    None => watch(&shared, resource, &query, faults.gone),
+                }
             } else {
                 list(&shared, resource, &query)
             }
@@ -155,7 +161,7 @@ async fn write(shared: &Shared, target: Target, request: hyper::Request<Incoming
             shared.changed.send_modify(|count| *count += 1);
             let mut object = object;
             object["metadata"]["resourceVersion"] = version.to_string().into();
-            respond(code, Full::new(Bytes::from(object.to_string())).boxed_unsync())
+            respond(code, full(object.to_string()))
         }
         Ok(_) => status(400, "the object does not belong at this path"),
         Err(error) => status(400, &error.to_string()),
@@ -168,7 +174,7 @@ async fn create_event(shared: &Shared, request: hyper::Request<Incoming>) -> Res
     let body = body.to_bytes();
     let Ok(event) = serde_json::from_slice(&body) else { return status(400, "no JSON") };
     lock(&shared.events).push(event);
-    respond(201, Full::new(body).boxed_unsync())
+    respond(201, full(body))
 }
 
 fn list(shared: &Shared, resource: &Resource, query: &Query) -> Response<Body> {
@@ -200,7 +206,68 @@ fn list(shared: &Shared, resource: &Resource, query: &Query) -> Response<Body> {
         text.push_str(&object.text);
     }
     text.push_str("]}");
-    respond(200, Full::new(Bytes::from(text)).boxed_unsync())
+    respond(200, full(text))
+}
+
+/// The answer to a watch that is not to be followed.
+fn unfollowed(shared: &Shared, resource: &Resource, query: &Query, watches: Watches) -> Option<Response<Body>> {
+    let stream = |lines: Vec<io::Result<String>>| {
+        let frames = lines.into_iter().map(|line| line.map(|line| Frame::data(Bytes::from(line))));
+        respond(200, BodyExt::boxed_unsync(StreamBody::new(futures::stream::iter(frames))))
+    };
+    let mut response = match watches {
+        Watches::Follow => return None,
+        Watches::Empty | Watches::EmptyAndClose => respond(200, full("")),
+        Watches::Cut => {
+            // The head goes out before the body is looked at a second time.
+            let cut = futures::stream::once(async {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                Err(io::Error::other("cut"))
+            });
+            respond(200, BodyExt::boxed_unsync(StreamBody::new(cut)))
+        }
+        Watches::End => stream(Vec::new()),
+        Watches::Redirect => respond(302, full("")),
+        Watches::Html(code) => respond(code, full("<html>\n<body>Please log in.</body>\n</html>\n")),
+        Watches::Bookmark => stream(vec![Ok(bookmark(resource, lock(&shared.store).bookmark()) + "\n")]),
+        Watches::Gone(gone) => too_old(gone),
+        Watches::Replay => {
+            let page = lock(&shared.store).list(resource.plural, &selector(query), usize::MAX, None);
+            let objects = page.expect("without a version, none is too old").objects;
+            let lines = objects.iter().map(|object| format!("{{\"type\":\"ADDED\",\"object\":{}}}\n", object.text));
+            stream(lines.map(Ok).collect())
+        }
+        Watches::Garbage => {
+            let rest = futures::stream::once(async { Ok(Frame::data(Bytes::from("hello\n"))) });
+            respond(200, BodyExt::boxed_unsync(StreamBody::new(rest.chain(futures::stream::pending()))))
+        }
+    };
+    let headers = response.headers_mut();
+    match watches {
+        Watches::EmptyAndClose => drop(headers.insert("connection", HeaderValue::from_static("close"))),
+        Watches::Redirect => drop(headers.insert("location", HeaderValue::from_static("/login"))),
+        Watches::Html(_) => drop(headers.insert("content-type", HeaderValue::from_static("text/html"))),
+        _ => {}
+    }
+    Some(response)
+}
+
+/// The answer to a watch whose version is too old.
+fn too_old(gone: Gone) -> Response<Body> {
+    let message = "too old resource version";
+    match gone {
+        Gone::AsStatus => status(410, message),
+        Gone::InStream => {
+            respond(200, full(format!("{}\n", json!({"type": "ERROR", "object": status_object(410, message)}))))
+        }
+    }
+}
+
+fn bookmark(resource: &Resource, version: u64) -> String {
+    let metadata = json!({"resourceVersion": version.to_string(), "creationTimestamp": null});
+    json!({"type": "BOOKMARK", "object":
+           {"kind": resource.kind, "apiVersion": resource.api_version, "metadata": metadata}})
+    .to_string()
 }
 
 fn watch(shared: &Arc<Shared>, resource: &'static Resource, query: &Query, gone: Gone) -> Response<Body> {
@@ -209,14 +276,7 @@ fn watch(shared: &Arc<Shared>, resource: &'static Resource, query: &Query, gone:
     let changed = shared.changed.subscribe();
     let began = lock(&shared.store).watch_from(asked);
     let Ok(seen) = began else {
-        let error = status_object(410, "too old resource version");
-        return match gone {
-            Gone::AsStatus => status(410, "too old resource version"),
-            Gone::InStream => {
-                let line = format!("{}\n", json!({"type": "ERROR", "object": error}));
-                respond(200, Full::new(Bytes::from(line)).boxed_unsync())
-            }
-        };
+        return too_old(gone);
     };
     let timeout = query.get("timeoutSeconds").and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs);
     let watching = Watching {
@@ -264,14 +324,9 @@ impl Watching {
                     WatchEvent::Object(what, object) => {
                         lines.push_str(&format!(r#"{{"type":"{what}","object":{}}}"#, object.text));
                     }
-                    WatchEvent::Bookmark(version) if self.bookmarks => lines.push_str(
-                        &json!({"type": "BOOKMARK", "object": {
-                            "kind": self.resource.kind,
-                            "apiVersion": self.resource.api_version,
-                            "metadata": {"resourceVersion": version.to_string(), "creationTimestamp": null},
-                        }})
-                        .to_string(),
-                    ),
+                    WatchEvent::Bookmark(version) if self.bookmarks => {
+                        lines.push_str(&bookmark(self.resource, version));
+                    }
                     WatchEvent::Bookmark(_) => continue,
                 }
                 lines.push('\n');
@@ -307,15 +362,17 @@ fn status_object(code: u16, message: &str) -> serde_json::Value {
 }
 
 fn status(code: u16, message: &str) -> Response<Body> {
-    respond(code, Full::new(Bytes::from(status_object(code, message).to_string())).boxed_unsync())
+    respond(code, full(status_object(code, message).to_string()))
+}
+
+fn full(body: impl Into<Bytes>) -> Body {
+    Full::new(body.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
 fn respond(code: u16, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = StatusCode::from_u16(code).expect("a status code");
-    response
-        .headers_mut()
-        .insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(hyper::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 

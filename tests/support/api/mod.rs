@@ -82,6 +82,34 @@ pub enum Gone {
     AsStatus,
 }
 
+/// What becomes of watches that begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Watches {
+    /// They are followed.
+    #[default]
+    Follow,
+    /// Status 200 and no body; the connection is kept.
+    Empty,
+    /// Status 200 and no body; the connection is closed.
+    EmptyAndClose,
+    /// The connection breaks after the head of the answer.
+    Cut,
+    /// The stream ends at once, properly.
+    End,
+    /// Status 302.
+    Redirect,
+    /// This status and a page of HTML, from a gateway that stands before the server.
+    Html(u16),
+    /// A bookmark, then the stream ends.
+    Bookmark,
+    /// The version is too old, whatever it is.
+    Gone(Gone),
+    /// All objects that there are, whatever version was asked for, then the stream ends.
+    Replay,
+    /// A line that is no event, then nothing more.
+    Garbage,
+}
+
 /// How the server misbehaves.
 #[derive(Debug, Clone, Default)]
 struct Faults {
@@ -91,6 +119,7 @@ struct Faults {
     /// Plurals of kinds that do not exist.
     absent: Vec<String>,
     gone: Gone,
+    watches: Watches,
 }
 
 struct Shared {
@@ -224,6 +253,11 @@ impl Api {
     /// How versions that are too old are refused on watch.
     pub fn set_gone(&self, gone: Gone) {
         lock(&self.shared.faults).gone = gone;
+    }
+
+    /// What becomes of watches that begin from now on. Those that are running go on.
+    pub fn set_watches(&self, watches: Watches) {
+        lock(&self.shared.faults).watches = watches;
     }
 
     /// All requests so far, in the order of their answers.
