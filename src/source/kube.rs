@@ -12,9 +12,10 @@
 //! - an object cannot be read: reported as [`Event::Rejects`], the stream goes on, and what the object said before
 //!   stays in force until the next list.
 
+mod connect;
 mod pace;
+mod server;
 
-use std::path::Path;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,8 +27,6 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ListParams, WatchEvent, WatchParams};
-use kube::client::ClientBuilder;
-use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeSeed as _;
 use serde::{Deserialize, Deserializer};
@@ -36,8 +35,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+pub use self::connect::{ConnectError, connect, connect_with};
 use self::pace::{Failed, First, LIVED, Pace};
-use super::exchange::{Listener, Listening};
 use super::object::{self, Object};
 use super::rejects::Reported;
 use super::shape::Shape;
@@ -50,112 +49,10 @@ use crate::model::{Event, Kind, Reject};
 pub const PAGE_SIZE: u32 = 500;
 /// A page that takes longer is asked for again. API servers give up after 60 s by themselves.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(90);
-/// A connection on which nothing arrives for so long is given up: the other end may be gone without a word. API servers
-/// send a bookmark on each watch about once a minute.
-const SILENCE: Duration = Duration::from_secs(90);
 /// How often to look whether a server has begun to have, or to allow, an optional kind.
 const ABSENT_KIND_RETRY: Duration = Duration::from_secs(300);
 /// Characters of a reason in the log: a gateway may answer with a page of HTML.
 const MAX_REASON: usize = 300;
-
-/// Why there is no connection to an API server.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    /// The kubeconfig file, or a file that it names, cannot be used.
-    #[error(
-        "kubeconfig {path}: {source}. Check clientConnection.kubeconfig (or --kubeconfig); \
-         leave it empty to use the pod's service account"
-    )]
-    Kubeconfig {
-        /// The file.
-        path: String,
-        /// What is wrong with it.
-        #[source]
-        source: Box<KubeconfigError>,
-    },
-    /// There is no kubeconfig and this is not a pod with a service account.
-    #[error(
-        "no kubeconfig is given and there is no service account to use ({0}). \
-         Set clientConnection.kubeconfig in the configuration file, or run in a pod with a service account"
-    )]
-    NotInCluster(String),
-    /// `--master` is not a URL.
-    #[error("--master {0:?} is not the URL of an API server, such as https://192.0.2.1:6443")]
-    Master(String),
-    /// No client can be made of the configuration.
-    #[error("no client for the API server {url}: {reason}")]
-    Client {
-        /// The API server.
-        url: String,
-        /// What is wrong.
-        reason: String,
-    },
-}
-
-/// Makes a client; the server is not contacted yet.
-///
-/// `kubeconfig`: the file; empty means the service account of the pod that this runs in. `master`, if any, overrides
-/// the server's URL.
-///
-/// # Errors
-/// The configuration cannot be used.
-pub async fn connect(kubeconfig: &Path, master: Option<&str>) -> Result<Client, ConnectError> {
-    connect_with(kubeconfig, master, Arc::new(|_| {})).await
-}
-
-/// The same, with somebody who hears of every request and its answer.
-///
-/// # Errors
-/// The configuration cannot be used.
-pub async fn connect_with(kubeconfig: &Path, master: Option<&str>, listener: Listener) -> Result<Client, ConnectError> {
-    let mut config = if !kubeconfig.as_os_str().is_empty() {
-        from_kubeconfig(kubeconfig, master).await?
-    } else if let Some(master) = master {
-        kube::Config::new(parse_master(master)?)
-    } else {
-        kube::Config::incluster().map_err(|err| ConnectError::NotInCluster(errors::text(&err)))?
-    };
-    // The watchers below try again by themselves, and say so.
-    config.default_retry = false;
-    config.read_timeout = Some(SILENCE);
-    let url = config.cluster_url.to_string();
-    // Not the authority, which may have a password in it.
-    let host = config.cluster_url.host().unwrap_or_default();
-    let host = config.cluster_url.port_u16().map_or(host.to_owned(), |port| format!("{host}:{port}"));
-    let client = ClientBuilder::try_from(config);
-    let builder = client.map_err(|err| ConnectError::Client { url, reason: errors::text(&err) })?;
-    Ok(builder.with_layer(&Listening { listener, host }).build())
-}
-
-async fn from_kubeconfig(path: &Path, master: Option<&str>) -> Result<kube::Config, ConnectError> {
-    let failed = |source| ConnectError::Kubeconfig { path: path.display().to_string(), source: Box::new(source) };
-    let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
-    let mut config =
-        kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(failed)?;
-    if let Some(master) = master {
-        config.cluster_url = parse_master(master)?;
-    }
-    take_token(&mut config.auth_info);
-    Ok(config)
-}
-
-/// kube's client sends the file of a token as it is, and no header can have the end of a line in it. Written by hand, the
-/// file has one; kube-proxy takes it off.
-fn take_token(auth: &mut kube::config::AuthInfo) {
-    let Some(file) = auth.token_file.as_ref().filter(|_| auth.token.is_none()) else { return };
-    // A file that cannot be read is named by the client.
-    let Ok(token) = std::fs::read_to_string(file) else { return };
-    let trimmed = token.trim();
-    if trimmed.len() != token.len() {
-        warn!("{file} has blanks around the token: they are taken off, and the file is not read again when it changes");
-        auth.token = Some(trimmed.to_owned().into());
-    }
-}
-
-fn parse_master<T: std::str::FromStr>(master: &str) -> Result<T, ConnectError> {
-    let url = if master.contains("://") { master.to_owned() } else { format!("http://{master}") };
-    url.parse().map_err(|_| ConnectError::Master(master.to_owned()))
-}
 
 /// Follows all kinds and sends what happens to `events`, until the receiver is dropped.
 ///

@@ -444,7 +444,83 @@ async fn unusable_kubeconfigs_are_named() {
         assert!(err.to_string().contains("clientConnection.kubeconfig"), "{err}");
     }
     let err = connect(Path::new(""), Some("not a url")).await.err().expect("no URL");
-    assert!(matches!(err, ConnectError::Master(_)), "{err:?}");
+    assert!(matches!(err, ConnectError::Server { .. }), "{err:?}");
+}
+
+/// A kubeconfig in a file of its own.
+fn kubeconfig(api: &Api, change: impl FnOnce(&mut Value)) -> tempfile::NamedTempFile {
+    let mut config: Value = serde_json::from_str(&api.kubeconfig()).expect("JSON");
+    change(&mut config);
+    let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
+    file.write_all(config.to_string().as_bytes()).expect("written");
+    file
+}
+
+#[tokio::test]
+async fn servers_without_a_scheme_are_asked() {
+    let api = Api::local();
+    let (address, port) = (api.address().to_string(), api.address().port());
+    let prefixed = format!("http://{address}/k8s/clusters/c-1/");
+    let with_user = format!("http://me:secret@{address}");
+    for (server, path) in [
+        (&*address, "/version"),
+        (&*format!("localhost:{port}"), "/version"),
+        (&*format!("{address}/"), "/version"),
+        (&*format!("HTTP://{address}"), "/version"),
+        (&*with_user, "/version"),
+        (&*prefixed, "/k8s/clusters/c-1/version"),
+    ] {
+        let of_file = kubeconfig(&api, |config| config["clusters"][0]["cluster"]["server"] = server.into());
+        let elsewhere = kubeconfig(&api, |config| config["clusters"][0]["cluster"]["server"] = "tcp://".into());
+        for (file, master) in [(of_file.path(), None), (elsewhere.path(), Some(server)), (Path::new(""), Some(server))]
+        {
+            let client = connect(file, master).await.unwrap_or_else(|err| panic!("{server}: {err}"));
+            let before = api.requests().len();
+            client.apiserver_version().await.expect_err("it has no /version");
+            let requests: Vec<_> = api.requests()[before..].iter().map(|request| request.resource.clone()).collect();
+            assert_eq!(requests, [path], "{server} {master:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_without_a_scheme_is_asked_with_tls_where_tls_is_configured() {
+    let api = Api::local();
+    let address = api.address().to_string();
+    let insecure = kubeconfig(&api, |config| {
+        config["clusters"][0]["cluster"] = json!({"server": address, "insecure-skip-tls-verify": true});
+    });
+    for (file, master) in [(insecure.path(), None), (insecure.path(), Some(&*address))] {
+        let client = connect(file, master).await.expect("a valid kubeconfig");
+        client.apiserver_version().await.expect_err("it does not speak TLS");
+    }
+    assert_eq!(api.requests(), [], "nothing without TLS");
+}
+
+#[tokio::test]
+async fn servers_that_are_no_urls_are_named_with_their_place() {
+    let api = Api::local();
+    for server in
+        ["", "http:10.0.0.1", "/k8s", "tcp://", "tcp://h", "h/k8s", "h:port", "2001:db8::1", "https://", "a b"]
+    {
+        let file = kubeconfig(&api, |config| config["clusters"][0]["cluster"]["server"] = server.into());
+        let path = file.path().display().to_string();
+        for (file, master, place) in [
+            (file.path(), None, format!("kubeconfig {path}: server of cluster \"default\": {server:?}")),
+            (file.path(), Some(server), format!("--master {server:?}")),
+            (Path::new(""), Some(server), format!("--master {server:?}")),
+        ] {
+            let err = connect(file, master).await.err().unwrap_or_else(|| panic!("{server:?} is taken"));
+            let text = err.to_string();
+            assert!(matches!(err, ConnectError::Server { .. }), "{text}");
+            assert!(
+                text.starts_with(&place) && text.contains("https://192.0.2.1:6443") && !text.contains('\n'),
+                "{text}"
+            );
+        }
+    }
+    let err = connect(Path::new(""), Some("ftp://me:secret@h")).await.err().expect("no API server");
+    assert!(err.to_string().contains("me:***@h") && !err.to_string().contains("secret"), "{err}");
 }
 
 #[tokio::test]
