@@ -14,6 +14,7 @@
 
 mod connect;
 mod pace;
+mod proxy;
 mod server;
 
 use std::pin::{Pin, pin};

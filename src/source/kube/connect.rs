@@ -8,8 +8,9 @@ use axum::http::Uri;
 use kube::client::ClientBuilder;
 use kube::config::{AuthInfo, Cluster, ExecAuthCluster, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
-use tracing::warn;
+use tracing::{info, warn};
 
+use super::proxy::{self, Route};
 use super::server;
 use crate::errors;
 use crate::source::exchange::{Listener, Listening};
@@ -49,6 +50,19 @@ pub enum ConnectError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// `proxy-url` of the kubeconfig is no proxy that can be used.
+    #[error(
+        "kubeconfig {path}: proxy-url {value:?} is not a proxy that can be used: {reason}. \
+         Set it to http://HOST:PORT, or take it out"
+    )]
+    Proxy {
+        /// The file.
+        path: String,
+        /// What is written, without a password.
+        value: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// No client can be made of the configuration.
     #[error("no client for the API server {url}: {reason}")]
     Client {
@@ -75,13 +89,14 @@ pub async fn connect(kubeconfig: &Path, master: Option<&str>) -> Result<Client, 
 /// # Errors
 /// The configuration cannot be used.
 pub async fn connect_with(kubeconfig: &Path, master: Option<&str>, listener: Listener) -> Result<Client, ConnectError> {
-    let mut config = if !kubeconfig.as_os_str().is_empty() {
+    let (mut config, proxy_url) = if !kubeconfig.as_os_str().is_empty() {
         from_kubeconfig(kubeconfig, master)?
     } else if let Some(master) = master {
-        Config::new(parse_server("--master", master, false)?)
+        (Config::new(parse_server("--master", master, false)?), None)
     } else {
-        in_cluster()?
+        (in_cluster()?, None)
     };
+    choose_proxy(&mut config, kubeconfig, proxy_url.as_deref())?;
     // The watchers try again by themselves, and say so.
     config.default_retry = false;
     config.read_timeout = Some(SILENCE);
@@ -90,6 +105,30 @@ pub async fn connect_with(kubeconfig: &Path, master: Option<&str>, listener: Lis
     let client = ClientBuilder::try_from(config);
     let builder = client.map_err(|err| ConnectError::Client { url, reason: errors::text(&err) })?;
     Ok(builder.with_layer(&Listening { listener, host }).build())
+}
+
+/// Sets the proxy that the kubeconfig or the environment names, and says so.
+fn choose_proxy(config: &mut Config, kubeconfig: &Path, field: Option<&str>) -> Result<(), ConnectError> {
+    match proxy::route(&config.cluster_url, field, |name| std::env::var(name).ok()) {
+        Route::Direct => {}
+        Route::Excluded(by) => {
+            info!("{by} is not used: the API server is on this node, or NO_PROXY names it");
+        }
+        Route::Through { proxy, by } => {
+            info!("the API server is reached through the proxy {} ({by})", server::shown(&proxy.to_string()));
+            config.cluster_url = server::with_port(&config.cluster_url);
+            config.proxy_url = Some(proxy);
+        }
+        Route::Unusable { by: proxy::FIELD, value, reason } => {
+            return Err(ConnectError::Proxy { path: kubeconfig.display().to_string(), value, reason });
+        }
+        // It may be meant for others: nobody wrote it for this program.
+        Route::Unusable { by, value, reason } => warn!(
+            "{by}={value:?} is not a proxy that can be used: {reason}. The API server is connected to directly; \
+             set it to http://HOST:PORT, or name the API server in NO_PROXY"
+        ),
+    }
+    Ok(())
 }
 
 fn in_cluster() -> Result<Config, ConnectError> {
@@ -103,7 +142,8 @@ fn in_cluster() -> Result<Config, ConnectError> {
 }
 
 /// What kube's own conversion makes of a kubeconfig, but for the URLs: it takes what it then panics at.
-fn from_kubeconfig(path: &Path, master: Option<&str>) -> Result<Config, ConnectError> {
+/// With `proxy-url`.
+fn from_kubeconfig(path: &Path, master: Option<&str>) -> Result<(Config, Option<String>), ConnectError> {
     let failed = |source| ConnectError::Kubeconfig { path: path.display().to_string(), source: Box::new(source) };
     let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
     let (name, cluster, mut user, namespace) = current(kubeconfig).map_err(failed)?;
@@ -133,7 +173,7 @@ fn from_kubeconfig(path: &Path, master: Option<&str>) -> Result<Config, ConnectE
     if let Some(namespace) = namespace {
         config.default_namespace = namespace;
     }
-    Ok(config)
+    Ok((config, cluster.proxy_url))
 }
 
 /// The name of the cluster of the current context, itself, its user (who may be missing) and its namespace.

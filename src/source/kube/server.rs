@@ -47,6 +47,14 @@ pub(super) fn check(uri: &Uri) -> Result<Uri, &'static str> {
     built.map_err(|_| "it is not a URL")
 }
 
+/// A URL of [`check`] with its port written out: who asks a proxy takes 443 for every port that is not there.
+pub(super) fn with_port(uri: &Uri) -> Uri {
+    let usual_port = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+    let (Some(scheme), Some(host), None) = (uri.scheme_str(), uri.host(), uri.port()) else { return uri.clone() };
+    let built = Uri::builder().scheme(scheme).authority(format!("{host}:{usual_port}")).path_and_query(uri.path());
+    built.build().unwrap_or_else(|_| uri.clone())
+}
+
 /// The host of a URL, an IPv6 address in brackets, and its port where one is written.
 ///
 /// # Errors
@@ -148,6 +156,17 @@ mod tests {
             for tls in [false, true] {
                 assert_eq!(parse(text, tls), Err(reason), "{text:?}");
             }
+        }
+    }
+
+    #[test]
+    fn ports_are_written_out() {
+        for (text, expected) in [
+            ("http://h", "http://h:80/"),
+            ("https://[2001:db8::1]/p", "https://[2001:db8::1]:443/p"),
+            ("http://h:443/p", "http://h:443/p"),
+        ] {
+            assert_eq!(with_port(&parse(text, false).expect("a URL")).to_string(), expected);
         }
     }
 

@@ -8,6 +8,7 @@ mod firewalls;
 mod flows;
 mod health;
 mod manifests;
+mod proxies;
 mod readers;
 mod repair;
 mod stale_flows;
