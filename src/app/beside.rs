@@ -11,7 +11,6 @@ use tracing::warn;
 use super::LISTEN_AGAIN;
 use super::flows;
 use super::observe::{self, Counting};
-use super::take_over;
 use crate::addresses::Accepted;
 use crate::config::{self, Config, Host};
 use crate::conntrack::{Conntrack, Pass, Worker};
@@ -21,7 +20,7 @@ use crate::metrics::Metrics;
 use crate::model::{Event, Family, ObjectName, PerFamily, policy};
 use crate::netlink::{Kernel, release_free_memory};
 use crate::proc;
-use crate::sync::{Engine, Observer, Report};
+use crate::sync::{Engine, Observer, Report, Standing};
 
 /// So many UDP frontends are checked at once only after a start or a repair, where their list takes some megabytes: 10 of
 /// them with 44,000 Services.
@@ -42,16 +41,16 @@ pub(super) struct Beside {
     counting: Counting,
     checks: watch::Sender<Checks>,
     start: Option<Start>,
-    /// The bit that packets are marked with.
-    mark: u32,
+    /// To be told when no table waits for its first attempt any more: from then on changes are small.
+    attempted: Option<oneshot::Sender<()>>,
     /// Until the Node is known, and what is odd about the two has been said.
     unchecked: Option<Config>,
 }
 
-/// What follows the first sync that succeeds.
+/// What follows when the tables of all families are in line for the first time.
 pub(super) struct Start {
-    /// Whether kube-proxy's leftovers are removed then.
-    pub(super) take_over: bool,
+    /// Removes kube-proxy's leftovers, if that is to be done.
+    pub(super) take_over: Option<Box<dyn FnOnce() + Send>>,
     /// To be told when that is done, too.
     pub(super) done: oneshot::Sender<()>,
 }
@@ -59,40 +58,44 @@ pub(super) struct Start {
 impl Beside {
     pub(super) fn new(
         start: Start,
+        attempted: oneshot::Sender<()>,
         config: Config,
         health: Health,
         metrics: Arc<Metrics>,
         checks: watch::Sender<Checks>,
     ) -> anyhow::Result<Beside> {
-        let mark = 1 << config.masquerade_bit;
         let conntrack = Conntrack::open().context("cannot use connection tracking")?;
-        let counting = Counting::new(Arc::clone(&metrics));
+        let counted = Arc::clone(&metrics);
         let count = move |pass: &Pass| {
-            observe::count_pass(&metrics, pass);
+            observe::count_pass(&counted, pass);
             if pass.frontends >= MANY_FRONTENDS {
                 release_free_memory();
             }
         };
         let conntrack = Worker::spawn(conntrack, count).context("cannot start a thread")?;
-        Ok(Beside { conntrack, health, counting, checks, start: Some(start), mark, unchecked: Some(config) })
+        Ok(Beside {
+            conntrack,
+            health,
+            counting: Counting::new(metrics),
+            checks,
+            start: Some(start),
+            attempted: Some(attempted),
+            unchecked: Some(config),
+        })
     }
-}
 
-impl Beside {
     fn begin(&self, Start { take_over, done }: Start) {
         // Nobody listens any more when the daemon is about to end.
         let tell = || {
             let _ = done.send(());
         };
-        if take_over {
-            // Before the first pass: the rules that are removed may have made flows of their own until then.
-            let mark = self.mark;
-            self.conntrack.before(move || {
-                take_over::take_over(mark);
+        match take_over {
+            // Before the pass over the flows that those rules may have made.
+            Some(take_over) => self.conntrack.before(|| {
+                take_over();
                 tell();
-            });
-        } else {
-            tell();
+            }),
+            None => tell(),
         }
     }
 }
@@ -104,8 +107,13 @@ impl<K: Kernel> Observer<K> for Beside {
 
     fn queued(&mut self, engine: &Engine<K>) {
         self.counting.queued(engine);
-        let waiting = Family::ALL.into_iter().filter(|family| engine.is_family_behind(*family));
-        waiting.for_each(|family| self.health.change_queued(family));
+        for family in Family::ALL {
+            if engine.is_family_behind(family) {
+                self.health.change_queued(family);
+            } else {
+                self.health.nothing_waits(family);
+            }
+        }
         // A change of the Node alone needs no sync.
         if let Some(node) = engine.store().node() {
             self.health.set_node_eligible(!node.leaving);
@@ -124,19 +132,23 @@ impl<K: Kernel> Observer<K> for Beside {
 
     fn synced(&mut self, engine: &Engine<K>, report: &Report) {
         for family in Family::ALL {
-            if report.failed[family] {
-                self.health.sync_failed(family);
-            } else {
-                self.health.sync_succeeded(family);
+            match (engine.standing(family).is_in_line(), report.families[family].is_some()) {
+                (true, true) => self.health.sync_succeeded(family),
+                (true, false) => self.health.nothing_waits(family),
+                (false, _) => self.health.sync_failed(family),
             }
         }
         self.counting.synced(engine, report);
-        let mut all_flows = report.udp_all;
-        if report.failures == 0
-            && let Some(start) = self.start.take()
+        if Family::ALL.into_iter().all(|family| engine.standing(family) != Standing::Behind)
+            && let Some(attempted) = self.attempted.take()
         {
+            // Nobody listens any more when the daemon is about to end.
+            let _ = attempted.send(());
+        }
+        let mut all_flows = report.udp_all;
+        if let Some(start) = self.start.take_if(|_| engine.is_in_line()) {
             // What is taken over from has made flows until then, which may be long after the first sync.
-            all_flows = PerFamily::from_fn(|family| all_flows[family] || start.take_over);
+            all_flows = PerFamily::from_fn(|family| all_flows[family] || start.take_over.is_some());
             self.begin(start);
         }
         self.conntrack.clean(flows::to_check(engine, report, all_flows));
@@ -208,3 +220,6 @@ pub(super) async fn serve_health_checks(
         failing = server.is_failing();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@ use crate::metrics::{self, Metrics};
 use crate::model::{Event, Family, Kind, ObjectName, PerFamily, Slice, TrafficPolicy, policy};
 use crate::netlink::Kernel;
 use crate::ruleset::names::SetName;
-use crate::sync::{Engine, FamilyReport, Report};
+use crate::sync::{Engine, FamilyReport, Report, Standing};
 
 /// Service ports without a local endpoint: those of policy `internal`, and of policy `external`.
 type NoLocal = [PerFamily<usize>; 2];
@@ -80,6 +80,7 @@ impl Counting {
 
     /// Events have been taken in.
     pub(super) fn queued<K: Kernel>(&self, engine: &Engine<K>) {
+        self.tell_standing(engine);
         let now = metrics::timestamp(SystemTime::now());
         for family in Family::ALL.into_iter().filter(|family| engine.is_family_behind(*family)) {
             self.metrics.sync_last_queued[family].set(now);
@@ -91,9 +92,10 @@ impl Counting {
     /// A sync has ended.
     pub(super) fn synced<K: Kernel>(&mut self, engine: &Engine<K>, report: &Report) {
         let now = SystemTime::now();
+        self.tell_standing(engine);
         for family in Family::ALL {
             if let Some(done) = &report.families[family] {
-                self.family_synced(family, done, report.failed[family], now);
+                self.family_synced(family, done, engine.standing(family), now);
             }
             self.metrics.refused_services[family].set(engine.refused(family) as f64);
             self.metrics.services[family].set(engine.installed(family).service_count() as f64);
@@ -115,7 +117,13 @@ impl Counting {
         }
     }
 
-    fn family_synced(&mut self, family: Family, done: &FamilyReport, failed: bool, now: SystemTime) {
+    fn tell_standing<K: Kernel>(&self, engine: &Engine<K>) {
+        for family in Family::ALL {
+            self.metrics.in_sync[family].set(f64::from(u8::from(engine.standing(family).is_in_line())));
+        }
+    }
+
+    fn family_synced(&mut self, family: Family, done: &FamilyReport, standing: Standing<'_>, now: SystemTime) {
         let metrics = &self.metrics;
         let seconds = done.elapsed.as_secs_f64();
         metrics.sync_duration[family].observe(seconds);
@@ -129,11 +137,14 @@ impl Counting {
         metrics.sync_failures[family].inc_by(done.failed_commits as f64);
         metrics.cleanup_failures[family].inc_by(done.failed_cleanups as f64);
         metrics.repairs[family].inc_by(f64::from(u8::from(done.repaired)));
-        // Those of a sync that failed are not measured, as in kube-proxy: they would tell of the failure.
+        // Those of a sync that failed are not measured, as in kube-proxy: they would tell of the failure. Nor are those of
+        // a Service that is refused.
         let waiting = std::mem::take(&mut self.waiting[family]);
-        if !failed {
+        if standing.is_in_line() {
             metrics.sync_last[family].set(metrics::timestamp(now));
-            for since in waiting.into_values().flatten() {
+            let refused =
+                |name: &ObjectName| matches!(standing, Standing::InLineBut(refused) if refused.contains(name));
+            for since in waiting.into_iter().filter(|(name, _)| !refused(name)).flat_map(|(_, times)| times) {
                 let latency = now.duration_since(since).unwrap_or_default();
                 metrics.network_programming[family].observe(latency.as_secs_f64());
             }

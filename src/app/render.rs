@@ -30,7 +30,11 @@ pub(super) fn render(args: &RenderArgs) -> anyhow::Result<()> {
     let addresses: BTreeSet<_> = Family::ALL.iter().filter_map(|family| node[*family]).collect();
     engine.set_addresses(addresses);
     let report = engine.sync(Instant::now());
-    anyhow::ensure!(report.failures == 0, "the ruleset contradicts itself: {}", report.error_text());
+    anyhow::ensure!(
+        engine.is_in_line() && report.failures == 0,
+        "the ruleset contradicts itself: {}",
+        report.error_text()
+    );
     let mut script = String::new();
     for family in Family::ALL {
         script.push_str(&text::ruleset(&engine.ruleset(family)));

@@ -17,7 +17,7 @@ use tracing::{info, warn};
 use super::beside::{self, Beside, Checks, Start};
 use super::follow::{self, File, follow};
 use super::ports::{self, Listening};
-use super::{configuration, converter, facts, manager, one_shot};
+use super::{configuration, converter, facts, manager, one_shot, take_over};
 use crate::addresses;
 use crate::cli::RunArgs;
 use crate::config::{Config, Loaded, Source};
@@ -92,6 +92,7 @@ async fn supervise(
     let local = addresses::list().context("cannot list the node's addresses")?;
     let (address_sender, addresses) = watch::channel(local);
     let (disturbance_sender, disturbances) = mpsc::channel(16);
+    let (attempted_sender, attempted) = oneshot::channel();
     let (started_sender, started) = oneshot::channel();
     let metrics = Arc::new(Metrics::new());
     let (mut events_out, mut publisher) = (Events::nowhere(), None);
@@ -102,9 +103,14 @@ async fn supervise(
     let foreign = Arc::clone(&metrics);
     tasks.spawn(async move {
         // While anybody listens, the kernel describes every element of every transaction: not before the cold start.
+        if attempted.await.is_ok() {
+            listen(own_port, disturbance_sender, &foreign).await.context("cannot listen to changes of nftables")?;
+        }
+        std::future::pending().await
+    });
+    tasks.spawn(async move {
         if started.await.is_ok() {
             manager::ready();
-            listen(own_port, disturbance_sender, &foreign).await.context("cannot listen to changes of nftables")?;
         }
         std::future::pending().await
     });
@@ -146,8 +152,10 @@ async fn supervise(
         tasks.spawn(ports::serve_health(listening.clone(), address, health.clone(), Arc::clone(&metrics)));
     }
     tasks.spawn(ports::serve_metrics(listening, config.metrics_bind_address, Arc::clone(&metrics), configz));
+    let mark = 1 << config.masquerade_bit;
+    let take_over = take_over.then(|| -> Box<dyn FnOnce() + Send> { Box::new(move || take_over::take_over(mark)) });
     let start = Start { take_over, done: started_sender };
-    let beside = Beside::new(start, config.clone(), health, metrics, checks_sender)?;
+    let beside = Beside::new(start, attempted_sender, config.clone(), health, metrics, checks_sender)?;
     let (pulse, heartbeat) = manager::heartbeat();
     tasks.spawn(async move {
         pulse.beat().await;

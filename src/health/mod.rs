@@ -55,6 +55,11 @@ impl Health {
         self.state().sync_failed(family);
     }
 
+    /// See [`State::nothing_waits`].
+    pub fn nothing_waits(&self, family: Family) {
+        self.state().nothing_waits(family);
+    }
+
     /// See [`State::set_node_eligible`].
     pub fn set_node_eligible(&self, eligible: bool) {
         self.state().set_node_eligible(eligible);

@@ -92,10 +92,17 @@ impl State {
         }
     }
 
-    /// The sync failed: what it took up is still waiting, since when it was queued.
+    /// The sync failed, or left the family alone: what it took up is still waiting, since when it was queued.
     pub fn sync_failed(&mut self, family: Family) {
         if let Some(progress) = &mut self.families[family] {
             progress.waiting = progress.in_hand.take().or(progress.waiting);
+        }
+    }
+
+    /// Nothing is to be done any more although no sync took anything up: a change has been taken back.
+    pub fn nothing_waits(&mut self, family: Family) {
+        if let Some(progress) = &mut self.families[family] {
+            (progress.waiting, progress.in_hand) = (None, None);
         }
     }
 
@@ -147,10 +154,11 @@ mod tests {
         Started(Family),
         Succeeded(Family),
         Failed(Family),
+        NothingWaits(Family),
     }
     /// Steps, when it is asked, whether IPv4 and IPv6 are healthy then, why.
     type Case = (&'static [(u64, Step)], u64, bool, bool, &'static str);
-    use Step::{Failed, Queued, Started, Succeeded};
+    use Step::{Failed, NothingWaits, Queued, Started, Succeeded};
 
     /// The state after these steps, and a clock in seconds since the start.
     fn after(steps: &[(u64, Step)]) -> (State, impl Fn(u64) -> Moment) {
@@ -166,6 +174,7 @@ mod tests {
                 Started(family) => state.sync_started(family),
                 Succeeded(family) => state.sync_succeeded(family, at(*seconds)),
                 Failed(family) => state.sync_failed(family),
+                NothingWaits(family) => state.nothing_waits(family),
             }
         }
         (state, at)
@@ -174,7 +183,7 @@ mod tests {
     #[test]
     fn a_family_is_unhealthy_when_a_change_waits_for_two_sync_periods() {
         #[rustfmt::skip]
-        let cases: [Case; 15] = [
+        let cases: [Case; 17] = [
             (&[], 1_000_000, true, true, "idle"),
             (&[(10, Queued(V4))], 69, true, true, "waits, not too long"),
             (&[(10, Queued(V4))], 70, false, true, "waits for exactly two periods"),
@@ -190,6 +199,8 @@ mod tests {
             (&[(10, Started(V4)), (11, Failed(V4))], 1000, true, true, "a resync fails with nothing waiting"),
             (&[(10, Queued(V4)), (11, Started(V4)), (12, Started(V4))], 70, false, true, "started twice"),
             (&[(10, Queued(V4)), (10, Queued(V6)), (11, Started(V4)), (12, Succeeded(V4))], 70, true, false, "only one is done"),
+            (&[(10, Queued(V4)), (11, Started(V4)), (11, Failed(V4)), (12, Started(V4)), (12, Failed(V4))], 70, false, true, "left alone by sync after sync"),
+            (&[(10, Queued(V4)), (20, NothingWaits(V4)), (30, Queued(V4))], 89, true, true, "taken back, and another"),
         ];
         for (steps, asked_at, v4, v6, why) in cases {
             let (state, at) = after(steps);

@@ -62,6 +62,8 @@ pub struct Metrics {
     pub conntrack_duration: PerFamily<Histogram>,
     /// Flows that they deleted.
     pub conntrack_deleted: PerFamily<Counter>,
+    /// 1 while a table holds what it should, 0 while it does not.
+    pub in_sync: PerFamily<Gauge>,
     /// Services that something is installed for.
     pub services: PerFamily<Gauge>,
     /// Operations of each transaction.
@@ -116,6 +118,7 @@ impl Metrics {
             network_programming: table.histogram(&table::NETWORK_PROGRAMMING),
             conntrack_duration: table.histogram(&table::CONNTRACK_DURATION),
             conntrack_deleted: table.counter(&table::CONNTRACK_DELETED),
+            in_sync: table.gauge(&table::IN_SYNC),
             services: table.gauge(&table::SERVICES),
             transaction_operations: table.histogram(&table::TRANSACTION_OPERATIONS),
             transaction_bytes: table.histogram(&table::TRANSACTION_BYTES),

@@ -151,6 +151,8 @@ table! {
     // nftproxyd's own
     BUILD_INFO: Gauge, Alpha, "nftproxyd_build_info", ["version", "arch"],
         "Always 1; the labels say which nftproxyd this is.";
+    IN_SYNC: Gauge, Alpha, "nftproxyd_in_sync", ["ip_family"],
+        "1 if nftproxyd's table holds all that it should, but for Services that the kernel refuses; 0 if not.";
     SERVICES: Gauge, Alpha, "nftproxyd_services", ["ip_family"],
         "Services that have something in nftproxyd's table.";
     TRANSACTION_OPERATIONS: COUNTS, Alpha, "nftproxyd_transaction_operations", ["ip_family"],

@@ -61,6 +61,8 @@ struct FakeTable {
 pub struct FakeKernel {
     tables: PerFamily<Option<FakeTable>>,
     faults: VecDeque<Fault>,
+    /// Tables that belong to somebody else.
+    owned: PerFamily<bool>,
     refused: BTreeSet<(SetName, Option<Key>)>,
     committed: Vec<Transaction>,
     attempts: usize,
@@ -77,6 +79,11 @@ impl FakeKernel {
     /// Makes the next commits go wrong, one after the other.
     pub fn fail_next(&mut self, fault: Fault) {
         self.faults.push_back(fault);
+    }
+
+    /// Somebody else owns the table of a family, or gives it up: as long as he does there is no permission to change it.
+    pub fn set_owned(&mut self, family: Family, owned: bool) {
+        self.owned[family] = owned;
     }
 
     /// Refuses every element of a set that is added, or only the one with this key, until [`FakeKernel::accept_all`].
@@ -392,6 +399,9 @@ fn set_of(statement: &Statement) -> Option<SetName> {
 impl Kernel for FakeKernel {
     fn commit(&mut self, transaction: &Transaction) -> Result<Committed, CommitError> {
         self.attempts += 1;
+        if self.owned[transaction.family] {
+            return Err(CommitError::Permission);
+        }
         let fault = self.faults.pop_front();
         match fault {
             Some(Fault::Busy) => return Err(CommitError::Busy),

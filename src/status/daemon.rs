@@ -46,6 +46,8 @@ pub struct Daemon {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FamilyState {
+    /// Whether the table holds all that it should, but for `refused_services`; `None` if the daemon is too old to say.
+    pub in_sync: Option<bool>,
     /// Seconds since the last sync that succeeded; `None` before the first.
     pub synced_seconds_ago: Option<u64>,
     /// How long changes have been waiting, in seconds; 0 if none wait.
@@ -124,6 +126,7 @@ impl Daemon {
             let synced = time("kubeproxy_sync_proxy_rules_last_timestamp_seconds");
             let queued = time("kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds");
             let state = FamilyState {
+                in_sync: one("nftproxyd_in_sync", family).map(|sample| sample.value == 1.0),
                 synced_seconds_ago: (synced > 0.0).then(|| (now - synced).max(0.0) as u64),
                 lag_seconds: if queued > synced { (now - queued).max(0.0) as u64 } else { 0 },
                 refused_services: count("nftproxyd_refused_services", family),
@@ -159,9 +162,12 @@ impl Daemon {
         }
         text.push('\n');
         for (family, state) in &self.families {
-            let _ = match state.synced_seconds_ago {
-                Some(seconds) => write!(text, "{family}      in sync {seconds} s ago"),
-                None => write!(text, "{family}      NEVER IN SYNC"),
+            let _ = match (state.synced_seconds_ago, state.in_sync) {
+                (Some(seconds), Some(false)) => {
+                    write!(text, "{family}      NOT IN SYNC, was {seconds} s ago (see the log)")
+                }
+                (Some(seconds), _) => write!(text, "{family}      in sync {seconds} s ago"),
+                (None, _) => write!(text, "{family}      NEVER IN SYNC"),
             };
             if state.lag_seconds > 0 {
                 let _ = write!(text, "; CHANGES HAVE WAITED FOR {} s", state.lag_seconds);
@@ -209,6 +215,8 @@ mod tests {
 
     const EXPOSITION: &str = r#"# HELP nftproxyd_build_info x
 nftproxyd_build_info{arch="x86_64",version="0.1.0"} 1
+nftproxyd_in_sync{ip_family="IPv4"} 1
+nftproxyd_in_sync{ip_family="IPv6"} 0
 kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family="IPv4"} 1000.5
 kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family="IPv6"} 0
 kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family="IPv4"} 1000
@@ -234,6 +242,11 @@ nftproxyd_repairs_total{ip_family="IPv4"} 3
         (daemon.healthy, daemon.node_eligible) = (Some(true), Some(false));
         assert!(daemon.text().starts_with("daemon    nftproxyd 0.1.0, healthy; the node is not for load balancers"));
         assert_eq!(Daemon::read("go_goroutines 5\n", 0.0), None, "somebody else");
+        // It was in sync, and is not now.
+        let lost =
+            EXPOSITION.replace("nftproxyd_in_sync{ip_family=\"IPv4\"} 1", "nftproxyd_in_sync{ip_family=\"IPv4\"} 0");
+        let text = Daemon::read(&lost, 1010.0).expect("it is nftproxyd").text();
+        assert!(text.contains("\nIPv4      NOT IN SYNC, was 9 s ago (see the log); the kernel"), "{text}");
     }
 
     #[test]

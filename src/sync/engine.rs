@@ -9,6 +9,7 @@ use arcstr::ArcStr;
 use ipnet::IpNet;
 use tracing::warn;
 
+use super::standing::Standing;
 use super::table::{Pass, SyncError, Table, Wants};
 use super::udp::Unchecked;
 use crate::addresses::{Accepted, NodePortAddresses};
@@ -57,8 +58,6 @@ pub struct Report {
     pub longest_in_kernel: Duration,
     /// Services and tables that could not be synced.
     pub failures: usize,
-    /// The families in which that is so.
-    pub failed: PerFamily<bool>,
     /// UDP frontends whose flows have to be checked: their elements changed, or the endpoints that serve.
     pub udp: Vec<UdpChange>,
     /// The families in which all UDP frontends have to be checked, not only those of `udp`.
@@ -67,7 +66,8 @@ pub struct Report {
     pub services: BTreeSet<ObjectName>,
     /// Services that were looked at, whether or not their frontends changed.
     pub examined: BTreeSet<ObjectName>,
-    /// What was done in each family that there was something to do in.
+    /// What was done in each family that there was something to do in, and time to do it. How a table stands after that,
+    /// or if there is nothing, says [`Engine::standing`].
     pub families: PerFamily<Option<FamilyReport>>,
     /// The first error that kept a whole table from being synced.
     pub(super) fatal: Option<SyncError>,
@@ -288,6 +288,16 @@ impl<K: Kernel> Engine<K> {
         self.is_complete() && self.tables[family].is_behind()
     }
 
+    /// How a family's table stands to what is wanted of it.
+    pub fn standing(&self, family: Family) -> Standing<'_> {
+        if self.is_complete() { self.tables[family].standing() } else { Standing::Behind }
+    }
+
+    /// Whether the tables of all families hold all that the kernel takes: the end of a start.
+    pub fn is_in_line(&self) -> bool {
+        Family::ALL.into_iter().all(|family| self.standing(family).is_in_line())
+    }
+
     /// Where the health checks of Services listen.
     pub fn health_check_addresses(&self) -> PerFamily<Accepted> {
         self.facts.node_ports.listening(&node_ips(&self.facts, &self.store), &self.addresses)
@@ -309,10 +319,8 @@ impl<K: Kernel> Engine<K> {
         for family in Family::ALL {
             if self.tables[family].is_due(now) {
                 let mut pass = Pass { kernel: &mut self.kernel, wants: &wants, now, report: &mut report };
-                let failures = pass.report.failures;
                 let started = Instant::now();
                 self.tables[family].sync(&mut pass);
-                report.failed[family] = report.failures > failures;
                 report.family(family).elapsed = started.elapsed();
                 let table = &self.tables[family];
                 self.udp[family].synced(family, !table.is_behind(), table.installed(), &mut report);

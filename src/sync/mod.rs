@@ -3,6 +3,7 @@
 //! * [`Engine`] takes events and knows which Services have to be looked at again; [`Engine::sync`] brings both tables in
 //!   line. It is synchronous, generic over the [`Kernel`](crate::netlink::Kernel), and gets the time as an argument.
 //! * `table` is one family's table: what is installed, what failed, when to try again.
+//! * [`Standing`] says how a table stands to what is wanted of it: in line, or not, and why.
 //! * [`run`] is the loop around it: it waits for events, lets those that arrive together go together, and syncs.
 //!
 //! One changed Service costs what that Service costs. Loops over all Services happen at the first sync, when the kernel's
@@ -12,8 +13,10 @@ mod affinity;
 mod engine;
 mod reports;
 mod run;
+mod standing;
 mod table;
 mod udp;
 
 pub use engine::{Engine, Facts, FamilyReport, Overlap, Report, UdpChange, serving};
 pub use run::{Disturbance, Inputs, Observer, run};
+pub use standing::{Refused, Standing};

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::{self, sleep_until};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::engine::{Engine, Report};
 use super::reports::Reports;
+use super::standing::Standing;
 use crate::model::{Event, Family};
 use crate::netlink::Kernel;
 
@@ -137,22 +138,39 @@ fn take<K: Kernel>(
     }
 }
 
-/// Logs a sync that began at `start`. `starting`: since when the loop is on its way to its first success.
+/// Logs a sync that began at `start`. `starting`: since when the loop is on its way to having every table in line.
 fn log<K: Kernel>(engine: &Engine<K>, report: &Report, start: Instant, starting: &mut Option<Instant>) {
     let Report { transactions, operations, bytes, .. } = report;
     let longest_us = whole(report.longest_in_kernel.as_micros());
-    if report.failures == 0
+    if engine.is_in_line()
         && let Some(since) = starting.take()
     {
         let services = engine.store().services().count();
         let listing_ms = whole((start - since).as_millis());
         let building_ms = whole((now() - start).saturating_sub(report.in_kernel).as_millis());
         let kernel_ms = whole(report.in_kernel.as_millis());
-        info!(services, operations, listing_ms, building_ms, kernel_ms, longest_us, "in sync");
+        match refused(engine) {
+            None => info!(services, operations, listing_ms, building_ms, kernel_ms, longest_us, "in sync"),
+            Some(refused) => {
+                warn!(
+                    services,
+                    operations, listing_ms, building_ms, kernel_ms, longest_us, "in sync but for {refused}"
+                );
+            }
+        }
     } else {
         let kernel_us = whole(report.in_kernel.as_micros());
         debug!(transactions, operations, bytes, kernel_us, longest_us, failures = report.failures, "synced");
     }
+}
+
+/// The Services that the kernel refuses, in words, if there are any.
+fn refused<K: Kernel>(engine: &Engine<K>) -> Option<String> {
+    let refused = Family::ALL.into_iter().filter_map(|family| match engine.standing(family) {
+        Standing::InLineBut(refused) => Some(refused.to_string()),
+        _ => None,
+    });
+    refused.reduce(|v4, v6| format!("{v4}; {v6}"))
 }
 
 /// A number that is one in JSON, too: `u128` would be a text there.

@@ -10,6 +10,7 @@ use tracing::{debug, error, info, warn};
 
 use super::affinity::Sweeper;
 use super::engine::Report;
+use super::standing::{Refused, Standing};
 use crate::diff::{Installed, Operation, Recovery, Stage, Transaction};
 use crate::errors;
 use crate::model::{Family, ObjectName};
@@ -93,13 +94,13 @@ pub(super) struct Table {
 
 /// What failed before and will be tried again.
 #[derive(Debug, Clone)]
-struct Failure {
+pub(super) struct Failure {
     /// When to try again.
     at: Instant,
     /// How long that is after the last time.
     wait: Duration,
     /// What went wrong, in words: said again only when it changes.
-    error: String,
+    pub(super) error: String,
 }
 
 impl Failure {
@@ -184,6 +185,16 @@ impl Table {
             || self.sent != self.facts
     }
 
+    /// How the table stands to what is wanted of it.
+    pub(super) fn standing(&self) -> Standing<'_> {
+        match &self.failing {
+            Some(failure) => Standing::Failing(&failure.error),
+            None if self.is_behind() => Standing::Behind,
+            None if !self.refused.is_empty() => Standing::InLineBut(Refused(&self.refused)),
+            None => Standing::InLine,
+        }
+    }
+
     /// When to sync again although nothing happens.
     pub(super) fn wake_at(&self) -> Option<Instant> {
         let refused = self.refused.values().map(|failure| failure.at).min();
@@ -217,8 +228,13 @@ impl Table {
         self.dirty.extend(due);
         match self.attempt(pass) {
             Ok(()) => {
-                if self.failing.take().is_some() {
-                    info!("table {} {TABLE} is in sync again", text::family(self.family));
+                let table = text::family(self.family);
+                match (self.failing.take(), self.standing()) {
+                    (None, _) => {}
+                    (Some(_), Standing::InLineBut(refused)) => {
+                        info!("table {table} {TABLE} is in sync again but for {refused}");
+                    }
+                    (Some(_), _) => info!("table {table} {TABLE} is in sync again"),
                 }
                 let swept = self.sweeper.sweep(pass.kernel, self.family, &self.installed, now);
                 let report = pass.report.family(self.family);

@@ -13,14 +13,14 @@ use crate::support::packet::Protocol;
 
 /// An HTTP answer: status, head and body.
 #[derive(Debug, PartialEq)]
-struct Answer {
-    status: u16,
+pub(super) struct Answer {
+    pub(super) status: u16,
     head: String,
-    body: String,
+    pub(super) body: String,
 }
 
 /// GET from the node itself; `None` when nobody listens.
-fn get(node: &Node, server: &str, path: &str) -> Result<Option<Answer>, String> {
+pub(super) fn get(node: &Node, server: &str, path: &str) -> Result<Option<Answer>, String> {
     const WAIT: Duration = Duration::from_secs(10);
     let server: SocketAddr = socket(server);
     let path = path.to_owned();
@@ -44,7 +44,13 @@ fn get(node: &Node, server: &str, path: &str) -> Result<Option<Answer>, String> 
 }
 
 /// Waits for an answer of this kind.
-fn wait_for(node: &mut Node, what: &str, server: &str, path: &str, wanted: impl Fn(Option<&Answer>) -> bool) {
+pub(super) fn wait_for(
+    node: &mut Node,
+    what: &str,
+    server: &str,
+    path: &str,
+    wanted: impl Fn(Option<&Answer>) -> bool,
+) {
     node.eventually(what, |node| {
         let answer = get(node, server, path)?;
         if wanted(answer.as_ref()) { Ok(()) } else { Err(format!("{server}{path}: {answer:?}")) }

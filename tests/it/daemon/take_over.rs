@@ -2,19 +2,21 @@
 //! in place, connections stay up, and no new one fails meanwhile.
 
 use std::ffi::OsStr;
-use std::io;
+use std::io::{self, Write as _};
 use std::net::TcpStream;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::{NODE_IP, Node, echo_server, echoes, run_to_end, socket, web, write_everything, yaml};
+use super::{NODE_IP, Node, PROGRAM, echo_server, echoes, health, run_to_end, socket, web, write_everything, yaml};
 use crate::netns::{has, skip};
+use crate::support::daemon::Daemon;
 
 const FILES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/kube-proxy");
 /// The Service that kube-proxy's rules serve, and its endpoint.
@@ -156,6 +158,99 @@ fn from_mode_nftables() {
     // A second time there is nothing to do.
     start(&mut node);
     node.wait_for_log("said", |line| line.contains("there is nothing of kube-proxy to take over from"));
+    node.stop();
+}
+
+/// Somebody else who owns a table of ours, until this is dropped. `None` where the kernel knows no owners (before 5.12).
+struct Owner(Child);
+
+impl Owner {
+    fn of(node: &Node, table: &str) -> Option<Owner> {
+        let mut command = Command::new("nft");
+        command.arg("-i").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut owner = Owner(node.world.spawn(command).expect("nft is installed"));
+        let stdin = owner.0.stdin.as_mut().expect("a pipe");
+        stdin.write_all(format!("add table {table} {{ flags owner; }}\n").as_bytes()).expect("nft reads");
+        let end = Instant::now() + PATIENCE;
+        while !node.nft(&["list", "tables"]).expect("nft works").contains(table) {
+            if owner.0.try_wait().expect("it is ours").is_some() || Instant::now() > end {
+                eprintln!("skipped: this kernel or this nft knows no owners of tables");
+                return None;
+            }
+        }
+        Some(owner)
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The table of one family belongs to somebody else: what kube-proxy has left of either stays, however often the other
+/// family is synced, and nobody is told that all is well. When the table is free, everything follows.
+#[test]
+fn nothing_is_taken_over_while_a_family_is_not_in_line() {
+    let Some(mut node) = node(|node| drop(run(node, &["nft", "-f", "-"], Some("nftables.nft")))) else { return };
+    let Some(owner) = Owner::of(&node, "ip6 nftproxyd") else { return };
+    let manager = UnixDatagram::bind(node.file("notify")).expect("a socket can be bound");
+    manager.set_nonblocking(true).expect("it can be");
+    let heard = || {
+        let mut text = [0; 256];
+        manager.recv(&mut text).ok().map(|length| String::from_utf8_lossy(&text[..length]).trim().to_owned())
+    };
+    let socket = format!("NOTIFY_SOCKET={}", node.file("notify").display());
+    let config = node.write_config(&json!({"nftables": {"syncPeriod": "1s"}}));
+    let folder = node.folder();
+    let arguments: [&OsStr; 7] = [
+        socket.as_ref(),
+        PROGRAM.as_ref(),
+        "--take-over".as_ref(),
+        "--manifests".as_ref(),
+        folder.as_ref(),
+        "--config".as_ref(),
+        config.as_ref(),
+    ];
+    node.daemon = Some(Daemon::start_program(&node.world, "env", &arguments).expect("it can be started"));
+    node.wait_for_log("why", |line| line.contains("table ip6 nftproxyd cannot be synced"));
+    let churn = |node: &mut Node, nth: u8| {
+        let endpoint = format!("10.1.0.{nth}:8080");
+        node.replace("web.yaml", &yaml(&web("churn", "172.30.1.8", &[&endpoint])));
+        node.wait_forward("the other family", "172.30.1.8:80", &[&endpoint]);
+    };
+    let health = format!("{NODE_IP}:10256");
+    let unwell = |answer: Option<&health::Answer>| {
+        answer.is_some_and(|answer| answer.status == 503 && answer.body.contains(r#""IPv6":{"#))
+    };
+    (20..40).for_each(|nth| churn(&mut node, nth));
+    health::wait_for(&mut node, "it is unhealthy", &health, "/healthz", unwell);
+    for nth in 40..60 {
+        churn(&mut node, nth);
+        let answer = health::get(&node, &health, "/healthz").expect("it is served");
+        assert!(unwell(answer.as_ref()), "a sync of the other family heals nothing: {answer:?}");
+    }
+    let status = run_to_end(&node, true, &["status"]).stdout;
+    assert!(status.contains("NOT HEALTHY\n") && status.contains("IPv6      NEVER IN SYNC"), "{status}");
+    let is_there = ["table ip kube-proxy", "table ip6 kube-proxy"].map(str::to_owned);
+    assert!(is_there.iter().all(|table| tables(&node).contains(table)), "{:?}", tables(&node));
+    assert_eq!(heard(), None, "the service manager hears nothing");
+    let log = node.log();
+    assert!(!log.contains("in sync") && !log.contains("taken over"), "{log}");
+
+    drop(owner);
+    for line in [" in sync services=", "removed table ip kube-proxy", "removed table ip6 kube-proxy"] {
+        node.wait_for_log(line, |found| found.contains(line));
+    }
+    node.eventually("it is ready", |_| heard().filter(|text| text == "READY=1").map(drop).ok_or("silent".to_owned()));
+    health::wait_for(&mut node, "it is healthy", &health, "/healthz", |answer| {
+        answer.is_some_and(|answer| answer.status == 200)
+    });
+    assert_eq!(tables(&node), ["table inet other", "table ip nftproxyd", "table ip6 nftproxyd"]);
+    let map = node.nft(&["list", "map", "ip6", "nftproxyd", "service-ips"]).expect("it is there");
+    assert!(map.contains("shop/web-six"), "{map}");
     node.stop();
 }
 

@@ -1,0 +1,400 @@
+//! Who may say that all is well, and when: the loop with all that hangs beside it, on a kernel in memory that takes one
+//! family's rules, or one Service, and not the others.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, mpsc as threads};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+
+use super::*;
+use crate::config::{NodePortAddresses, Overrides};
+use crate::conntrack::{Flow, Flows, FlowsError, Swept};
+use crate::diff::Transaction;
+use crate::health::{Moment, State};
+use crate::model::FrontendAt;
+use crate::model::Kind;
+use crate::model::convert::{Converter, Options};
+use crate::netlink::fake::FakeKernel;
+use crate::netlink::{CommitError, Committed, DumpedElement, KernelError, Snapshot};
+use crate::ruleset::names::{ChainName, SetName};
+use crate::ruleset::service::element_key;
+use crate::ruleset::types::{Chain, SetDef};
+use crate::sync;
+use crate::sync::{Disturbance, Facts, Inputs};
+
+const MINUTE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A kernel that the test can change while the loop has it.
+#[derive(Clone, Default)]
+struct Shared(Arc<Mutex<FakeKernel>>);
+
+impl Shared {
+    fn get(&self) -> std::sync::MutexGuard<'_, FakeKernel> {
+        self.0.lock().expect("no panic")
+    }
+}
+
+impl Kernel for Shared {
+    fn commit(&mut self, transaction: &Transaction) -> Result<Committed, CommitError> {
+        self.get().commit(transaction)
+    }
+
+    fn dump(
+        &mut self,
+        family: Family,
+        sets: &[SetDef],
+        chains: &[Chain],
+        on_demand: &dyn Fn(ChainName) -> Option<Chain>,
+    ) -> Result<Snapshot, KernelError> {
+        self.get().dump(family, sets, chains, on_demand)
+    }
+
+    fn read_elements(
+        &mut self,
+        family: Family,
+        set: &SetDef,
+        each: &mut dyn FnMut(Option<DumpedElement>),
+    ) -> Result<BTreeSet<String>, KernelError> {
+        self.get().read_elements(family, set, each)
+    }
+
+    fn undisturbed(&mut self) -> Result<bool, KernelError> {
+        self.get().undisturbed()
+    }
+}
+
+/// What the thread that cleans up does, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Did {
+    TookOver,
+    Looked(Family),
+}
+
+/// No connections, but who looks at them is known.
+struct NoFlows(threads::Sender<Did>);
+
+impl Flows for NoFlows {
+    fn delete_udp(&mut self, family: Family, _: &mut dyn FnMut(&Flow) -> bool) -> Result<Swept, FlowsError> {
+        // The test may have ended.
+        let _ = self.0.send(Did::Looked(family));
+        Ok(Swept { seen: 0, deleted: 0, failed: 0, incomplete: false })
+    }
+}
+
+/// What the test sees and moves.
+struct Outside {
+    kernel: Shared,
+    health: Health,
+    metrics: Arc<Metrics>,
+    events: mpsc::Sender<Event>,
+    addresses: watch::Sender<BTreeSet<IpAddr>>,
+    disturbances: mpsc::Sender<Disturbance>,
+    attempted: oneshot::Receiver<()>,
+    done: oneshot::Receiver<()>,
+    did: threads::Receiver<Did>,
+    convert: Converter,
+    next: AtomicUsize,
+}
+
+impl Outside {
+    async fn send(&self, events: Vec<Event>) {
+        for event in events {
+            self.events.send(event).await.expect("the loop runs");
+        }
+    }
+
+    /// Lists everything: these Services, by name and protocol, with cluster IPs of both families.
+    async fn lists(&self, services: &[(&str, &str)]) {
+        for kind in Kind::ALL {
+            self.send(vec![Event::ListStarted(kind)]).await;
+            if kind == Kind::Service {
+                for (nth, (name, protocol)) in (1..).zip(services) {
+                    self.send(self.service(name, nth, protocol)).await;
+                }
+            }
+            self.send(vec![Event::ListDone(kind)]).await;
+        }
+    }
+
+    fn service(&self, name: &str, last: u8, protocol: &str) -> Vec<Event> {
+        let spec = json!({
+            "type": "ClusterIP", "ipFamilies": ["IPv4", "IPv6"], "clusterIP": format!("10.96.0.{last}"),
+            "clusterIPs": [format!("10.96.0.{last}"), format!("fd00::{last}")],
+            "ports": [{"port": 80, "protocol": protocol}],
+        });
+        let object = json!({"metadata": {"namespace": "shop", "name": name}, "spec": spec});
+        self.convert.service(&serde_json::from_value(object).expect("a Service"))
+    }
+
+    /// The Service has another endpoint in one family; the table of the other has nothing to do. Waits until the loop has
+    /// nothing to do, but for not as long as a retry.
+    async fn churn(&self, name: &str, family: Family, protocol: &str) {
+        let last = self.next.fetch_add(1, Ordering::Relaxed);
+        let (kind, address) = match family {
+            Family::V4 => ("IPv4", format!("10.1.0.{last}")),
+            Family::V6 => ("IPv6", format!("fd00:1::{last}")),
+        };
+        let object: Value = json!({
+            "metadata": {"namespace": "shop", "name": format!("{name}-{kind}"),
+                         "labels": {"kubernetes.io/service-name": name}},
+            "addressType": kind, "endpoints": [{"addresses": [address], "nodeName": "n1"}],
+            "ports": [{"name": "", "port": 8080, "protocol": protocol}],
+        });
+        let object = serde_json::from_value(object).expect("an EndpointSlice");
+        self.send(self.convert.slice(&object)).await;
+        sleep(Duration::from_millis(1)).await;
+    }
+
+    /// Whether each family is healthy, with a patience of nothing.
+    fn healthy(&self, family: Family) -> bool {
+        self.health.report().families[family].expect("both are proxied").healthy
+    }
+
+    fn in_sync(&self, family: Family) -> bool {
+        self.metrics.in_sync[family].get() == 1.0
+    }
+
+    /// Whether the service manager was told, and kube-proxy's rules removed. The loop runs.
+    fn is_done(&mut self) -> bool {
+        self.done.try_recv().is_ok()
+    }
+}
+
+/// Waits for the thread that takes over.
+fn wait_done(outside: &mut Outside) {
+    let end = std::time::Instant::now() + PATIENCE;
+    while !outside.is_done() {
+        assert!(std::time::Instant::now() < end, "it is never ready");
+        std::thread::yield_now();
+    }
+}
+
+/// Runs the loop and a script that talks to it, and returns the log.
+fn with_loop<F: Future<Output = ()>>(min_sync_period: Duration, script: impl FnOnce(Outside) -> F) -> String {
+    let (log, writer) = log();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::INFO)
+        .with_ansi(false)
+        .without_time()
+        .with_writer(move || writer.clone())
+        .finish();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    tracing::subscriber::with_default(subscriber, || {
+        runtime.expect("a runtime").block_on(run_with(min_sync_period, script));
+    });
+    String::from_utf8(log.lock().expect("no panic").clone()).expect("UTF-8")
+}
+
+async fn run_with<F: Future<Output = ()>>(min_sync_period: Duration, script: impl FnOnce(Outside) -> F) {
+    let overrides = Overrides { hostname_override: Some("n1".to_owned()), ..Overrides::default() };
+    let config = config::load(None, &overrides).expect("defaults are valid").config;
+    let kernel = Shared::default();
+    let node_ports = NodePortAddresses::Cidrs(vec!["10.125.0.0/16".parse().expect("a range")]);
+    let mut engine = Engine::new(kernel.clone(), Facts { node_ports, ..super::super::facts(&config) });
+    let (event_sender, events) = mpsc::channel(1_000);
+    let (address_sender, addresses) = watch::channel(BTreeSet::new());
+    let (disturbance_sender, disturbances) = mpsc::channel(1);
+    let (attempted_sender, attempted) = oneshot::channel();
+    let (done_sender, done) = oneshot::channel();
+    let (did_sender, did) = threads::channel();
+    let metrics = Arc::new(Metrics::new());
+    // Whoever waits at all is unhealthy at once.
+    let health = Health::new(State::new(Family::ALL, Duration::ZERO, Moment::now()));
+    let flows = NoFlows(did_sender.clone());
+    let take_over = move || {
+        // The test may have ended.
+        let _ = did_sender.send(Did::TookOver);
+    };
+    let mut beside = Beside {
+        conntrack: Worker::spawn(flows, |_: &Pass| {}).expect("a thread"),
+        health: health.clone(),
+        counting: Counting::new(Arc::clone(&metrics)),
+        checks: watch::channel(Checks::default()).0,
+        start: Some(Start { take_over: Some(Box::new(take_over)), done: done_sender }),
+        attempted: Some(attempted_sender),
+        unchecked: None,
+    };
+    let outside = Outside {
+        kernel,
+        health,
+        metrics,
+        events: event_sender,
+        addresses: address_sender,
+        disturbances: disturbance_sender,
+        attempted,
+        done,
+        did,
+        convert: Converter::new(Options { node_name: "n1".to_owned(), allow_external_ips: true }),
+        next: AtomicUsize::new(1),
+    };
+    let inputs = Inputs { events, addresses, disturbances };
+    tokio::join!(sync::run(&mut engine, inputs, min_sync_period, &mut beside), script(outside));
+}
+
+#[derive(Clone)]
+struct Writer(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Writer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().expect("no panic").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn log() -> (Arc<Mutex<Vec<u8>>>, Writer) {
+    let log = Arc::new(Mutex::new(Vec::new()));
+    (Arc::clone(&log), Writer(log))
+}
+
+/// Each family as the one whose table cannot be written, with the other.
+const BOTH_WAYS: [(Family, Family); 2] = [(Family::V4, Family::V6), (Family::V6, Family::V4)];
+
+#[test]
+fn nothing_is_ready_or_taken_over_while_a_family_was_never_in_line() {
+    for (failing, other) in BOTH_WAYS {
+        let log = with_loop(Duration::ZERO, |mut outside| async move {
+            outside.kernel.get().set_owned(failing, true);
+            outside.lists(&[("web", "TCP")]).await;
+            for _ in 0..20 {
+                outside.churn("web", other, "TCP").await;
+                assert!(outside.kernel.get().has_table(other) && !outside.kernel.get().has_table(failing));
+                assert!(!outside.is_done(), "{failing} was never in line");
+                assert_eq!((outside.healthy(failing), outside.healthy(other)), (false, true));
+                assert_eq!((outside.in_sync(failing), outside.in_sync(other)), (false, true));
+                assert_eq!(outside.metrics.sync_last[failing].get(), 0.0);
+                assert!(outside.metrics.sync_last[other].get() > 0.0);
+            }
+            assert!(!outside.health.healthy());
+            assert_eq!(outside.did.try_recv().ok(), None, "nothing is removed");
+            outside.attempted.try_recv().expect("what others do is listened to all the same");
+
+            outside.kernel.get().set_owned(failing, false);
+            sleep(MINUTE).await;
+            assert_eq!(outside.did.recv_timeout(PATIENCE), Ok(Did::TookOver));
+            wait_done(&mut outside);
+            assert_eq!((outside.healthy(failing), outside.healthy(other)), (true, true));
+            assert_eq!((outside.in_sync(failing), outside.in_sync(other)), (true, true));
+            assert!(outside.metrics.sync_last[failing].get() > 0.0);
+        });
+        let in_sync: Vec<&str> = log.lines().filter(|line| line.contains("in sync services=1")).collect();
+        assert_eq!(in_sync.len(), 1, "{log}");
+        let failed = log.find("cannot be synced").expect("it is said");
+        assert!(failed < log.find("in sync services=").expect("it is said"), "{log}");
+    }
+}
+
+#[test]
+fn a_family_that_fails_later_is_unhealthy_whatever_the_other_does() {
+    for (failing, other) in BOTH_WAYS {
+        with_loop(Duration::ZERO, |outside| async move {
+            outside.lists(&[("web", "TCP")]).await;
+            sleep(MINUTE).await;
+            assert_eq!(outside.did.recv_timeout(PATIENCE), Ok(Did::TookOver));
+            assert!(outside.health.healthy() && outside.in_sync(failing) && outside.in_sync(other));
+            let last = outside.metrics.sync_last[failing].get();
+
+            outside.kernel.get().set_owned(failing, true);
+            outside.churn("web", failing, "TCP").await;
+            for _ in 0..20 {
+                outside.churn("web", other, "TCP").await;
+                assert_eq!((outside.healthy(failing), outside.healthy(other)), (false, true));
+                assert_eq!((outside.in_sync(failing), outside.in_sync(other)), (false, true));
+                assert_eq!(outside.metrics.sync_last[failing].get(), last);
+            }
+            outside.kernel.get().set_owned(failing, false);
+            sleep(MINUTE).await;
+            assert!(outside.health.healthy() && outside.in_sync(failing) && outside.in_sync(other));
+            assert!(outside.metrics.sync_last[failing].get() > last);
+
+            // The same when somebody has been at the table and it cannot be repaired.
+            outside.kernel.get().set_owned(failing, true);
+            outside.kernel.get().delete_table(failing);
+            outside.disturbances.send(Disturbance::Table(failing)).await.expect("the loop runs");
+            for _ in 0..20 {
+                outside.churn("web", other, "TCP").await;
+                assert_eq!((outside.healthy(failing), outside.healthy(other)), (false, true));
+                assert_eq!((outside.in_sync(failing), outside.in_sync(other)), (false, true));
+            }
+        });
+    }
+}
+
+#[test]
+fn a_service_that_the_kernel_refuses_is_named_and_keeps_nobody_back() {
+    for (family, _) in BOTH_WAYS {
+        let log = with_loop(Duration::ZERO, |mut outside| async move {
+            let refuse = |outside: &Outside| {
+                let address = if family == Family::V4 { "10.96.0.1" } else { "fd00::1" };
+                let at = FrontendAt::Address(address.parse().expect("an address"));
+                let port = std::num::NonZeroU16::new(80).expect("a port");
+                let key = crate::model::FrontendKey { at, protocol: crate::model::Protocol::Tcp, port };
+                outside.kernel.get().refuse(SetName::ServiceIps, Some(element_key(&key)));
+            };
+            refuse(&outside);
+            outside.lists(&[("web", "TCP"), ("api", "TCP")]).await;
+            sleep(MINUTE).await;
+            assert_eq!(outside.did.recv_timeout(PATIENCE), Ok(Did::TookOver), "no pass without a failure came by");
+            wait_done(&mut outside);
+            assert!(outside.health.healthy() && outside.in_sync(family));
+            assert_eq!(outside.metrics.refused_services[family].get(), 1.0);
+            assert!(outside.metrics.sync_last[family].get() > 0.0);
+            let frontends = || outside.kernel.get().elements_of(family, SetName::ServiceIps).len();
+            assert_eq!(frontends(), 1, "the other is there");
+
+            // A change of it waits for nothing, and is not measured.
+            outside.churn("web", family, "TCP").await;
+            sleep(MINUTE).await;
+            assert!(outside.health.healthy() && outside.in_sync(family));
+            outside.kernel.get().accept_all();
+            sleep(MINUTE).await;
+            assert_eq!(outside.metrics.refused_services[family].get(), 0.0);
+            assert_eq!(frontends(), 2);
+        });
+        let line = log.lines().find(|line| line.contains("in sync but for ")).expect("it is said");
+        assert!(line.contains("in sync but for shop/web (the kernel refused table ip"), "{line}");
+        assert!(line.contains("Invalid argument (os error 22)) services=2"), "{line}");
+    }
+}
+
+#[test]
+fn flows_that_kube_proxys_rules_made_meanwhile_are_looked_at_once_they_are_gone() {
+    with_loop(Duration::ZERO, |outside| async move {
+        outside.kernel.get().set_owned(Family::V6, true);
+        outside.lists(&[("dns", "UDP")]).await;
+        outside.churn("dns", Family::V4, "UDP").await;
+        assert_eq!(outside.did.recv_timeout(PATIENCE), Ok(Did::Looked(Family::V4)), "nothing holds up stale flows");
+        outside.kernel.get().set_owned(Family::V6, false);
+        sleep(MINUTE).await;
+        let taken_over = outside.did.iter().position(|did| did == Did::TookOver);
+        taken_over.expect("it comes before the thread ends");
+        let after = [outside.did.recv_timeout(PATIENCE), outside.did.recv_timeout(PATIENCE)];
+        assert_eq!(after, [Ok(Did::Looked(Family::V4)), Ok(Did::Looked(Family::V6))]);
+    });
+}
+
+#[test]
+fn a_change_that_is_taken_back_before_it_was_synced_waits_no_longer() {
+    with_loop(MINUTE, |outside| async move {
+        outside.lists(&[]).await;
+        sleep(Duration::from_secs(1)).await;
+        assert!(outside.health.healthy());
+        let address = BTreeSet::from(["10.125.0.9".parse().expect("an address")]);
+        outside.addresses.send(address).expect("the loop runs");
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!((outside.healthy(Family::V4), outside.in_sync(Family::V4)), (false, false), "it waits");
+        outside.addresses.send(BTreeSet::new()).expect("the loop runs");
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!((outside.healthy(Family::V4), outside.in_sync(Family::V4)), (true, true));
+    });
+}
