@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::io::unix::AsyncFd;
@@ -24,7 +24,7 @@ use crate::config::{Config, Loaded, Source};
 use crate::events::{self, Events, Notice};
 use crate::health::{self, Health, Moment};
 use crate::metrics::Metrics;
-use crate::model::Family;
+use crate::model::{Family, PerFamily};
 use crate::netlink::{Heard, Monitor, Netlink};
 use crate::proc;
 use crate::ruleset::text;
@@ -213,6 +213,31 @@ fn start_engine(
     thread::Builder::new().name("sync".to_owned()).spawn(body).context("cannot start a thread")
 }
 
+/// How often foreign changes of a table have a line of the log: the first, and while there are more one in so long.
+const TOLD_AGAIN: Duration = Duration::from_secs(10);
+
+/// What the log says of the foreign changes of a table.
+#[derive(Default)]
+struct Told {
+    last: Option<Instant>,
+    since: usize,
+}
+
+impl Told {
+    /// Whether one more is told now, and in words how many were not since the last that was.
+    fn again(&mut self, now: Instant) -> Option<String> {
+        if self.last.is_some_and(|last| now.saturating_duration_since(last) < TOLD_AGAIN) {
+            self.since += 1;
+            return None;
+        }
+        self.last = Some(now);
+        match std::mem::take(&mut self.since) {
+            0 => Some(String::new()),
+            more => Some(format!(", and {more} times before")),
+        }
+    }
+}
+
 /// Tells the engine when somebody else changes our tables.
 async fn listen(own_port: u32, disturbances: mpsc::Sender<Disturbance>, metrics: &Metrics) -> anyhow::Result<()> {
     #[expect(
@@ -220,6 +245,7 @@ async fn listen(own_port: u32, disturbances: mpsc::Sender<Disturbance>, metrics:
         reason = "the safe constructor; its successor is unsafe for types that do not own their descriptor"
     )]
     let mut monitor = AsyncFd::new(Monitor::open(own_port)?)?;
+    let mut told: PerFamily<Told> = PerFamily::default();
     disturbances.send(Disturbance::Listening).await?;
     loop {
         let mut ready = monitor.readable_mut().await?;
@@ -232,10 +258,13 @@ async fn listen(own_port: u32, disturbances: mpsc::Sender<Disturbance>, metrics:
             .flat_map(|heard| match heard {
                 Heard::Foreign { family, port, .. } => {
                     metrics.foreign_changes[family].inc();
-                    warn!(
-                        "table {} nftproxyd was changed by somebody else (netlink port {port}); it is checked",
-                        text::family(family)
-                    );
+                    if let Some(before) = told[family].again(Instant::now()) {
+                        let table = text::family(family);
+                        warn!(
+                            "table {table} nftproxyd was changed by somebody else (netlink port {port}{before}); \
+                             it is checked"
+                        );
+                    }
                     vec![family]
                 }
                 Heard::Lost => Family::ALL.to_vec(),
@@ -244,5 +273,21 @@ async fn listen(own_port: u32, disturbances: mpsc::Sender<Disturbance>, metrics:
         for family in families {
             disturbances.send(Disturbance::Table(family)).await?;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_storm_of_foreign_changes_is_counted_not_told_one_by_one() {
+        let start = Instant::now();
+        let mut told = Told::default();
+        let lines: Vec<String> =
+            (0..250).filter_map(|nth| told.again(start + Duration::from_millis(100) * nth)).collect();
+        assert_eq!(lines, ["", ", and 99 times before", ", and 99 times before"]);
+        assert_eq!(told.again(start + Duration::from_secs(60)).as_deref(), Some(", and 49 times before"));
+        assert_eq!(told.again(start + Duration::from_secs(90)).as_deref(), Some(""));
     }
 }

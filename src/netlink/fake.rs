@@ -63,11 +63,11 @@ pub struct FakeKernel {
     faults: VecDeque<Fault>,
     /// Tables that belong to somebody else.
     owned: PerFamily<bool>,
-    refused: BTreeSet<(SetName, Option<Key>)>,
+    refused: BTreeMap<(SetName, Option<Key>), Errno>,
     committed: Vec<Transaction>,
     attempts: usize,
-    /// Whether somebody else has changed something, by the methods for that.
-    disturbed: bool,
+    /// Whether somebody else has changed something, by the methods for that, since a family was read or asked about.
+    disturbed: PerFamily<bool>,
 }
 
 impl FakeKernel {
@@ -88,7 +88,17 @@ impl FakeKernel {
 
     /// Refuses every element of a set that is added, or only the one with this key, until [`FakeKernel::accept_all`].
     pub fn refuse(&mut self, set: SetName, key: Option<Key>) {
-        self.refused.insert((set, key));
+        self.refuse_with(set, key, Errno::EINVAL);
+    }
+
+    /// The same with another error.
+    pub fn refuse_with(&mut self, set: SetName, key: Option<Key>, errno: Errno) {
+        self.refused.insert((set, key), errno);
+    }
+
+    /// Somebody else changes something that is none of ours.
+    pub fn disturb(&mut self) {
+        self.disturbed = PerFamily::from_fn(|_| true);
     }
 
     /// Forgets what is to be refused.
@@ -118,13 +128,13 @@ impl FakeKernel {
 
     /// Somebody else deletes a table.
     pub fn delete_table(&mut self, family: Family) {
-        self.disturbed = true;
+        self.disturb();
         self.tables[family] = None;
     }
 
     /// Somebody else sets the flags ([`table_flag`]) of our table, if it exists.
     pub fn set_flags(&mut self, family: Family, flags: u32) {
-        self.disturbed = true;
+        self.disturb();
         if let Some(table) = &mut self.tables[family] {
             table.flags = flags;
         }
@@ -137,7 +147,7 @@ impl FakeKernel {
 
     /// Somebody else puts a chain and a set of these names into our table, if it exists.
     pub fn add_foreign(&mut self, family: Family, chain: &str, set: &str) {
-        self.disturbed = true;
+        self.disturb();
         if let Some(table) = &mut self.tables[family] {
             table.foreign_chains.insert(chain.to_owned());
             table.foreign_sets.insert(set.to_owned());
@@ -146,7 +156,7 @@ impl FakeKernel {
 
     /// Somebody else puts an object into our table, if it exists, that can only go along with the table: a counter, say.
     pub fn add_foreign_object(&mut self, family: Family, object: &str) {
-        self.disturbed = true;
+        self.disturb();
         if let Some(table) = &mut self.tables[family] {
             table.foreign_objects.insert(object.to_owned());
         }
@@ -154,7 +164,7 @@ impl FakeKernel {
 
     /// An element, as rules of the kernel or somebody else write it: replaces one with the same key.
     pub fn put(&mut self, family: Family, set: SetName, element: Element) {
-        self.disturbed = true;
+        self.disturb();
         if let Some(set) = self.tables[family].as_mut().and_then(|table| table.sets.get_mut(&set)) {
             set.elements.insert((element.key.clone(), element.key_end.clone()), element);
         }
@@ -162,7 +172,7 @@ impl FakeKernel {
 
     /// Somebody else deletes an element. Returns whether it was there.
     pub fn remove(&mut self, family: Family, set: SetName, key: &Key) -> bool {
-        self.disturbed = true;
+        self.disturb();
         let set = self.tables[family].as_mut().and_then(|table| table.sets.get_mut(&set));
         set.is_some_and(|set| {
             let before = set.elements.len();
@@ -173,7 +183,7 @@ impl FakeKernel {
 
     /// Somebody else deletes the rules of a chain.
     pub fn flush_chain(&mut self, family: Family, chain: ChainName) {
-        self.disturbed = true;
+        self.disturb();
         if let Some(chain) = self.tables[family].as_mut().and_then(|table| table.chains.get_mut(&chain)) {
             chain.rules.clear();
         }
@@ -255,9 +265,9 @@ impl FakeKernel {
     }
 
     fn add_element(&self, table: &mut FakeTable, name: SetName, element: &Element) -> Result<(), Errno> {
-        let refused = |key| self.refused.contains(&(name, key));
-        if refused(None) || refused(Some(element.key.clone())) {
-            return Err(Errno::EINVAL);
+        let refused = |key| self.refused.get(&(name, key));
+        if let Some(errno) = refused(None).or_else(|| refused(Some(element.key.clone()))) {
+            return Err(*errno);
         }
         if let Data::Verdict(verdict) = &element.data {
             table.check_verdict(*verdict)?;
@@ -425,6 +435,7 @@ impl Kernel for FakeKernel {
         on_demand: &dyn Fn(ChainName) -> Option<Chain>,
     ) -> Result<Snapshot, KernelError> {
         let mut snapshot = Snapshot::default();
+        self.disturbed[family] = false;
         let Some(table) = &self.tables[family] else { return Ok(snapshot) };
         snapshot.table = true;
         snapshot.table_flags = table.flags;
@@ -475,7 +486,7 @@ impl Kernel for FakeKernel {
         Ok(BTreeSet::new())
     }
 
-    fn undisturbed(&mut self) -> Result<bool, KernelError> {
-        Ok(!std::mem::take(&mut self.disturbed))
+    fn undisturbed(&mut self, family: Family) -> Result<bool, KernelError> {
+        Ok(!std::mem::take(&mut self.disturbed[family]))
     }
 }

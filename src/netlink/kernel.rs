@@ -93,9 +93,10 @@ pub trait Kernel {
         Ok(elements)
     }
 
-    /// Whether nobody else has changed anything in nftables since the first [`Kernel::dump`], or since the last time this
-    /// was asked. It may say no although only tables of others were changed, never yes although ours were.
-    fn undisturbed(&mut self) -> Result<bool, KernelError>;
+    /// Whether nobody else has changed anything in nftables since the last [`Kernel::dump`] of this family began, or since
+    /// the last time this was asked about it. It may say no although only tables of others were changed, never yes
+    /// although ours was.
+    fn undisturbed(&mut self, family: Family) -> Result<bool, KernelError>;
 }
 
 /// Reading from the kernel failed.
@@ -116,6 +117,9 @@ pub enum KernelError {
         #[source]
         source: io::Error,
     },
+    /// Others change nftables all the time.
+    #[error("nftables changes faster than it can be read")]
+    Restless,
     /// An answer makes no sense.
     #[error("netlink: unexpected answer: {0}")]
     Protocol(String),

@@ -14,7 +14,7 @@ use super::probe::{self, ProbeError};
 use super::socket::{Request, Socket};
 use super::uapi::{self, msg};
 use crate::diff::{Operation, Transaction};
-use crate::model::Family;
+use crate::model::{Family, PerFamily};
 use crate::ruleset::names::{ChainName, SetName, TABLE};
 use crate::ruleset::types::{Chain, Element, SetDef};
 
@@ -25,14 +25,15 @@ pub struct Netlink {
     sequence: u32,
     /// The generation of the ruleset, if only we have changed it since it was last asked for.
     generation: Option<u32>,
-    /// Whether somebody else has changed something since [`Kernel::undisturbed`] was last asked.
-    disturbed: bool,
+    /// Whether somebody else has changed something since a family was read, or since [`Kernel::undisturbed`] was last asked
+    /// about it.
+    disturbed: PerFamily<bool>,
 }
 
 impl Netlink {
     /// Opens a socket. Needs no privilege; everything else does.
     pub fn open() -> Result<Netlink, KernelError> {
-        Ok(Netlink { socket: Socket::open()?, sequence: 0, generation: None, disturbed: false })
+        Ok(Netlink { socket: Socket::open()?, sequence: 0, generation: None, disturbed: PerFamily::default() })
     }
 
     /// The socket's address, by which [`super::Monitor`] tells its changes from others'.
@@ -104,7 +105,9 @@ impl Netlink {
     /// Compares the generation with the one that our own commits should have led to.
     fn note_generation(&mut self) -> Result<(), KernelError> {
         let generation = self.ask_generation()?;
-        self.disturbed |= self.generation.is_some() && self.generation != generation;
+        if self.generation.is_some() && self.generation != generation {
+            self.disturbed = PerFamily::from_fn(|_| true);
+        }
         self.generation = generation;
         Ok(())
     }
@@ -368,6 +371,7 @@ impl Kernel for Netlink {
         on_demand: &dyn Fn(ChainName) -> Option<Chain>,
     ) -> Result<Snapshot, KernelError> {
         self.note_generation()?;
+        self.disturbed[family] = false;
         let Some(table_flags) = self.table_flags(family)? else { return Ok(Snapshot::default()) };
         let mut snapshot = Snapshot { table: true, table_flags, ..Snapshot::default() };
         self.dump_sets(family, sets, &mut snapshot)?;
@@ -404,9 +408,9 @@ impl Kernel for Netlink {
         Ok(foreign)
     }
 
-    fn undisturbed(&mut self) -> Result<bool, KernelError> {
+    fn undisturbed(&mut self, family: Family) -> Result<bool, KernelError> {
         self.note_generation()?;
-        Ok(!std::mem::take(&mut self.disturbed))
+        Ok(!std::mem::take(&mut self.disturbed[family]))
     }
 }
 

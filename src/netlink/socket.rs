@@ -158,7 +158,7 @@ impl Socket {
                 errno => return Ok(Err(errno)),
             }
         }
-        Err(KernelError::Protocol("nftables changes faster than it can be read".to_owned()))
+        Err(KernelError::Restless)
     }
 }
 

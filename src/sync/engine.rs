@@ -225,10 +225,12 @@ impl<K: Kernel> Engine<K> {
         self.tables[family].distrust();
     }
 
-    /// Distrusts the tables unless the kernel can tell that nobody has touched any since the last sync.
+    /// Distrusts the tables unless the kernel can tell that nobody has touched any since they were read.
     pub fn check_undisturbed(&mut self) {
-        if !self.kernel.undisturbed().unwrap_or(false) {
-            Family::ALL.into_iter().for_each(|family| self.distrust(family));
+        for family in Family::ALL {
+            if !self.kernel.undisturbed(family).unwrap_or(false) {
+                self.distrust(family);
+            }
         }
     }
 
@@ -318,7 +320,7 @@ impl<K: Kernel> Engine<K> {
         let wants = Cluster { store: &self.store, claims: &self.claims, facts: &self.service_facts };
         for family in Family::ALL {
             if self.tables[family].is_due(now) {
-                let mut pass = Pass { kernel: &mut self.kernel, wants: &wants, now, report: &mut report };
+                let mut pass = Pass::new(&mut self.kernel, &wants, now, &mut report);
                 let started = Instant::now();
                 self.tables[family].sync(&mut pass);
                 report.family(family).elapsed = started.elapsed();

@@ -63,6 +63,7 @@ pub async fn run<K: Kernel>(
     let mut reports = Reports::default();
     let mut not_before = now();
     let mut starting = Some(now());
+    let mut checked = false;
     engine.set_addresses(inputs.addresses.borrow_and_update().clone());
     loop {
         let start = now();
@@ -70,6 +71,12 @@ pub async fn run<K: Kernel>(
         if due && start >= not_before {
             observer.begins(engine);
             let report = engine.sync(start);
+            if starting.is_some() && !checked && engine.is_in_line() {
+                // Nobody listens yet, and what a table lost after its last commit did not show. Once is enough: others may
+                // change tables of their own all the time.
+                checked = true;
+                engine.check_undisturbed();
+            }
             log(engine, &report, start, &mut starting);
             observer.synced(engine, &report);
             not_before = now() + min_sync_period;
@@ -95,10 +102,17 @@ pub async fn run<K: Kernel>(
                 }
                 take(engine, &mut reports, observer, &mut events, &mut inputs.events);
             }
-            Some(disturbance) = inputs.disturbances.recv() => match disturbance {
-                Disturbance::Table(family) => engine.distrust(family),
-                Disturbance::Listening => engine.check_undisturbed(),
-            },
+            Some(disturbance) = inputs.disturbances.recv() => {
+                // One read-back for all that is known by now.
+                let mut next = Some(disturbance);
+                while let Some(disturbance) = next {
+                    match disturbance {
+                        Disturbance::Table(family) => engine.distrust(family),
+                        Disturbance::Listening => engine.check_undisturbed(),
+                    }
+                    next = inputs.disturbances.try_recv().ok();
+                }
+            }
             Ok(()) = inputs.addresses.changed() => {
                 engine.set_addresses(inputs.addresses.borrow_and_update().clone());
             }

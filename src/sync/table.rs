@@ -1,7 +1,6 @@
 //! One family's table: what the kernel holds of it, which Services have to be looked at again, what went wrong.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::mem;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -10,7 +9,7 @@ use tracing::{debug, error, info, warn};
 
 use super::affinity::Sweeper;
 use super::engine::Report;
-use super::standing::{Refused, Standing};
+use super::standing::{MOST_NAMED, Refused, Standing};
 use crate::diff::{Installed, Operation, Recovery, Stage, Transaction};
 use crate::errors;
 use crate::model::{Family, ObjectName};
@@ -29,8 +28,9 @@ const ELEMENTS_PER_TRANSACTION: usize = 6_000;
 /// How often a busy kernel is asked again before the sync counts as failed.
 const BUSY_ATTEMPTS: u32 = 5;
 
-/// How often a table is read back in one sync while the kernel's answers show that it is not what was read.
-const READ_BACKS: u32 = 3;
+/// The least pause after a sync that somebody else disturbed. It is as long as that sync was, up to [`FIRST_RETRY`]: what is
+/// undone again and again takes at most half of a processor, and there is at most one such sync for each change of others.
+const DISTURBED_PAUSE: Duration = Duration::from_millis(20);
 
 /// The first wait after a failure; it doubles with each further one.
 const FIRST_RETRY: Duration = Duration::from_millis(200);
@@ -53,6 +53,19 @@ pub(super) struct Pass<'a> {
     pub(super) wants: &'a dyn Wants,
     pub(super) now: Instant,
     pub(super) report: &'a mut Report,
+    /// The Services that are refused for another reason than before, or for the first time.
+    newly_refused: usize,
+}
+
+impl<'a> Pass<'a> {
+    pub(super) fn new(
+        kernel: &'a mut dyn Kernel,
+        wants: &'a dyn Wants,
+        now: Instant,
+        report: &'a mut Report,
+    ) -> Pass<'a> {
+        Pass { kernel, wants, now, report, newly_refused: 0 }
+    }
 }
 
 /// A sync did not come to its end. What was committed before stays; the rest is tried again later.
@@ -65,6 +78,16 @@ pub(super) enum SyncError {
     /// Nobody else may change it, and nobody else knows what it will hold next.
     #[error("it has the flag owner, which keeps it for another program: end that one; \"nft list tables\" names it")]
     Owned,
+    /// The kernel refused something, but perhaps only because others have changed nftables since the table was read.
+    #[error("somebody else has changed nftables meanwhile")]
+    Disturbed(#[source] CommitError),
+}
+
+impl SyncError {
+    /// Whether the kernel itself is well, but others are at work.
+    fn is_disturbance(&self) -> bool {
+        matches!(self, SyncError::Disturbed(_) | SyncError::Read(KernelError::Restless))
+    }
 }
 
 /// One family's table.
@@ -82,6 +105,14 @@ pub(super) struct Table {
     refused: BTreeMap<ObjectName, Failure>,
     /// Set while the whole table cannot be synced.
     failing: Option<Failure>,
+    /// After a sync that somebody else disturbed: when to try again.
+    paused: Option<Instant>,
+    /// Whether there was one since the last that came to its end.
+    contested: bool,
+    /// Whether a read-back after one found the table as it was known: others change tables of their own.
+    only_others: bool,
+    /// Whether the table was made by this process and has never held all Services: it drops nothing yet.
+    unfinished: bool,
     /// The longest wait between two attempts.
     longest_retry: Duration,
     /// Forgets the clients of endpoints that are gone.
@@ -122,6 +153,10 @@ impl Table {
             dirty: BTreeSet::new(),
             refused: BTreeMap::new(),
             failing: None,
+            paused: None,
+            contested: false,
+            only_others: false,
+            unfinished: false,
             longest_retry,
             sweeper: Sweeper::default(),
             elements: BTreeMap::new(),
@@ -170,8 +205,8 @@ impl Table {
 
     /// Whether a sync at `now` would do anything.
     pub(super) fn is_due(&self, now: Instant) -> bool {
-        match &self.failing {
-            Some(failure) => failure.at <= now,
+        match self.paused.or(self.failing.as_ref().map(|failure| failure.at)) {
+            Some(at) => at <= now,
             None => self.is_behind() || self.wake_at().is_some_and(|at| at <= now),
         }
     }
@@ -188,6 +223,7 @@ impl Table {
     /// How the table stands to what is wanted of it.
     pub(super) fn standing(&self) -> Standing<'_> {
         match &self.failing {
+            _ if self.paused.is_some() => Standing::Behind,
             Some(failure) => Standing::Failing(&failure.error),
             None if self.is_behind() => Standing::Behind,
             None if !self.refused.is_empty() => Standing::InLineBut(Refused(&self.refused)),
@@ -198,9 +234,8 @@ impl Table {
     /// When to sync again although nothing happens.
     pub(super) fn wake_at(&self) -> Option<Instant> {
         let refused = self.refused.values().map(|failure| failure.at).min();
-        self.failing
-            .as_ref()
-            .map(|failure| failure.at)
+        self.paused
+            .or(self.failing.as_ref().map(|failure| failure.at))
             .or_else(|| refused.into_iter().chain(self.sweeper.wake_at()).min())
     }
 
@@ -224,17 +259,21 @@ impl Table {
     /// Brings the kernel's table in line.
     pub(super) fn sync(&mut self, pass: &mut Pass<'_>) {
         let now = pass.now;
+        let started = Instant::now();
+        self.paused = None;
         let due = self.refused.iter().filter(|(_, failure)| failure.at <= now).map(|(name, _)| name.clone());
         self.dirty.extend(due);
+        let table = text::family(self.family);
         match self.attempt(pass) {
             Ok(()) => {
-                let table = text::family(self.family);
-                match (self.failing.take(), self.standing()) {
-                    (None, _) => {}
-                    (Some(_), Standing::InLineBut(refused)) => {
+                self.unfinished = false;
+                let again = self.failing.take().is_some() | mem::take(&mut self.contested);
+                match (again, self.standing()) {
+                    (false, _) => {}
+                    (true, Standing::InLineBut(refused)) => {
                         info!("table {table} {TABLE} is in sync again but for {refused}");
                     }
-                    (Some(_), _) => info!("table {table} {TABLE} is in sync again"),
+                    (true, _) => info!("table {table} {TABLE} is in sync again"),
                 }
                 let swept = self.sweeper.sweep(pass.kernel, self.family, &self.installed, now);
                 let report = pass.report.family(self.family);
@@ -244,10 +283,20 @@ impl Table {
                     info!("table {} {TABLE} is repaired", text::family(self.family));
                 }
             }
+            Err(error) if error.is_disturbance() => {
+                if !mem::replace(&mut self.contested, true) {
+                    warn!("table {table} {TABLE} cannot be synced yet: {error}; it is read back until it can");
+                }
+                debug!("table {table} {TABLE}: {}", errors::text(&error));
+                self.distrust();
+                let took = started.elapsed();
+                self.paused = Some(now + took + took.clamp(DISTURBED_PAUSE, FIRST_RETRY));
+                pass.report.failures += 1;
+                pass.report.fatal.get_or_insert(error);
+            }
             Err(error) => {
                 let failure = Failure::after(self.failing.as_ref(), errors::text(&error), now, self.longest_retry);
                 if self.failing.as_ref().is_none_or(|previous| previous.error != failure.error) {
-                    let table = text::family(self.family);
                     let wait = failure.wait.as_millis();
                     error!("table {table} {TABLE} cannot be synced: {}; next try in {wait} ms", failure.error);
                 }
@@ -258,35 +307,41 @@ impl Table {
                 pass.report.fatal.get_or_insert(error);
             }
         }
+        if let more @ 1.. = pass.newly_refused.saturating_sub(MOST_NAMED) {
+            error!(
+                "table {table} {TABLE}: and {more} more Services are refused; they stay as they were and are tried again"
+            );
+        }
     }
 
     fn attempt(&mut self, pass: &mut Pass<'_>) -> Result<(), SyncError> {
-        let mut read_backs = 0;
+        let mut read_back = false;
         loop {
             if !self.known {
                 self.read_back(pass)?;
-                read_backs += 1;
+                read_back = true;
             }
-            match self.send_changes(pass, read_backs) {
+            match self.send_changes(pass, read_back) {
                 Ok(()) => return Ok(()),
-                Err(error) if read_backs < worth_reading_back(&error) => {
+                Err(SyncError::Commit(error)) if !read_back && worth_reading_back(&error) => {
                     // Somebody may have changed the table; with its real state in hand the error may go away.
                     warn!("{}; reading the kernel's table back", errors::text(&error));
                     self.known = false;
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             }
         }
     }
 
     /// Reads the kernel's table, repairs its frame and marks every Service to be looked at again.
     fn read_back(&mut self, pass: &mut Pass<'_>) -> Result<(), SyncError> {
-        let mut facts = self.facts.clone();
+        let mut facts = if self.unfinished { self.facts.before_all_services() } else { self.facts.clone() };
         let mut frame = base::frame(&facts);
         let on_demand = |name| base::on_demand(name, &self.facts);
         pass.report.family(self.family).full = true;
         let mut snapshot = pass.kernel.dump(self.family, &frame.sets, &frame.chains, &on_demand)?;
         if !snapshot.table {
+            self.unfinished = true;
             facts = facts.before_all_services();
             frame = base::frame(&facts);
         }
@@ -316,23 +371,27 @@ impl Table {
         self.installed = Installed::default();
         let (installed, unknown) = recovery.finish(chains, |name| pass.wants.known(name));
         self.installed = installed;
-        self.elements = self.installed.element_counts();
+        let counts = mem::replace(&mut self.elements, self.installed.element_counts());
+        let same = self.elements.iter().eq(counts.iter().filter(|(_, count)| **count > 0));
         for (set, element) in unknown {
             *self.elements.entry(set).or_default() += 1;
             transaction.operations.push(Operation::DeleteElements(set, vec![element]));
         }
+        // Cheaper than to compare all, and not yet in doubt when somebody has in fact changed the table.
+        let as_known = snapshot.table && same && transaction.is_empty();
+        self.only_others = as_known && (self.only_others || self.contested);
         match self.send(pass, &transaction) {
             Ok(()) => {
                 self.sent = facts;
                 self.known = true;
             }
-            Err(error @ CommitError::Refused { .. }) => {
+            Err(SyncError::Commit(error @ CommitError::Refused { .. })) => {
                 // Foreign chains that refer to each other, say, or changes since the dump.
                 let table = text::family(self.family);
                 warn!("table {table} {TABLE} cannot be repaired and is replaced: {}", errors::text(&error));
                 self.replace(pass, &frame, &snapshot)?;
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         }
         self.tell_flags(&snapshot);
         self.dirty.extend(self.installed.services().cloned());
@@ -356,7 +415,7 @@ impl Table {
     }
 
     /// Makes the table anew in one transaction: parts of what there is (`before`) cannot be changed in place.
-    fn replace(&mut self, pass: &mut Pass<'_>, frame: &Frame, before: &Snapshot) -> Result<(), CommitError> {
+    fn replace(&mut self, pass: &mut Pass<'_>, frame: &Frame, before: &Snapshot) -> Result<(), SyncError> {
         let empty = Installed::default();
         let mut stage = Stage::default();
         for name in &self.dirty {
@@ -376,11 +435,13 @@ impl Table {
                 self.dirty.clear();
                 Ok(())
             }
-            Err(CommitError::Refused { .. }) => {
-                // Because of a Service, or of the size: the Services follow in portions, as at a start.
+            Err(SyncError::Disturbed(_) | SyncError::Commit(CommitError::Refused { .. })) => {
+                // Because of a Service, or of the size, as it needs nothing that was there: the Services follow in
+                // portions, as at a start.
                 let facts = self.facts.before_all_services();
                 self.send(pass, &new_table(self.family, &base::frame(&facts), before))?;
                 self.is_now(Installed::default(), facts);
+                self.unfinished = true;
                 Ok(())
             }
             Err(error) => Err(error),
@@ -398,7 +459,7 @@ impl Table {
     ///
     /// Cluster IPs that no Service has are dropped only when all Services are in place: until then another proxy may
     /// serve those that are still to come.
-    fn send_changes(&mut self, pass: &mut Pass<'_>, read_backs: u32) -> Result<(), CommitError> {
+    fn send_changes(&mut self, pass: &mut Pass<'_>, read_back: bool) -> Result<(), SyncError> {
         let drops_nothing_yet = self.sent.service_cidrs.is_empty() && !self.dirty.is_empty();
         self.send_frame(pass, if drops_nothing_yet { self.facts.before_all_services() } else { self.facts.clone() })?;
         while !self.dirty.is_empty() {
@@ -410,7 +471,7 @@ impl Table {
                 stage.service(&self.installed, &name, pass.wants.wanted(&name, self.family, &self.installed));
                 names.push(name);
             }
-            if let Err(error) = self.send_services(pass, stage, &names, read_backs) {
+            if let Err(error) = self.send_services(pass, stage, &names, read_back) {
                 self.dirty.extend(names);
                 return Err(error);
             }
@@ -420,7 +481,7 @@ impl Table {
             stage.nodeport_ips(self.nodeport_ips.clone());
             self.send_stage(pass, stage)?;
         }
-        if self.installed.has_leftovers() && (read_backs > 0 || self.refused.is_empty()) {
+        if self.installed.has_leftovers() && (read_back || self.refused.is_empty()) {
             // A Service that is refused keeps what was found of it.
             let spared = self.refused.keys().map(|name| pass.wants.wanted(name, self.family, &self.installed));
             let spared: Vec<Wanted> = spared.collect();
@@ -431,21 +492,21 @@ impl Table {
         self.send_frame(pass, self.facts.clone())
     }
 
-    /// Sends the changes of some Services. If the kernel refuses them they are halved until those are found that it does
-    /// refuse; these stay as they were and do not keep back the others.
+    /// Sends the changes of some Services. If the kernel refuses them, and nobody else has a hand in it, they are halved
+    /// until those are found that it does refuse; these stay as they were and do not keep back the others.
     fn send_services(
         &mut self,
         pass: &mut Pass<'_>,
         stage: Stage,
         names: &[ObjectName],
-        read_backs: u32,
-    ) -> Result<(), CommitError> {
+        read_back: bool,
+    ) -> Result<(), SyncError> {
         let error = match self.send_stage(pass, stage) {
             Ok(()) => {
                 names.iter().for_each(|name| drop(self.refused.remove(name)));
                 return Ok(());
             }
-            Err(error @ CommitError::Refused { .. }) => error,
+            Err(SyncError::Commit(error @ CommitError::Refused { .. })) => error,
             Err(error) => return Err(error),
         };
         let [name] = names else {
@@ -455,17 +516,20 @@ impl Table {
                 for name in half {
                     stage.service(&self.installed, name, pass.wants.wanted(name, self.family, &self.installed));
                 }
-                self.send_services(pass, stage, half, read_backs)?;
+                self.send_services(pass, stage, half, read_back)?;
             }
             return Ok(());
         };
         let previous = self.refused.get(name);
-        if previous.is_none() && read_backs < worth_reading_back(&error) {
-            return Err(error);
+        if previous.is_none() && !read_back {
+            return Err(error.into());
         }
         let failure = Failure::after(previous, errors::text(&error), pass.now, self.longest_retry);
         if previous.is_none_or(|previous| previous.error != failure.error) {
-            error!(service = %name, "{}; the Service stays as it was and is tried again", failure.error);
+            pass.newly_refused += 1;
+            if pass.newly_refused <= MOST_NAMED {
+                error!(service = %name, "{}; the Service stays as it was and is tried again", failure.error);
+            }
         }
         self.refused.insert(name.clone(), failure);
         pass.report.failures += 1;
@@ -473,7 +537,7 @@ impl Table {
     }
 
     /// Sends the chains whose rules are others by these facts: of the frame, and those made on demand.
-    fn send_frame(&mut self, pass: &mut Pass<'_>, facts: FrameFacts) -> Result<(), CommitError> {
+    fn send_frame(&mut self, pass: &mut Pass<'_>, facts: FrameFacts) -> Result<(), SyncError> {
         if self.sent == facts {
             return Ok(());
         }
@@ -493,7 +557,7 @@ impl Table {
         Ok(())
     }
 
-    fn send_stage(&mut self, pass: &mut Pass<'_>, stage: Stage) -> Result<(), CommitError> {
+    fn send_stage(&mut self, pass: &mut Pass<'_>, stage: Stage) -> Result<(), SyncError> {
         let transaction = stage.transaction(self.family, &self.installed, |name| base::on_demand(name, &self.facts));
         self.send(pass, &transaction)?;
         let changes = stage.frontends().map(|(key, new)| (key, self.installed.frontend(key), new));
@@ -503,7 +567,7 @@ impl Table {
         Ok(())
     }
 
-    fn send(&mut self, pass: &mut Pass<'_>, transaction: &Transaction) -> Result<(), CommitError> {
+    fn send(&mut self, pass: &mut Pass<'_>, transaction: &Transaction) -> Result<(), SyncError> {
         if transaction.is_empty() {
             return Ok(());
         }
@@ -519,11 +583,39 @@ impl Table {
             }
         };
         let report = pass.report.family(self.family);
-        let committed = committed.inspect_err(|_| report.failed_commits += 1)?;
+        let committed = match committed {
+            Ok(committed) => committed,
+            Err(error) => {
+                report.failed_commits += 1;
+                return Err(self.judge(pass, error));
+            }
+        };
         report.commits.push(committed);
         pass.report.note_commit(committed);
         self.count_elements(transaction);
         Ok(())
+    }
+
+    /// What the failure of a commit means. A refusal is about what was sent only if the table is what it is taken for:
+    /// whoever deletes the table makes the kernel refuse every Service.
+    fn judge(&self, pass: &mut Pass<'_>, error: CommitError) -> SyncError {
+        let as_known = !matches!(error, CommitError::Refused { .. })
+            || pass.kernel.undisturbed(self.family).unwrap_or(false)
+            || self.only_others && self.has_frame(pass);
+        if as_known { SyncError::Commit(error) } else { SyncError::Disturbed(error) }
+    }
+
+    /// Whether the kernel's table still has the sets and chains of the frame.
+    fn has_frame(&self, pass: &mut Pass<'_>) -> bool {
+        let frame = base::frame(&self.sent);
+        let on_demand = |name| base::on_demand(name, &self.sent);
+        pass.kernel.dump(self.family, &frame.sets, &frame.chains, &on_demand).is_ok_and(|snapshot| {
+            let is_there =
+                |chain: &Chain| snapshot.chains.contains(&chain.name) || snapshot.other_rules.contains(&chain.name);
+            snapshot.table
+                && frame.sets.iter().all(|set| snapshot.sets.contains(&set.name))
+                && frame.chains.iter().all(is_there)
+        })
     }
 
     fn count_elements(&mut self, transaction: &Transaction) {
@@ -556,18 +648,9 @@ fn must_be_replaced(frame: &Frame, snapshot: &Snapshot) -> bool {
         || !snapshot.foreign_other.is_empty()
 }
 
-/// How often in a sync an error is a reason to read the table back and go on from there.
-fn worth_reading_back(error: &CommitError) -> u32 {
-    match error {
-        // Something is not there, or is there already: the table is not what was read.
-        CommitError::Refused { source, .. }
-            if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::AlreadyExists) =>
-        {
-            READ_BACKS
-        }
-        CommitError::Refused { .. } | CommitError::Unknown(_) => 1,
-        CommitError::Busy | CommitError::Permission => 0,
-    }
+/// Whether an error is a reason to read the table back, once, and go on from there.
+fn worth_reading_back(error: &CommitError) -> bool {
+    matches!(error, CommitError::Refused { .. } | CommitError::Unknown(_))
 }
 
 /// The table with nothing but this frame, in place of the one `before`.

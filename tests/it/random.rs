@@ -209,6 +209,8 @@ fn trouble_never_leaves_half_a_service_and_passes() {
                         // What was refused once may wait for its next attempt.
                         Trouble::AcceptAll => engine.kernel().accept_all(),
                         Trouble::DeleteTable(family) => {
+                            // A refusal in the other family may be due to it, as far as is known.
+                            only_refusals = false;
                             engine.kernel().delete_table(family);
                             engine.distrust(family);
                             before = parts(engine.kernel(), &seen);

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, mpsc as threads};
+use std::sync::{LazyLock, Mutex, mpsc as threads};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -33,17 +33,26 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A kernel that the test can change while the loop has it.
 #[derive(Clone, Default)]
-struct Shared(Arc<Mutex<FakeKernel>>);
+struct Shared {
+    kernel: Arc<Mutex<FakeKernel>>,
+    /// After so many commits somebody deletes the table of IPv4; never, if 0.
+    lost_after: Arc<AtomicUsize>,
+}
 
 impl Shared {
     fn get(&self) -> std::sync::MutexGuard<'_, FakeKernel> {
-        self.0.lock().expect("no panic")
+        self.kernel.lock().expect("no panic")
     }
 }
 
 impl Kernel for Shared {
     fn commit(&mut self, transaction: &Transaction) -> Result<Committed, CommitError> {
-        self.get().commit(transaction)
+        let mut kernel = self.get();
+        let committed = kernel.commit(transaction);
+        if kernel.attempts() == self.lost_after.load(Ordering::Relaxed) {
+            kernel.delete_table(Family::V4);
+        }
+        committed
     }
 
     fn dump(
@@ -65,8 +74,8 @@ impl Kernel for Shared {
         self.get().read_elements(family, set, each)
     }
 
-    fn undisturbed(&mut self) -> Result<bool, KernelError> {
-        self.get().undisturbed()
+    fn undisturbed(&mut self, family: Family) -> Result<bool, KernelError> {
+        self.get().undisturbed(family)
     }
 }
 
@@ -178,6 +187,11 @@ fn wait_done(outside: &mut Outside) {
 
 /// Runs the loop and a script that talks to it, and returns the log.
 fn with_loop<F: Future<Output = ()>>(min_sync_period: Duration, script: impl FnOnce(Outside) -> F) -> String {
+    // With one subscriber alone, a callsite that a thread without any meets first is switched off for all.
+    static ANOTHER: LazyLock<tracing::Dispatch> = LazyLock::new(|| {
+        tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_writer(io::sink).finish().into()
+    });
+    LazyLock::force(&ANOTHER);
     let (log, writer) = log();
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(tracing::Level::INFO)
@@ -200,7 +214,7 @@ async fn run_with<F: Future<Output = ()>>(min_sync_period: Duration, script: imp
     let mut engine = Engine::new(kernel.clone(), Facts { node_ports, ..super::super::facts(&config) });
     let (event_sender, events) = mpsc::channel(1_000);
     let (address_sender, addresses) = watch::channel(BTreeSet::new());
-    let (disturbance_sender, disturbances) = mpsc::channel(1);
+    let (disturbance_sender, disturbances) = mpsc::channel(16);
     let (attempted_sender, attempted) = oneshot::channel();
     let (done_sender, done) = oneshot::channel();
     let (did_sender, did) = threads::channel();
@@ -380,6 +394,43 @@ fn flows_that_kube_proxys_rules_made_meanwhile_are_looked_at_once_they_are_gone(
         taken_over.expect("it comes before the thread ends");
         let after = [outside.did.recv_timeout(PATIENCE), outside.did.recv_timeout(PATIENCE)];
         assert_eq!(after, [Ok(Did::Looked(Family::V4)), Ok(Did::Looked(Family::V6))]);
+    });
+}
+
+/// Before anybody listens to what others do.
+#[test]
+fn what_was_lost_behind_the_start_is_noticed_at_its_end() {
+    let commits = AtomicUsize::new(0);
+    let commits = &commits;
+    with_loop(Duration::ZERO, |outside| async move {
+        outside.lists(&[("web", "TCP")]).await;
+        sleep(MINUTE).await;
+        commits.store(outside.kernel.get().attempts(), Ordering::Relaxed);
+    });
+    let log = with_loop(Duration::ZERO, |outside| async move {
+        outside.kernel.lost_after.store(commits.load(Ordering::Relaxed), Ordering::Relaxed);
+        outside.lists(&[("web", "TCP")]).await;
+        sleep(MINUTE).await;
+        assert_eq!(outside.did.recv_timeout(PATIENCE), Ok(Did::TookOver));
+        assert!(outside.kernel.get().attempts() > commits.load(Ordering::Relaxed));
+        assert!(outside.kernel.get().has_table(Family::V4));
+    });
+    assert_eq!(log.lines().filter(|line| line.contains("in sync services=")).count(), 1, "{log}");
+}
+
+#[test]
+fn disturbances_that_wait_are_repaired_together() {
+    with_loop(Duration::ZERO, |outside| async move {
+        outside.lists(&[("web", "TCP")]).await;
+        sleep(MINUTE).await;
+        let read = |family: Family| outside.metrics.sync_full_duration[family].get_sample_count();
+        assert_eq!((read(Family::V4), read(Family::V6)), (1, 1));
+        for nth in 0..16 {
+            let family = Family::ALL[nth % 2];
+            outside.disturbances.try_send(Disturbance::Table(family)).expect("there is room");
+        }
+        sleep(MINUTE).await;
+        assert_eq!((read(Family::V4), read(Family::V6)), (2, 2));
     });
 }
 

@@ -1,14 +1,17 @@
 //! What the daemon leaves behind when it ends, what it does when it starts again, and what it repairs.
 
-use std::io;
-use std::net::TcpStream;
-use std::time::Duration;
+use std::io::{self, Write as _};
+use std::net::{Ipv4Addr, TcpStream};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use super::{
+    NODE_IP, Node, difference, echo_server, echoes, node_object, service_cidr, socket, web, write_everything, yaml,
+};
+use crate::support::http;
 use crate::support::outcome::Fate;
-
-use super::{NODE_IP, Node, difference, echo_server, echoes, socket, web, write_everything, yaml};
 
 fn start(node: &mut Node) {
     node.start(&json!({"detectLocalMode": "NodeCIDR"}));
@@ -125,6 +128,89 @@ fn a_dormant_table_is_awoken() {
             if said == 2 { Ok(()) } else { Err(format!("{said} times")) }
         });
         assert_eq!(node.tables().expect("both tables are there"), before, "round {round}");
+    }
+    node.stop();
+}
+
+/// Carries out commands of nft one by one, each a transaction, from one program or from one each, which takes longer.
+fn nft_one_by_one(node: &Node, commands: &str, one_program: bool) {
+    let mut command = Command::new(if one_program { "nft" } else { "sh" });
+    let lines: String =
+        if one_program { commands.to_owned() } else { commands.lines().map(|line| format!("nft {line}\n")).collect() };
+    command.args(one_program.then_some("-i")).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = node.world.spawn(command).expect("it is installed");
+    child.stdin.take().expect("a pipe").write_all(lines.as_bytes()).expect("it reads");
+    child.wait().expect("it ends");
+}
+
+/// The sum of a metric over both families.
+fn metric(node: &Node, name: &str) -> f64 {
+    let text = http::body(&node.world, (Ipv4Addr::LOCALHOST, 10249).into(), "/metrics").expect("it is served");
+    let samples = text.lines().filter(|line| line.starts_with(&format!("{name}{{")));
+    samples.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+}
+
+/// Flushes that hit the middle of a repair, again and again: it begins anew, nobody is blamed, and little is done in vain.
+#[test]
+fn bursts_of_foreign_changes_are_repaired_soon_after_the_last() {
+    const SERVICES: usize = 1_000;
+    const CHANGES: usize = 30;
+    let Some(mut node) = Node::new() else { return };
+    let mut objects = vec![node_object(&["10.1.0.0/16", "fd00:1::/64"]), service_cidr()];
+    for nth in 0..SERVICES {
+        let (high, low) = (nth / 250, nth % 250);
+        let endpoints = [1, 2, 3].map(|host| format!("10.{host}.{high}.{low}:8080"));
+        let endpoints: Vec<&str> = endpoints.iter().map(String::as_str).collect();
+        objects.extend(web(&format!("s{nth}"), &format!("172.30.{high}.{low}"), &endpoints));
+    }
+    objects.extend(web("six", "fd00:172:30::1", &["[fd00:1::1]:8080", "[fd00:1::2]:8080"]));
+    node.write("all.yaml", &yaml(&objects));
+    start(&mut node);
+    let before = node.tables().expect("both tables are there");
+    let commits = metric(&node, "nftproxyd_transaction_operations_count");
+    let both = |command: &str| command.replace("ip nftproxyd", "ip6 nftproxyd") + command;
+    let kinds = [
+        ("flush ruleset\n".to_owned(), false),
+        ("flush ruleset\n".to_owned(), false),
+        ("flush ruleset\n".to_owned(), false),
+        ("flush ruleset\n".to_owned(), true),
+        (both("delete table ip nftproxyd\n"), false),
+        (both("flush chain ip nftproxyd services\nflush map ip nftproxyd service-ips\n"), true),
+    ];
+    for (change, one_program) in kinds {
+        let names =
+            ["nftproxyd_transaction_operations_count", "kubeproxy_sync_proxy_rules_nftables_sync_failures_total"];
+        let [committed, failed] = names.map(|name| metric(&node, name));
+        let lines = node.log().lines().count();
+        let first = Instant::now();
+        nft_one_by_one(&node, &change.repeat(CHANGES), one_program);
+        let last = Instant::now();
+        // Their difference would take longer to work out than the repair.
+        node.eventually(&change, |node| match node.tables() {
+            Ok(tables) if tables == before => Ok(()),
+            _ => Err("not whole".to_owned()),
+        });
+        let took = last.elapsed();
+        node.eventually("it is in sync", |node| match metric(node, "nftproxyd_in_sync") {
+            2.0 => Ok(()),
+            other => Err(format!("{other} of 2 families")),
+        });
+        let [committed, failed] = [metric(&node, names[0]) - committed, metric(&node, names[1]) - failed];
+        let log = node.log();
+        let said: Vec<&str> = log.lines().skip(lines).filter(|line| !line.contains(" DEBUG ")).collect();
+        println!(
+            "{CHANGES} x {change:?} in {:?}: whole {took:?} after the last; {committed} transactions, {failed} failed, {} lines",
+            last - first,
+            said.len()
+        );
+        let each = (change.lines().count() * CHANGES) as f64;
+        assert!(failed <= each * 2.0 + 4.0, "{failed} transactions failed");
+        assert!(committed <= (each + 2.0) * commits, "{committed} transactions, {commits} at the start");
+        assert!(!said.iter().any(|line| line.contains("refused") || line.contains("ERROR")), "{said:#?}");
+        // Of each table: that somebody was at it, that the sync has to begin again, and that it is in sync again, for each
+        // time that it came to its end meanwhile.
+        let ends = said.iter().filter(|line| line.contains("is in sync again")).count();
+        assert!(said.len() <= 2 * ends + 4, "{said:#?}");
     }
     node.stop();
 }

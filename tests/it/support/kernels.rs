@@ -51,7 +51,7 @@ impl Kernel for Recorder {
         Ok(BTreeSet::new())
     }
 
-    fn undisturbed(&mut self) -> Result<bool, KernelError> {
+    fn undisturbed(&mut self, _: Family) -> Result<bool, KernelError> {
         Ok(true)
     }
 }
@@ -101,7 +101,7 @@ impl<F: FnMut(Call, &mut FakeKernel)> Kernel for Disturbed<F> {
         self.kernel.read_elements(family, set, each)
     }
 
-    fn undisturbed(&mut self) -> Result<bool, KernelError> {
-        self.kernel.undisturbed()
+    fn undisturbed(&mut self, family: Family) -> Result<bool, KernelError> {
+        self.kernel.undisturbed(family)
     }
 }

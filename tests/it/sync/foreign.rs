@@ -252,9 +252,12 @@ fn a_change_that_is_not_known_is_noticed_when_it_is_in_the_way() {
         nft(&["delete", "table", "ip6", "nftproxyd"], "");
         let service = cluster.services.values().next().expect("a Service");
         engine.apply(nftproxyd::model::Event::ServiceGone(service.name.clone()));
-        engine.sync(Instant::now());
-        engine.apply(nftproxyd::model::Event::Service(service.clone()));
         let report = engine.sync(Instant::now());
+        assert!(report.error_text().contains("somebody else has changed nftables"), "{}", report.error_text());
+        engine.apply(nftproxyd::model::Event::Service(service.clone()));
+        assert!(!engine.is_in_line());
+        let report = engine.sync(engine.wake_at().expect("another attempt") + Duration::from_millis(500));
+        assert!(engine.is_in_line());
         assert_eq!((report.failures, report.error_text()), (0, String::new()));
         same(&both(), &before, "afterwards");
     });

@@ -1,0 +1,270 @@
+//! Somebody else changes nftables while the tables are written: no Service is to blame, and it costs little.
+
+use std::cell::{Cell, RefCell};
+use std::time::{Duration, Instant};
+
+use nftproxyd::config::NodePortAddresses;
+use nftproxyd::model::{Event, Family};
+use nftproxyd::netlink::Kernel;
+use nftproxyd::netlink::fake::FakeKernel;
+use nftproxyd::ruleset::names::{ChainName, SetName};
+use nftproxyd::ruleset::service::element_key;
+use nftproxyd::sync::{Engine, Standing};
+use nix::errno::Errno;
+
+use super::refusals::{engine, key, log_of, plain};
+use crate::support::cluster::{Cluster, endpoints, facts, plain_service, slice_of};
+use crate::support::kernels::{Call, Disturbed};
+
+/// Enough for several transactions.
+const SERVICES: u16 = 700;
+/// The longest pause after a disturbance.
+const SOON: Duration = Duration::from_millis(200);
+
+fn cluster() -> Cluster {
+    let mut cluster = plain(SERVICES);
+    cluster.slices.values_mut().for_each(|slice| {
+        *slice = slice_of(&slice.service, Family::V4, endpoints(Family::V4, 10));
+    });
+    cluster
+}
+
+/// Syncs whenever it is time, as the loop does, until the tables are in line, and returns how often. The time of a sync is
+/// that of the test.
+fn settle<K: Kernel>(engine: &mut Engine<K>, now: &mut Instant) -> usize {
+    let mut took = Duration::ZERO;
+    for syncs in 1..200 {
+        let started = Instant::now();
+        let report = engine.sync(*now);
+        // The other family's may have been a longer one.
+        took = took.max(started.elapsed());
+        if engine.is_in_line() {
+            return syncs;
+        }
+        assert!(!engine.is_due(*now), "no busy loop");
+        let wake = engine.wake_at().expect("another attempt");
+        assert!(
+            wake - *now <= SOON + took,
+            "after a disturbance it does not wait ever longer: {}",
+            report.error_text()
+        );
+        *now = wake;
+    }
+    panic!("it never comes to an end: {:?}", Family::ALL.map(|family| engine.standing(family)));
+}
+
+#[track_caller]
+fn assert_whole(kernel: &FakeKernel) {
+    assert_eq!(kernel.elements_of(Family::V4, SetName::ServiceIps).len(), usize::from(SERVICES));
+    assert_eq!(kernel.elements_of(Family::V4, SetName::Endpoints).len(), usize::from(SERVICES) * 10);
+}
+
+/// Commits tried by a start that nobody disturbs.
+fn undisturbed_start() -> usize {
+    let mut engine = engine(&cluster(), FakeKernel::new());
+    settle(&mut engine, &mut Instant::now());
+    engine.kernel().attempts()
+}
+
+fn no_blame(log: &[String], most: usize) {
+    assert!(!log.iter().any(|line| line.starts_with("ERROR") || line.contains("service=")), "{log:#?}");
+    assert!(log.len() <= most, "{log:#?}");
+}
+
+type Harm = fn(&mut FakeKernel);
+
+const HARMS: [(&str, Harm); 4] = [
+    ("a table is deleted", |kernel| kernel.delete_table(Family::V4)),
+    ("all is flushed", |kernel| Family::ALL.into_iter().for_each(|family| kernel.delete_table(family))),
+    ("a chain is flushed", |kernel| kernel.flush_chain(Family::V4, ChainName::Services)),
+    ("an element is deleted", |kernel| {
+        kernel.remove(Family::V4, SetName::ServiceIps, &element_key(&key(3)));
+    }),
+];
+
+/// The table goes before each of the commits of a start, once or again and again.
+#[test]
+fn a_start_that_is_disturbed_begins_again_and_blames_nobody() {
+    let commits = undisturbed_start();
+    assert!(commits >= 8, "{commits}");
+    for (what, harm) in HARMS {
+        for at in 1..=commits + 1 {
+            let count = Cell::new(0);
+            let disturb = |call, kernel: &mut FakeKernel| {
+                if call == Call::Commit {
+                    count.set(count.get() + 1);
+                    if count.get() == at {
+                        harm(kernel);
+                    }
+                }
+            };
+            let log = log_of(|| {
+                let mut engine = engine(&cluster(), Disturbed { kernel: FakeKernel::new(), disturb });
+                let mut now = Instant::now();
+                settle(&mut engine, &mut now);
+                // As the loop does at the end of a start.
+                engine.check_undisturbed();
+                settle(&mut engine, &mut now);
+                assert_whole(&engine.kernel().kernel);
+                let tried = engine.kernel().kernel.attempts();
+                assert!(tried <= 2 * commits + 2, "{what} before commit {at}: {tried} commits instead of {commits}");
+            });
+            no_blame(&log, 4);
+        }
+    }
+}
+
+/// Somebody flushes thirty times, before every so many commits.
+#[test]
+fn a_storm_costs_a_commit_or_two_for_each_flush() {
+    const FLUSHES: usize = 30;
+    let commits = undisturbed_start();
+    for every in 1..commits {
+        let (count, flushes) = (Cell::new(0), Cell::new(0));
+        let disturb = |call, kernel: &mut FakeKernel| {
+            if call == Call::Commit {
+                count.set(count.get() + 1);
+                if count.get() % every == 0 && flushes.get() < FLUSHES {
+                    flushes.set(flushes.get() + 1);
+                    Family::ALL.into_iter().for_each(|family| kernel.delete_table(family));
+                }
+            }
+        };
+        let log = log_of(|| {
+            let mut engine = engine(&cluster(), Disturbed { kernel: FakeKernel::new(), disturb });
+            let mut now = Instant::now();
+            settle(&mut engine, &mut now);
+            engine.check_undisturbed();
+            settle(&mut engine, &mut now);
+            assert_whole(&engine.kernel().kernel);
+            let tried = engine.kernel().kernel.attempts();
+            assert!(tried <= FLUSHES * every + 2 * commits + 2, "every {every}: {tried} commits");
+        });
+        no_blame(&log, 6);
+    }
+}
+
+/// In a repair and in a change, at each commit: what is refused then is sent again, and nothing is blamed.
+#[test]
+fn a_repair_that_is_disturbed_begins_again() {
+    for at in 1..4 {
+        let count = Cell::new(usize::MAX);
+        let disturb = |call, kernel: &mut FakeKernel| {
+            if call == Call::Commit {
+                count.set(count.get().wrapping_sub(1));
+                if count.get() == 0 {
+                    kernel.delete_table(Family::V4);
+                }
+            }
+        };
+        let log = log_of(|| {
+            let mut engine = engine(&plain(20), Disturbed { kernel: FakeKernel::new(), disturb });
+            let mut now = Instant::now();
+            settle(&mut engine, &mut now);
+            engine.kernel().kernel.flush_chain(Family::V4, ChainName::Services);
+            engine.distrust(Family::V4);
+            for index in 0..20 {
+                let slice = slice_of(&plain_service(index).name, Family::V4, endpoints(Family::V4, 3));
+                engine.apply(Event::Slice(slice));
+            }
+            count.set(at);
+            settle(&mut engine, &mut now);
+            count.set(usize::MAX);
+            // After the last commit there is nothing that could notice.
+            engine.check_undisturbed();
+            settle(&mut engine, &mut now);
+            assert_eq!(engine.kernel().kernel.elements_of(Family::V4, SetName::ServiceIps).len(), 20);
+            assert_eq!(engine.kernel().kernel.elements_of(Family::V4, SetName::Endpoints).len(), 60);
+        });
+        no_blame(&log, 4);
+    }
+}
+
+/// What the kernel does not find may be something else than the table, such as a module: it is found, whether nobody else
+/// changes anything or somebody all the time changes tables of his own.
+#[test]
+fn a_service_that_is_refused_with_the_error_of_a_lost_table_is_found() {
+    for (errno, churn) in
+        [Errno::ENOENT, Errno::EEXIST, Errno::EBUSY, Errno::EINVAL].into_iter().flat_map(|e| [(e, false), (e, true)])
+    {
+        let disturb = |call, kernel: &mut FakeKernel| {
+            if churn && call == Call::Commit {
+                kernel.disturb();
+            }
+        };
+        let log = log_of(|| {
+            let mut engine = engine(&plain(256), Disturbed { kernel: FakeKernel::new(), disturb });
+            engine.kernel().kernel.refuse_with(SetName::ServiceIps, Some(element_key(&key(100))), errno);
+            let mut now = Instant::now();
+            let syncs = settle(&mut engine, &mut now);
+            assert!(syncs <= 2, "{errno}, {churn}: {syncs} syncs");
+            let Standing::InLineBut(refused) = engine.standing(Family::V4) else {
+                panic!("{:?}", engine.standing(Family::V4))
+            };
+            assert!(refused.contains(&plain_service(100).name) && refused.services().count() == 1);
+            assert_eq!(engine.installed(Family::V4).frontend_count(), 255);
+            // As much as without: both frames, the whole, two halves at each of eight levels; and once more if disturbed.
+            assert!(engine.kernel().kernel.attempts() <= 30, "{}", engine.kernel().kernel.attempts());
+
+            // Again and again: no reading back, which costs what there is.
+            for _ in 0..5 {
+                now = engine.wake_at().expect("another attempt");
+                let report = engine.sync(now);
+                assert_eq!(report.failures, 1);
+                assert!(engine.is_in_line());
+                assert!(!report.families.v4.expect("it was tried").full);
+            }
+
+            // Now the table is lost after all, when others are to be sent with it.
+            engine.kernel().kernel.delete_table(Family::V4);
+            for index in 0..200 {
+                let slice = slice_of(&plain_service(index).name, Family::V4, endpoints(Family::V4, 3));
+                engine.apply(Event::Slice(slice));
+            }
+            settle(&mut engine, &mut now);
+            assert_eq!(engine.installed(Family::V4).frontend_count(), 255);
+            assert_eq!(engine.kernel().kernel.elements_of(Family::V4, SetName::ServiceIps).len(), 255);
+            engine.kernel().kernel.accept_all();
+            engine.sync(engine.wake_at().expect("another attempt"));
+            assert_eq!(engine.standing(Family::V4), Standing::InLine);
+        });
+        let blamed: Vec<&String> = log.iter().filter(|line| line.starts_with("ERROR")).collect();
+        assert!(blamed.iter().all(|line| line.contains("plain-00100")), "{log:#?}");
+        assert!(blamed.len() <= 2 && log.len() <= 8, "{log:#?}");
+    }
+}
+
+/// Both families are disturbed at once, and what the one learns is not lost to the other.
+#[test]
+fn what_disturbs_one_family_is_not_forgotten_for_the_other() {
+    let deleted = RefCell::new(false);
+    let disturb = |call, kernel: &mut FakeKernel| {
+        if call == Call::Commit && std::mem::take(&mut *deleted.borrow_mut()) {
+            Family::ALL.into_iter().for_each(|family| kernel.delete_table(family));
+        }
+    };
+    let log = log_of(|| {
+        let cluster = crate::support::cluster::of_every_kind(40, None);
+        let kernel = Disturbed { kernel: FakeKernel::new(), disturb };
+        let mut engine = cluster.engine(kernel, facts(NodePortAddresses::All));
+        let mut now = Instant::now();
+        settle(&mut engine, &mut now);
+        let whole = Family::ALL.map(|family| engine.installed(family).frontend_count());
+        // Changes of both families meet a kernel that has lost both tables.
+        *deleted.borrow_mut() = true;
+        let names: Vec<_> = cluster.services.keys().cloned().collect();
+        names.iter().for_each(|name| engine.apply(Event::ServiceGone(name.clone())));
+        let report = engine.sync(now);
+        for family in Family::ALL {
+            let failed = report.families[family].as_ref().map(|report| report.failed_commits);
+            assert_eq!(failed, Some(1), "{family} stops at once");
+            assert_eq!(engine.standing(family), Standing::Behind);
+        }
+        now += SOON + Duration::from_secs(1);
+        settle(&mut engine, &mut now);
+        cluster.services.values().for_each(|service| engine.apply(Event::Service(service.clone())));
+        settle(&mut engine, &mut now);
+        assert_eq!(Family::ALL.map(|family| engine.installed(family).frontend_count()), whole);
+    });
+    no_blame(&log, 4);
+}
