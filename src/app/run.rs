@@ -29,7 +29,7 @@ use crate::netlink::{Heard, Monitor, Netlink};
 use crate::proc;
 use crate::ruleset::text;
 use crate::source::{Exchange, file, kube};
-use crate::sync::{self, Disturbance, Engine, Inputs};
+use crate::sync::{self, Disturbance, Engine, Inputs, Told};
 
 /// Events on their way to the engine. A list that comes faster than it is taken in waits in its source.
 const EVENTS_WAITING: usize = 4_096;
@@ -213,31 +213,6 @@ fn start_engine(
     thread::Builder::new().name("sync".to_owned()).spawn(body).context("cannot start a thread")
 }
 
-/// How often foreign changes of a table have a line of the log: the first, and while there are more one in so long.
-const TOLD_AGAIN: Duration = Duration::from_secs(10);
-
-/// What the log says of the foreign changes of a table.
-#[derive(Default)]
-struct Told {
-    last: Option<Instant>,
-    since: usize,
-}
-
-impl Told {
-    /// Whether one more is told now, and in words how many were not since the last that was.
-    fn again(&mut self, now: Instant) -> Option<String> {
-        if self.last.is_some_and(|last| now.saturating_duration_since(last) < TOLD_AGAIN) {
-            self.since += 1;
-            return None;
-        }
-        self.last = Some(now);
-        match std::mem::take(&mut self.since) {
-            0 => Some(String::new()),
-            more => Some(format!(", and {more} times before")),
-        }
-    }
-}
-
 /// Tells the engine when somebody else changes our tables.
 async fn listen(own_port: u32, disturbances: mpsc::Sender<Disturbance>, metrics: &Metrics) -> anyhow::Result<()> {
     #[expect(
@@ -273,21 +248,5 @@ async fn listen(own_port: u32, disturbances: mpsc::Sender<Disturbance>, metrics:
         for family in families {
             disturbances.send(Disturbance::Table(family)).await?;
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_storm_of_foreign_changes_is_counted_not_told_one_by_one() {
-        let start = Instant::now();
-        let mut told = Told::default();
-        let lines: Vec<String> =
-            (0..250).filter_map(|nth| told.again(start + Duration::from_millis(100) * nth)).collect();
-        assert_eq!(lines, ["", ", and 99 times before", ", and 99 times before"]);
-        assert_eq!(told.again(start + Duration::from_secs(60)).as_deref(), Some(", and 49 times before"));
-        assert_eq!(told.again(start + Duration::from_secs(90)).as_deref(), Some(""));
     }
 }

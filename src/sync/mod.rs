@@ -15,8 +15,10 @@ mod reports;
 mod run;
 mod standing;
 mod table;
+mod told;
 mod udp;
 
 pub use engine::{Engine, Facts, FamilyReport, Overlap, Report, UdpChange, serving};
 pub use run::{Disturbance, Inputs, Observer, run};
 pub use standing::{Refused, Standing};
+pub use told::Told;

@@ -10,6 +10,7 @@ use tracing::{debug, error, info, warn};
 use super::affinity::Sweeper;
 use super::engine::Report;
 use super::standing::{MOST_NAMED, Refused, Standing};
+use super::told::Told;
 use crate::diff::{Installed, Operation, Recovery, Stage, Transaction};
 use crate::errors;
 use crate::model::{Family, ObjectName};
@@ -109,6 +110,8 @@ pub(super) struct Table {
     paused: Option<Instant>,
     /// Whether there was one since the last that came to its end.
     contested: bool,
+    /// What was said of repairs.
+    repairs: Told,
     /// Whether a read-back after one found the table as it was known: others change tables of their own.
     only_others: bool,
     /// Whether the table was made by this process and has never held all Services: it drops nothing yet.
@@ -155,6 +158,7 @@ impl Table {
             failing: None,
             paused: None,
             contested: false,
+            repairs: Told::default(),
             only_others: false,
             unfinished: false,
             longest_retry,
@@ -279,8 +283,12 @@ impl Table {
                 let report = pass.report.family(self.family);
                 report.failed_cleanups += usize::from(!swept);
                 report.repaired = mem::take(&mut self.disturbed) && !report.commits.is_empty();
-                if report.repaired {
-                    info!("table {} {TABLE} is repaired", text::family(self.family));
+                // That others were at work for longer, and it is over, has been said above.
+                if report.repaired
+                    && !again
+                    && let Some(before) = self.repairs.again(now)
+                {
+                    info!("table {table} {TABLE} is repaired{before}");
                 }
             }
             Err(error) if error.is_disturbance() => {
