@@ -11,6 +11,7 @@
 
 mod affinity;
 mod engine;
+mod mend;
 mod reports;
 mod run;
 mod standing;

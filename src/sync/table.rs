@@ -9,6 +9,7 @@ use tracing::{debug, error, info, warn};
 
 use super::affinity::Sweeper;
 use super::engine::Report;
+use super::mend::{frame_repairs, must_be_replaced, new_table};
 use super::standing::{MOST_NAMED, Refused, Standing};
 use super::told::Told;
 use crate::diff::{Installed, Operation, Recovery, Stage, Transaction};
@@ -17,7 +18,7 @@ use crate::model::{Family, ObjectName};
 use crate::netlink::{CommitError, Committed, Kernel, KernelError, Snapshot, table_flag};
 use crate::ruleset::Ruleset;
 use crate::ruleset::base::{self, Frame, FrameFacts};
-use crate::ruleset::names::{ChainName, SetName, TABLE};
+use crate::ruleset::names::{SetName, TABLE};
 use crate::ruleset::service::Wanted;
 use crate::ruleset::text;
 use crate::ruleset::types::{Chain, Element};
@@ -641,66 +642,9 @@ impl Table {
     }
 }
 
-/// Whether parts of the table can only be changed along with the table.
-fn must_be_replaced(frame: &Frame, snapshot: &Snapshot) -> bool {
-    let there = |name| snapshot.chains.contains(name) || snapshot.other_rules.contains(name);
-    let right_flags = match snapshot.table_flags {
-        0 => true,
-        // A transaction that wakes a table cannot give it a base chain.
-        table_flag::DORMANT => frame.chains.iter().all(|chain| chain.hook.is_none() || there(&chain.name)),
-        _ => false,
-    };
-    !right_flags
-        || !snapshot.other_sets.is_empty()
-        || !snapshot.other_chains.is_empty()
-        || !snapshot.foreign_other.is_empty()
-}
-
 /// Whether an error is a reason to read the table back, once, and go on from there.
 fn worth_reading_back(error: &CommitError) -> bool {
     matches!(error, CommitError::Refused { .. } | CommitError::Unknown(_))
-}
-
-/// The table with nothing but this frame, in place of the one `before`.
-fn new_table(family: Family, frame: &Frame, before: &Snapshot) -> Transaction {
-    let mut transaction = Transaction::new(family);
-    // Only what is there can be deleted; but to add a table that has flags is to clear them, which may be refused.
-    if before.table_flags == 0 {
-        transaction.operations.push(Operation::AddTable);
-    }
-    transaction.operations.push(Operation::DeleteTable);
-    transaction.operations.extend(frame_repairs(family, frame, &Snapshot::default(), |_| None).operations);
-    transaction
-}
-
-/// What makes the frame of a table that holds `snapshot` the wanted one.
-fn frame_repairs(
-    family: Family,
-    frame: &Frame,
-    snapshot: &Snapshot,
-    on_demand: impl Fn(ChainName) -> Option<Chain>,
-) -> Transaction {
-    let mut transaction = Transaction::new(family);
-    let operations = &mut transaction.operations;
-    if !snapshot.table || snapshot.table_flags == table_flag::DORMANT {
-        operations.push(Operation::AddTable);
-    }
-    let missing_sets = frame.sets.iter().filter(|set| !snapshot.sets.contains(&set.name));
-    operations.extend(missing_sets.cloned().map(Operation::AddSet));
-    let known = |chain: &ChainName| snapshot.chains.contains(chain) || snapshot.other_rules.contains(chain);
-    let missing: Vec<&Chain> = frame.chains.iter().filter(|chain| !known(&chain.name)).collect();
-    operations.extend(missing.iter().map(|chain| Operation::AddChain((*chain).clone())));
-    operations.extend(
-        missing.iter().filter(|chain| !chain.rules.is_empty()).map(|chain| Operation::AddRules((*chain).clone())),
-    );
-    for name in &snapshot.other_rules {
-        let chain = frame.chains.iter().find(|chain| chain.name == *name).cloned().or_else(|| on_demand(*name));
-        operations.push(Operation::FlushChain(*name));
-        operations.extend(chain.filter(|chain| !chain.rules.is_empty()).map(Operation::AddRules));
-    }
-    operations.extend(snapshot.foreign_chains.iter().cloned().map(Operation::DeleteForeignChain));
-    operations.extend(snapshot.foreign_sets.iter().cloned().map(Operation::DeleteForeignSet));
-    transaction
 }
 
 impl Report {

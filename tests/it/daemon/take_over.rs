@@ -174,7 +174,7 @@ impl Owner {
         let end = Instant::now() + PATIENCE;
         while !node.nft(&["list", "tables"]).expect("nft works").contains(table) {
             if owner.0.try_wait().expect("it is ours").is_some() || Instant::now() > end {
-                eprintln!("skipped: this kernel or this nft knows no owners of tables");
+                skip("owners of tables", "this kernel, or this nft, knows none");
                 return None;
             }
         }
