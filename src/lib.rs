@@ -3,14 +3,14 @@
 //! Data flows one way:
 //!
 //! ```text
-//!  source ------> model ------> ruleset ------> diff ------> netlink ------> kernel
+//!  source ------> model ------> ruleset ------> diff ------> nftables -----> kernel
 //!  (objects in)   (services)    (wanted)        (plan)       (bytes, socket)
 //!      I/O          pure          pure           pure         encode pure, socket I/O
 //!         sync drives the line; only facts (a dump, the result of a commit) come back to it
 //! ```
 //!
 //! Who may use whom: `model` uses nobody. `source` uses `model` (it turns what it reads into model values at once, so
-//! that no full Kubernetes object is kept). `ruleset` uses `model`, `diff` uses both, `netlink` uses all three. `sync`
+//! that no full Kubernetes object is kept). `ruleset` uses `model`, `diff` uses both, `nftables` uses all three. `sync`
 //! and `app` may use everything. Beside the line stand `addresses` (of the node), `conntrack`, `health`, `metrics`,
 //! `events`, `proc`, `leftovers` (of kube-proxy), `doctor`, `status` and `config`.
 //! `tests/architecture.rs` holds the code to all of this.
@@ -34,8 +34,8 @@ pub mod leftovers;
 mod logging;
 pub mod metrics;
 pub mod model;
-pub mod netlink;
-mod nlmsg;
+mod netlink;
+pub mod nftables;
 pub mod proc;
 pub mod records;
 pub mod ruleset;

@@ -15,20 +15,20 @@ const LAYERS: [(&str, &[&str]); 19] = [
     ("source", &["model"]),
     ("ruleset", &["model"]),
     ("diff", &["ruleset", "model"]),
-    ("netlink", &["diff", "ruleset", "model"]),
-    ("nlmsg", &[]),
+    ("nftables", &["diff", "ruleset", "model"]),
+    ("netlink", &[]),
     ("errors", &[]),
     ("records", &[]),
-    ("addresses", &["model", "nlmsg"]),
-    ("conntrack", &["model", "netlink", "nlmsg"]),
+    ("addresses", &["model", "netlink"]),
+    ("conntrack", &["model", "nftables", "netlink"]),
     ("http", &[]),
     ("health", &["model", "addresses", "http"]),
     ("metrics", &["model", "http"]),
     ("events", &["model"]),
     ("proc", &["config"]),
-    ("status", &["model", "ruleset", "netlink", "conntrack"]),
-    ("leftovers", &["nlmsg"]),
-    ("doctor", &["model", "netlink", "leftovers", "proc", "config"]),
+    ("status", &["model", "ruleset", "nftables", "conntrack"]),
+    ("leftovers", &["netlink"]),
+    ("doctor", &["model", "nftables", "leftovers", "proc", "config"]),
 ];
 
 /// What every layer may use, and what uses none of them.
@@ -47,10 +47,10 @@ const IMPURE: [&str; 5] = ["tokio", "std::fs", "std::env", "Instant::now", "Syst
 const KUBERNETES: [&str; 3] = ["src/source/", "src/model/convert", "src/events"];
 
 /// Parts of the paths of files that are compiled for tests only: the borders do not hold for them.
-const TEST_FILES: [&str; 5] = ["/tests.rs", "_tests.rs", "/tests/", "/testing/", "src/netlink/wire.rs"];
+const TEST_FILES: [&str; 5] = ["/tests.rs", "_tests.rs", "/tests/", "/testing/", "src/nftables/wire.rs"];
 
 /// The only module with `unsafe`.
-const UNSAFE: &str = "src/netlink/sys/";
+const UNSAFE: &str = "src/nftables/sys/";
 
 /// The only place where tests make or enter network namespaces, and decide what cannot run on a machine.
 const NAMESPACES: &str = "tests/support/netns/";
@@ -176,7 +176,7 @@ fn borders(file: &SourceFile) -> Vec<String> {
 }
 
 fn unsafe_code(file: &SourceFile) -> Vec<String> {
-    if file.path.starts_with(UNSAFE) { Vec::new() } else { file.mentions("unsafe", "belongs in src/netlink/sys") }
+    if file.path.starts_with(UNSAFE) { Vec::new() } else { file.mentions("unsafe", "belongs in src/nftables/sys") }
 }
 
 fn kubernetes_types(file: &SourceFile) -> Vec<String> {
@@ -580,8 +580,12 @@ fn borders_are_seen_to_be_crossed() {
             "use crate::{model::Service, diff::Plan};",
             "src/ruleset/build.rs:1: `ruleset` must not use `diff`",
         ),
-        ("src/diff/mod.rs", "use super::netlink::Kernel;", "src/diff/mod.rs:1: `diff` must not use `netlink`"),
-        ("src/diff/plan.rs", "use super::super::netlink::Kernel;", "src/diff/plan.rs:1: `diff` must not use `netlink`"),
+        ("src/diff/mod.rs", "use super::nftables::Kernel;", "src/diff/mod.rs:1: `diff` must not use `nftables`"),
+        (
+            "src/diff/plan.rs",
+            "use super::super::nftables::Kernel;",
+            "src/diff/plan.rs:1: `diff` must not use `nftables`",
+        ),
         (
             "src/diff.rs",
             "use super::{\n    model::Service,\n    sync,\n};",
@@ -606,7 +610,7 @@ fn borders_are_seen_to_be_crossed() {
 #[test]
 fn allowed_uses_are_left_alone() {
     for (path, code) in [
-        ("src/netlink/encode.rs", "use crate::{diff::Transaction, model::{Family, netlink}, ruleset};"),
+        ("src/nftables/encode.rs", "use crate::{diff::Transaction, model::{Family, nftables}, ruleset};"),
         ("src/model/node.rs", "use super::ids::Family; pub(crate) struct A; pub(super) struct B;"),
         ("src/model/node.rs", "//! [`crate::ruleset`]\n/* crate::diff /* crate::diff */ crate::diff */"),
         (
@@ -625,8 +629,8 @@ fn allowed_uses_are_left_alone() {
         ("src/model/tests.rs", "use crate::diff::Transaction;"),
         ("src/model/kernel_tests.rs", "use crate::diff::Transaction;"),
         ("src/testing/mod.rs", "use crate::diff::Transaction;"),
-        ("src/app.rs", "use crate::netlink::Kernel;"),
-        ("src/sync/batch.rs", "use crate::netlink::Kernel;"),
+        ("src/app.rs", "use crate::nftables::Kernel;"),
+        ("src/sync/batch.rs", "use crate::nftables::Kernel;"),
         ("src/main.rs", "use nftproxyd::app;"),
     ] {
         assert_eq!(borders(&SourceFile::new(path, code)), [""; 0], "{path}: {code}");
@@ -639,8 +643,8 @@ fn other_rules_are_seen_to_be_broken() {
     let long = "fn f() {}\n".repeat(MAX_LINES + 1);
     let long_tests = format!("fn f() {{}}\n#[cfg(test)]\nmod tests {{\n{long}}}\n");
     let cases: [(Rule, &str, &str, usize); 27] = [
-        (unsafe_code, "src/netlink/socket.rs", "fn f() { unsafe { g() } }", 1),
-        (unsafe_code, "src/netlink/sys/mod.rs", "fn f() { unsafe { g() } }", 0),
+        (unsafe_code, "src/nftables/socket.rs", "fn f() { unsafe { g() } }", 1),
+        (unsafe_code, "src/nftables/sys/mod.rs", "fn f() { unsafe { g() } }", 0),
         (unsafe_code, "src/lib.rs", "#![deny(unsafe_code)] // unsafe", 0),
         (kubernetes_types, "src/app.rs", "use k8s_openapi::api::core::v1::Service;", 1),
         (kubernetes_types, "src/model/service.rs", "use k8s_openapi::api::core::v1::Service;", 1),
@@ -658,7 +662,7 @@ fn other_rules_are_seen_to_be_broken() {
         (namespaces, "tests/it/packets.rs", "fn f() { run(&[\"ip\", \"netns\", \"add\", \"a\"]); }", 1),
         (namespaces, "tests/it/packets.rs", "fn f() { run(\"ip netns add a\"); } // ip netns add a", 1),
         (namespaces, "tests/it/packets.rs", "fn f() { if std::env::var_os(\"CI\").is_none() { return; } }", 1),
-        (namespaces, "src/netlink/wire.rs", "const REQUIRE: &str = \"NFTPROXYD_REQUIRE_NETNS\";", 1),
+        (namespaces, "src/nftables/wire.rs", "const REQUIRE: &str = \"NFTPROXYD_REQUIRE_NETNS\";", 1),
         (namespaces, "src/doctor/mod.rs", "fn f() { unshare(CloneFlags::CLONE_NEWNET); }", 0),
         (
             namespaces,

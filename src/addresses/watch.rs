@@ -10,7 +10,7 @@ use nix::sys::socket::SockProtocol;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch::Sender;
 
-use crate::nlmsg::{Builder, DUMP, Dump, Message, REQUEST, Socket, attributes};
+use crate::netlink::{Builder, DUMP, Dump, Message, REQUEST, Socket, attributes};
 
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
@@ -125,7 +125,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::nlmsg::messages;
+    use crate::netlink::messages;
     use crate::testing::{in_network_namespace, in_network_namespace_async, run};
 
     const DEADLINE: Duration = Duration::from_secs(20);

@@ -18,7 +18,7 @@ use crate::events::{Events, Notice};
 use crate::health::{BindFailure, Health, HealthCheck, HealthChecks, NodePorts};
 use crate::metrics::Metrics;
 use crate::model::{Event, Family, ObjectName, PerFamily, policy};
-use crate::netlink::{Kernel, release_free_memory};
+use crate::nftables::{Kernel, release_free_memory};
 use crate::proc;
 use crate::sync::{Engine, Observer, Report, Standing};
 

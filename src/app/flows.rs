@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::conntrack::{Frontends, Rule};
 use crate::model::{Family, FrontendAt, FrontendKey, ObjectName, PerFamily, Protocol};
-use crate::netlink::Kernel;
+use crate::nftables::Kernel;
 use crate::sync::{self, Engine, Report, UdpChange};
 
 /// The UDP frontends whose flows have to be checked after a sync; in the families of `all` these are all that there are.

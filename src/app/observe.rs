@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use crate::conntrack;
 use crate::metrics::{self, Metrics};
 use crate::model::{Event, Family, Kind, ObjectName, PerFamily, Slice, TrafficPolicy, policy};
-use crate::netlink::Kernel;
+use crate::nftables::Kernel;
 use crate::ruleset::names::SetName;
 use crate::sync::{Engine, FamilyReport, Report, Standing};
 

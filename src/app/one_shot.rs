@@ -9,7 +9,7 @@ use anyhow::Context;
 use crate::cli::{NodeArgs, Output, StatusArgs};
 use crate::config::{self, Config, Logging, Overrides, effective};
 use crate::leftovers::{self, Outcome, Remaining};
-use crate::netlink::Netlink;
+use crate::nftables::LinuxKernel;
 use crate::ruleset::names::TABLE;
 use crate::{doctor, logging, status};
 
@@ -80,10 +80,10 @@ pub(super) fn doctor(args: &NodeArgs) -> anyhow::Result<()> {
 
 /// `nftproxyd status`.
 pub(super) fn status(args: &StatusArgs) -> anyhow::Result<()> {
-    let mut netlink = Netlink::open()?;
-    let families = netlink.tables()?;
+    let mut kernel = LinuxKernel::open()?;
+    let families = kernel.tables()?;
     anyhow::ensure!(!families.is_empty(), "there is no table of nftproxyd: nothing is proxied on this node");
-    let frontends = status::read(&mut netlink, &families)?;
+    let frontends = status::read(&mut kernel, &families)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |now| now.as_secs_f64());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     let daemon = runtime.block_on(status::ask(args.metrics_bind_address, now));

@@ -9,7 +9,7 @@ use anyhow::Context;
 use super::{configuration, converter, facts};
 use crate::cli::RenderArgs;
 use crate::model::{Event, Family};
-use crate::netlink::fake::FakeKernel;
+use crate::nftables::in_memory::InMemoryKernel;
 use crate::ruleset::text;
 use crate::source::file;
 use crate::sync::Engine;
@@ -19,7 +19,7 @@ use crate::sync::Engine;
 /// The node's addresses are those of its Node object, since the script may be for another machine.
 pub(super) fn render(args: &RenderArgs) -> anyhow::Result<()> {
     let config = configuration(&args.node, Some(args.manifests.clone()))?.config;
-    let mut engine = Engine::new(FakeKernel::new(), facts(&config));
+    let mut engine = Engine::new(InMemoryKernel::new(), facts(&config));
     file::load_once(&args.manifests, &config.node_name, converter(&config), &mut |event| {
         if let Event::Rejects { object, rejects } = &event {
             rejects.iter().for_each(|reject| eprintln!("{object}: {reject}"));

@@ -25,7 +25,7 @@ use crate::events::{self, Events, Notice};
 use crate::health::{self, Health, Moment};
 use crate::metrics::Metrics;
 use crate::model::{Family, PerFamily};
-use crate::netlink::{Heard, Monitor, Netlink};
+use crate::nftables::{Heard, LinuxKernel, Monitor};
 use crate::proc;
 use crate::ruleset::text;
 use crate::source::{Exchange, file, kube};
@@ -59,8 +59,8 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
         return one_shot::write_config(&config, file);
     }
     info!(version = env!("CARGO_PKG_VERSION"), node = %config.node_name, "nftproxyd starts");
-    let mut netlink = Netlink::open()?;
-    netlink.probe()?;
+    let mut kernel = LinuxKernel::open()?;
+    kernel.probe()?;
     let unset = proc::tune(Path::new("/"), &config.conntrack);
     if args.init_only {
         info!("connection tracking is set up, and the kernel can do what is needed (--init-only)");
@@ -75,14 +75,14 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
     if !unset.is_empty() {
         first_words.push(Notice::start_failed("FailedToSetConntrack", proc::list(&unset)));
     }
-    runtime.block_on(supervise(config, file, netlink, first_words, take_over))
+    runtime.block_on(supervise(config, file, kernel, first_words, take_over))
 }
 
 /// Owns every task: one that ends unexpectedly ends the process with its reason.
 async fn supervise(
     config: Config,
     file: Option<File>,
-    netlink: Netlink,
+    kernel: LinuxKernel,
     first_words: Vec<Notice>,
     take_over: bool,
 ) -> anyhow::Result<()> {
@@ -98,7 +98,7 @@ async fn supervise(
     let (mut events_out, mut publisher) = (Events::nowhere(), None);
 
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
-    let own_port = netlink.port();
+    let own_port = kernel.port();
     tasks.spawn(async move { addresses::watch(address_sender).await.context("cannot follow the node's addresses") });
     let foreign = Arc::clone(&metrics);
     tasks.spawn(async move {
@@ -161,7 +161,7 @@ async fn supervise(
         pulse.beat().await;
         Ok(())
     });
-    let engine = start_engine(config, netlink, inputs, beside, heartbeat)?;
+    let engine = start_engine(config, kernel, inputs, beside, heartbeat)?;
     let result = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
@@ -194,14 +194,14 @@ async fn publish(client: ::kube::Client, node_name: String, notices: mpsc::Recei
 /// Starts the thread that the engine runs on: what the kernel takes its time for keeps nobody else waiting.
 fn start_engine(
     config: Config,
-    netlink: Netlink,
+    kernel: LinuxKernel,
     inputs: Inputs,
     mut beside: Beside,
     heartbeat: manager::Heartbeat,
 ) -> anyhow::Result<thread::JoinHandle<anyhow::Result<()>>> {
     let body = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().context("cannot start")?;
-        let mut engine = Engine::new(netlink, facts(&config));
+        let mut engine = Engine::new(kernel, facts(&config));
         runtime.block_on(async {
             tokio::select! {
                 () = sync::run(&mut engine, inputs, config.min_sync_period, &mut beside) => {}

@@ -9,7 +9,7 @@ use nix::sys::socket::SockProtocol;
 
 use super::plan::{Flow, Tuple, Zones};
 use crate::model::{Family, Protocol};
-use crate::nlmsg::{ACK, Builder, DUMP, Dump, REQUEST, Socket, attributes};
+use crate::netlink::{ACK, Builder, DUMP, Dump, REQUEST, Socket, attributes};
 
 /// `NFNL_SUBSYS_CTNETLINK << 8`, to which the message's own number is added.
 const SUBSYSTEM: u16 = 1 << 8;
@@ -297,7 +297,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::nlmsg::messages;
+    use crate::netlink::messages;
 
     fn tuple(from: &str, to: &str) -> Tuple {
         Tuple { source: from.parse().expect("an address"), destination: to.parse().expect("an address") }

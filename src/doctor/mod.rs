@@ -13,7 +13,7 @@ use nix::sched::{CloneFlags, unshare};
 
 use crate::config::Conntrack;
 use crate::leftovers;
-use crate::netlink::Netlink;
+use crate::nftables::LinuxKernel;
 
 /// How much a finding matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,7 +92,7 @@ pub fn report(findings: &[Finding]) -> String {
 /// Tries what the tables need in a network namespace of its own; where none may be made (it takes `CAP_SYS_ADMIN`), in a
 /// transaction that the kernel only checks.
 fn features() -> Finding {
-    let open = || Netlink::open().map_err(anyhow::Error::from);
+    let open = || LinuxKernel::open().map_err(anyhow::Error::from);
     let apart = thread::scope(|scope| {
         let trial = scope.spawn(|| unshare(CloneFlags::CLONE_NEWNET).ok().map(|()| Ok(open()?.try_for_good()?)));
         trial.join().unwrap_or_else(|_| Some(Err(anyhow!("the trial has failed"))))

@@ -9,7 +9,7 @@ use nix::sys::socket::SockProtocol;
 use super::names::DEVICE;
 use super::tables::terminated;
 use super::{Outcome, Remaining};
-use crate::nlmsg::{ACK, Builder, DUMP, REQUEST, Socket, attributes};
+use crate::netlink::{ACK, Builder, DUMP, REQUEST, Socket, attributes};
 
 const RTM_DELLINK: u16 = 17;
 const RTM_GETADDR: u16 = 22;

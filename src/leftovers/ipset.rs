@@ -13,7 +13,7 @@ use nix::sys::socket::SockProtocol;
 use super::Outcome;
 use super::names::sets;
 use super::tables::terminated;
-use crate::nlmsg::{ACK, Builder, DUMP, REQUEST, Socket, attributes};
+use crate::netlink::{ACK, Builder, DUMP, REQUEST, Socket, attributes};
 
 /// `NFNL_SUBSYS_IPSET << 8`.
 const SUBSYSTEM: u16 = 6 << 8;

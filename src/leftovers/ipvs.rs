@@ -12,7 +12,7 @@ use nix::libc::{AF_INET, IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP};
 use nix::sys::socket::SockProtocol;
 
 use super::{NET, Outcome, Remaining, device};
-use crate::nlmsg::{ACK, Builder, DUMP, REQUEST, Socket, attributes};
+use crate::netlink::{ACK, Builder, DUMP, REQUEST, Socket, attributes};
 
 /// `GENL_ID_CTRL`.
 const CONTROLLER: u16 = 0x10;

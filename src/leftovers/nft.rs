@@ -15,7 +15,7 @@ use super::plan::Plan;
 use super::tables::{self, ATTEMPTS, Listed, SUBSYSTEM, be32, family_header, jumps, terminated};
 use super::walk::needed;
 use super::{Outcome, Remaining};
-use crate::nlmsg::{ACK, Builder, REQUEST, Socket, attributes};
+use crate::netlink::{ACK, Builder, REQUEST, Socket, attributes};
 
 const DELETE_TABLE: u16 = SUBSYSTEM | 2;
 const DELETE_CHAIN: u16 = SUBSYSTEM | 5;

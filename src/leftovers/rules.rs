@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::tables::{be32, inside, string};
 use super::walk::{Does, Match, Rule};
-use crate::nlmsg::attributes;
+use crate::netlink::attributes;
 
 const EXPRESSION_NAME: u16 = 1;
 const EXPRESSION_DATA: u16 = 2;

@@ -9,7 +9,7 @@ use super::names::TABLE;
 use super::plan::Jump;
 use super::rules;
 use super::walk::{Chain, Rule};
-use crate::nlmsg::{Builder, DUMP, Dump, REQUEST, Socket, attributes};
+use crate::netlink::{Builder, DUMP, Dump, REQUEST, Socket, attributes};
 
 /// `NFNL_SUBSYS_NFTABLES`, the upper byte of a message's type.
 pub(super) const SUBSYSTEM: u16 = 10 << 8;

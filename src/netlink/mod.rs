@@ -1,28 +1,11 @@
-//! Transactions to bytes, bytes to the kernel, and what is in the kernel back to values.
-//!
-//! Encoding and decoding are pure; only the socket does I/O. [`Kernel`] is the seam: the real one speaks netlink, the
-//! fake one keeps the tables in memory.
+//! Netlink itself: messages as plain bytes, and a socket that talks to the kernel. Who asks about connections, addresses
+//! or routes builds on it.
 
-mod attributes;
-mod decode;
-mod encode;
-mod expression;
-pub mod fake;
-mod kernel;
-mod linux;
-mod lower;
-mod monitor;
-mod probe;
+mod message;
 mod socket;
-mod sys;
-mod uapi;
-mod udata;
+
+pub(crate) use message::{ACK, Builder, DUMP, Message, REQUEST, attributes};
+pub(crate) use socket::{Dump, Socket};
 
 #[cfg(test)]
-mod wire;
-
-pub use kernel::{CommitError, Committed, Element as DumpedElement, Kernel, KernelError, Snapshot, table_flag};
-pub use linux::Netlink;
-pub use monitor::{Heard, Monitor};
-pub use probe::ProbeError;
-pub use sys::release_free_memory;
+pub(crate) use message::messages;

@@ -1,5 +1,5 @@
 //! Tables, sets, maps, chains, rules and elements as values, in nft's words. Every value has a text form (`text`) and
-//! a wire form (`crate::netlink`); both come from here, so what an administrator reads is what the kernel got.
+//! a wire form (`crate::nftables`); both come from here, so what an administrator reads is what the kernel got.
 
 use std::net::IpAddr;
 

@@ -13,7 +13,7 @@ pub use self::daemon::{Daemon, FamilyState, ask};
 pub use self::show::table;
 use crate::conntrack::{Conntrack, Flow, FlowsError};
 use crate::model::{Family, Protocol};
-use crate::netlink::{Kernel, KernelError};
+use crate::nftables::{Kernel, KernelError};
 use crate::ruleset::base;
 use crate::ruleset::names::{ChainName, Pick, SetName};
 use crate::ruleset::types::{Data, Element, Key, Value, Verdict};

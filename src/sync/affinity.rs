@@ -12,7 +12,7 @@ use tracing::{debug, warn};
 
 use crate::diff::{Installed, Operation, Transaction};
 use crate::model::{Family, FrontendAt, FrontendKey};
-use crate::netlink::{CommitError, Kernel, KernelError};
+use crate::nftables::{CommitError, Kernel, KernelError};
 use crate::ruleset::base;
 use crate::ruleset::names::SetName;
 use crate::ruleset::service::{Action, Backend, Frontend};

@@ -20,7 +20,7 @@ use crate::model::claims::Claims;
 use crate::model::policy;
 use crate::model::store::Store;
 use crate::model::{Event, Family, FrontendKey, ObjectName, PerFamily, Protocol};
-use crate::netlink::{Committed, Kernel};
+use crate::nftables::{Committed, Kernel};
 use crate::ruleset::Ruleset;
 use crate::ruleset::base::{self, Detector, FrameFacts};
 use crate::ruleset::names::{Masquerade, SetName};

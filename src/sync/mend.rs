@@ -2,7 +2,7 @@
 
 use crate::diff::{Operation, Transaction};
 use crate::model::Family;
-use crate::netlink::{Snapshot, table_flag};
+use crate::nftables::{Snapshot, table_flag};
 use crate::ruleset::base::Frame;
 use crate::ruleset::names::ChainName;
 use crate::ruleset::types::Chain;

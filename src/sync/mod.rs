@@ -1,7 +1,7 @@
 //! Drives the line from objects to the kernel.
 //!
 //! * [`Engine`] takes events and knows which Services have to be looked at again; [`Engine::sync`] brings both tables in
-//!   line. It is synchronous, generic over the [`Kernel`](crate::netlink::Kernel), and gets the time as an argument.
+//!   line. It is synchronous, generic over the [`Kernel`](crate::nftables::Kernel), and gets the time as an argument.
 //! * `table` is one family's table: what is installed, what failed, when to try again.
 //! * [`Standing`] says how a table stands to what is wanted of it: in line, or not, and why.
 //! * [`run`] is the loop around it: it waits for events, lets those that arrive together go together, and syncs.

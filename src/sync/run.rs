@@ -12,7 +12,7 @@ use super::engine::{Engine, Report};
 use super::reports::Reports;
 use super::standing::Standing;
 use crate::model::{Event, Family};
-use crate::netlink::Kernel;
+use crate::nftables::Kernel;
 
 /// How many events are taken in before the loop looks at anything else.
 const EVENTS_AT_ONCE: usize = 4_096;

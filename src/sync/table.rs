@@ -15,7 +15,7 @@ use super::told::Told;
 use crate::diff::{Installed, Operation, Recovery, Stage, Transaction};
 use crate::errors;
 use crate::model::{Family, ObjectName};
-use crate::netlink::{CommitError, Committed, Kernel, KernelError, Snapshot, table_flag};
+use crate::nftables::{CommitError, Committed, Kernel, KernelError, Snapshot, table_flag};
 use crate::ruleset::Ruleset;
 use crate::ruleset::base::{self, Frame, FrameFacts};
 use crate::ruleset::names::{SetName, TABLE};

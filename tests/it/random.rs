@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use nftproxyd::config::NodePortAddresses;
 use nftproxyd::diff::Recovery;
 use nftproxyd::model::{Family, FrontendAt, FrontendKey, ObjectName};
-use nftproxyd::netlink::fake::{FakeKernel, Fault};
-use nftproxyd::netlink::{Kernel, Netlink};
+use nftproxyd::nftables::in_memory::{Fault, InMemoryKernel};
+use nftproxyd::nftables::{Kernel, LinuxKernel};
 use nftproxyd::ruleset::names::{ChainName, SetName};
 use nftproxyd::ruleset::service::{self, element_key};
 use nftproxyd::ruleset::types::{Element, Value};
@@ -30,7 +30,7 @@ fn changes(syncs: usize) -> impl Strategy<Value = Vec<Vec<Change>>> {
 }
 
 /// What the kernel in memory holds of a table, but for what it learns itself.
-fn held(kernel: &FakeKernel, family: Family) -> Vec<(SetName, Element)> {
+fn held(kernel: &InMemoryKernel, family: Family) -> Vec<(SetName, Element)> {
     let sets = SetName::ALL.into_iter().filter(|set| *set != SetName::Affinity);
     let mut all: Vec<_> =
         sets.flat_map(|set| kernel.elements_of(family, set).into_iter().map(move |element| (set, element))).collect();
@@ -51,7 +51,7 @@ fn counted<K: Kernel>(engine: &Engine<K>, family: Family) -> BTreeMap<SetName, u
 }
 
 /// The kernel holds what the engine believes, with every chain; and that is what the cluster needs.
-fn check(engine: &mut Engine<FakeKernel>, cluster: &Cluster, node_ports: &NodePortAddresses) {
+fn check(engine: &mut Engine<InMemoryKernel>, cluster: &Cluster, node_ports: &NodePortAddresses) {
     let expected = cluster.expected(facts(node_ports.clone()));
     for family in Family::ALL {
         let installed = engine.installed(family).all_elements();
@@ -80,7 +80,7 @@ fn any_walk_leads_to_the_table_of_the_last_cluster() {
     let input = (cluster(), changes(8), node_ports());
     runner(200)
         .run(&input, |(mut cluster, portions, node_ports)| {
-            let mut engine = cluster.engine(FakeKernel::new(), facts(node_ports.clone()));
+            let mut engine = cluster.engine(InMemoryKernel::new(), facts(node_ports.clone()));
             let mut now = Instant::now();
             for portion in portions {
                 let report = engine.sync(now);
@@ -130,7 +130,7 @@ fn trouble() -> impl Strategy<Value = Trouble> {
 type Parts = BTreeMap<ObjectName, BTreeMap<FrontendKey, BTreeSet<(SetName, Element)>>>;
 
 /// Reads the parts of all Services off a kernel. Fails where there is an element that is part of no whole frontend.
-fn parts(kernel: &FakeKernel, keys: &BTreeSet<FrontendKey>) -> Parts {
+fn parts(kernel: &InMemoryKernel, keys: &BTreeSet<FrontendKey>) -> Parts {
     let mut parts = Parts::new();
     for family in Family::ALL {
         let mut elements = held(kernel, family);
@@ -174,7 +174,7 @@ fn trouble_never_leaves_half_a_service_and_passes() {
         prop::collection::vec((prop::collection::vec(change(), 0..4), prop::collection::vec(trouble(), 0..3)), 1..7);
     runner(200)
         .run(&(cluster(), portions, node_ports()), |(mut cluster, portions, node_ports)| {
-            let mut engine = cluster.engine(FakeKernel::new(), facts(node_ports.clone()));
+            let mut engine = cluster.engine(InMemoryKernel::new(), facts(node_ports.clone()));
             let mut now = Instant::now();
             let mut seen = keys(&cluster);
             let mut before = Parts::new();
@@ -262,7 +262,7 @@ fn trouble_never_leaves_half_a_service_and_passes() {
 }
 
 /// Refuses the verdict of a frontend, or its first endpoint.
-fn refuse(kernel: &mut FakeKernel, key: &FrontendKey, endpoints: bool) {
+fn refuse(kernel: &mut InMemoryKernel, key: &FrontendKey, endpoints: bool) {
     let by_address = matches!(key.at, FrontendAt::Address(_));
     let mut element = element_key(key);
     let set = match (by_address, endpoints) {
@@ -278,7 +278,7 @@ fn refuse(kernel: &mut FakeKernel, key: &FrontendKey, endpoints: bool) {
 }
 
 /// What the kernel of the machine holds is what the engine believes.
-fn check_kernel(engine: &mut Engine<Netlink>, cluster: &Cluster, node_ports: &NodePortAddresses) {
+fn check_kernel(engine: &mut Engine<LinuxKernel>, cluster: &Cluster, node_ports: &NodePortAddresses) {
     let expected = cluster.expected(facts(node_ports.clone()));
     for family in Family::ALL {
         let ruleset = engine.ruleset(family);
@@ -306,7 +306,7 @@ fn check_kernel(engine: &mut Engine<Netlink>, cluster: &Cluster, node_ports: &No
 fn the_machines_kernel_holds_the_same() {
     let Some(namespace) = Namespace::for_test() else { return };
     let walk = |(mut cluster, portions, node_ports): (Cluster, Vec<Vec<Change>>, NodePortAddresses)| {
-        let open = || Netlink::open().expect("a netlink socket");
+        let open = || LinuxKernel::open().expect("a netlink socket");
         let mut engine = cluster.engine(open(), facts(node_ports.clone()));
         let mut now = Instant::now();
         for portion in portions {

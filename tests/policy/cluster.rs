@@ -10,7 +10,7 @@ use nftproxyd::addresses::NodePortAddresses;
 use nftproxyd::config::DetectLocal;
 use nftproxyd::model::convert::{Converter, Options};
 use nftproxyd::model::{Event, Family, Kind, PerFamily, Protocol};
-use nftproxyd::netlink::fake::FakeKernel;
+use nftproxyd::nftables::in_memory::InMemoryKernel;
 use nftproxyd::ruleset::Ruleset;
 use nftproxyd::ruleset::eval::{Origin, Outcome, Packet, Trace, Tracer};
 use nftproxyd::ruleset::names::SetName;
@@ -39,7 +39,7 @@ pub(crate) fn facts() -> Facts {
 
 /// What the proxy knows of the cluster, and the node that it runs on.
 pub(crate) struct Cluster {
-    pub(crate) engine: Engine<FakeKernel>,
+    pub(crate) engine: Engine<InMemoryKernel>,
     converter: Converter,
     addresses: BTreeSet<IpAddr>,
     now: Instant,
@@ -49,7 +49,7 @@ impl Cluster {
     /// A cluster without objects, on a node with these addresses besides loopback.
     pub(crate) fn new(facts: Facts, addresses: &[IpAddr]) -> Cluster {
         let addresses: BTreeSet<IpAddr> = addresses.iter().copied().collect();
-        let mut engine = Engine::new(FakeKernel::new(), facts);
+        let mut engine = Engine::new(InMemoryKernel::new(), facts);
         engine.set_addresses(addresses.clone());
         for kind in Kind::ALL {
             engine.apply(Event::ListStarted(kind));

@@ -20,8 +20,8 @@ use crate::health::{Moment, State};
 use crate::model::FrontendAt;
 use crate::model::Kind;
 use crate::model::convert::{Converter, Options};
-use crate::netlink::fake::FakeKernel;
-use crate::netlink::{CommitError, Committed, DumpedElement, KernelError, Snapshot};
+use crate::nftables::in_memory::InMemoryKernel;
+use crate::nftables::{CommitError, Committed, DumpedElement, KernelError, Snapshot};
 use crate::ruleset::names::{ChainName, SetName};
 use crate::ruleset::service::element_key;
 use crate::ruleset::types::{Chain, SetDef};
@@ -34,13 +34,13 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A kernel that the test can change while the loop has it.
 #[derive(Clone, Default)]
 struct Shared {
-    kernel: Arc<Mutex<FakeKernel>>,
+    kernel: Arc<Mutex<InMemoryKernel>>,
     /// After so many commits somebody deletes the table of IPv4; never, if 0.
     lost_after: Arc<AtomicUsize>,
 }
 
 impl Shared {
-    fn get(&self) -> std::sync::MutexGuard<'_, FakeKernel> {
+    fn get(&self) -> std::sync::MutexGuard<'_, InMemoryKernel> {
         self.kernel.lock().expect("no panic")
     }
 }

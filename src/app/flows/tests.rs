@@ -7,7 +7,7 @@ use super::*;
 use crate::config::{self, Overrides};
 use crate::model::convert::{Converter, Options};
 use crate::model::{Event, Kind};
-use crate::netlink::fake::{FakeKernel, Fault};
+use crate::nftables::in_memory::{Fault, InMemoryKernel};
 
 const V4: Family = Family::V4;
 const V6: Family = Family::V6;
@@ -15,7 +15,7 @@ const ADDRESSES: [&str; 3] = ["172.30.0.53:53", "198.51.100.53:53", "node port 3
 
 /// The line from objects to what is checked.
 struct Proxy {
-    engine: Engine<FakeKernel>,
+    engine: Engine<InMemoryKernel>,
     convert: Converter,
     now: Instant,
 }
@@ -27,13 +27,13 @@ impl Proxy {
     /// A proxy in zone `z` that knows a Service with a UDP and a TCP port of the same name, cluster IPs of both families
     /// and this specification beside, and has synced with these endpoints.
     fn new(spec: &Value, endpoints: &[Value]) -> Proxy {
-        let (proxy, (operations, _)) = Proxy::on(FakeKernel::new(), spec, endpoints);
+        let (proxy, (operations, _)) = Proxy::on(InMemoryKernel::new(), spec, endpoints);
         assert!(operations > 0, "the first sync");
         proxy
     }
 
     /// The same on a kernel that is as it is, and what the first sync did.
-    fn on(kernel: FakeKernel, spec: &Value, endpoints: &[Value]) -> (Proxy, Checked) {
+    fn on(kernel: InMemoryKernel, spec: &Value, endpoints: &[Value]) -> (Proxy, Checked) {
         let overrides = Overrides { hostname_override: Some("n1".to_owned()), ..Overrides::default() };
         let config = config::load(None, &overrides).expect("defaults are valid").config;
         let engine = Engine::new(kernel, super::super::facts(&config));

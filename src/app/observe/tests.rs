@@ -6,7 +6,7 @@ use super::*;
 use crate::config::{self, Overrides};
 use crate::model::Reject;
 use crate::model::convert::{Converter, LAST_CHANGE, Options};
-use crate::netlink::fake::{FakeKernel, Fault};
+use crate::nftables::in_memory::{Fault, InMemoryKernel};
 use crate::sync::Engine;
 
 const V4: Family = Family::V4;
@@ -14,7 +14,7 @@ const V6: Family = Family::V6;
 
 /// The sync loop, step by step.
 struct Proxy {
-    engine: Engine<FakeKernel>,
+    engine: Engine<InMemoryKernel>,
     counting: Counting,
     metrics: Arc<Metrics>,
     convert: Converter,
@@ -25,7 +25,7 @@ impl Proxy {
     fn new() -> Proxy {
         let overrides = Overrides { hostname_override: Some("n1".to_owned()), ..Overrides::default() };
         let config = config::load(None, &overrides).expect("defaults are valid").config;
-        let engine = Engine::new(FakeKernel::new(), super::super::facts(&config));
+        let engine = Engine::new(InMemoryKernel::new(), super::super::facts(&config));
         let metrics = Arc::new(Metrics::new());
         let counting = Counting::new(Arc::clone(&metrics));
         let convert = Converter::new(Options { node_name: "n1".to_owned(), allow_external_ips: true });

@@ -13,8 +13,8 @@ use nftproxyd::model::{
     Conditions, Endpoint, Event, Family, Hints, Kind, Node, ObjectName, PerFamily, Protocol, Service, ServiceCidr,
     ServicePort, Slice, SlicePort, TrafficPolicy,
 };
-use nftproxyd::netlink::Kernel;
-use nftproxyd::netlink::fake::FakeKernel;
+use nftproxyd::nftables::Kernel;
+use nftproxyd::nftables::in_memory::InMemoryKernel;
 use nftproxyd::ruleset::names::{Pick, SetName};
 use nftproxyd::ruleset::types::{Data, Element, Value};
 use nftproxyd::sync::{Engine, Facts};
@@ -228,8 +228,8 @@ impl Cluster {
     }
 
     /// What a table must hold, by an engine that starts with an empty kernel.
-    pub(crate) fn expected(&self, facts: Facts) -> Engine<FakeKernel> {
-        let mut engine = self.engine(FakeKernel::new(), facts);
+    pub(crate) fn expected(&self, facts: Facts) -> Engine<InMemoryKernel> {
+        let mut engine = self.engine(InMemoryKernel::new(), facts);
         let report = engine.sync(Instant::now());
         assert_eq!((report.failures, report.error_text()), (0, String::new()));
         engine

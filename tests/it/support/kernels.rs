@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use nftproxyd::diff::{Operation, Transaction};
 use nftproxyd::model::Family;
-use nftproxyd::netlink::fake::FakeKernel;
-use nftproxyd::netlink::{CommitError, Committed, Kernel, KernelError, Snapshot};
+use nftproxyd::nftables::in_memory::InMemoryKernel;
+use nftproxyd::nftables::{CommitError, Committed, Kernel, KernelError, Snapshot};
 use nftproxyd::ruleset::names::ChainName;
 use nftproxyd::ruleset::types::{Chain, Element, SetDef};
 
@@ -58,7 +58,7 @@ impl Kernel for Recorder {
 
 /// The kernel in memory, with somebody who interferes.
 pub(crate) struct Disturbed<F> {
-    pub(crate) kernel: FakeKernel,
+    pub(crate) kernel: InMemoryKernel,
     /// Called before each call.
     pub(crate) disturb: F,
 }
@@ -72,7 +72,7 @@ pub(crate) enum Call {
     Elements,
 }
 
-impl<F: FnMut(Call, &mut FakeKernel)> Kernel for Disturbed<F> {
+impl<F: FnMut(Call, &mut InMemoryKernel)> Kernel for Disturbed<F> {
     fn commit(&mut self, transaction: &Transaction) -> Result<Committed, CommitError> {
         (self.disturb)(Call::Commit, &mut self.kernel);
         self.kernel.commit(transaction)

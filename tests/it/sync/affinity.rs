@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use nftproxyd::config::NodePortAddresses;
 use nftproxyd::model::{Event, Family, ObjectName, Service};
-use nftproxyd::netlink::Kernel;
-use nftproxyd::netlink::fake::{FakeKernel, Fault};
+use nftproxyd::nftables::Kernel;
+use nftproxyd::nftables::in_memory::{Fault, InMemoryKernel};
 use nftproxyd::ruleset::names::SetName;
 use nftproxyd::ruleset::types::{Data, Element, Key, Value};
 use nftproxyd::sync::Engine;
@@ -61,11 +61,11 @@ fn cluster_ip(index: u16) -> IpAddr {
     plain_service(index).cluster_ips.v4.expect("an address")
 }
 
-fn learn(kernel: &mut FakeKernel, entries: &[Element]) {
+fn learn(kernel: &mut InMemoryKernel, entries: &[Element]) {
     entries.iter().for_each(|entry| kernel.put(Family::V4, SetName::Affinity, entry.clone()));
 }
 
-fn remembered(kernel: &FakeKernel) -> Vec<Element> {
+fn remembered(kernel: &InMemoryKernel) -> Vec<Element> {
     kernel.elements_of(Family::V4, SetName::Affinity)
 }
 
@@ -82,7 +82,7 @@ fn sorted(mut elements: Vec<Element>) -> Vec<Element> {
 
 #[test]
 fn clients_of_an_endpoint_that_goes_are_forgotten_and_others_kept() {
-    let (mut engine, now) = start(FakeKernel::new());
+    let (mut engine, now) = start(InMemoryKernel::new());
     let node = ip("10.125.0.1");
     let gone = vec![
         entry(1, cluster_ip(1), 80, 2),
@@ -124,7 +124,7 @@ fn clients_of_an_endpoint_that_goes_are_forgotten_and_others_kept() {
 #[test]
 fn clients_are_forgotten_with_their_service_and_with_its_affinity() {
     for end in [Event::ServiceGone(name("plain-00001")), Event::Service(Service { affinity: None, ..sticky(1) })] {
-        let (mut engine, now) = start(FakeKernel::new());
+        let (mut engine, now) = start(InMemoryKernel::new());
         let other = entry(1, cluster_ip(2), 80, 2);
         learn(engine.kernel(), &[entry(1, cluster_ip(1), 80, 1), entry(1, ip("10.125.0.1"), 30_001, 1), other.clone()]);
         engine.apply(end);
@@ -135,7 +135,7 @@ fn clients_are_forgotten_with_their_service_and_with_its_affinity() {
 
 #[test]
 fn what_went_while_nobody_looked_is_forgotten_at_the_start() {
-    let (mut engine, _) = start(FakeKernel::new());
+    let (mut engine, _) = start(InMemoryKernel::new());
     let mut kernel = std::mem::take(engine.kernel());
     let kept = entry(1, cluster_ip(1), 80, 1);
     learn(&mut kernel, &[kept.clone(), entry(2, cluster_ip(1), 80, 77)]);
@@ -147,7 +147,7 @@ fn what_went_while_nobody_looked_is_forgotten_at_the_start() {
 fn an_entry_that_runs_out_meanwhile_does_not_keep_the_others() {
     // The first client's entry is gone when its deletion arrives.
     let races = Cell::new(0);
-    let disturb = |call, kernel: &mut FakeKernel| {
+    let disturb = |call, kernel: &mut InMemoryKernel| {
         if call == Call::Commit && races.get() > 0 {
             let learnt = remembered(kernel);
             if let Some(entry) = learnt.iter().find(|entry| entry.data == self::entry(1, cluster_ip(1), 80, 2).data) {
@@ -157,7 +157,7 @@ fn an_entry_that_runs_out_meanwhile_does_not_keep_the_others() {
         }
     };
     for (times, left) in [(1, 0), (3, 0), (9, 1)] {
-        let (mut engine, now) = start(Disturbed { kernel: FakeKernel::new(), disturb });
+        let (mut engine, now) = start(Disturbed { kernel: InMemoryKernel::new(), disturb });
         let entries: Vec<Element> = (1..=6).map(|client| entry(client, cluster_ip(1), 80, 2)).collect();
         engine.apply(endpoints_of(&name("plain-00001"), &[1, 3]));
         // The change itself is not disturbed: there is nothing to remove yet.
@@ -176,7 +176,7 @@ fn an_entry_that_runs_out_meanwhile_does_not_keep_the_others() {
 
 #[test]
 fn failures_are_tried_again_at_growing_intervals() {
-    let (mut engine, mut now) = start(FakeKernel::new());
+    let (mut engine, mut now) = start(InMemoryKernel::new());
     engine.apply(endpoints_of(&name("plain-00001"), &[1, 3]));
     engine.sync(now);
     learn(engine.kernel(), &[entry(1, cluster_ip(1), 80, 2)]);
@@ -196,7 +196,7 @@ fn failures_are_tried_again_at_growing_intervals() {
 
 #[test]
 fn many_clients_go_in_portions() {
-    let (mut engine, now) = start(FakeKernel::new());
+    let (mut engine, now) = start(InMemoryKernel::new());
     let entries = (0..1_700_u16).map(|client| {
         let mut entry = entry(1, cluster_ip(1), 80, 2);
         let [high, low] = client.to_be_bytes();
@@ -215,11 +215,11 @@ fn many_clients_go_in_portions() {
 #[test]
 fn looking_takes_a_tenth_of_the_time_at_most() {
     let slow = Duration::from_millis(20);
-    let disturb = |call, _: &mut FakeKernel| {
+    let disturb = |call, _: &mut InMemoryKernel| {
         let start = Instant::now();
         while call == Call::Elements && start.elapsed() < slow {}
     };
-    let (mut engine, now) = start(Disturbed { kernel: FakeKernel::new(), disturb });
+    let (mut engine, now) = start(Disturbed { kernel: InMemoryKernel::new(), disturb });
     engine.apply(endpoints_of(&name("plain-00001"), &[1, 3]));
     engine.sync(now);
     engine.apply(endpoints_of(&name("plain-00001"), &[1]));

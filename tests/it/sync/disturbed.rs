@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use nftproxyd::config::NodePortAddresses;
 use nftproxyd::model::{Event, Family};
-use nftproxyd::netlink::Kernel;
-use nftproxyd::netlink::fake::FakeKernel;
+use nftproxyd::nftables::Kernel;
+use nftproxyd::nftables::in_memory::InMemoryKernel;
 use nftproxyd::ruleset::names::{ChainName, SetName};
 use nftproxyd::ruleset::service::element_key;
 use nftproxyd::sync::{Engine, Standing};
@@ -54,14 +54,14 @@ fn settle<K: Kernel>(engine: &mut Engine<K>, now: &mut Instant) -> usize {
 }
 
 #[track_caller]
-fn assert_whole(kernel: &FakeKernel) {
+fn assert_whole(kernel: &InMemoryKernel) {
     assert_eq!(kernel.elements_of(Family::V4, SetName::ServiceIps).len(), usize::from(SERVICES));
     assert_eq!(kernel.elements_of(Family::V4, SetName::Endpoints).len(), usize::from(SERVICES) * 10);
 }
 
 /// Commits tried by a start that nobody disturbs.
 fn undisturbed_start() -> usize {
-    let mut engine = engine(&cluster(), FakeKernel::new());
+    let mut engine = engine(&cluster(), InMemoryKernel::new());
     settle(&mut engine, &mut Instant::now());
     engine.kernel().attempts()
 }
@@ -71,7 +71,7 @@ fn no_blame(log: &[String], most: usize) {
     assert!(log.len() <= most, "{log:#?}");
 }
 
-type Harm = fn(&mut FakeKernel);
+type Harm = fn(&mut InMemoryKernel);
 
 const HARMS: [(&str, Harm); 4] = [
     ("a table is deleted", |kernel| kernel.delete_table(Family::V4)),
@@ -90,7 +90,7 @@ fn a_start_that_is_disturbed_begins_again_and_blames_nobody() {
     for (what, harm) in HARMS {
         for at in 1..=commits + 1 {
             let count = Cell::new(0);
-            let disturb = |call, kernel: &mut FakeKernel| {
+            let disturb = |call, kernel: &mut InMemoryKernel| {
                 if call == Call::Commit {
                     count.set(count.get() + 1);
                     if count.get() == at {
@@ -99,7 +99,7 @@ fn a_start_that_is_disturbed_begins_again_and_blames_nobody() {
                 }
             };
             let log = log_of(|| {
-                let mut engine = engine(&cluster(), Disturbed { kernel: FakeKernel::new(), disturb });
+                let mut engine = engine(&cluster(), Disturbed { kernel: InMemoryKernel::new(), disturb });
                 let mut now = Instant::now();
                 settle(&mut engine, &mut now);
                 // As the loop does at the end of a start.
@@ -121,7 +121,7 @@ fn a_storm_costs_a_commit_or_two_for_each_flush() {
     let commits = undisturbed_start();
     for every in 1..commits {
         let (count, flushes) = (Cell::new(0), Cell::new(0));
-        let disturb = |call, kernel: &mut FakeKernel| {
+        let disturb = |call, kernel: &mut InMemoryKernel| {
             if call == Call::Commit {
                 count.set(count.get() + 1);
                 if count.get() % every == 0 && flushes.get() < FLUSHES {
@@ -131,7 +131,7 @@ fn a_storm_costs_a_commit_or_two_for_each_flush() {
             }
         };
         let log = log_of(|| {
-            let mut engine = engine(&cluster(), Disturbed { kernel: FakeKernel::new(), disturb });
+            let mut engine = engine(&cluster(), Disturbed { kernel: InMemoryKernel::new(), disturb });
             let mut now = Instant::now();
             settle(&mut engine, &mut now);
             engine.check_undisturbed();
@@ -149,7 +149,7 @@ fn a_storm_costs_a_commit_or_two_for_each_flush() {
 fn a_repair_that_is_disturbed_begins_again() {
     for at in 1..4 {
         let count = Cell::new(usize::MAX);
-        let disturb = |call, kernel: &mut FakeKernel| {
+        let disturb = |call, kernel: &mut InMemoryKernel| {
             if call == Call::Commit {
                 count.set(count.get().wrapping_sub(1));
                 if count.get() == 0 {
@@ -158,7 +158,7 @@ fn a_repair_that_is_disturbed_begins_again() {
             }
         };
         let log = log_of(|| {
-            let mut engine = engine(&plain(20), Disturbed { kernel: FakeKernel::new(), disturb });
+            let mut engine = engine(&plain(20), Disturbed { kernel: InMemoryKernel::new(), disturb });
             let mut now = Instant::now();
             settle(&mut engine, &mut now);
             engine.kernel().kernel.flush_chain(Family::V4, ChainName::Services);
@@ -187,13 +187,13 @@ fn a_service_that_is_refused_with_the_error_of_a_lost_table_is_found() {
     for (errno, churn) in
         [Errno::ENOENT, Errno::EEXIST, Errno::EBUSY, Errno::EINVAL].into_iter().flat_map(|e| [(e, false), (e, true)])
     {
-        let disturb = |call, kernel: &mut FakeKernel| {
+        let disturb = |call, kernel: &mut InMemoryKernel| {
             if churn && call == Call::Commit {
                 kernel.disturb();
             }
         };
         let log = log_of(|| {
-            let mut engine = engine(&plain(256), Disturbed { kernel: FakeKernel::new(), disturb });
+            let mut engine = engine(&plain(256), Disturbed { kernel: InMemoryKernel::new(), disturb });
             engine.kernel().kernel.refuse_with(SetName::ServiceIps, Some(element_key(&key(100))), errno);
             let mut now = Instant::now();
             let syncs = settle(&mut engine, &mut now);
@@ -238,14 +238,14 @@ fn a_service_that_is_refused_with_the_error_of_a_lost_table_is_found() {
 #[test]
 fn what_disturbs_one_family_is_not_forgotten_for_the_other() {
     let deleted = RefCell::new(false);
-    let disturb = |call, kernel: &mut FakeKernel| {
+    let disturb = |call, kernel: &mut InMemoryKernel| {
         if call == Call::Commit && std::mem::take(&mut *deleted.borrow_mut()) {
             Family::ALL.into_iter().for_each(|family| kernel.delete_table(family));
         }
     };
     let log = log_of(|| {
         let cluster = crate::support::cluster::of_every_kind(40, None);
-        let kernel = Disturbed { kernel: FakeKernel::new(), disturb };
+        let kernel = Disturbed { kernel: InMemoryKernel::new(), disturb };
         let mut engine = cluster.engine(kernel, facts(NodePortAddresses::All));
         let mut now = Instant::now();
         settle(&mut engine, &mut now);

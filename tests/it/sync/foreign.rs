@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use nftproxyd::config::NodePortAddresses;
 use nftproxyd::model::Family;
-use nftproxyd::netlink::{Kernel, Netlink, table_flag};
+use nftproxyd::nftables::{Kernel, LinuxKernel, table_flag};
 use nftproxyd::ruleset::names::SetName;
 use nftproxyd::ruleset::types::DataDef;
 use nftproxyd::ruleset::{base, text};
@@ -17,8 +17,8 @@ use crate::support::cluster::{Cluster, facts, of_every_kind};
 use crate::support::namespace::Namespace;
 use crate::support::nft::{assert_same, nft, table};
 
-fn synced(cluster: &Cluster) -> Engine<Netlink> {
-    let kernel = Netlink::open().expect("a netlink socket");
+fn synced(cluster: &Cluster) -> Engine<LinuxKernel> {
+    let kernel = LinuxKernel::open().expect("a netlink socket");
     let mut engine = cluster.engine(kernel, facts(NodePortAddresses::Primary));
     let report = engine.sync(Instant::now());
     assert_eq!((report.failures, report.error_text()), (0, String::new()));
@@ -269,7 +269,7 @@ fn a_restart_sends_nothing_or_only_the_difference() {
         let mut cluster = of_every_kind(3, Some(60));
         synced(&cluster);
         let before = both();
-        let mut engine = cluster.engine(Netlink::open().expect("a socket"), facts(NodePortAddresses::Primary));
+        let mut engine = cluster.engine(LinuxKernel::open().expect("a socket"), facts(NodePortAddresses::Primary));
         assert_eq!(engine.sync(Instant::now()).transactions, 0, "nothing has changed");
         same(&both(), &before, "afterwards");
 
@@ -277,7 +277,7 @@ fn a_restart_sends_nothing_or_only_the_difference() {
         let slice = cluster.slices.values_mut().next().expect("a slice");
         assert_eq!((slice.service.name(), slice.family), ("kind-0-00000", Family::V4));
         slice.endpoints = slice.endpoints[..1].into();
-        let mut engine = cluster.engine(Netlink::open().expect("a socket"), facts(NodePortAddresses::Primary));
+        let mut engine = cluster.engine(LinuxKernel::open().expect("a socket"), facts(NodePortAddresses::Primary));
         let report = engine.sync(Instant::now());
         // Each frontend: two verdicts, one slot; and two chains with two rules each.
         assert_eq!((report.transactions, report.operations), (1, 6 * 3 + 2 + 4));

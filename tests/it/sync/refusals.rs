@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use nftproxyd::config::NodePortAddresses;
 use nftproxyd::diff::Operation;
 use nftproxyd::model::{Event, Family, FrontendAt, FrontendKey, Protocol, Service};
-use nftproxyd::netlink::fake::{FakeKernel, Fault};
-use nftproxyd::netlink::{Kernel, table_flag};
+use nftproxyd::nftables::in_memory::{Fault, InMemoryKernel};
+use nftproxyd::nftables::{Kernel, table_flag};
 use nftproxyd::ruleset::names::SetName;
 use nftproxyd::ruleset::service::element_key;
 use nftproxyd::sync::{Engine, Standing};
@@ -37,7 +37,7 @@ pub(super) fn key(index: u16) -> FrontendKey {
 }
 
 /// The kernel refuses the Service's verdict from now on.
-fn refuse(kernel: &mut FakeKernel, index: u16) {
+fn refuse(kernel: &mut InMemoryKernel, index: u16) {
     kernel.refuse(SetName::ServiceIps, Some(element_key(&key(index))));
 }
 
@@ -75,7 +75,7 @@ pub(super) fn log_of(run: impl FnOnce()) -> Vec<String> {
 #[test]
 fn a_refused_service_is_named_once_and_does_not_keep_back_others() {
     let log = log_of(|| {
-        let mut engine = engine(&plain(50), FakeKernel::new());
+        let mut engine = engine(&plain(50), InMemoryKernel::new());
         refuse(engine.kernel(), 7);
         refuse(engine.kernel(), 31);
         let mut now = Instant::now();
@@ -125,7 +125,7 @@ fn a_refused_service_is_named_once_and_does_not_keep_back_others() {
 #[test]
 fn many_refused_services_make_few_lines() {
     let log = log_of(|| {
-        let mut engine = engine(&plain(1_200), FakeKernel::new());
+        let mut engine = engine(&plain(1_200), InMemoryKernel::new());
         (0..1_000).for_each(|index| refuse(engine.kernel(), index));
         let now = Instant::now();
         assert_eq!(engine.sync(now).failures, 1_000);
@@ -147,7 +147,7 @@ fn many_refused_services_make_few_lines() {
 
 #[test]
 fn finding_the_refused_service_costs_a_logarithm() {
-    let mut engine = engine(&plain(256), FakeKernel::new());
+    let mut engine = engine(&plain(256), InMemoryKernel::new());
     let now = Instant::now();
     refuse(engine.kernel(), 100);
     engine.sync(now);
@@ -157,7 +157,7 @@ fn finding_the_refused_service_costs_a_logarithm() {
 
 #[test]
 fn a_refused_service_keeps_what_it_had() {
-    let mut engine = engine(&plain(3), FakeKernel::new());
+    let mut engine = engine(&plain(3), InMemoryKernel::new());
     let mut now = Instant::now();
     engine.sync(now);
     let before = engine.installed(Family::V4).frontend(&key(1)).cloned();
@@ -189,7 +189,7 @@ fn a_refused_service_keeps_what_it_had() {
 
 #[test]
 fn a_table_that_has_to_be_replaced_may_hold_a_refused_service() {
-    let mut engine = engine(&plain(20), FakeKernel::new());
+    let mut engine = engine(&plain(20), InMemoryKernel::new());
     let now = Instant::now();
     engine.sync(now);
     engine.kernel().add_foreign_object(Family::V4, "counter theirs");
@@ -210,7 +210,7 @@ fn replacing_a_table_reports_what_changed() {
     let mut udp = Service { ports: udp.ports.clone(), ..udp };
     udp.ports[0].protocol = Protocol::Udp;
     cluster.services.insert(udp.name.clone(), udp.clone());
-    let mut engine = engine(&cluster, FakeKernel::new());
+    let mut engine = engine(&cluster, InMemoryKernel::new());
     let now = Instant::now();
     engine.sync(now);
     engine.kernel().add_foreign_object(Family::V4, "counter theirs");
@@ -225,7 +225,7 @@ fn replacing_a_table_reports_what_changed() {
 fn an_unknown_outcome_is_read_back_at_once_and_then_at_intervals() {
     for applied in [false, true] {
         let log = log_of(|| {
-            let mut engine = engine(&plain(5), FakeKernel::new());
+            let mut engine = engine(&plain(5), InMemoryKernel::new());
             let mut now = Instant::now();
             engine.sync(now);
             let unknown = Fault::Unknown { applied };
@@ -271,7 +271,7 @@ fn an_unknown_outcome_is_read_back_at_once_and_then_at_intervals() {
 
 #[test]
 fn a_busy_kernel_is_asked_again_without_reading_it_back() {
-    let mut engine = engine(&plain(2), FakeKernel::new());
+    let mut engine = engine(&plain(2), InMemoryKernel::new());
     let now = Instant::now();
     engine.sync(now);
     engine.apply(Event::ServiceGone(plain_service(0).name));
@@ -295,7 +295,7 @@ fn a_busy_kernel_is_asked_again_without_reading_it_back() {
 #[test]
 fn one_familys_failure_does_not_keep_back_the_other() {
     let cluster = of_every_kind(1, None);
-    let mut engine = engine(&cluster, FakeKernel::new());
+    let mut engine = engine(&cluster, InMemoryKernel::new());
     // IPv4 comes first.
     engine.kernel().fail_next(Fault::Permission);
     let now = Instant::now();
@@ -326,7 +326,7 @@ fn without_the_first_lists_nothing_is_touched() {
 #[test]
 fn flags_are_told_when_they_are_gone_and_not_before() {
     for flags in [table_flag::DORMANT, table_flag::PERSIST, table_flag::DORMANT | 0x80] {
-        let mut engine = engine(&plain(5), FakeKernel::new());
+        let mut engine = engine(&plain(5), InMemoryKernel::new());
         let now = Instant::now();
         assert_eq!(engine.sync(now).failures, 0);
         engine.kernel().set_flags(Family::V6, flags);
@@ -349,7 +349,7 @@ fn flags_are_told_when_they_are_gone_and_not_before() {
 
 #[test]
 fn a_table_of_another_owner_is_named_once() {
-    let mut engine = engine(&plain(5), FakeKernel::new());
+    let mut engine = engine(&plain(5), InMemoryKernel::new());
     let mut now = Instant::now();
     assert_eq!(engine.sync(now).failures, 0);
     engine.kernel().set_flags(Family::V4, table_flag::OWNER);

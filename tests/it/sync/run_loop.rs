@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nftproxyd::config::NodePortAddresses;
 use nftproxyd::model::{Event, Family, Kind, Service};
-use nftproxyd::netlink::fake::FakeKernel;
+use nftproxyd::nftables::in_memory::InMemoryKernel;
 use nftproxyd::sync::{self, Disturbance, Engine, Inputs, Observer, Report};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
@@ -51,14 +51,14 @@ struct Note {
     synced: Arc<Mutex<Vec<Synced>>>,
 }
 
-impl Observer<FakeKernel> for Note {
-    fn hears(&mut self, _: &Engine<FakeKernel>, _: &Event) {}
+impl Observer<InMemoryKernel> for Note {
+    fn hears(&mut self, _: &Engine<InMemoryKernel>, _: &Event) {}
 
-    fn queued(&mut self, _: &Engine<FakeKernel>) {}
+    fn queued(&mut self, _: &Engine<InMemoryKernel>) {}
 
-    fn begins(&mut self, _: &Engine<FakeKernel>) {}
+    fn begins(&mut self, _: &Engine<InMemoryKernel>) {}
 
-    fn synced(&mut self, _: &Engine<FakeKernel>, report: &Report) {
+    fn synced(&mut self, _: &Engine<InMemoryKernel>, report: &Report) {
         self.synced.lock().expect("no panic").push((self.start.elapsed(), report.services.len()));
     }
 }
@@ -68,7 +68,7 @@ async fn with_loop<F: Future<Output = ()>>(
     min_sync_period: Duration,
     node_ports: NodePortAddresses,
     script: impl FnOnce(Senders) -> F,
-) -> Engine<FakeKernel> {
+) -> Engine<InMemoryKernel> {
     let (event_sender, events) = mpsc::channel(1_000);
     let (address_sender, addresses) = watch::channel(BTreeSet::new());
     let (disturbance_sender, disturbances) = mpsc::channel(1);
@@ -81,7 +81,7 @@ async fn with_loop<F: Future<Output = ()>>(
     };
     let start = Instant::now();
     let mut note = Note { start, synced };
-    let mut engine = Engine::new(FakeKernel::new(), facts(node_ports));
+    let mut engine = Engine::new(InMemoryKernel::new(), facts(node_ports));
     let inputs = Inputs { events, addresses, disturbances };
     tokio::join!(sync::run(&mut engine, inputs, min_sync_period, &mut note), script(senders));
     engine

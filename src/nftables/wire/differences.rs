@@ -3,8 +3,8 @@
 //! for a key that has type names (see `udata::set`).
 
 use super::{Plain, Tree};
-use crate::netlink::encode::TYPE_UID;
-use crate::netlink::uapi::{self, msg};
+use crate::nftables::encode::TYPE_UID;
+use crate::nftables::uapi::{self, msg};
 
 /// nft's `TYPE_INTEGER`: what it makes of the `typeof` of a slot.
 const TYPE_INTEGER: u32 = 4;

@@ -524,7 +524,7 @@ fn write_value(f: &mut fmt::Formatter<'_>, value: Value) -> fmt::Result {
 mod tests {
     use super::*;
     use crate::model::Protocol;
-    use crate::netlink::attributes::messages;
+    use crate::nftables::attributes::messages;
     use crate::ruleset::types::Key;
 
     fn address_element(n: u32, comment: Option<&str>) -> Element {

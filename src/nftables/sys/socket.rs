@@ -8,18 +8,18 @@ use nftnl::nftnl_sys::libc;
 
 /// Memory to receive into, aligned as libmnl wants it.
 #[derive(Debug)]
-pub(in crate::netlink) struct ReceiveBuffer {
+pub(in crate::nftables) struct ReceiveBuffer {
     words: Vec<u64>,
 }
 
 impl ReceiveBuffer {
     /// Room for so many bytes.
-    pub(in crate::netlink) fn new(bytes: usize) -> Self {
+    pub(in crate::nftables) fn new(bytes: usize) -> Self {
         ReceiveBuffer { words: vec![0; bytes.div_ceil(8)] }
     }
 
     /// The memory.
-    pub(in crate::netlink) fn bytes_mut(&mut self) -> &mut [u8] {
+    pub(in crate::nftables) fn bytes_mut(&mut self) -> &mut [u8] {
         let length = size_of_val(self.words.as_slice());
         // SAFETY: every byte of a number is initialised and any value of a byte makes a number, bytes need no alignment,
         // and length and lifetime are the slice's, which is borrowed for writing.
@@ -28,13 +28,13 @@ impl ReceiveBuffer {
 }
 
 /// The socket's descriptor, borrowed.
-pub(in crate::netlink) fn borrow(socket: &mnl::Socket) -> BorrowedFd<'_> {
+pub(in crate::nftables) fn borrow(socket: &mnl::Socket) -> BorrowedFd<'_> {
     // SAFETY: the descriptor stays open as long as the socket is borrowed.
     unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) }
 }
 
 /// Sets a netlink option of the socket (`NETLINK_*` of include/uapi/linux/netlink.h).
-pub(in crate::netlink) fn set_netlink_option(socket: &mnl::Socket, option: c_int, value: c_int) -> io::Result<()> {
+pub(in crate::nftables) fn set_netlink_option(socket: &mnl::Socket, option: c_int, value: c_int) -> io::Result<()> {
     let pointer = (&raw const value).cast::<c_void>();
     let length = size_of::<c_int>() as libc::socklen_t;
     // SAFETY: the descriptor is open, and pointer and length are those of a number that outlives the call.
@@ -46,4 +46,4 @@ pub(in crate::netlink) fn set_netlink_option(socket: &mnl::Socket, option: c_int
 unsafe impl Send for Socket {}
 
 /// A libmnl socket that may be moved to another thread.
-pub(in crate::netlink) struct Socket(pub(in crate::netlink) mnl::Socket);
+pub(in crate::nftables) struct Socket(pub(in crate::nftables) mnl::Socket);

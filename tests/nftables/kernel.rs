@@ -6,18 +6,18 @@ use std::process::Command;
 
 use nftproxyd::diff::{Operation, Transaction};
 use nftproxyd::model::Family;
-use nftproxyd::netlink::{CommitError, Heard, Kernel, KernelError, Monitor, Netlink, ProbeError, table_flag};
+use nftproxyd::nftables::{CommitError, Heard, Kernel, KernelError, LinuxKernel, Monitor, ProbeError, table_flag};
 use nftproxyd::ruleset::names::{ChainName, SetName};
 use nftproxyd::ruleset::types::{Chain, Element, Rule, Statement, Verdict};
 
 use crate::frame;
 use crate::netns::{has, in_namespace, try_nft as nft};
 
-fn open() -> Netlink {
-    Netlink::open().expect("a netlink socket")
+fn open() -> LinuxKernel {
+    LinuxKernel::open().expect("a netlink socket")
 }
 
-fn read(kernel: &mut Netlink, family: Family, name: SetName) -> Vec<Element> {
+fn read(kernel: &mut LinuxKernel, family: Family, name: SetName) -> Vec<Element> {
     let set = frame::sets().into_iter().find(|set| set.name == name).expect("a set of the frame");
     kernel.elements(family, &set).expect("the elements")
 }
@@ -74,7 +74,7 @@ fn what_nft_lists_can_be_loaded_again() {
 }
 
 /// A commit that has to be refused; returns the operation and the object in words.
-fn refused(kernel: &mut Netlink, family: Family, operations: Vec<Operation>) -> (usize, String, i32) {
+fn refused(kernel: &mut LinuxKernel, family: Family, operations: Vec<Operation>) -> (usize, String, i32) {
     match kernel.commit(&Transaction { family, operations }) {
         Err(CommitError::Refused { operation, object, source }) => {
             (operation, object, source.raw_os_error().unwrap_or_default())

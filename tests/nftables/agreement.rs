@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use nftproxyd::diff::{Operation, Transaction};
 use nftproxyd::model::Family;
-use nftproxyd::netlink::fake::FakeKernel;
-use nftproxyd::netlink::{CommitError, Kernel, Netlink, Snapshot, table_flag};
+use nftproxyd::nftables::in_memory::InMemoryKernel;
+use nftproxyd::nftables::{CommitError, Kernel, LinuxKernel, Snapshot, table_flag};
 use nftproxyd::ruleset::names::{ChainName, SetName};
 use nftproxyd::ruleset::types::{Chain, Data, Element, Key, Verdict};
 use proptest::prelude::*;
@@ -73,7 +73,7 @@ fn operation() -> impl Strategy<Value = Operation> {
 }
 
 /// What a commit came to: the operation that was refused, if one was.
-fn outcome(result: Result<nftproxyd::netlink::Committed, CommitError>) -> Option<usize> {
+fn outcome(result: Result<nftproxyd::nftables::Committed, CommitError>) -> Option<usize> {
     match result {
         Ok(_) => None,
         Err(CommitError::Refused { operation, .. }) => Some(operation),
@@ -95,7 +95,7 @@ fn everything(kernel: &mut dyn Kernel, family: Family) -> (Snapshot, BTreeMap<Se
 }
 
 #[test]
-fn the_fake_kernel_behaves_like_the_real_one() {
+fn the_kernel_in_memory_behaves_like_the_real_one() {
     in_namespace(|| {
         let mut runner = TestRunner::new(replayed(Config::with_cases(100), file!()));
         let (applied, refused) = (Cell::new(0), Cell::new(0));
@@ -103,7 +103,7 @@ fn the_fake_kernel_behaves_like_the_real_one() {
         runner
             .run(&(transactions, any::<bool>(), prop::num::u8::ANY), |(transactions, furnished, sleeps)| {
                 let family = Family::V4;
-                let (mut fake, mut real) = (FakeKernel::new(), Netlink::open().expect("a netlink socket"));
+                let (mut in_memory, mut real) = (InMemoryKernel::new(), LinuxKernel::open().expect("a netlink socket"));
                 let start = Transaction { family, operations: vec![Operation::AddTable, Operation::DeleteTable] };
                 real.commit(&start).expect("an empty kernel");
                 if furnished {
@@ -111,20 +111,25 @@ fn the_fake_kernel_behaves_like_the_real_one() {
                     operations.extend(frame::sets().into_iter().map(Operation::AddSet));
                     operations.extend(chains().into_iter().map(Operation::AddChain));
                     let transaction = Transaction { family, operations };
-                    fake.commit(&transaction).expect("the fake takes it");
+                    in_memory.commit(&transaction).expect("the kernel in memory takes it");
                     real.commit(&transaction).expect("the kernel takes it");
                 }
                 for (position, operations) in transactions.into_iter().enumerate() {
-                    if (sleeps >> (position % 8)) & 1 == 1 && fake.has_table(family) {
+                    if (sleeps >> (position % 8)) & 1 == 1 && in_memory.has_table(family) {
                         nft(&["-f", "-"], "add table ip nftproxyd { flags dormant; }").expect("anybody may do that");
-                        fake.set_flags(family, table_flag::DORMANT);
+                        in_memory.set_flags(family, table_flag::DORMANT);
                     }
                     let transaction = Transaction { family, operations };
-                    let expected = outcome(fake.commit(&transaction));
+                    let expected = outcome(in_memory.commit(&transaction));
                     let count = if expected.is_none() { &applied } else { &refused };
                     count.set(count.get() + 1);
                     prop_assert_eq!(outcome(real.commit(&transaction)), expected, "{:#?}", transaction);
-                    prop_assert_eq!(everything(&mut real, family), everything(&mut fake, family), "{:#?}", transaction);
+                    prop_assert_eq!(
+                        everything(&mut real, family),
+                        everything(&mut in_memory, family),
+                        "{:#?}",
+                        transaction
+                    );
                 }
                 Ok(())
             })

@@ -29,23 +29,23 @@ pub enum Fault {
 
 /// A set with its elements.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct FakeSet {
+struct SetState {
     def: SetDef,
     elements: BTreeMap<(Key, Option<Key>), Element>,
 }
 
 /// A chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct FakeChain {
+struct ChainState {
     hook: Option<Hook>,
     rules: Vec<Rule>,
 }
 
 /// A table.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-struct FakeTable {
-    sets: BTreeMap<SetName, FakeSet>,
-    chains: BTreeMap<ChainName, FakeChain>,
+struct TableState {
+    sets: BTreeMap<SetName, SetState>,
+    chains: BTreeMap<ChainName, ChainState>,
     foreign_sets: BTreeSet<String>,
     foreign_chains: BTreeSet<String>,
     foreign_objects: BTreeSet<String>,
@@ -58,8 +58,8 @@ struct FakeTable {
 
 /// The tables of both families, and a record of what was done to them.
 #[derive(Debug, Default)]
-pub struct FakeKernel {
-    tables: PerFamily<Option<FakeTable>>,
+pub struct InMemoryKernel {
+    tables: PerFamily<Option<TableState>>,
     faults: VecDeque<Fault>,
     /// Tables that belong to somebody else.
     owned: PerFamily<bool>,
@@ -70,7 +70,7 @@ pub struct FakeKernel {
     disturbed: PerFamily<bool>,
 }
 
-impl FakeKernel {
+impl InMemoryKernel {
     /// A kernel without our tables.
     pub fn new() -> Self {
         Self::default()
@@ -86,7 +86,7 @@ impl FakeKernel {
         self.owned[family] = owned;
     }
 
-    /// Refuses every element of a set that is added, or only the one with this key, until [`FakeKernel::accept_all`].
+    /// Refuses every element of a set that is added, or only the one with this key, until [`InMemoryKernel::accept_all`].
     pub fn refuse(&mut self, set: SetName, key: Option<Key>) {
         self.refuse_with(set, key, Errno::EINVAL);
     }
@@ -202,7 +202,7 @@ impl FakeKernel {
     }
 
     /// Applies a transaction to a copy.
-    fn apply(&self, transaction: &Transaction) -> Result<Option<FakeTable>, CommitError> {
+    fn apply(&self, transaction: &Transaction) -> Result<Option<TableState>, CommitError> {
         let mut table = self.tables[transaction.family].clone();
         if table.as_ref().is_some_and(|table| table.flags & table_flag::OWNER != 0) {
             return Err(CommitError::Permission);
@@ -218,7 +218,7 @@ impl FakeKernel {
         Ok(table)
     }
 
-    fn step(&self, table: &mut Option<FakeTable>, operation: &Operation) -> Result<(), (Errno, Option<usize>)> {
+    fn step(&self, table: &mut Option<TableState>, operation: &Operation) -> Result<(), (Errno, Option<usize>)> {
         match operation {
             Operation::AddTable => {
                 let table = table.get_or_insert_default();
@@ -264,7 +264,7 @@ impl FakeKernel {
         }
     }
 
-    fn add_element(&self, table: &mut FakeTable, name: SetName, element: &Element) -> Result<(), Errno> {
+    fn add_element(&self, table: &mut TableState, name: SetName, element: &Element) -> Result<(), Errno> {
         let refused = |key| self.refused.get(&(name, key));
         if let Some(errno) = refused(None).or_else(|| refused(Some(element.key.clone()))) {
             return Err(*errno);
@@ -290,7 +290,7 @@ impl FakeKernel {
     }
 }
 
-impl FakeTable {
+impl TableState {
     fn step(&mut self, operation: &Operation) -> Result<(), Errno> {
         let there = |removed: bool| if removed { Ok(()) } else { Err(Errno::ENOENT) };
         match operation {
@@ -298,13 +298,13 @@ impl FakeTable {
                 if self.sets.contains_key(&def.name) {
                     return Err(Errno::EEXIST);
                 }
-                self.sets.insert(def.name, FakeSet { def: def.clone(), elements: BTreeMap::new() });
+                self.sets.insert(def.name, SetState { def: def.clone(), elements: BTreeMap::new() });
                 Ok(())
             }
             Operation::AddChain(chain) => match self.chains.get(&chain.name) {
                 None if self.woken && chain.hook.is_some() => Err(Errno::EINVAL),
                 None => {
-                    self.chains.insert(chain.name, FakeChain { hook: chain.hook, rules: Vec::new() });
+                    self.chains.insert(chain.name, ChainState { hook: chain.hook, rules: Vec::new() });
                     Ok(())
                 }
                 Some(old) if chain.hook.is_none() || old.hook == chain.hook => {
@@ -406,7 +406,7 @@ fn set_of(statement: &Statement) -> Option<SetName> {
     }
 }
 
-impl Kernel for FakeKernel {
+impl Kernel for InMemoryKernel {
     fn commit(&mut self, transaction: &Transaction) -> Result<Committed, CommitError> {
         self.attempts += 1;
         if self.owned[transaction.family] {

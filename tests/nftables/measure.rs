@@ -1,11 +1,11 @@
 //! How long large transactions take. Run in release mode, alone:
-//! `cargo test --release --test netlink measure -- --ignored --nocapture`.
+//! `cargo test --release --test nftables measure -- --ignored --nocapture`.
 
 use std::time::{Duration, Instant};
 
 use nftproxyd::diff::{Operation, Transaction};
 use nftproxyd::model::{Family, Protocol};
-use nftproxyd::netlink::{Kernel, Netlink};
+use nftproxyd::nftables::{Kernel, LinuxKernel};
 use nftproxyd::ruleset::names::{ChainName, SetName};
 use nftproxyd::ruleset::types::{Data, Element, Key, Value, Verdict};
 
@@ -21,7 +21,7 @@ const CHUNK: usize = 6_000;
 fn measure_a_cold_start() {
     in_namespace(|| {
         for family in Family::ALL {
-            let mut kernel = Netlink::open().expect("a netlink socket");
+            let mut kernel = LinuxKernel::open().expect("a netlink socket");
             let frame: Vec<_> = frame::whole(family)
                 .operations
                 .into_iter()

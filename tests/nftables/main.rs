@@ -1,4 +1,4 @@
-//! The netlink layer against the kernel, each test in a network namespace of its own.
+//! nf_tables over netlink against the kernel, each test in a network namespace of its own.
 
 mod agreement;
 mod frame;

@@ -39,7 +39,7 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// Starts listening. `own_port` is [`super::Netlink::port`] of the socket whose changes are ours.
+    /// Starts listening. `own_port` is [`super::LinuxKernel::port`] of the socket whose changes are ours.
     pub fn open(own_port: u32) -> Result<Monitor, KernelError> {
         let mut socket = Socket::open()?;
         socket.listen()?;

@@ -214,8 +214,8 @@ mod tests {
 
     use super::*;
     use crate::diff::{Operation, Transaction};
-    use crate::netlink::attributes::messages;
-    use crate::netlink::encode::encode;
+    use crate::nftables::attributes::messages;
+    use crate::nftables::encode::encode;
     use crate::ruleset::names::{Masquerade, Pick, SetName};
 
     const ALL: [Expr; 9] = [

@@ -38,27 +38,27 @@ pub(super) const NLA_TYPE_MASK: u16 = 0x3fff;
 
 /// `enum nf_tables_msg_types`.
 pub(super) mod msg {
-    pub(in crate::netlink) const NEWTABLE: u16 = 0;
-    pub(in crate::netlink) const GETTABLE: u16 = 1;
-    pub(in crate::netlink) const DELTABLE: u16 = 2;
-    pub(in crate::netlink) const NEWCHAIN: u16 = 3;
-    pub(in crate::netlink) const GETCHAIN: u16 = 4;
-    pub(in crate::netlink) const DELCHAIN: u16 = 5;
-    pub(in crate::netlink) const NEWRULE: u16 = 6;
-    pub(in crate::netlink) const GETRULE: u16 = 7;
-    pub(in crate::netlink) const DELRULE: u16 = 8;
-    pub(in crate::netlink) const NEWSET: u16 = 9;
-    pub(in crate::netlink) const GETSET: u16 = 10;
-    pub(in crate::netlink) const DELSET: u16 = 11;
-    pub(in crate::netlink) const NEWSETELEM: u16 = 12;
-    pub(in crate::netlink) const GETSETELEM: u16 = 13;
-    pub(in crate::netlink) const DELSETELEM: u16 = 14;
-    pub(in crate::netlink) const NEWGEN: u16 = 15;
-    pub(in crate::netlink) const GETGEN: u16 = 16;
-    pub(in crate::netlink) const NEWOBJ: u16 = 18;
-    pub(in crate::netlink) const GETOBJ: u16 = 19;
-    pub(in crate::netlink) const NEWFLOWTABLE: u16 = 22;
-    pub(in crate::netlink) const GETFLOWTABLE: u16 = 23;
+    pub(in crate::nftables) const NEWTABLE: u16 = 0;
+    pub(in crate::nftables) const GETTABLE: u16 = 1;
+    pub(in crate::nftables) const DELTABLE: u16 = 2;
+    pub(in crate::nftables) const NEWCHAIN: u16 = 3;
+    pub(in crate::nftables) const GETCHAIN: u16 = 4;
+    pub(in crate::nftables) const DELCHAIN: u16 = 5;
+    pub(in crate::nftables) const NEWRULE: u16 = 6;
+    pub(in crate::nftables) const GETRULE: u16 = 7;
+    pub(in crate::nftables) const DELRULE: u16 = 8;
+    pub(in crate::nftables) const NEWSET: u16 = 9;
+    pub(in crate::nftables) const GETSET: u16 = 10;
+    pub(in crate::nftables) const DELSET: u16 = 11;
+    pub(in crate::nftables) const NEWSETELEM: u16 = 12;
+    pub(in crate::nftables) const GETSETELEM: u16 = 13;
+    pub(in crate::nftables) const DELSETELEM: u16 = 14;
+    pub(in crate::nftables) const NEWGEN: u16 = 15;
+    pub(in crate::nftables) const GETGEN: u16 = 16;
+    pub(in crate::nftables) const NEWOBJ: u16 = 18;
+    pub(in crate::nftables) const GETOBJ: u16 = 19;
+    pub(in crate::nftables) const NEWFLOWTABLE: u16 = 22;
+    pub(in crate::nftables) const GETFLOWTABLE: u16 = 23;
 }
 
 /// `NFTA_TABLE_FLAGS`.
@@ -110,33 +110,33 @@ pub(super) const NFPROTO_IPV6: u8 = 10;
 
 /// `enum nft_set_flags`.
 pub(super) mod set_flag {
-    pub(in crate::netlink) const INTERVAL: u32 = 0x4;
-    pub(in crate::netlink) const MAP: u32 = 0x8;
-    pub(in crate::netlink) const TIMEOUT: u32 = 0x10;
-    pub(in crate::netlink) const EVAL: u32 = 0x20;
-    pub(in crate::netlink) const CONCAT: u32 = 0x80;
+    pub(in crate::nftables) const INTERVAL: u32 = 0x4;
+    pub(in crate::nftables) const MAP: u32 = 0x8;
+    pub(in crate::nftables) const TIMEOUT: u32 = 0x10;
+    pub(in crate::nftables) const EVAL: u32 = 0x20;
+    pub(in crate::nftables) const CONCAT: u32 = 0x80;
 }
 
 /// `enum nft_meta_keys`.
 pub(super) mod meta {
-    pub(in crate::netlink) const MARK: u32 = 3;
-    pub(in crate::netlink) const IIFNAME: u32 = 6;
-    pub(in crate::netlink) const L4PROTO: u32 = 16;
+    pub(in crate::nftables) const MARK: u32 = 3;
+    pub(in crate::nftables) const IIFNAME: u32 = 6;
+    pub(in crate::nftables) const L4PROTO: u32 = 16;
 }
 
 /// `enum nft_ct_keys`.
 pub(super) mod ct {
-    pub(in crate::netlink) const STATUS: u32 = 2;
-    pub(in crate::netlink) const PROTO_SRC: u32 = 11;
-    pub(in crate::netlink) const PROTO_DST: u32 = 12;
-    pub(in crate::netlink) const SRC_IP: u32 = 19;
-    pub(in crate::netlink) const DST_IP: u32 = 20;
-    pub(in crate::netlink) const SRC_IP6: u32 = 21;
-    pub(in crate::netlink) const DST_IP6: u32 = 22;
+    pub(in crate::nftables) const STATUS: u32 = 2;
+    pub(in crate::nftables) const PROTO_SRC: u32 = 11;
+    pub(in crate::nftables) const PROTO_DST: u32 = 12;
+    pub(in crate::nftables) const SRC_IP: u32 = 19;
+    pub(in crate::nftables) const DST_IP: u32 = 20;
+    pub(in crate::nftables) const SRC_IP6: u32 = 21;
+    pub(in crate::nftables) const DST_IP6: u32 = 22;
     /// `IP_CT_DIR_ORIGINAL` of include/uapi/linux/netfilter/nf_conntrack_tuple_common.h.
-    pub(in crate::netlink) const ORIGINAL: u8 = 0;
+    pub(in crate::nftables) const ORIGINAL: u8 = 0;
     /// `IP_CT_DIR_REPLY`.
-    pub(in crate::netlink) const REPLY: u8 = 1;
+    pub(in crate::nftables) const REPLY: u8 = 1;
 }
 
 /// `IPS_DST_NAT` of include/uapi/linux/netfilter/nf_conntrack_common.h.

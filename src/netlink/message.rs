@@ -3,10 +3,6 @@
 //!
 //! Numbers are in the byte order of the machine, unless an attribute says otherwise.
 
-mod socket;
-
-pub(crate) use socket::{Dump, Socket};
-
 /// `NLM_F_REQUEST`.
 pub(crate) const REQUEST: u16 = 0x1;
 /// `NLM_F_ACK`: answer with an error message, of errno 0 on success.
@@ -14,7 +10,7 @@ pub(crate) const ACK: u16 = 0x4;
 /// `NLM_F_DUMP` (`NLM_F_ROOT | NLM_F_MATCH`): answer with all objects.
 pub(crate) const DUMP: u16 = 0x300;
 /// `NLM_F_DUMP_INTR`: the objects changed during the dump, some may be missing or doubled.
-const DUMP_INTERRUPTED: u16 = 0x10;
+pub(super) const DUMP_INTERRUPTED: u16 = 0x10;
 
 /// `NLMSG_ERROR`.
 const ERROR: u16 = 2;

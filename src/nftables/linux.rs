@@ -19,7 +19,7 @@ use crate::ruleset::names::{ChainName, SetName, TABLE};
 use crate::ruleset::types::{Chain, Element, SetDef};
 
 /// nftables of the network namespace that it was opened in.
-pub struct Netlink {
+pub struct LinuxKernel {
     socket: Socket,
     /// The last sequence number that was used. It only counts up, so late answers are told from those we wait for.
     sequence: u32,
@@ -30,10 +30,10 @@ pub struct Netlink {
     disturbed: PerFamily<bool>,
 }
 
-impl Netlink {
+impl LinuxKernel {
     /// Opens a socket. Needs no privilege; everything else does.
-    pub fn open() -> Result<Netlink, KernelError> {
-        Ok(Netlink { socket: Socket::open()?, sequence: 0, generation: None, disturbed: PerFamily::default() })
+    pub fn open() -> Result<LinuxKernel, KernelError> {
+        Ok(LinuxKernel { socket: Socket::open()?, sequence: 0, generation: None, disturbed: PerFamily::default() })
     }
 
     /// The socket's address, by which [`super::Monitor`] tells its changes from others'.
@@ -348,7 +348,7 @@ impl Netlink {
     }
 }
 
-impl Kernel for Netlink {
+impl Kernel for LinuxKernel {
     fn commit(&mut self, transaction: &Transaction) -> Result<Committed, CommitError> {
         let operations = transaction.len();
         if operations == 0 {

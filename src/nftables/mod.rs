@@ -1,0 +1,28 @@
+//! Transactions to bytes, bytes to the kernel, and what is in the kernel back to values.
+//!
+//! Encoding and decoding are pure; only the socket does I/O. [`Kernel`] is the seam: [`LinuxKernel`] speaks netlink,
+//! [`InMemoryKernel`](in_memory::InMemoryKernel) keeps the tables in memory.
+
+mod attributes;
+mod decode;
+mod encode;
+mod expression;
+pub mod in_memory;
+mod kernel;
+mod linux;
+mod lower;
+mod monitor;
+mod probe;
+mod socket;
+mod sys;
+mod uapi;
+mod udata;
+
+#[cfg(test)]
+mod wire;
+
+pub use kernel::{CommitError, Committed, Element as DumpedElement, Kernel, KernelError, Snapshot, table_flag};
+pub use linux::LinuxKernel;
+pub use monitor::{Heard, Monitor};
+pub use probe::ProbeError;
+pub use sys::release_free_memory;
