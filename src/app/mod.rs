@@ -19,8 +19,8 @@ use std::time::Duration;
 use crate::cli::{Command, NodeArgs};
 use crate::config::{self, Config, Loaded};
 use crate::logging;
-use crate::model::convert::{Converter, Options};
 use crate::model::{Family, PerFamily};
+use crate::source::convert::{Converter, Options};
 use crate::sync::Facts;
 
 /// The longest wait between two attempts of a sync that fails.

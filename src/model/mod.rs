@@ -1,12 +1,11 @@
 //! What the proxy knows about a cluster: compact values, free of Kubernetes types and of I/O.
 //!
-//! Objects of the API become these values once, in [`convert`]; past that point no address is text, no port is a
+//! Objects of the API become these values once, in `source::convert`; past that point no address is text, no port is a
 //! negative number and no `"None"` cluster IP exists. [`store`] keeps them and says which Services have to be looked at
 //! again, [`claims`] which of two Services gets an address that both want, [`policy`] which endpoints a packet may
 //! reach.
 
 pub mod claims;
-pub mod convert;
 mod endpoint;
 mod event;
 mod ids;

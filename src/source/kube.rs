@@ -38,12 +38,12 @@ use tracing::{debug, info, warn};
 
 pub use self::connect::{ConnectError, connect, connect_with};
 use self::pace::{Failed, First, LIVED, Pace};
+use super::convert::{HEADLESS_LABEL, SERVICE_PROXY_NAME_LABEL};
 use super::object::{self, Object};
 use super::rejects::Reported;
 use super::shape::Shape;
 use super::{Convert, Key};
 use crate::errors;
-use crate::model::convert::{HEADLESS_LABEL, SERVICE_PROXY_NAME_LABEL};
 use crate::model::{Event, Kind, Reject};
 
 /// Objects in one answer to a list request. What a page holds is all that is ever in memory as a whole.

@@ -4,6 +4,7 @@
 //! each object into a model value as it arrives and forgets the object. It keeps what works: when a server cannot be
 //! reached or a file cannot be read, nothing is said, so everything that was known stays in force.
 
+pub mod convert;
 mod exchange;
 pub mod file;
 pub mod kube;
@@ -18,7 +19,7 @@ use k8s_openapi::api::networking::v1::ServiceCIDR;
 
 pub use exchange::{Exchange, Listener};
 
-use crate::model::convert::Converter;
+use self::convert::Converter;
 use crate::model::{Event, Kind, ObjectName};
 
 /// Turns objects of the API into events with model values.

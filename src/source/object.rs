@@ -7,8 +7,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::convert::{HEADLESS_LABEL, SERVICE_PROXY_NAME_LABEL};
 use super::{Convert, Key};
-use crate::model::convert::{HEADLESS_LABEL, SERVICE_PROXY_NAME_LABEL};
 use crate::model::{Event, Kind, Reject};
 
 /// A kind of object that the proxy reads.

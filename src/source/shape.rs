@@ -8,7 +8,7 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 use serde_json::{Map, Number, Value};
 
 use crate::model::Kind;
-use crate::model::convert::{HEADLESS_LABEL, LAST_CHANGE, SERVICE_NAME_LABEL, SERVICE_PROXY_NAME_LABEL, ZONE_LABEL};
+use crate::source::convert::{HEADLESS_LABEL, LAST_CHANGE, SERVICE_NAME_LABEL, SERVICE_PROXY_NAME_LABEL, ZONE_LABEL};
 
 /// What is kept of a value.
 #[derive(Debug, Clone, Copy)]
@@ -89,7 +89,7 @@ const SERVICE_CIDR: Shape =
     Fields(&[("apiVersion", Whole), ("kind", Whole), ("metadata", METADATA), ("spec", Fields(&[("cidrs", Whole)]))]);
 
 impl Shape {
-    /// What is read of an object of this kind: what `model::convert` and the selectors look at.
+    /// What is read of an object of this kind: what `source::convert` and the selectors look at.
     pub(super) const fn of(kind: Kind) -> Shape {
         match kind {
             Kind::Service => SERVICE,
@@ -230,7 +230,7 @@ mod tests {
     use super::super::object::{Object, parse};
     use super::*;
     use crate::model::Event;
-    use crate::model::convert::{Converter, Options};
+    use crate::source::convert::{Converter, Options};
 
     fn read(kind: Kind, text: &str) -> Value {
         let mut deserializer = serde_json::Deserializer::from_str(text);

@@ -8,13 +8,13 @@ use serde_json::{Value, json};
 
 use nftproxyd::addresses::NodePortAddresses;
 use nftproxyd::config::DetectLocal;
-use nftproxyd::model::convert::{Converter, Options};
 use nftproxyd::model::{Event, Family, Kind, PerFamily, Protocol};
 use nftproxyd::nftables::in_memory::InMemoryKernel;
 use nftproxyd::ruleset::Ruleset;
 use nftproxyd::ruleset::eval::{Origin, Outcome, Packet, Trace, Tracer};
 use nftproxyd::ruleset::names::SetName;
 use nftproxyd::ruleset::types::Element;
+use nftproxyd::source::convert::{Converter, Options};
 use nftproxyd::sync::{Engine, Facts};
 
 /// The name of the node.

@@ -19,12 +19,12 @@ use crate::diff::Transaction;
 use crate::health::{Moment, State};
 use crate::model::FrontendAt;
 use crate::model::Kind;
-use crate::model::convert::{Converter, Options};
 use crate::nftables::in_memory::InMemoryKernel;
 use crate::nftables::{CommitError, Committed, DumpedElement, KernelError, Snapshot};
 use crate::ruleset::names::{ChainName, SetName};
 use crate::ruleset::service::element_key;
 use crate::ruleset::types::{Chain, SetDef};
+use crate::source::convert::{Converter, Options};
 use crate::sync;
 use crate::sync::{Disturbance, Facts, Inputs};
 

@@ -5,9 +5,9 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::config::{self, Overrides};
-use crate::model::convert::{Converter, Options};
 use crate::model::{Event, Kind};
 use crate::nftables::in_memory::{Fault, InMemoryKernel};
+use crate::source::convert::{Converter, Options};
 
 const V4: Family = Family::V4;
 const V6: Family = Family::V6;

@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use super::*;
 use crate::config::{self, Overrides};
 use crate::model::Reject;
-use crate::model::convert::{Converter, LAST_CHANGE, Options};
 use crate::nftables::in_memory::{Fault, InMemoryKernel};
+use crate::source::convert::{Converter, LAST_CHANGE, Options};
 use crate::sync::Engine;
 
 const V4: Family = Family::V4;

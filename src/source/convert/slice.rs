@@ -5,10 +5,10 @@ use std::time::SystemTime;
 use jiff::Timestamp;
 use k8s_openapi::api::discovery::v1 as discovery;
 
-use super::super::parse::{self, shown};
-use super::super::{Conditions, Endpoint, Family, Hints, ObjectName, Reject, Slice, SlicePort};
 use super::fields::{Rejects, label, list, object_name, port_number, protocol};
 use super::{Converted, Options, Pool};
+use crate::model::parse::{self, shown};
+use crate::model::{Conditions, Endpoint, Family, Hints, ObjectName, Reject, Slice, SlicePort};
 
 /// Slices of headless Services carry it; they are for DNS alone.
 pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";

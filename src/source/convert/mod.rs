@@ -22,7 +22,7 @@ pub use pool::Pool;
 pub use service::{SERVICE_PROXY_NAME_LABEL, service};
 pub use slice::{HEADLESS_LABEL, LAST_CHANGE, SERVICE_NAME_LABEL, slice};
 
-use super::{Event, Kind, ObjectName, Reject};
+use crate::model::{Event, Kind, ObjectName, Reject};
 
 /// What the meaning of objects depends on, fixed while the daemon runs.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,8 +6,8 @@ use std::num::NonZeroU16;
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::super::parse::{self, shown};
-use super::super::{ObjectName, Protocol, Reject};
+use crate::model::parse::{self, shown};
+use crate::model::{ObjectName, Protocol, Reject};
 
 /// Collects rejects.
 #[derive(Debug, Default)]

@@ -6,10 +6,10 @@ use arcstr::ArcStr;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::networking::v1 as networking;
 
-use super::super::parse;
-use super::super::{Family, Node, PerFamily, Reject, ServiceCidr};
 use super::fields::{Rejects, cidrs, label, list};
 use super::{Converted, Pool};
+use crate::model::parse;
+use crate::model::{Family, Node, PerFamily, Reject, ServiceCidr};
 
 /// The zone that a Node is in.
 pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";

@@ -3,8 +3,8 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::super::{Conditions, Family, Hints, Protocol, TrafficPolicy};
 use super::*;
+use crate::model::{Conditions, Family, Hints, Protocol, TrafficPolicy};
 
 fn options() -> Options {
     Options { node_name: "n1".into(), allow_external_ips: true }
@@ -48,7 +48,7 @@ fn service_object(patch: &Value) -> core::Service {
     serde_json::from_value(object).expect("a Service")
 }
 
-fn convert_service(patch: Value) -> Converted<super::super::Service> {
+fn convert_service(patch: Value) -> Converted<crate::model::Service> {
     service(&service_object(&patch), &options(), &mut Pool::default())
 }
 
@@ -73,7 +73,7 @@ fn a_plain_service() {
     assert!(service.source_ranges.is_empty());
 }
 
-type PerFamilyIp = super::super::PerFamily<Option<IpAddr>>;
+type PerFamilyIp = crate::model::PerFamily<Option<IpAddr>>;
 
 #[test]
 fn services_that_are_not_proxied_have_no_rejects() {
@@ -299,7 +299,7 @@ fn slice_object(patch: &Value) -> discovery::EndpointSlice {
     serde_json::from_value(object).expect("an EndpointSlice")
 }
 
-fn convert_slice(patch: Value) -> Converted<super::super::Slice> {
+fn convert_slice(patch: Value) -> Converted<crate::model::Slice> {
     slice(&slice_object(&patch), &options(), &mut Pool::default())
 }
 

@@ -7,10 +7,10 @@ use std::num::NonZeroU16;
 use arcstr::ArcStr;
 use k8s_openapi::api::core::v1 as core;
 
-use super::super::parse::{self, shown};
-use super::super::{Family, PerFamily, Protocol, Service, ServicePort, TrafficPolicy};
 use super::fields::{Rejects, cidrs, label, list, object_name, port_number, protocol, sorted_set};
 use super::{Converted, Options, Pool};
+use crate::model::parse::{self, shown};
+use crate::model::{Family, PerFamily, Protocol, Service, ServicePort, TrafficPolicy};
 
 /// A Service with this label, whatever its value, belongs to another proxy.
 pub const SERVICE_PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
