@@ -1,15 +1,13 @@
 //! Builds the parts and wires them together; the only module that knows all of them.
 
-mod beside;
 mod cleanup;
-mod flows;
-mod follow;
-mod manager;
-mod observe;
+mod observers;
 mod one_shot;
 mod ports;
+mod reload;
 mod render;
 mod run;
+mod service_manager;
 mod take_over;
 
 use std::path::PathBuf;

@@ -14,10 +14,10 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::beside::{self, Beside, Checks, Start};
-use super::follow::{self, File, follow};
+use super::observers::{self, Checks, Observers, Start};
 use super::ports::{self, Listening};
-use super::{configuration, converter, facts, manager, one_shot, take_over};
+use super::reload::{self, File, follow};
+use super::{configuration, converter, facts, one_shot, service_manager, take_over};
 use crate::addresses;
 use crate::cli::RunArgs;
 use crate::config::{Config, Loaded, Source};
@@ -110,11 +110,11 @@ async fn supervise(
     });
     tasks.spawn(async move {
         if started.await.is_ok() {
-            manager::ready();
+            service_manager::ready();
         }
         std::future::pending().await
     });
-    let (in_force, configz) = watch::channel(follow::configz(&config));
+    let (in_force, configz) = watch::channel(reload::configz(&config));
     match file {
         Some(file) => drop(tasks.spawn(follow(file, config.clone(), in_force))),
         None => drop(in_force),
@@ -146,7 +146,7 @@ async fn supervise(
     let health = Health::new(health::State::new(Family::ALL, config.sync_period, Moment::now()));
     let (checks_sender, checks) = watch::channel(Checks::default());
     let name = config.node_name.clone();
-    tasks.spawn(beside::serve_health_checks(checks, health.clone(), name, events_out.clone()));
+    tasks.spawn(observers::serve_health_checks(checks, health.clone(), name, events_out.clone()));
     let listening = Listening { hard_fail: config.bind_address_hard_fail, events: events_out };
     if let Some(address) = config.healthz_bind_address {
         tasks.spawn(ports::serve_health(listening.clone(), address, health.clone(), Arc::clone(&metrics)));
@@ -155,13 +155,13 @@ async fn supervise(
     let mark = 1 << config.masquerade_bit;
     let take_over = take_over.then(|| -> Box<dyn FnOnce() + Send> { Box::new(move || take_over::take_over(mark)) });
     let start = Start { take_over, done: started_sender };
-    let beside = Beside::new(start, attempted_sender, config.clone(), health, metrics, checks_sender)?;
-    let (pulse, heartbeat) = manager::heartbeat();
+    let observers = Observers::new(start, attempted_sender, config.clone(), health, metrics, checks_sender)?;
+    let (pulse, heartbeat) = service_manager::heartbeat();
     tasks.spawn(async move {
         pulse.beat().await;
         Ok(())
     });
-    let engine = start_engine(config, kernel, inputs, beside, heartbeat)?;
+    let engine = start_engine(config, kernel, inputs, observers, heartbeat)?;
     let result = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
@@ -171,7 +171,7 @@ async fn supervise(
             Some(Err(panic)) => Err(panic.into()),
         },
     };
-    manager::stopping();
+    service_manager::stopping();
     // Without sources the engine ends after the sync that is under way.
     tasks.shutdown().await;
     if let Some(publisher) = publisher {
@@ -196,15 +196,15 @@ fn start_engine(
     config: Config,
     kernel: LinuxKernel,
     inputs: Inputs,
-    mut beside: Beside,
-    heartbeat: manager::Heartbeat,
+    mut observers: Observers,
+    heartbeat: service_manager::Heartbeat,
 ) -> anyhow::Result<thread::JoinHandle<anyhow::Result<()>>> {
     let body = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().context("cannot start")?;
         let mut engine = Engine::new(kernel, facts(&config));
         runtime.block_on(async {
             tokio::select! {
-                () = sync::run(&mut engine, inputs, config.min_sync_period, &mut beside) => {}
+                () = sync::run(&mut engine, inputs, config.min_sync_period, &mut observers) => {}
                 () = heartbeat.pass_on() => {}
             }
         });

@@ -25,7 +25,7 @@ type Checked = (usize, BTreeMap<String, Vec<String>>);
 
 impl Proxy {
     /// A proxy in zone `z` that knows a Service with a UDP and a TCP port of the same name, cluster IPs of both families
-    /// and this specification beside, and has synced with these endpoints.
+    /// and this specification observers, and has synced with these endpoints.
     fn new(spec: &Value, endpoints: &[Value]) -> Proxy {
         let (proxy, (operations, _)) = Proxy::on(InMemoryKernel::new(), spec, endpoints);
         assert!(operations > 0, "the first sync");
@@ -36,7 +36,7 @@ impl Proxy {
     fn on(kernel: InMemoryKernel, spec: &Value, endpoints: &[Value]) -> (Proxy, Checked) {
         let overrides = Overrides { hostname_override: Some("n1".to_owned()), ..Overrides::default() };
         let config = config::load(None, &overrides).expect("defaults are valid").config;
-        let engine = Engine::new(kernel, super::super::facts(&config));
+        let engine = Engine::new(kernel, crate::app::facts(&config));
         let convert = Converter::new(Options { node_name: "n1".to_owned(), allow_external_ips: true });
         let mut proxy = Proxy { engine, convert, now: Instant::now() };
         for kind in Kind::ALL {

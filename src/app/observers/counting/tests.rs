@@ -25,7 +25,7 @@ impl Proxy {
     fn new() -> Proxy {
         let overrides = Overrides { hostname_override: Some("n1".to_owned()), ..Overrides::default() };
         let config = config::load(None, &overrides).expect("defaults are valid").config;
-        let engine = Engine::new(InMemoryKernel::new(), super::super::facts(&config));
+        let engine = Engine::new(InMemoryKernel::new(), crate::app::facts(&config));
         let metrics = Arc::new(Metrics::new());
         let counting = Counting::new(Arc::clone(&metrics));
         let convert = Converter::new(Options { node_name: "n1".to_owned(), allow_external_ips: true });

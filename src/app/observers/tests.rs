@@ -1,4 +1,4 @@
-//! Who may say that all is well, and when: the loop with all that hangs beside it, on a kernel in memory that takes one
+//! Who may say that all is well, and when: the loop with all that hangs observers it, on a kernel in memory that takes one
 //! family's rules, or one Service, and not the others.
 
 use std::collections::BTreeSet;
@@ -211,7 +211,7 @@ async fn run_with<F: Future<Output = ()>>(min_sync_period: Duration, script: imp
     let config = config::load(None, &overrides).expect("defaults are valid").config;
     let kernel = Shared::default();
     let node_ports = NodePortAddresses::Cidrs(vec!["10.125.0.0/16".parse().expect("a range")]);
-    let mut engine = Engine::new(kernel.clone(), Facts { node_ports, ..super::super::facts(&config) });
+    let mut engine = Engine::new(kernel.clone(), Facts { node_ports, ..crate::app::facts(&config) });
     let (event_sender, events) = mpsc::channel(1_000);
     let (address_sender, addresses) = watch::channel(BTreeSet::new());
     let (disturbance_sender, disturbances) = mpsc::channel(16);
@@ -226,7 +226,7 @@ async fn run_with<F: Future<Output = ()>>(min_sync_period: Duration, script: imp
         // The test may have ended.
         let _ = did_sender.send(Did::TookOver);
     };
-    let mut beside = Beside {
+    let mut observers = Observers {
         conntrack: Worker::spawn(flows, |_: &Pass| {}).expect("a thread"),
         health: health.clone(),
         counting: Counting::new(Arc::clone(&metrics)),
@@ -249,7 +249,7 @@ async fn run_with<F: Future<Output = ()>>(min_sync_period: Duration, script: imp
         next: AtomicUsize::new(1),
     };
     let inputs = Inputs { events, addresses, disturbances };
-    tokio::join!(sync::run(&mut engine, inputs, min_sync_period, &mut beside), script(outside));
+    tokio::join!(sync::run(&mut engine, inputs, min_sync_period, &mut observers), script(outside));
 }
 
 #[derive(Clone)]

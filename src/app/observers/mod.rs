@@ -1,4 +1,7 @@
-//! What hangs beside the line from objects to the kernel: stale UDP flows, health, the health checks of Services.
+//! Tells conntrack, health, metrics and the health checks of Services about each sync.
+
+mod counting;
+mod flows;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,9 +11,8 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 use tracing::warn;
 
+use self::counting::Counting;
 use super::LISTEN_AGAIN;
-use super::flows;
-use super::observe::{self, Counting};
 use crate::addresses::Accepted;
 use crate::config::{self, Config, Host};
 use crate::conntrack::{Conntrack, Pass, Worker};
@@ -35,7 +37,7 @@ pub(super) struct Checks {
 }
 
 /// Hears of every sync and tells the others.
-pub(super) struct Beside {
+pub(super) struct Observers {
     conntrack: Worker,
     health: Health,
     counting: Counting,
@@ -55,7 +57,7 @@ pub(super) struct Start {
     pub(super) done: oneshot::Sender<()>,
 }
 
-impl Beside {
+impl Observers {
     pub(super) fn new(
         start: Start,
         attempted: oneshot::Sender<()>,
@@ -63,17 +65,17 @@ impl Beside {
         health: Health,
         metrics: Arc<Metrics>,
         checks: watch::Sender<Checks>,
-    ) -> anyhow::Result<Beside> {
+    ) -> anyhow::Result<Observers> {
         let conntrack = Conntrack::open().context("cannot use connection tracking")?;
         let counted = Arc::clone(&metrics);
         let count = move |pass: &Pass| {
-            observe::count_pass(&counted, pass);
+            counting::count_pass(&counted, pass);
             if pass.frontends >= MANY_FRONTENDS {
                 release_free_memory();
             }
         };
         let conntrack = Worker::spawn(conntrack, count).context("cannot start a thread")?;
-        Ok(Beside {
+        Ok(Observers {
             conntrack,
             health,
             counting: Counting::new(metrics),
@@ -100,7 +102,7 @@ impl Beside {
     }
 }
 
-impl<K: Kernel> Observer<K> for Beside {
+impl<K: Kernel> Observer<K> for Observers {
     fn hears(&mut self, engine: &Engine<K>, event: &Event) {
         self.counting.hears(engine, event);
     }
