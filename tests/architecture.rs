@@ -18,7 +18,7 @@ const LAYERS: [(&str, &[&str]); 19] = [
     ("nftables", &["diff", "ruleset", "model"]),
     ("netlink", &[]),
     ("errors", &[]),
-    ("records", &[]),
+    ("keyed", &[]),
     ("addresses", &["model", "netlink"]),
     ("conntrack", &["model", "nftables", "netlink"]),
     ("http", &[]),
@@ -32,7 +32,7 @@ const LAYERS: [(&str, &[&str]); 19] = [
 ];
 
 /// What every layer may use, and what uses none of them.
-const COMMON: [&str; 2] = ["errors", "records"];
+const COMMON: [&str; 2] = ["errors", "keyed"];
 
 /// What puts the layers together, and may use all of them; no layer uses these.
 const ASSEMBLY: [&str; 6] = ["app", "cli", "lib", "logging", "main", "sync"];

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use smallvec::SmallVec;
 
+use crate::keyed::{Keyed, KeyedTable};
 use crate::model::{FrontendKey, ObjectName};
-use crate::records::{Record, Records};
 use crate::ruleset::names::{ChainName, SetName};
 use crate::ruleset::service::{self, Frontend, Shared};
 use crate::ruleset::types::Element;
@@ -17,8 +17,8 @@ use crate::ruleset::types::Element;
 /// and its Service was never staged since.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Installed {
-    pub(super) frontends: Records<Placed>,
-    pub(super) units: Records<Unit>,
+    pub(super) frontends: KeyedTable<Placed>,
+    pub(super) units: KeyedTable<Unit>,
     /// How many Services need each shared element. Zero: it was found in the table and nobody needs it yet.
     pub(super) shared: HashMap<Shared, u32>,
     pub(super) nodeport_ips: BTreeSet<IpAddr>,
@@ -55,7 +55,7 @@ impl Unit {
     }
 }
 
-impl Record for Placed {
+impl Keyed for Placed {
     type Key = FrontendKey;
 
     fn key(&self) -> &FrontendKey {
@@ -63,7 +63,7 @@ impl Record for Placed {
     }
 }
 
-impl Record for Unit {
+impl Keyed for Unit {
     type Key = ObjectName;
 
     fn key(&self) -> &ObjectName {

@@ -8,8 +8,8 @@ use arcstr::ArcStr;
 use smallvec::SmallVec;
 
 use super::installed::{Installed, Placed, Unit};
+use crate::keyed::KeyedTable;
 use crate::model::{Family, FrontendAt, FrontendKey, ObjectName};
-use crate::records::Records;
 use crate::ruleset::names::{ChainName, Pick, SetName};
 use crate::ruleset::ranges::Range;
 use crate::ruleset::service::{self, Action, Backend, Frontend, Shared, Slots};
@@ -91,7 +91,7 @@ impl Recovery {
             chains: chains.into_iter().filter(on_demand).collect(),
             shared: self.shared.into_iter().map(|shared| (shared, 0)).collect(),
             nodeport_ips: self.nodeport_ips,
-            frontends: Records::with_capacity(self.frontends.len()),
+            frontends: KeyedTable::with_capacity(self.frontends.len()),
             leftovers: true,
             ..Installed::default()
         };

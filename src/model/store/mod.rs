@@ -16,7 +16,7 @@ use smallvec::SmallVec;
 
 use self::epochs::{Epoch, Epochs};
 use super::{Event, Family, Kind, Node, ObjectName, Service, ServiceCidr, Slice, policy};
-use crate::records::{Record, Records};
+use crate::keyed::{Keyed, KeyedTable};
 
 /// What an event changed. Nothing at all for an object that is identical to the stored one.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -86,9 +86,9 @@ impl SliceChange {
 #[derive(Debug, Default)]
 pub struct Store {
     /// Never a group without Service and slices.
-    groups: Records<Group>,
+    groups: KeyedTable<Group>,
     /// Which group a slice is in.
-    slices: Records<Filed>,
+    slices: KeyedTable<Filed>,
     node: Option<(Node, Epoch)>,
     service_cidrs: BTreeMap<ArcStr, (ServiceCidr, Epoch)>,
     epochs: Epochs,
@@ -113,7 +113,7 @@ struct Filed {
     epoch: Epoch,
 }
 
-impl Record for Group {
+impl Keyed for Group {
     type Key = ObjectName;
 
     fn key(&self) -> &ObjectName {
@@ -121,7 +121,7 @@ impl Record for Group {
     }
 }
 
-impl Record for Filed {
+impl Keyed for Filed {
     type Key = ObjectName;
 
     fn key(&self) -> &ObjectName {

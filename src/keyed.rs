@@ -11,8 +11,8 @@ use std::hash::{BuildHasher, Hash};
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
-/// What can be kept in [`Records`].
-pub trait Record {
+/// What can be kept in [`KeyedTable`].
+pub trait Keyed {
     /// What a record is found by; at most one record of a table has it.
     type Key: Eq + Hash;
 
@@ -22,15 +22,15 @@ pub trait Record {
 
 /// Records by their keys, in no order. The hash function is keyed at random, so that nobody can choose names that
 /// collide.
-pub struct Records<T> {
+pub struct KeyedTable<T> {
     table: HashTable<Box<T>>,
     hasher: RandomState,
 }
 
-impl<T: Record> Records<T> {
+impl<T: Keyed> KeyedTable<T> {
     /// A table that has room for so many records.
     pub fn with_capacity(capacity: usize) -> Self {
-        Records { table: HashTable::with_capacity(capacity), hasher: RandomState::new() }
+        KeyedTable { table: HashTable::with_capacity(capacity), hasher: RandomState::new() }
     }
 
     /// The number of records.
@@ -96,16 +96,16 @@ impl<T: Record> Records<T> {
     }
 }
 
-impl<T: Record> Default for Records<T> {
+impl<T: Keyed> Default for KeyedTable<T> {
     fn default() -> Self {
-        Records::with_capacity(0)
+        KeyedTable::with_capacity(0)
     }
 }
 
-impl<T: Record> FromIterator<T> for Records<T> {
+impl<T: Keyed> FromIterator<T> for KeyedTable<T> {
     /// Of records with the same key the last one stays.
     fn from_iter<I: IntoIterator<Item = T>>(records: I) -> Self {
-        let mut all = Records::default();
+        let mut all = KeyedTable::default();
         for record in records {
             all.insert(record);
         }
@@ -113,21 +113,21 @@ impl<T: Record> FromIterator<T> for Records<T> {
     }
 }
 
-impl<T: Record + Clone> Clone for Records<T> {
+impl<T: Keyed + Clone> Clone for KeyedTable<T> {
     fn clone(&self) -> Self {
-        Records { table: self.table.clone(), hasher: self.hasher.clone() }
+        KeyedTable { table: self.table.clone(), hasher: self.hasher.clone() }
     }
 }
 
-impl<T: Record + PartialEq> PartialEq for Records<T> {
+impl<T: Keyed + PartialEq> PartialEq for KeyedTable<T> {
     fn eq(&self, other: &Self) -> bool {
         self.len() == other.len() && self.iter_unordered().all(|record| other.get(record.key()) == Some(record))
     }
 }
 
-impl<T: Record + Eq> Eq for Records<T> {}
+impl<T: Keyed + Eq> Eq for KeyedTable<T> {}
 
-impl<T: fmt::Debug> fmt::Debug for Records<T> {
+impl<T: fmt::Debug> fmt::Debug for KeyedTable<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(&self.table).finish()
     }
@@ -141,7 +141,7 @@ mod tests {
 
     use super::*;
 
-    impl Record for (u8, u16) {
+    impl Keyed for (u8, u16) {
         type Key = u8;
 
         fn key(&self) -> &u8 {
@@ -154,7 +154,7 @@ mod tests {
 
         #[test]
         fn behaves_like_a_map(steps in prop::collection::vec((0..4u8, 0..20u8, any::<u16>()), 0..200)) {
-            let mut records = Records::<(u8, u16)>::default();
+            let mut records = KeyedTable::<(u8, u16)>::default();
             let mut map = BTreeMap::new();
             for (step, key, value) in steps {
                 match step {
@@ -173,7 +173,7 @@ mod tests {
                 prop_assert_eq!(records.is_empty(), map.is_empty());
             }
             prop_assert_eq!(&records.iter_unordered().copied().collect::<BTreeMap<_, _>>(), &map);
-            let again: Records<(u8, u16)> = map.into_iter().rev().collect();
+            let again: KeyedTable<(u8, u16)> = map.into_iter().rev().collect();
             prop_assert_eq!(&again, &records.clone());
             if let Some((key, value)) = records.iter_unordered().next().copied() {
                 let mut other = records.clone();
