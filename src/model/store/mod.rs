@@ -6,7 +6,7 @@
 //!
 //! Texts are held once: the name of a Service is shared by its slices, and that of a slice by the index.
 
-mod epochs;
+mod lists;
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use arcstr::ArcStr;
 use ipnet::IpNet;
 use smallvec::SmallVec;
 
-use self::epochs::{Epoch, Epochs};
+use self::lists::{ListNumber, Lists};
 use super::{Event, Family, Kind, Node, ObjectName, Service, ServiceCidr, Slice, policy};
 use crate::keyed::{Keyed, KeyedTable};
 
@@ -89,9 +89,9 @@ pub struct Store {
     groups: KeyedTable<Group>,
     /// Which group a slice is in.
     slices: KeyedTable<Filed>,
-    node: Option<(Node, Epoch)>,
-    service_cidrs: BTreeMap<ArcStr, (ServiceCidr, Epoch)>,
-    epochs: Epochs,
+    node: Option<(Node, ListNumber)>,
+    service_cidrs: BTreeMap<ArcStr, (ServiceCidr, ListNumber)>,
+    lists: Lists,
 }
 
 /// A Service and its slices, whichever came first.
@@ -99,7 +99,7 @@ pub struct Store {
 struct Group {
     /// Of the Service.
     name: ObjectName,
-    service: Option<(Service, Epoch)>,
+    service: Option<(Service, ListNumber)>,
     /// Sorted by name. Most Services have one.
     slices: SmallVec<[Slice; 1]>,
 }
@@ -110,7 +110,7 @@ struct Filed {
     /// Of the slice.
     name: ObjectName,
     service: ObjectName,
-    epoch: Epoch,
+    list: ListNumber,
 }
 
 impl Keyed for Group {
@@ -134,7 +134,7 @@ impl Store {
     pub fn apply(&mut self, event: Event) -> Changes {
         match event {
             Event::ListStarted(kind) => {
-                self.epochs.list_started(kind);
+                self.lists.list_started(kind);
                 Changes::default()
             }
             Event::ListDone(kind) => self.list_done(kind),
@@ -160,12 +160,12 @@ impl Store {
 
     /// Whether every kind has been listed once: before that, what is missing here may well exist.
     pub fn complete(&self) -> bool {
-        self.epochs.awaited().is_empty()
+        self.lists.awaited().is_empty()
     }
 
     /// The kinds that have not been listed yet.
     pub fn awaited(&self) -> Vec<Kind> {
-        self.epochs.awaited()
+        self.lists.awaited()
     }
 
     /// A Service, if there is one of this name that is to be proxied.
@@ -209,16 +209,16 @@ impl Store {
     }
 
     fn put_service(&mut self, mut service: Service) -> Changes {
-        let epoch = self.epochs.now(Kind::Service);
+        let list = self.lists.now(Kind::Service);
         let group = self.group(&service.name);
         // The text of the name that the group's slices share already.
         service.name = group.name.clone();
         let before = match &mut group.service {
             Some((known, stamp)) if *known == service => {
-                *stamp = epoch;
+                *stamp = list;
                 return Changes::default();
             }
-            known => known.replace((service, epoch)).map(|(before, _)| before),
+            known => known.replace((service, list)).map(|(before, _)| before),
         };
         Changes::redefining(vec![(group.name.clone(), before)])
     }
@@ -237,16 +237,16 @@ impl Store {
     }
 
     fn put_slice(&mut self, mut slice: Slice) -> Changes {
-        let epoch = self.epochs.now(Kind::EndpointSlice);
+        let list = self.lists.now(Kind::EndpointSlice);
         // Its Service is another one than before: the old one loses it.
         let moved = self.slices.get(&slice.name).is_some_and(|filed| filed.service != slice.service);
         let left = if moved { self.remove_slice(&slice.name) } else { None };
 
         // The texts of the names that are kept already.
         let service = self.group(&slice.service).name.clone();
-        let new = || Filed { name: slice.name.clone(), service: service.clone(), epoch };
+        let new = || Filed { name: slice.name.clone(), service: service.clone(), list };
         let filed = self.slices.get_or_insert_with(&slice.name, new);
-        filed.epoch = epoch;
+        filed.list = list;
         slice.name = filed.name.clone();
         slice.service = service.clone();
 
@@ -289,25 +289,25 @@ impl Store {
             all_services: node.as_ref().and_then(|node| node.zone.as_deref()) != self.zone(),
             ..Changes::default()
         };
-        self.node = node.map(|node| (node, self.epochs.now(Kind::Node)));
+        self.node = node.map(|node| (node, self.lists.now(Kind::Node)));
         changes
     }
 
     fn put_service_cidr(&mut self, cidr: ServiceCidr) -> Changes {
-        let epoch = self.epochs.now(Kind::ServiceCidr);
+        let list = self.lists.now(Kind::ServiceCidr);
         let name = ArcStr::clone(&cidr.name);
         let same = self.service_cidrs.get(&name).is_some_and(|(known, _)| *known == cidr);
-        self.service_cidrs.insert(name, (cidr, epoch));
+        self.service_cidrs.insert(name, (cidr, list));
         Changes { service_cidrs: !same, ..Changes::default() }
     }
 
     /// What did not come in the list that ends is gone.
     fn list_done(&mut self, kind: Kind) -> Changes {
-        let epoch = self.epochs.now(kind);
+        let list = self.lists.now(kind);
         let mut changes = match kind {
             Kind::Service => {
                 let services = self.groups.iter_unordered().filter_map(|group| group.service.as_ref());
-                let gone = services.filter(|(_, stamp)| *stamp != epoch).map(|(service, _)| service.name.clone());
+                let gone = services.filter(|(_, stamp)| *stamp != list).map(|(service, _)| service.name.clone());
                 let mut gone: Vec<ObjectName> = gone.collect();
                 gone.sort_unstable();
                 let redefined = gone.into_iter().map(|name| {
@@ -317,22 +317,22 @@ impl Store {
                 Changes::redefining(redefined.collect())
             }
             Kind::EndpointSlice => {
-                let gone = self.slices.iter_unordered().filter(|filed| filed.epoch != epoch);
+                let gone = self.slices.iter_unordered().filter(|filed| filed.list != list);
                 let gone: Vec<ObjectName> = gone.map(|filed| filed.name.clone()).collect();
                 let gone = gone.iter().filter_map(|name| self.remove_slice(name));
                 Changes::of(
                     gone.flat_map(|slice| SliceChange::new(Some(&slice), None).collect::<SliceChanges>()).collect(),
                 )
             }
-            Kind::Node if self.node.as_ref().is_some_and(|(_, stamp)| *stamp != epoch) => self.set_node(None),
+            Kind::Node if self.node.as_ref().is_some_and(|(_, stamp)| *stamp != list) => self.set_node(None),
             Kind::Node => Changes::default(),
             Kind::ServiceCidr => {
                 let before = self.service_cidrs.len();
-                self.service_cidrs.retain(|_, (_, stamp)| *stamp == epoch);
+                self.service_cidrs.retain(|_, (_, stamp)| *stamp == list);
                 Changes { service_cidrs: self.service_cidrs.len() != before, ..Changes::default() }
             }
         };
-        changes.ready = self.epochs.list_done(kind);
+        changes.ready = self.lists.list_done(kind);
         changes
     }
 }

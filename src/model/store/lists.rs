@@ -1,27 +1,27 @@
-//! Which list of its kind an object came with last: so a list need not be held to know what it lacks.
+//! Numbers each list, so that what a new list lacks can be found without keeping the list.
 
 use std::collections::BTreeMap;
 
 use super::super::Kind;
 
 /// The number of the list that an object came with, or after.
-pub(super) type Epoch = u32;
+pub(super) type ListNumber = u32;
 
 /// The lists so far.
 #[derive(Debug, Default)]
-pub(super) struct Epochs {
-    kinds: BTreeMap<Kind, Lists>,
+pub(super) struct Lists {
+    kinds: BTreeMap<Kind, OfKind>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct Lists {
-    started: Epoch,
+struct OfKind {
+    started: ListNumber,
     ever_done: bool,
 }
 
-impl Epochs {
+impl Lists {
     /// What an object that comes now is stamped with.
-    pub(super) fn now(&self, kind: Kind) -> Epoch {
+    pub(super) fn now(&self, kind: Kind) -> ListNumber {
         self.kinds.get(&kind).map_or(0, |lists| lists.started)
     }
 
