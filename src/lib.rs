@@ -12,7 +12,7 @@
 //! Who may use whom: `model` uses nobody. `source` uses `model` (it turns what it reads into model values at once, so
 //! that no full Kubernetes object is kept). `ruleset` uses `model`, `diff` uses both, `nftables` uses all three. `sync`
 //! and `app` may use everything. Beside the line stand `addresses` (of the node), `conntrack`, `health`, `metrics`,
-//! `events`, `proc`, `leftovers` (of kube-proxy), `doctor`, `status` and `config`.
+//! `events`, `sysctl`, `leftovers` (of kube-proxy), `doctor`, `status` and `config`.
 //! `tests/architecture.rs` holds the code to all of this.
 //!
 //! A Service is *data*: elements of a fixed number of nftables sets and maps, never a chain or a rule of its own.
@@ -37,11 +37,11 @@ pub mod metrics;
 pub mod model;
 mod netlink;
 pub mod nftables;
-pub mod proc;
 pub mod ruleset;
 pub mod source;
 pub mod status;
 pub mod sync;
+pub mod sysctl;
 
 #[cfg(test)]
 mod testing;

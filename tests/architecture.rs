@@ -25,10 +25,10 @@ const LAYERS: [(&str, &[&str]); 19] = [
     ("health", &["model", "addresses", "http"]),
     ("metrics", &["model", "http"]),
     ("events", &["model"]),
-    ("proc", &["config"]),
+    ("sysctl", &["config"]),
     ("status", &["model", "ruleset", "nftables", "conntrack"]),
     ("leftovers", &["netlink"]),
-    ("doctor", &["model", "nftables", "leftovers", "proc", "config"]),
+    ("doctor", &["model", "nftables", "leftovers", "sysctl", "config"]),
 ];
 
 /// What every layer may use, and what uses none of them.

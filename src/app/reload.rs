@@ -8,7 +8,7 @@ use tokio::sync::watch::Sender;
 use tracing::{error, info, warn};
 
 use crate::config::{self, Config, Overrides, Watch, effective};
-use crate::proc;
+use crate::sysctl;
 
 /// Fields, or sections, that are applied while the daemon runs.
 const LIVE: [&str; 2] = ["conntrack", "oomScoreAdj"];
@@ -65,8 +65,8 @@ pub(super) async fn follow(file: File, mut current: Config, in_force: Sender<Str
         if live.is_empty() {
             info!("{shown} has changed in nothing that counts");
         } else {
-            proc::tune(Path::new("/"), &current.conntrack);
-            proc::set_oom_score(Path::new("/"), current.oom_score_adj);
+            sysctl::tune(Path::new("/"), &current.conntrack);
+            sysctl::set_oom_score(Path::new("/"), current.oom_score_adj);
             in_force.send_replace(configz(&current));
             info!("{shown} has changed in {}: applied", list(&live));
         }

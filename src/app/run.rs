@@ -26,10 +26,10 @@ use crate::health::{self, Health, Moment};
 use crate::metrics::Metrics;
 use crate::model::{Family, PerFamily};
 use crate::nftables::{Heard, LinuxKernel, Monitor};
-use crate::proc;
 use crate::ruleset::text;
 use crate::source::{Exchange, file, kube};
 use crate::sync::{self, Disturbance, Engine, Inputs, Told};
+use crate::sysctl;
 
 /// Events on their way to the engine. A list that comes faster than it is taken in waits in its source.
 const EVENTS_WAITING: usize = 4_096;
@@ -61,19 +61,19 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
     info!(version = env!("CARGO_PKG_VERSION"), node = %config.node_name, "nftproxyd starts");
     let mut kernel = LinuxKernel::open()?;
     kernel.probe()?;
-    let unset = proc::tune(Path::new("/"), &config.conntrack);
+    let unset = sysctl::tune(Path::new("/"), &config.conntrack);
     if args.init_only {
         info!("connection tracking is set up, and the kernel can do what is needed (--init-only)");
         return Ok(());
     }
-    proc::set_oom_score(Path::new("/"), config.oom_score_adj);
+    sysctl::set_oom_score(Path::new("/"), config.oom_score_adj);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     let take_over = args.take_over;
     let overrides = args.node.overrides(args.manifests);
     let file = args.node.config.map(|path| File { path, text, overrides });
     let mut first_words = vec![Notice::starting()];
     if !unset.is_empty() {
-        first_words.push(Notice::start_failed("FailedToSetConntrack", proc::list(&unset)));
+        first_words.push(Notice::start_failed("FailedToSetConntrack", sysctl::list(&unset)));
     }
     runtime.block_on(supervise(config, file, kernel, first_words, take_over))
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::Finding;
 use crate::config::Conntrack;
-use crate::proc::{cpus, limit, read_number, read_text};
+use crate::sysctl::{cpus, limit, read_number, read_text};
 
 const IPV4: &str = "proc/sys/net/ipv4";
 const IPV6: &str = "proc/sys/net/ipv6";

@@ -21,8 +21,8 @@ use crate::health::{BindFailure, Health, HealthCheck, HealthChecks, NodePorts};
 use crate::metrics::Metrics;
 use crate::model::{Event, Family, ObjectName, PerFamily, policy};
 use crate::nftables::{Kernel, release_free_memory};
-use crate::proc;
 use crate::sync::{Engine, Observer, Report, Standing};
+use crate::sysctl;
 
 /// So many UDP frontends are checked at once only after a start or a repair, where their list takes some megabytes: 10 of
 /// them with 44,000 Services.
@@ -120,7 +120,7 @@ impl<K: Kernel> Observer<K> for Observers {
         if let Some(node) = engine.store().node() {
             self.health.set_node_eligible(!node.leaving);
             if let Some(config) = self.unchecked.take() {
-                let host = Host { has_v6: proc::has_v6(Path::new("/")) };
+                let host = Host { has_v6: sysctl::has_v6(Path::new("/")) };
                 for line in config::sanity(&config, node, host) {
                     warn!("the configuration may be incomplete or incorrect: {line}");
                 }
