@@ -27,7 +27,7 @@ pub struct Installed {
     /// to be deleted one by one when the frontend is staged.
     pub(super) damaged: HashMap<FrontendKey, Vec<(SetName, Element)>>,
     /// Whether there may be elements that no Service needs: set after a recovery.
-    pub(super) leftovers: bool,
+    pub(super) unclaimed: bool,
 }
 
 /// A frontend where it is.
@@ -113,9 +113,9 @@ impl Installed {
         &self.nodeport_ips
     }
 
-    /// Whether there may be elements that no Service needs, to be removed by [`Stage::leftovers`](super::Stage).
-    pub fn has_leftovers(&self) -> bool {
-        self.leftovers
+    /// Whether there may be elements that no Service needs, to be removed by [`Stage::unclaimed`](super::Stage).
+    pub fn has_unclaimed(&self) -> bool {
+        self.unclaimed
     }
 
     /// The names of all Services that something is installed for, in no order. For a resync, not for a change.

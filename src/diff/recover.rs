@@ -92,7 +92,7 @@ impl Recovery {
             shared: self.shared.into_iter().map(|shared| (shared, 0)).collect(),
             nodeport_ips: self.nodeport_ips,
             frontends: KeyedTable::with_capacity(self.frontends.len()),
-            leftovers: true,
+            unclaimed: true,
             ..Installed::default()
         };
         // The names of ports are few, and repeated by many Services.

@@ -23,7 +23,7 @@ pub struct Stage {
     frontends: BTreeMap<FrontendKey, Option<Frontend>>,
     shared: BTreeMap<Shared, i64>,
     nodeport_ips: Option<BTreeSet<IpAddr>>,
-    leftovers: bool,
+    unclaimed: bool,
     weight: usize,
 }
 
@@ -68,8 +68,8 @@ impl Stage {
     /// called after a recovery, when every Service has been staged and committed. What could not be, is `spared`; then
     /// it has to be called again when the last of these Services has been committed.
     #[expect(clippy::disallowed_methods, reason = "it all goes into sorted maps")]
-    pub fn leftovers(&mut self, installed: &Installed, spared: &[Wanted]) {
-        self.leftovers = spared.is_empty();
+    pub fn unclaimed(&mut self, installed: &Installed, spared: &[Wanted]) {
+        self.unclaimed = spared.is_empty();
         let mut listed: HashSet<&FrontendKey> =
             installed.units.iter_unordered().flat_map(|unit| &unit.frontends).collect();
         listed.extend(spared.iter().flat_map(|wanted| wanted.frontends.iter().map(|(key, _)| key)));
@@ -172,7 +172,7 @@ impl Stage {
         if let Some(addresses) = self.nodeport_ips {
             installed.nodeport_ips = addresses;
         }
-        installed.leftovers &= !self.leftovers;
+        installed.unclaimed &= !self.unclaimed;
         for operation in &transaction.operations {
             if let Operation::AddChain(chain) = operation {
                 installed.chains.insert(chain.name);

@@ -242,12 +242,12 @@ proptest! {
         let gone: Vec<_> = gone.into_iter().map(|name| (name, Wanted::default())).collect();
         step(&mut found, &mut table, &gone);
         let mut stage = Stage::default();
-        stage.leftovers(&found, &[]);
+        stage.unclaimed(&found, &[]);
         let transaction = stage.transaction(Family::V4, &found, chain);
         table.apply(&transaction);
         stage.commit(&mut found, &transaction);
         prop_assert_eq!(table.sorted(), fresh(&later));
-        prop_assert!(!found.has_leftovers());
+        prop_assert!(!found.has_unclaimed());
     }
 
     #[test]
@@ -307,7 +307,7 @@ proptest! {
         let (mut found, _) = recover(Family::V4, table.sorted(), table.chains.iter().copied());
         step(&mut found, &mut table, &state);
         let mut stage = Stage::default();
-        stage.leftovers(&found, &[]);
+        stage.unclaimed(&found, &[]);
         let transaction = stage.transaction(Family::V4, &found, chain);
         table.apply(&transaction);
         stage.commit(&mut found, &transaction);

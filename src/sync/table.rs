@@ -490,12 +490,12 @@ impl Table {
             stage.nodeport_ips(self.nodeport_ips.clone());
             self.send_stage(pass, stage)?;
         }
-        if self.installed.has_leftovers() && (read_back || self.refused.is_empty()) {
+        if self.installed.has_unclaimed() && (read_back || self.refused.is_empty()) {
             // A Service that is refused keeps what was found of it.
             let spared = self.refused.keys().map(|name| pass.wants.wanted(name, self.family, &self.installed));
             let spared: Vec<Wanted> = spared.collect();
             let mut stage = Stage::default();
-            stage.leftovers(&self.installed, &spared);
+            stage.unclaimed(&self.installed, &spared);
             self.send_stage(pass, stage)?;
         }
         self.send_frame(pass, self.facts.clone())
