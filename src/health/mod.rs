@@ -3,13 +3,13 @@
 //! * [`State`]: is the proxy keeping up with changes? Pure; time comes in as an argument.
 //! * [`Health`]: the same, shared, with the clock.
 //! * [`serve`]: `/healthz` and `/livez` on the health port.
-//! * [`NodePorts`]: the health check of each Service that has a `healthCheckNodePort`.
+//! * [`CheckServer`]: the health check of each Service that has a `healthCheckNodePort`.
 
-mod node_ports;
+mod checks;
 mod server;
 mod state;
 
-pub use node_ports::{BindFailure, HealthCheck, HealthChecks, NodePorts};
+pub use checks::{BindFailure, CheckServer, HealthCheck, HealthChecks};
 pub use server::{Question, serve};
 pub use state::{FamilyReport, Moment, Report, State};
 

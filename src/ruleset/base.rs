@@ -54,7 +54,7 @@ pub enum Detector {
 
 /// Which of the node's addresses accept node ports (`nodePortAddresses`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum NodePortAddresses {
+pub enum NodePortScope {
     /// Every local address except loopback.
     All,
     /// Those in the set `nodeport-ips`.
@@ -76,7 +76,7 @@ pub struct FrameFacts {
     /// is the node's own.
     pub service_cidrs: Vec<IpNet>,
     /// Which addresses accept node ports.
-    pub node_ports: NodePortAddresses,
+    pub node_ports: NodePortScope,
     /// Whether a cluster IP is outside all of `service_cidrs`: those pay a set look-up in `services`.
     pub stray_cluster_ips: bool,
     /// Whether any frontend has session affinity; without one, `remember` has no rules and nobody jumps to it.
@@ -285,11 +285,11 @@ fn services_rules(facts: &FrameFacts) -> Vec<Rule> {
         rules.push(rule([is_cluster_ip(), goto(ChainName::RejectIt)]));
     }
     let mut nodeport = match facts.node_ports {
-        NodePortAddresses::All => {
+        NodePortScope::All => {
             let outside = Statement::DestinationIn { net: loopback(facts.family), negated: true };
             vec![outside, Statement::DestinationIsLocal { negated: false }]
         }
-        NodePortAddresses::Listed => {
+        NodePortScope::Listed => {
             vec![Statement::InSet { key: vec![Expr::DestinationAddress], set: SetName::NodeportIps, negated: false }]
         }
     };

@@ -383,8 +383,8 @@ fn frame_facts(
 ) -> (FrameFacts, BTreeSet<IpAddr>) {
     let node_ips = node_ips(facts, store);
     let (node_ports, nodeport_ips) = match facts.node_ports.accepted(&node_ips, addresses)[family].clone() {
-        Accepted::All => (base::NodePortAddresses::All, BTreeSet::new()),
-        Accepted::Only(addresses) => (base::NodePortAddresses::Listed, addresses),
+        Accepted::All => (base::NodePortScope::All, BTreeSet::new()),
+        Accepted::Only(addresses) => (base::NodePortScope::Listed, addresses),
     };
     let frame = FrameFacts {
         family,

@@ -22,7 +22,7 @@ const ELSEWHERE: [(u8, &str, &str); 6] = [
     (37, include_str!("../../src/conntrack/plan.rs"), "flows_of_before_an_outage_are_stale_in_it_and_after_it"),
     (38, include_str!("../../src/conntrack/plan.rs"), "flows_to_what_does_not_serve_are_stale"),
     (39, include_str!("../../src/model/policy/tests.rs"), "health_check_weight"),
-    (40, include_str!("../../src/health/node_ports.rs"), "the_answer_is_that_of_kube_proxy"),
+    (40, include_str!("../../src/health/checks.rs"), "the_answer_is_that_of_kube_proxy"),
 ];
 
 #[rustfmt::skip]

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use nftproxyd::model::{Family, Protocol};
 use nftproxyd::ruleset::Ruleset;
-use nftproxyd::ruleset::base::{Detector, FrameFacts, NodePortAddresses};
+use nftproxyd::ruleset::base::{Detector, FrameFacts, NodePortScope};
 use nftproxyd::ruleset::eval::{EvalError, Origin, Outcome, Packet, Reached, Tracer};
 use nftproxyd::ruleset::names::{ChainName, SetName};
 use nftproxyd::ruleset::types::{Data, Element, Expr, HookPoint, Key, Statement, Value, Verdict};
@@ -179,7 +179,7 @@ fn masquerade_all() {
 #[test]
 fn every_node_address() {
     check(
-        |family| FrameFacts { node_ports: NodePortAddresses::All, ..sample::facts(family) },
+        |family| FrameFacts { node_ports: NodePortScope::All, ..sample::facts(family) },
         &[
             (OUTSIDE, Tcp, NODE, 30080, Both(true)),
             (OUTSIDE, Tcp, NODE2, 30080, Both(true)),
@@ -188,7 +188,7 @@ fn every_node_address() {
         ],
     );
     for (family, loopback) in [(Family::V4, "127.0.0.1"), (Family::V6, "::1")] {
-        let facts = FrameFacts { node_ports: NodePortAddresses::All, ..sample::facts(family) };
+        let facts = FrameFacts { node_ports: NodePortScope::All, ..sample::facts(family) };
         let (ruleset, local) = (sample::ruleset(&facts), sample::local_addresses(family));
         let address: IpAddr = loopback.parse().unwrap();
         let packet = Packet { source: address, destination: address, protocol: Tcp, port: 30080, origin: Origin::Node };

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use nftproxyd::diff::{Operation, Transaction};
 use nftproxyd::model::Family;
-use nftproxyd::ruleset::base::{self, Detector, FrameFacts, NodePortAddresses};
+use nftproxyd::ruleset::base::{self, Detector, FrameFacts, NodePortScope};
 use nftproxyd::ruleset::names::{ChainName, Masquerade, Pick, SetName};
 use nftproxyd::ruleset::text;
 
@@ -31,7 +31,7 @@ pub(crate) fn other_facts(family: Family) -> FrameFacts {
         mark: 0x1,
         masquerade_all: false,
         service_cidrs: vec![],
-        node_ports: NodePortAddresses::All,
+        node_ports: NodePortScope::All,
         stray_cluster_ips: true,
         affinity: false,
     }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use nftproxyd::model::{Family, Protocol};
 use nftproxyd::ruleset::Ruleset;
-use nftproxyd::ruleset::base::{self, Detector, FrameFacts, NodePortAddresses};
+use nftproxyd::ruleset::base::{self, Detector, FrameFacts, NodePortScope};
 use nftproxyd::ruleset::names::{ChainName, Masquerade, Pick, SetName};
 use nftproxyd::ruleset::types::{Data, Element, Key, Value, Verdict};
 
@@ -41,7 +41,7 @@ pub(crate) fn facts(family: Family) -> FrameFacts {
         mark: 0x4000,
         masquerade_all: false,
         service_cidrs: vec![net(family, "10.96.0.0/16")],
-        node_ports: NodePortAddresses::Listed,
+        node_ports: NodePortScope::Listed,
         stray_cluster_ips: false,
         affinity: true,
     }

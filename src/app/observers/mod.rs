@@ -17,7 +17,7 @@ use crate::addresses::Accepted;
 use crate::config::{self, Config, Host};
 use crate::conntrack::{Conntrack, Pass, Worker};
 use crate::events::{Events, Notice};
-use crate::health::{BindFailure, Health, HealthCheck, HealthChecks, NodePorts};
+use crate::health::{BindFailure, CheckServer, Health, HealthCheck, HealthChecks};
 use crate::metrics::Metrics;
 use crate::model::{Event, Family, ObjectName, PerFamily, policy};
 use crate::nftables::{Kernel, release_free_memory};
@@ -198,7 +198,7 @@ pub(super) async fn serve_health_checks(
     events: Events,
 ) -> anyhow::Result<()> {
     let nowhere = PerFamily::from_fn(|_| Accepted::Only(Default::default()));
-    let mut server = NodePorts::new(nowhere, health);
+    let mut server = CheckServer::new(nowhere, health);
     let mut failing = false;
     loop {
         // An address that is new on the node cannot be listened on at once, and no event says when it can.

@@ -47,7 +47,7 @@ pub struct BindFailure {
 
 /// The server of all health checks.
 #[derive(Debug)]
-pub struct NodePorts {
+pub struct CheckServer {
     listening: PerFamily<Accepted>,
     health: Health,
     served: BTreeMap<(ObjectName, Family), Served>,
@@ -58,7 +58,7 @@ pub struct NodePorts {
 struct Served {
     target: Arc<Target>,
     /// Its sockets: all that it should have, or none.
-    sockets: BTreeMap<SocketAddr, Listening>,
+    sockets: BTreeMap<SocketAddr, ServingTask>,
     /// Whether the last attempt to listen failed, and that has been said.
     failed: bool,
 }
@@ -73,9 +73,9 @@ struct Target {
 
 /// A task that serves a socket. Dropping it closes the socket and its connections soon; `stop` has closed them.
 #[derive(Debug)]
-struct Listening(JoinHandle<()>);
+struct ServingTask(JoinHandle<()>);
 
-impl Listening {
+impl ServingTask {
     async fn stop(mut self) {
         self.0.abort();
         // What it ends with is the abort.
@@ -83,17 +83,17 @@ impl Listening {
     }
 }
 
-impl Drop for Listening {
+impl Drop for ServingTask {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
-impl NodePorts {
+impl CheckServer {
     /// A server without health checks. `listening` are the addresses that they will listen on
     /// (`NodePortAddresses::listening`), `health` says whether the proxy is healthy.
-    pub fn new(listening: PerFamily<Accepted>, health: Health) -> NodePorts {
-        NodePorts { listening, health, served: BTreeMap::new() }
+    pub fn new(listening: PerFamily<Accepted>, health: Health) -> CheckServer {
+        CheckServer { listening, health, served: BTreeMap::new() }
     }
 
     /// Changes the addresses, from the next update on.
@@ -172,7 +172,7 @@ impl Served {
             if !self.sockets.contains_key(&address) {
                 let listener = http::listen(address, false).map_err(|error| (address, error))?;
                 let app = Router::new().fallback(answer).with_state(Arc::clone(&self.target));
-                self.sockets.insert(address, Listening(tokio::spawn(http::serve(listener, app))));
+                self.sockets.insert(address, ServingTask(tokio::spawn(http::serve(listener, app))));
             }
         }
         Ok(())
@@ -260,7 +260,7 @@ mod tests {
 
     /// Updates until all is served. A port may be taken a little longer than until it was closed: when another test
     /// starts a program, there is a copy of every open socket until that runs.
-    async fn settle(server: &mut NodePorts, wanted: &HealthChecks) {
+    async fn settle(server: &mut CheckServer, wanted: &HealthChecks) {
         let deadline = Instant::now() + Duration::from_secs(20);
         server.update(wanted).await;
         while server.served.values().any(|served| served.failed) {
@@ -274,7 +274,7 @@ mod tests {
     fn the_answer_is_that_of_kube_proxy() {
         in_network_namespace_async(async || {
             let health = health();
-            let mut server = NodePorts::new(ALL, health.clone());
+            let mut server = CheckServer::new(ALL, health.clone());
             let wanted = checks(&[("lb1", Family::V4, 32000, 2), ("lb1", Family::V6, 32000, 0)]);
             settle(&mut server, &wanted).await;
             for (address, status, count) in [("127.0.0.1:32000", 200, 2), ("[::1]:32000", 503, 0)] {
@@ -298,7 +298,7 @@ mod tests {
         in_network_namespace_async(async || {
             // Nothing may wait, not even for a moment.
             let health = Health::new(State::new(Family::ALL, Duration::ZERO, Moment::now()));
-            let mut server = NodePorts::new(ALL, health.clone());
+            let mut server = CheckServer::new(ALL, health.clone());
             server.update(&checks(&[("lb1", Family::V4, 32000, 1)])).await;
             assert_eq!(request("127.0.0.1:32000", "GET", "/").await.status, 200);
             health.change_queued(Family::V6);
@@ -311,7 +311,7 @@ mod tests {
     #[test]
     fn an_update_touches_only_what_changed() {
         in_network_namespace_async(async || {
-            let mut server = NodePorts::new(ALL, health());
+            let mut server = CheckServer::new(ALL, health());
             let update = checks(&[("a", Family::V4, 32000, 1), ("b", Family::V4, 32001, 1)]);
             settle(&mut server, &update).await;
             let (mut a, mut b) = (Client::connect("127.0.0.1:32000").await, Client::connect("127.0.0.1:32001").await);
@@ -346,7 +346,7 @@ mod tests {
         in_network_namespace_async(async || {
             run(&["ip", "addr", "add", "192.0.2.1/32", "dev", "lo"]);
             run(&["ip", "addr", "add", "192.0.2.2/32", "dev", "lo"]);
-            let mut server = NodePorts::new(only(&["192.0.2.1", "127.0.0.1"], &["::1"]), health());
+            let mut server = CheckServer::new(only(&["192.0.2.1", "127.0.0.1"], &["::1"]), health());
             let wanted = checks(&[("a", Family::V4, 32000, 1), ("a", Family::V6, 32000, 1)]);
             settle(&mut server, &wanted).await;
             for address in ["192.0.2.1:32000", "127.0.0.1:32000", "[::1]:32000"] {
@@ -368,7 +368,7 @@ mod tests {
         in_network_namespace_async(async || {
             run(&["ip", "addr", "add", "192.0.2.1/32", "dev", "lo"]);
             let other = std::net::TcpListener::bind("192.0.2.1:32000").expect("free");
-            let mut server = NodePorts::new(only(&["127.0.0.1", "192.0.2.1"], &[]), health());
+            let mut server = CheckServer::new(only(&["127.0.0.1", "192.0.2.1"], &[]), health());
             let wanted =
                 checks(&[("a", Family::V4, 32000, 1), ("b", Family::V4, 32001, 1), ("c", Family::V4, 32001, 1)]);
             let failures = server.update(&wanted).await;
@@ -398,7 +398,7 @@ mod tests {
     #[test]
     fn a_server_that_is_dropped_closes_everything() {
         in_network_namespace_async(async || {
-            let mut server = NodePorts::new(ALL, health());
+            let mut server = CheckServer::new(ALL, health());
             server.update(&checks(&[("a", Family::V4, 32000, 1)])).await;
             let mut client = Client::connect("127.0.0.1:32000").await;
             assert_eq!(client.request("GET", "/").await.status, 200);
