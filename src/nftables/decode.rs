@@ -7,7 +7,7 @@ use super::attributes::{self, Attribute, Attributes, Message, find, read_u16, re
 use super::{lower, uapi, udata};
 use crate::model::{Family, Protocol};
 use crate::ruleset::names::ChainName;
-use crate::ruleset::types::{Data, DataDef, Element, Expr, Key, SetDef, Value, Verdict};
+use crate::ruleset::types::{Data, DataDef, Element, Key, Selector, SetDef, Value, Verdict};
 
 /// The kernel's answer to one message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,7 +160,7 @@ fn verdict(data: &Attribute<'_>) -> Option<Verdict> {
 fn unpack<'a>(
     bytes: &'a [u8],
     family: Family,
-    exprs: &'a [Expr],
+    exprs: &'a [Selector],
 ) -> Option<impl Iterator<Item = Option<Value>> + use<'a>> {
     let lengths = exprs.iter().map(move |expr| lower::length(family, *expr));
     let total: usize = match exprs {
@@ -177,24 +177,24 @@ fn unpack<'a>(
     })
 }
 
-fn read_value(bytes: &[u8], expr: Expr) -> Option<Value> {
+fn read_value(bytes: &[u8], expr: Selector) -> Option<Value> {
     match expr {
-        Expr::SourceAddress
-        | Expr::DestinationAddress
-        | Expr::OriginalSource
-        | Expr::OriginalDestination
-        | Expr::ReplySource => {
+        Selector::SourceAddress
+        | Selector::DestinationAddress
+        | Selector::OriginalSource
+        | Selector::OriginalDestination
+        | Selector::ReplySource => {
             let address = match bytes.len() {
                 4 => IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?)),
                 _ => IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?)),
             };
             Some(Value::Address(address))
         }
-        Expr::L4Proto | Expr::HeaderProtocol => Protocol::from_number(*bytes.first()?).map(Value::Protocol),
-        Expr::DestinationPort | Expr::OriginalPort | Expr::ReplyPort => {
+        Selector::L4Proto | Selector::HeaderProtocol => Protocol::from_number(*bytes.first()?).map(Value::Protocol),
+        Selector::DestinationPort | Selector::OriginalPort | Selector::ReplyPort => {
             Some(Value::Port(u16::from_be(read_u16(bytes, 0)?)))
         }
-        Expr::RandomSlot { .. } => Some(Value::Slot(read_u32(bytes, 0)?)),
+        Selector::RandomSlot { .. } => Some(Value::Slot(read_u32(bytes, 0)?)),
     }
 }
 
@@ -218,25 +218,25 @@ mod tests {
     use crate::nftables::encode::encode;
     use crate::ruleset::names::{Masquerade, Pick, SetName};
 
-    const ALL: [Expr; 9] = [
-        Expr::SourceAddress,
-        Expr::DestinationAddress,
-        Expr::L4Proto,
-        Expr::HeaderProtocol,
-        Expr::DestinationPort,
-        Expr::RandomSlot { modulus: 2, offset: 0 },
-        Expr::OriginalSource,
-        Expr::OriginalDestination,
-        Expr::OriginalPort,
+    const ALL: [Selector; 9] = [
+        Selector::SourceAddress,
+        Selector::DestinationAddress,
+        Selector::L4Proto,
+        Selector::HeaderProtocol,
+        Selector::DestinationPort,
+        Selector::RandomSlot { modulus: 2, offset: 0 },
+        Selector::OriginalSource,
+        Selector::OriginalDestination,
+        Selector::OriginalPort,
     ];
 
-    fn value(family: Family, expr: Expr) -> BoxedStrategy<Value> {
+    fn value(family: Family, expr: Selector) -> BoxedStrategy<Value> {
         match expr {
-            Expr::L4Proto | Expr::HeaderProtocol => {
+            Selector::L4Proto | Selector::HeaderProtocol => {
                 prop::sample::select(Protocol::ALL.to_vec()).prop_map(Value::Protocol).boxed()
             }
-            Expr::DestinationPort | Expr::OriginalPort => any::<u16>().prop_map(Value::Port).boxed(),
-            Expr::RandomSlot { .. } => any::<u32>().prop_map(Value::Slot).boxed(),
+            Selector::DestinationPort | Selector::OriginalPort => any::<u16>().prop_map(Value::Port).boxed(),
+            Selector::RandomSlot { .. } => any::<u32>().prop_map(Value::Slot).boxed(),
             _ if family == Family::V4 => {
                 any::<[u8; 4]>().prop_map(|bytes| Value::Address(IpAddr::V4(bytes.into()))).boxed()
             }
@@ -244,7 +244,7 @@ mod tests {
         }
     }
 
-    fn values(family: Family, exprs: &[Expr]) -> BoxedStrategy<Vec<Value>> {
+    fn values(family: Family, exprs: &[Selector]) -> BoxedStrategy<Vec<Value>> {
         exprs.iter().map(|expr| value(family, *expr)).collect::<Vec<_>>().boxed()
     }
 

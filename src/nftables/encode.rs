@@ -14,7 +14,9 @@ use super::{lower, udata};
 use crate::diff::{Operation, Transaction};
 use crate::model::Family;
 use crate::ruleset::names::{ChainName, SetName, TABLE};
-use crate::ruleset::types::{Chain, Data, DataDef, Element, Expr, HookPoint, Rule, SetDef, Statement, Value, Verdict};
+use crate::ruleset::types::{
+    Chain, Data, DataDef, Element, HookPoint, Rule, Selector, SetDef, Statement, Value, Verdict,
+};
 
 /// What our tables say about themselves.
 pub(super) const TABLE_COMMENT: &str = "Kubernetes Services; written by nftproxyd";
@@ -217,7 +219,7 @@ impl Encoder {
 
     fn add_set(&mut self, position: usize, def: &SetDef) -> Result<(), String> {
         let name = c_name(def.name.as_str());
-        let lengths = |exprs: &[Expr]| exprs.iter().map(|e| lower::length(self.family, *e)).collect::<Vec<_>>();
+        let lengths = |exprs: &[Selector]| exprs.iter().map(|e| lower::length(self.family, *e)).collect::<Vec<_>>();
         let padded = |lengths: &[usize]| lengths.iter().map(|length| length.next_multiple_of(4)).sum::<usize>();
         let key = lengths(&def.key);
         let key_length = padded(&key);
@@ -285,7 +287,7 @@ impl Encoder {
     ) {
         let mut message = sys::Rule::new(&self.table, &c_name(&chain.to_string()));
         for expression in expressions {
-            message.push(sys::Expr::build(expression, |set| c_name(set.as_str())));
+            message.push(sys::NftnlExpr::build(expression, |set| c_name(set.as_str())));
         }
         if let Some(comment) = rule.comment {
             let mut user_data = Vec::new();
@@ -338,7 +340,7 @@ fn check_rule(family: Family, rule: &Rule) -> Result<(), String> {
         return Err("it has more than 32 statements".to_owned());
     }
     for statement in &rule.statements {
-        let (key, data): (&[Expr], &[Expr]) = match statement {
+        let (key, data): (&[Selector], &[Selector]) = match statement {
             Statement::InputInterface { name, .. } if name.is_empty() || name.len() >= uapi::IFNAMSIZ => {
                 return Err(format!("{name:?} is no interface name: it must have 1 to 15 bytes"));
             }
@@ -437,20 +439,20 @@ fn pack(values: &[Value]) -> Packed {
 /// A slot is `uid` there, a number of 32 bits in host byte order, and not the `integer` that nft itself makes of its
 /// `typeof`. Readers that know the `typeof` prefer that. nft before 1.0.3 does not know it in a concatenation and goes
 /// by this number; an integer has no size for it, and it aborts when it lists two elements that differ in it.
-fn type_code(family: Family, exprs: &[Expr]) -> u32 {
+fn type_code(family: Family, exprs: &[Selector]) -> u32 {
     exprs.iter().fold(0, |code, expr| {
         let part = match expr {
-            Expr::SourceAddress
-            | Expr::DestinationAddress
-            | Expr::OriginalSource
-            | Expr::OriginalDestination
-            | Expr::ReplySource => match family {
+            Selector::SourceAddress
+            | Selector::DestinationAddress
+            | Selector::OriginalSource
+            | Selector::OriginalDestination
+            | Selector::ReplySource => match family {
                 Family::V4 => 7,
                 Family::V6 => 8,
             },
-            Expr::L4Proto | Expr::HeaderProtocol => 12,
-            Expr::DestinationPort | Expr::OriginalPort | Expr::ReplyPort => 13,
-            Expr::RandomSlot { .. } => TYPE_UID,
+            Selector::L4Proto | Selector::HeaderProtocol => 12,
+            Selector::DestinationPort | Selector::OriginalPort | Selector::ReplyPort => 13,
+            Selector::RandomSlot { .. } => TYPE_UID,
         };
         code << 6 | part
     })
@@ -599,7 +601,7 @@ mod tests {
         let empty = Element { key: Key::new(), ..address_element(1, None) };
         let interval = SetDef {
             name: SetName::ClusterIps,
-            key: vec![Expr::DestinationAddress],
+            key: vec![Selector::DestinationAddress],
             data: DataDef::None,
             interval: true,
             dynamic_size: None,
@@ -621,8 +623,8 @@ mod tests {
             (Family::V4, Operation::AddSet(interval), "set cluster-ips", "concatenated"),
             (Family::V4, interface("0123456789abcdef"), "chain services, rule 1", "15 bytes"),
             (Family::V4, interface(""), "chain services, rule 1", "15 bytes"),
-            (Family::V4, vmap(vec![Expr::SourceAddress; 17]), "chain services, rule 1", "64 bytes"),
-            (Family::V6, vmap(vec![Expr::SourceAddress; 5]), "chain services, rule 1", "64 bytes"),
+            (Family::V4, vmap(vec![Selector::SourceAddress; 17]), "chain services, rule 1", "64 bytes"),
+            (Family::V6, vmap(vec![Selector::SourceAddress; 5]), "chain services, rule 1", "64 bytes"),
             (Family::V4, vmap(vec![]), "chain services, rule 1", "64 bytes"),
             (Family::V6, rule(Statement::SourceIn { net, negated: false }), "chain services, rule 1", "IPv6 network"),
             (Family::V4, Operation::DeleteForeignChain("a\0b".to_owned()), "chain \"a\\0b\"", "NUL"),

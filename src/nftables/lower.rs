@@ -8,19 +8,19 @@ use ipnet::IpNet;
 use super::expression::{Bytes, Comparison, Expression, Lookup, PayloadBase, Register, RejectWith};
 use super::uapi;
 use crate::model::Family;
-use crate::ruleset::types::{Expr, Rule, Statement};
+use crate::ruleset::types::{Rule, Selector, Statement};
 
 /// The number of bytes that a part of a key has: those that count, without the padding to 4.
-pub(super) fn length(family: Family, expr: Expr) -> usize {
+pub(super) fn length(family: Family, expr: Selector) -> usize {
     match expr {
-        Expr::SourceAddress
-        | Expr::DestinationAddress
-        | Expr::OriginalSource
-        | Expr::OriginalDestination
-        | Expr::ReplySource => address_length(family),
-        Expr::L4Proto | Expr::HeaderProtocol => 1,
-        Expr::DestinationPort | Expr::OriginalPort | Expr::ReplyPort => 2,
-        Expr::RandomSlot { .. } => 4,
+        Selector::SourceAddress
+        | Selector::DestinationAddress
+        | Selector::OriginalSource
+        | Selector::OriginalDestination
+        | Selector::ReplySource => address_length(family),
+        Selector::L4Proto | Selector::HeaderProtocol => 1,
+        Selector::DestinationPort | Selector::OriginalPort | Selector::ReplyPort => 2,
+        Selector::RandomSlot { .. } => 4,
     }
 }
 
@@ -174,7 +174,7 @@ fn mask_and_flip(mask: u32, xor: u32) -> Expression {
     }
 }
 
-fn load_and(family: Family, key: &[Expr], then: Expression) -> Vec<Expression> {
+fn load_and(family: Family, key: &[Selector], then: Expression) -> Vec<Expression> {
     let mut expressions = Vec::with_capacity(key.len() + 2);
     load(family, key, Register::FIRST, &mut expressions);
     expressions.push(then);
@@ -182,29 +182,31 @@ fn load_and(family: Family, key: &[Expr], then: Expression) -> Vec<Expression> {
 }
 
 /// Loads a concatenation, each part on a whole number of 4-byte registers. Returns the next free register.
-fn load(family: Family, key: &[Expr], from: Register, out: &mut Vec<Expression>) -> Register {
+fn load(family: Family, key: &[Selector], from: Register, out: &mut Vec<Expression>) -> Register {
     key.iter().fold(from, |dreg, expr| {
         out.push(load_one(family, *expr, dreg));
         dreg.after(length(family, *expr))
     })
 }
 
-fn load_one(family: Family, expr: Expr, dreg: Register) -> Expression {
+fn load_one(family: Family, expr: Selector, dreg: Register) -> Expression {
     let payload = |base, offset| Expression::Payload { base, offset, len: length(family, expr) as u32, dreg };
     let original = |key| Expression::Ct { key, direction: Some(uapi::ct::ORIGINAL), dreg };
     let reply = |key| Expression::Ct { key, direction: Some(uapi::ct::REPLY), dreg };
     match expr {
-        Expr::SourceAddress => payload(PayloadBase::Network, address_offset(family, true)),
-        Expr::DestinationAddress => payload(PayloadBase::Network, address_offset(family, false)),
-        Expr::L4Proto => Expression::MetaLoad { key: uapi::meta::L4PROTO, dreg },
-        Expr::HeaderProtocol => payload(PayloadBase::Network, if family == Family::V4 { 9 } else { 6 }),
-        Expr::DestinationPort => payload(PayloadBase::Transport, 2),
-        Expr::RandomSlot { modulus, offset } => Expression::RandomNumber { dreg, modulus, offset },
-        Expr::OriginalSource => original(if family == Family::V4 { uapi::ct::SRC_IP } else { uapi::ct::SRC_IP6 }),
-        Expr::OriginalDestination => original(if family == Family::V4 { uapi::ct::DST_IP } else { uapi::ct::DST_IP6 }),
-        Expr::OriginalPort => original(uapi::ct::PROTO_DST),
-        Expr::ReplySource => reply(if family == Family::V4 { uapi::ct::SRC_IP } else { uapi::ct::SRC_IP6 }),
-        Expr::ReplyPort => reply(uapi::ct::PROTO_SRC),
+        Selector::SourceAddress => payload(PayloadBase::Network, address_offset(family, true)),
+        Selector::DestinationAddress => payload(PayloadBase::Network, address_offset(family, false)),
+        Selector::L4Proto => Expression::MetaLoad { key: uapi::meta::L4PROTO, dreg },
+        Selector::HeaderProtocol => payload(PayloadBase::Network, if family == Family::V4 { 9 } else { 6 }),
+        Selector::DestinationPort => payload(PayloadBase::Transport, 2),
+        Selector::RandomSlot { modulus, offset } => Expression::RandomNumber { dreg, modulus, offset },
+        Selector::OriginalSource => original(if family == Family::V4 { uapi::ct::SRC_IP } else { uapi::ct::SRC_IP6 }),
+        Selector::OriginalDestination => {
+            original(if family == Family::V4 { uapi::ct::DST_IP } else { uapi::ct::DST_IP6 })
+        }
+        Selector::OriginalPort => original(uapi::ct::PROTO_DST),
+        Selector::ReplySource => reply(if family == Family::V4 { uapi::ct::SRC_IP } else { uapi::ct::SRC_IP6 }),
+        Selector::ReplyPort => reply(uapi::ct::PROTO_SRC),
     }
 }
 
@@ -218,9 +220,14 @@ mod tests {
     fn the_data_of_an_update_follows_its_key() {
         let statement = Statement::Update {
             map: SetName::Affinity,
-            key: vec![Expr::OriginalSource, Expr::OriginalDestination, Expr::L4Proto, Expr::OriginalPort],
+            key: vec![
+                Selector::OriginalSource,
+                Selector::OriginalDestination,
+                Selector::L4Proto,
+                Selector::OriginalPort,
+            ],
             timeout: 60,
-            data: vec![Expr::DestinationAddress, Expr::DestinationPort],
+            data: vec![Selector::DestinationAddress, Selector::DestinationPort],
         };
         // The numbers of the registers that the parts of the key, and then of the data, are loaded into.
         for (family, expected) in [(Family::V4, [1, 9, 10, 11, 2, 13]), (Family::V6, [1, 2, 3, 17, 18, 22])] {

@@ -8,7 +8,7 @@ use super::kernel::CommitError;
 use crate::diff::{Operation, Transaction};
 use crate::model::{Family, Protocol};
 use crate::ruleset::names::{ChainName, SetName};
-use crate::ruleset::types::{Chain, DataDef, Expr, Hook, HookPoint, Rule, SetDef, Statement, Verdict};
+use crate::ruleset::types::{Chain, DataDef, Hook, HookPoint, Rule, Selector, SetDef, Statement, Verdict};
 
 /// The table's name, which never exists.
 const PROBE_TABLE: &str = "nftproxyd-probe";
@@ -49,26 +49,31 @@ struct Question {
 fn questions() -> Vec<Question> {
     let interval = SetDef {
         name: SetName::AllowedSources,
-        key: vec![Expr::DestinationAddress, Expr::HeaderProtocol, Expr::DestinationPort, Expr::SourceAddress],
+        key: vec![
+            Selector::DestinationAddress,
+            Selector::HeaderProtocol,
+            Selector::DestinationPort,
+            Selector::SourceAddress,
+        ],
         data: DataDef::None,
         interval: true,
         dynamic_size: None,
     };
     let affinity = SetDef {
         name: SetName::Affinity,
-        key: vec![Expr::SourceAddress, Expr::DestinationAddress, Expr::L4Proto, Expr::DestinationPort],
-        data: DataDef::Values(vec![Expr::DestinationAddress, Expr::DestinationPort]),
+        key: vec![Selector::SourceAddress, Selector::DestinationAddress, Selector::L4Proto, Selector::DestinationPort],
+        data: DataDef::Values(vec![Selector::DestinationAddress, Selector::DestinationPort]),
         interval: false,
         dynamic_size: Some(1),
     };
     let update = Statement::Update {
         map: SetName::Affinity,
-        key: vec![Expr::OriginalSource, Expr::OriginalDestination, Expr::L4Proto, Expr::OriginalPort],
+        key: vec![Selector::OriginalSource, Selector::OriginalDestination, Selector::L4Proto, Selector::OriginalPort],
         timeout: 60,
-        data: vec![Expr::DestinationAddress, Expr::DestinationPort],
+        data: vec![Selector::DestinationAddress, Selector::DestinationPort],
     };
     let dnat = Statement::DnatMap {
-        key: vec![Expr::SourceAddress, Expr::DestinationAddress, Expr::L4Proto, Expr::DestinationPort],
+        key: vec![Selector::SourceAddress, Selector::DestinationAddress, Selector::L4Proto, Selector::DestinationPort],
         map: SetName::Affinity,
     };
     let rule = |statements: Vec<Statement>| Rule { statements, comment: None };
@@ -81,11 +86,12 @@ fn questions() -> Vec<Question> {
         ChainName::RejectIt,
         vec![rule(vec![Statement::L4ProtoIs(Protocol::Tcp), Statement::RejectTcp]), rule(vec![Statement::Reject])],
     );
-    let random = Statement::DnatMap { key: vec![Expr::RandomSlot { modulus: 2, offset: 0 }], map: SetName::Endpoints };
+    let random =
+        Statement::DnatMap { key: vec![Selector::RandomSlot { modulus: 2, offset: 0 }], map: SetName::Endpoints };
     let endpoints = SetDef {
         name: SetName::Endpoints,
-        key: vec![Expr::RandomSlot { modulus: 2, offset: 0 }],
-        data: DataDef::Values(vec![Expr::DestinationAddress, Expr::DestinationPort]),
+        key: vec![Selector::RandomSlot { modulus: 2, offset: 0 }],
+        data: DataDef::Values(vec![Selector::DestinationAddress, Selector::DestinationPort]),
         interval: false,
         dynamic_size: None,
     };

@@ -8,7 +8,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::uapi;
 use crate::model::Family;
-use crate::ruleset::types::{DataDef, Expr, SetDef};
+use crate::ruleset::types::{DataDef, Selector, SetDef};
 
 /// The most bytes of a comment that nft itself accepts (`NFTNL_UDATA_COMMENT_MAXLEN`), without the NUL.
 pub(super) const COMMENT_MAX: usize = 128;
@@ -89,15 +89,15 @@ pub(super) fn set(family: Family, set: &SetDef) -> Vec<u8> {
     out
 }
 
-fn byte_order(exprs: &[Expr]) -> u32 {
+fn byte_order(exprs: &[Selector]) -> u32 {
     match exprs {
-        [Expr::RandomSlot { .. } | Expr::L4Proto] => ORDER_HOST,
+        [Selector::RandomSlot { .. } | Selector::L4Proto] => ORDER_HOST,
         [_] => ORDER_BIG,
         _ => ORDER_NONE,
     }
 }
 
-fn type_of_all(family: Family, exprs: &[Expr], out: &mut Vec<u8>) {
+fn type_of_all(family: Family, exprs: &[Selector], out: &mut Vec<u8>) {
     if let [expr] = exprs {
         return type_of(family, *expr, out);
     }
@@ -109,25 +109,25 @@ fn type_of_all(family: Family, exprs: &[Expr], out: &mut Vec<u8>) {
     });
 }
 
-fn type_of(family: Family, expr: Expr, out: &mut Vec<u8>) {
+fn type_of(family: Family, expr: Selector, out: &mut Vec<u8>) {
     // The field's number in the header's description: enum ip_hdr_fields, ip6_hdr_fields, th_hdr_fields.
     let ip = |v4: u32, v6: u32| match family {
         Family::V4 => [DESC_IP, v4],
         Family::V6 => [DESC_IP6, v6],
     };
     let (kind, numbers): (u32, SmallVec<[u32; 3]>) = match expr {
-        Expr::SourceAddress => (EXPR_PAYLOAD, ip(11, 8).into_iter().collect()),
-        Expr::DestinationAddress => (EXPR_PAYLOAD, ip(12, 9).into_iter().collect()),
-        Expr::HeaderProtocol => (EXPR_PAYLOAD, ip(9, 6).into_iter().collect()),
-        Expr::DestinationPort => (EXPR_PAYLOAD, smallvec![DESC_TH, 2]),
-        Expr::L4Proto => (EXPR_META, smallvec![uapi::meta::L4PROTO]),
+        Selector::SourceAddress => (EXPR_PAYLOAD, ip(11, 8).into_iter().collect()),
+        Selector::DestinationAddress => (EXPR_PAYLOAD, ip(12, 9).into_iter().collect()),
+        Selector::HeaderProtocol => (EXPR_PAYLOAD, ip(9, 6).into_iter().collect()),
+        Selector::DestinationPort => (EXPR_PAYLOAD, smallvec![DESC_TH, 2]),
+        Selector::L4Proto => (EXPR_META, smallvec![uapi::meta::L4PROTO]),
         // NFT_NG_RANDOM is 1.
-        Expr::RandomSlot { modulus, offset } => (EXPR_NUMGEN, smallvec![1, modulus, offset]),
-        Expr::OriginalSource => (EXPR_CT, smallvec![ct_address(family, true), uapi::ct::ORIGINAL.into()]),
-        Expr::OriginalDestination => (EXPR_CT, smallvec![ct_address(family, false), uapi::ct::ORIGINAL.into()]),
-        Expr::OriginalPort => (EXPR_CT, smallvec![uapi::ct::PROTO_DST, uapi::ct::ORIGINAL.into()]),
-        Expr::ReplySource => (EXPR_CT, smallvec![ct_address(family, true), uapi::ct::REPLY.into()]),
-        Expr::ReplyPort => (EXPR_CT, smallvec![uapi::ct::PROTO_SRC, uapi::ct::REPLY.into()]),
+        Selector::RandomSlot { modulus, offset } => (EXPR_NUMGEN, smallvec![1, modulus, offset]),
+        Selector::OriginalSource => (EXPR_CT, smallvec![ct_address(family, true), uapi::ct::ORIGINAL.into()]),
+        Selector::OriginalDestination => (EXPR_CT, smallvec![ct_address(family, false), uapi::ct::ORIGINAL.into()]),
+        Selector::OriginalPort => (EXPR_CT, smallvec![uapi::ct::PROTO_DST, uapi::ct::ORIGINAL.into()]),
+        Selector::ReplySource => (EXPR_CT, smallvec![ct_address(family, true), uapi::ct::REPLY.into()]),
+        Selector::ReplyPort => (EXPR_CT, smallvec![uapi::ct::PROTO_SRC, uapi::ct::REPLY.into()]),
     };
     put_u32(out, TYPEOF_EXPR, kind);
     nest(out, TYPEOF_DATA, |out| {

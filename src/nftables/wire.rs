@@ -26,7 +26,7 @@ use crate::diff::Operation;
 use crate::model::{Family, Protocol};
 use crate::ruleset::names::{ChainName, Masquerade, Pick, SetName, TABLE};
 use crate::ruleset::types::{
-    Chain, Data, DataDef, Element, Expr, Hook, HookPoint, Key, Rule, SetDef, Statement, Value, Verdict,
+    Chain, Data, DataDef, Element, Hook, HookPoint, Key, Rule, Selector, SetDef, Statement, Value, Verdict,
 };
 use crate::testing::in_network_namespace;
 use crate::testing::netns::nft;
@@ -68,7 +68,7 @@ fn addresses(family: Family) -> (String, Value) {
     (text.to_owned(), Value::Address(text.parse().expect("an address")))
 }
 
-fn set(name: SetName, key: &[Expr], data: DataDef) -> SetDef {
+fn set(name: SetName, key: &[Selector], data: DataDef) -> SetDef {
     SetDef { name, key: key.to_vec(), data, interval: false, dynamic_size: None }
 }
 
@@ -77,7 +77,7 @@ fn rules(name: ChainName, statements: &[&[Statement]]) -> Chain {
     Chain { name, hook: None, rules: statements.iter().map(rule).collect() }
 }
 
-const SLOT: Expr = Expr::RandomSlot { modulus: 2, offset: 0 };
+const SLOT: Selector = Selector::RandomSlot { modulus: 2, offset: 0 };
 
 fn cases() -> Vec<Case> {
     let mut all = vec![raw_expressions()];
@@ -99,7 +99,7 @@ fn cases() -> Vec<Case> {
 }
 
 fn sets(family: Family) -> Case {
-    use Expr::{
+    use Selector::{
         DestinationAddress as Daddr, DestinationPort as Port, HeaderProtocol, L4Proto, OriginalDestination,
         OriginalPort, OriginalSource, SourceAddress as Saddr,
     };
@@ -139,17 +139,17 @@ add set $IP nftproxyd allowed-sources { typeof meta l4proto; }
 add map $IP nftproxyd endpoints { typeof numgen random mod 2 : $IP daddr . th dport; }
 add map $IP nftproxyd nodeport-endpoints { typeof $IP daddr : $IP daddr; }
 ";
-    let endpoint = DataDef::Values(vec![Expr::DestinationAddress, Expr::DestinationPort]);
+    let endpoint = DataDef::Values(vec![Selector::DestinationAddress, Selector::DestinationPort]);
     let operations = vec![
-        Operation::AddSet(set(SetName::Hairpin, &[Expr::SourceAddress], DataDef::None)),
-        Operation::AddSet(set(SetName::ClusterIps, &[Expr::HeaderProtocol], DataDef::None)),
-        Operation::AddSet(set(SetName::NodeportIps, &[Expr::DestinationPort], DataDef::None)),
-        Operation::AddSet(set(SetName::AllowedSources, &[Expr::L4Proto], DataDef::None)),
+        Operation::AddSet(set(SetName::Hairpin, &[Selector::SourceAddress], DataDef::None)),
+        Operation::AddSet(set(SetName::ClusterIps, &[Selector::HeaderProtocol], DataDef::None)),
+        Operation::AddSet(set(SetName::NodeportIps, &[Selector::DestinationPort], DataDef::None)),
+        Operation::AddSet(set(SetName::AllowedSources, &[Selector::L4Proto], DataDef::None)),
         Operation::AddSet(set(SetName::Endpoints, &[SLOT], endpoint)),
         Operation::AddSet(set(
             SetName::NodeportEndpoints,
-            &[Expr::DestinationAddress],
-            DataDef::Values(vec![Expr::DestinationAddress]),
+            &[Selector::DestinationAddress],
+            DataDef::Values(vec![Selector::DestinationAddress]),
         )),
     ];
     case_after(family, "single-keys", "table $IP nftproxyd { }\n", text, operations)
@@ -242,7 +242,7 @@ fn addresses_in(family: Family, nets: &[&str]) -> Case {
 }
 
 fn lookups(family: Family) -> Case {
-    use Expr::{DestinationAddress as Daddr, DestinationPort as Port, L4Proto, SourceAddress as Saddr};
+    use Selector::{DestinationAddress as Daddr, DestinationPort as Port, L4Proto, SourceAddress as Saddr};
     // All in one transaction: nft 1.0.6 cannot use `allowed-sources` when it has read it back from the kernel.
     let text = "table $IP nftproxyd {
     map service-ips { type $ADDR . inet_proto . inet_service : verdict; }
@@ -262,9 +262,9 @@ fn lookups(family: Family) -> Case {
     }
 }
 ";
-    let slots = Expr::RandomSlot { modulus: 2, offset: 0 };
+    let slots = Selector::RandomSlot { modulus: 2, offset: 0 };
     let endpoint = || DataDef::Values(vec![Daddr, Port]);
-    let allowed = set(SetName::AllowedSources, &[Daddr, Expr::HeaderProtocol, Port, Saddr], DataDef::None);
+    let allowed = set(SetName::AllowedSources, &[Daddr, Selector::HeaderProtocol, Port, Saddr], DataDef::None);
     let mut operations: Vec<Operation> = vec![
         Operation::AddSet(set(SetName::ServiceIps, &[Daddr, L4Proto, Port], DataDef::Verdict)),
         Operation::AddSet(set(SetName::Endpoints, &[Daddr, L4Proto, Port, slots], endpoint())),
@@ -273,17 +273,20 @@ fn lookups(family: Family) -> Case {
         Operation::AddSet(set(SetName::ClusterIps, &[Daddr], DataDef::None)),
         Operation::AddSet(set(SetName::Hairpin, &[Saddr, Daddr], DataDef::None)),
     ];
-    let vmap = |key: &[Expr]| Statement::VerdictMap { key: key.to_vec(), map: SetName::ServiceIps };
-    let within = |key: &[Expr], set, negated| Statement::InSet { key: key.to_vec(), set, negated };
-    let slot = |modulus, offset| Expr::RandomSlot { modulus, offset };
+    let vmap = |key: &[Selector]| Statement::VerdictMap { key: key.to_vec(), map: SetName::ServiceIps };
+    let within = |key: &[Selector], set, negated| Statement::InSet { key: key.to_vec(), set, negated };
+    let slot = |modulus, offset| Selector::RandomSlot { modulus, offset };
     let chain = rules(
         ChainName::Services,
         &[
             &[vmap(&[Daddr, L4Proto, Port])],
-            &[Statement::L4ProtoIs(Protocol::Tcp), vmap(&[Expr::OriginalDestination, L4Proto, Expr::OriginalPort])],
+            &[
+                Statement::L4ProtoIs(Protocol::Tcp),
+                vmap(&[Selector::OriginalDestination, L4Proto, Selector::OriginalPort]),
+            ],
             &[within(&[Daddr], SetName::ClusterIps, false), drop()],
             &[within(&[Saddr, Daddr], SetName::Hairpin, false), Statement::Masquerade],
-            &[within(&[Daddr, Expr::HeaderProtocol, Port, Saddr], SetName::AllowedSources, true), drop()],
+            &[within(&[Daddr, Selector::HeaderProtocol, Port, Saddr], SetName::AllowedSources, true), drop()],
             &[Statement::DnatMap { key: vec![Daddr, L4Proto, Port, slot(7, 0)], map: SetName::Endpoints }],
             &[Statement::DnatMap { key: vec![L4Proto, Port, slot(1, 65_536)], map: SetName::NodeportEndpoints }],
         ],
@@ -304,9 +307,9 @@ fn remember() -> Case {
     let text = "add rule ip nftproxyd remember-10800 meta l4proto tcp update @affinity { ct original ip saddr . ct original ip daddr . meta l4proto . ct original proto-dst timeout 3h : ip daddr . tcp dport }\n";
     let update = Statement::Update {
         map: SetName::Affinity,
-        key: vec![Expr::OriginalSource, Expr::OriginalDestination, Expr::L4Proto, Expr::OriginalPort],
+        key: vec![Selector::OriginalSource, Selector::OriginalDestination, Selector::L4Proto, Selector::OriginalPort],
         timeout: 10_800,
-        data: vec![Expr::DestinationAddress, Expr::DestinationPort],
+        data: vec![Selector::DestinationAddress, Selector::DestinationPort],
     };
     let chain = rules(ChainName::RememberFor(10_800), &[&[Statement::L4ProtoIs(Protocol::Tcp), update]]);
     case_after(Family::V4, "remember", setup, text, vec![Operation::AddRules(chain)])

@@ -28,7 +28,7 @@ use arcstr::ArcStr;
 use ipnet::IpNet;
 
 use super::names::{ChainName, Masquerade, Pick, SetName};
-use super::types::{Chain, DataDef, Expr, Hook, HookPoint, Rule, SetDef, Statement, Verdict};
+use super::types::{Chain, DataDef, Hook, HookPoint, Rule, Selector, SetDef, Statement, Verdict};
 use crate::model::{Family, Protocol};
 
 /// How many clients of all frontends together are remembered; when the map is full a connection works but is not
@@ -152,21 +152,22 @@ pub fn all_chains(demanded: impl IntoIterator<Item = ChainName>, facts: &FrameFa
 }
 
 /// Address . protocol . port: what a frontend with an address is looked up by.
-pub const ADDRESS_KEY: [Expr; 3] = [Expr::DestinationAddress, Expr::L4Proto, Expr::DestinationPort];
+pub const ADDRESS_KEY: [Selector; 3] = [Selector::DestinationAddress, Selector::L4Proto, Selector::DestinationPort];
 
 /// Protocol . port: what a node port is looked up by.
-pub const NODEPORT_KEY: [Expr; 2] = [Expr::L4Proto, Expr::DestinationPort];
+pub const NODEPORT_KEY: [Selector; 2] = [Selector::L4Proto, Selector::DestinationPort];
 
 /// Client . address . protocol . port. A node port's address is the one of the node that the client used.
-const AFFINITY_KEY: [Expr; 4] = [Expr::SourceAddress, Expr::DestinationAddress, Expr::L4Proto, Expr::DestinationPort];
+const AFFINITY_KEY: [Selector; 4] =
+    [Selector::SourceAddress, Selector::DestinationAddress, Selector::L4Proto, Selector::DestinationPort];
 
-const ENDPOINT: [Expr; 2] = [Expr::DestinationAddress, Expr::DestinationPort];
+const ENDPOINT: [Selector; 2] = [Selector::DestinationAddress, Selector::DestinationPort];
 
 /// The definition of a set.
 pub fn set(name: SetName) -> SetDef {
     // In a `typeof` only the type counts; the modulus is any.
-    const SLOT: Expr = Expr::RandomSlot { modulus: 2, offset: 0 };
-    let verdicts = |key: &[Expr]| (key.to_vec(), DataDef::Verdict);
+    const SLOT: Selector = Selector::RandomSlot { modulus: 2, offset: 0 };
+    let verdicts = |key: &[Selector]| (key.to_vec(), DataDef::Verdict);
     let (key, data) = match name {
         SetName::ServiceIps
         | SetName::AfterSourceRanges
@@ -181,20 +182,20 @@ pub fn set(name: SetName) -> SetDef {
         SetName::NodeportEndpoints => ([&NODEPORT_KEY[..], &[SLOT]].concat(), DataDef::Values(ENDPOINT.to_vec())),
         SetName::AllowedSources => (ALLOWED_SOURCE_KEY.to_vec(), DataDef::None),
         SetName::Affinity => (AFFINITY_KEY.to_vec(), DataDef::Values(ENDPOINT.to_vec())),
-        SetName::NodeportIps | SetName::ClusterIps => (vec![Expr::DestinationAddress], DataDef::None),
-        SetName::Hairpin => (vec![Expr::SourceAddress, Expr::DestinationAddress], DataDef::None),
+        SetName::NodeportIps | SetName::ClusterIps => (vec![Selector::DestinationAddress], DataDef::None),
+        SetName::Hairpin => (vec![Selector::SourceAddress, Selector::DestinationAddress], DataDef::None),
     };
     let dynamic_size = (name == SetName::Affinity).then_some(AFFINITY_SIZE);
     SetDef { name, key, data, interval: name == SetName::AllowedSources, dynamic_size }
 }
 
-/// The protocol is taken from the header: see [`Expr::HeaderProtocol`].
+/// The protocol is taken from the header: see [`Selector::HeaderProtocol`].
 ///
 /// Kernels without "nft_set_pipapo: fix incorrect avx2 match of 5th field octet" (e042ed950d4e, Linux 6.15 and stable
 /// releases since April 2025) can ignore the sixth byte of IPv6 addresses in such sets on machines with AVX2: on
 /// Debian's 5.10.223 a source in the neighbouring /48 of an allowed one was let through.
-const ALLOWED_SOURCE_KEY: [Expr; 4] =
-    [Expr::DestinationAddress, Expr::HeaderProtocol, Expr::DestinationPort, Expr::SourceAddress];
+const ALLOWED_SOURCE_KEY: [Selector; 4] =
+    [Selector::DestinationAddress, Selector::HeaderProtocol, Selector::DestinationPort, Selector::SourceAddress];
 
 fn fixed(name: ChainName, facts: &FrameFacts) -> Option<Chain> {
     let base = |hook, priority| Some(Hook { hook, priority });
@@ -263,7 +264,7 @@ fn fixed(name: ChainName, facts: &FrameFacts) -> Option<Chain> {
             rules.push(rule([
                 Statement::StatusDnat,
                 Statement::InSet {
-                    key: vec![Expr::SourceAddress, Expr::DestinationAddress],
+                    key: vec![Selector::SourceAddress, Selector::DestinationAddress],
                     set: SetName::Hairpin,
                     negated: false,
                 },
@@ -290,7 +291,11 @@ fn services_rules(facts: &FrameFacts) -> Vec<Rule> {
             vec![outside, Statement::DestinationIsLocal { negated: false }]
         }
         NodePortScope::Listed => {
-            vec![Statement::InSet { key: vec![Expr::DestinationAddress], set: SetName::NodeportIps, negated: false }]
+            vec![Statement::InSet {
+                key: vec![Selector::DestinationAddress],
+                set: SetName::NodeportIps,
+                negated: false,
+            }]
         }
     };
     nodeport.push(vmap(&NODEPORT_KEY, SetName::ServiceNodeports));
@@ -327,7 +332,7 @@ fn pick_rules(pick: Pick, facts: &FrameFacts) -> Vec<Rule> {
         (&ADDRESS_KEY[..], SetName::Endpoints)
     };
     let offset = if pick.local { Pick::LOCAL_OFFSET } else { 0 };
-    let slot = Expr::RandomSlot { modulus: pick.slots, offset };
+    let slot = Selector::RandomSlot { modulus: pick.slots, offset };
     let random = Statement::DnatMap { key: [frontend, &[slot]].concat(), map };
     marking.into_iter().chain(pick.sticky.then(|| rule([remembered]))).chain([rule([random])]).collect()
 }
@@ -336,11 +341,11 @@ fn pick_rules(pick: Pick, facts: &FrameFacts) -> Vec<Rule> {
 fn remember_for_rules(seconds: u32) -> Vec<Rule> {
     let update = Statement::Update {
         map: SetName::Affinity,
-        key: vec![Expr::OriginalSource, Expr::OriginalDestination, Expr::L4Proto, Expr::OriginalPort],
+        key: vec![Selector::OriginalSource, Selector::OriginalDestination, Selector::L4Proto, Selector::OriginalPort],
         timeout: seconds,
         // Not the packet's destination: nft would take it for a sign of the protocol, leave `meta l4proto` out of the
         // listing, and then not be able to read the listing back.
-        data: vec![Expr::ReplySource, Expr::ReplyPort],
+        data: vec![Selector::ReplySource, Selector::ReplyPort],
     };
     Protocol::ALL.into_iter().map(|protocol| rule([Statement::L4ProtoIs(protocol), update.clone()])).collect()
 }
@@ -355,13 +360,13 @@ fn remember_rules(facts: &FrameFacts) -> Vec<Rule> {
         return Vec::new();
     }
     let by_protocol =
-        |key: &[Expr], map| Protocol::ALL.map(|protocol| rule([Statement::L4ProtoIs(protocol), vmap(key, map)]));
+        |key: &[Selector], map| Protocol::ALL.map(|protocol| rule([Statement::L4ProtoIs(protocol), vmap(key, map)]));
     let mut rules = Vec::new();
     rules.extend(by_protocol(
-        &[Expr::OriginalDestination, Expr::L4Proto, Expr::OriginalPort],
+        &[Selector::OriginalDestination, Selector::L4Proto, Selector::OriginalPort],
         SetName::AffinityTimeouts,
     ));
-    rules.extend(by_protocol(&[Expr::L4Proto, Expr::OriginalPort], SetName::NodeportAffinityTimeouts));
+    rules.extend(by_protocol(&[Selector::L4Proto, Selector::OriginalPort], SetName::NodeportAffinityTimeouts));
     rules
 }
 
@@ -385,10 +390,10 @@ fn jump(chain: ChainName) -> Statement {
     Statement::Verdict(Verdict::Jump(chain))
 }
 
-fn vmap(key: &[Expr], map: SetName) -> Statement {
+fn vmap(key: &[Selector], map: SetName) -> Statement {
     Statement::VerdictMap { key: key.to_vec(), map }
 }
 
 fn is_cluster_ip() -> Statement {
-    Statement::InSet { key: vec![Expr::DestinationAddress], set: SetName::ClusterIps, negated: false }
+    Statement::InSet { key: vec![Selector::DestinationAddress], set: SetName::ClusterIps, negated: false }
 }

@@ -16,7 +16,7 @@ use ipnet::IpNet;
 
 use super::Ruleset;
 use super::names::{TABLE, TABLE_COMMENT};
-use super::types::{Chain, Data, DataDef, Element, Expr, Hook, HookPoint, Rule, SetDef, Statement, Value, Verdict};
+use super::types::{Chain, Data, DataDef, Element, Hook, HookPoint, Rule, Selector, SetDef, Statement, Value, Verdict};
 use crate::model::Family;
 
 /// nft's word for a family: `ip`, `ip6`.
@@ -116,7 +116,7 @@ pub fn rule(family: Family, rule: &Rule) -> String {
 pub fn statement(table: Family, statement: &Statement) -> String {
     let ip = family(table);
     let not = |negated: bool| if negated { "!= " } else { "" };
-    let exprs = |key: &[Expr]| exprs(table, key);
+    let exprs = |key: &[Selector]| exprs(table, key);
     match statement {
         Statement::SourceIn { net, negated } => format!("{ip} saddr {}{}", not(*negated), self::net(net)),
         Statement::DestinationIn { net, negated } => format!("{ip} daddr {}{}", not(*negated), self::net(net)),
@@ -144,47 +144,47 @@ pub fn statement(table: Family, statement: &Statement) -> String {
 }
 
 /// Expressions, concatenated: `ip daddr . meta l4proto . th dport`.
-pub fn exprs(family: Family, exprs: &[Expr]) -> String {
+pub fn exprs(family: Family, exprs: &[Selector]) -> String {
     exprs.iter().map(|it| expr(family, *it)).collect::<Vec<_>>().join(" . ")
 }
 
 /// The types of expressions, concatenated: `ipv4_addr . inet_proto . inet_service`.
-fn types(table: Family, exprs: &[Expr]) -> String {
-    let name = |expr: &Expr| match expr {
-        Expr::SourceAddress
-        | Expr::DestinationAddress
-        | Expr::OriginalSource
-        | Expr::OriginalDestination
-        | Expr::ReplySource => match table {
+fn types(table: Family, exprs: &[Selector]) -> String {
+    let name = |expr: &Selector| match expr {
+        Selector::SourceAddress
+        | Selector::DestinationAddress
+        | Selector::OriginalSource
+        | Selector::OriginalDestination
+        | Selector::ReplySource => match table {
             Family::V4 => "ipv4_addr",
             Family::V6 => "ipv6_addr",
         },
-        Expr::L4Proto | Expr::HeaderProtocol => "inet_proto",
-        Expr::DestinationPort | Expr::OriginalPort | Expr::ReplyPort => "inet_service",
+        Selector::L4Proto | Selector::HeaderProtocol => "inet_proto",
+        Selector::DestinationPort | Selector::OriginalPort | Selector::ReplyPort => "inet_service",
         // A number of 32 bits in host byte order; nft has no name for just that.
-        Expr::RandomSlot { .. } => "uid",
+        Selector::RandomSlot { .. } => "uid",
     };
     exprs.iter().map(name).collect::<Vec<_>>().join(" . ")
 }
 
-fn expr(table: Family, expr: Expr) -> String {
+fn expr(table: Family, expr: Selector) -> String {
     let ip = family(table);
     match expr {
-        Expr::SourceAddress => format!("{ip} saddr"),
-        Expr::DestinationAddress => format!("{ip} daddr"),
-        Expr::L4Proto => "meta l4proto".to_owned(),
-        Expr::HeaderProtocol => match table {
+        Selector::SourceAddress => format!("{ip} saddr"),
+        Selector::DestinationAddress => format!("{ip} daddr"),
+        Selector::L4Proto => "meta l4proto".to_owned(),
+        Selector::HeaderProtocol => match table {
             Family::V4 => "ip protocol".to_owned(),
             Family::V6 => "ip6 nexthdr".to_owned(),
         },
-        Expr::DestinationPort => "th dport".to_owned(),
-        Expr::RandomSlot { modulus, offset: 0 } => format!("numgen random mod {modulus}"),
-        Expr::RandomSlot { modulus, offset } => format!("numgen random mod {modulus} offset {offset}"),
-        Expr::OriginalSource => format!("ct original {ip} saddr"),
-        Expr::OriginalDestination => format!("ct original {ip} daddr"),
-        Expr::OriginalPort => "ct original proto-dst".to_owned(),
-        Expr::ReplySource => format!("ct reply {ip} saddr"),
-        Expr::ReplyPort => "ct reply proto-src".to_owned(),
+        Selector::DestinationPort => "th dport".to_owned(),
+        Selector::RandomSlot { modulus, offset: 0 } => format!("numgen random mod {modulus}"),
+        Selector::RandomSlot { modulus, offset } => format!("numgen random mod {modulus} offset {offset}"),
+        Selector::OriginalSource => format!("ct original {ip} saddr"),
+        Selector::OriginalDestination => format!("ct original {ip} daddr"),
+        Selector::OriginalPort => "ct original proto-dst".to_owned(),
+        Selector::ReplySource => format!("ct reply {ip} saddr"),
+        Selector::ReplyPort => "ct reply proto-src".to_owned(),
     }
 }
 

@@ -12,7 +12,7 @@ use crate::model::Protocol;
 
 /// Something that a rule can look at. As a key of a set it also says the type of that part of the key (`typeof`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Expr {
+pub enum Selector {
     /// `ip saddr` / `ip6 saddr`.
     SourceAddress,
     /// `ip daddr` / `ip6 daddr`.
@@ -40,7 +40,7 @@ pub enum Expr {
     OriginalPort,
     /// `ct reply ip saddr` / `ct reply ip6 saddr`: who answers; the endpoint, once the destination is translated.
     ReplySource,
-    /// `ct reply proto-src`: the port that answers; the same condition as for [`Expr::OriginalPort`].
+    /// `ct reply proto-src`: the port that answers; the same condition as for [`Selector::OriginalPort`].
     ReplyPort,
 }
 
@@ -101,7 +101,7 @@ pub enum DataDef {
     /// It is a set.
     None,
     /// It is a map to these values.
-    Values(Vec<Expr>),
+    Values(Vec<Selector>),
     /// It is a verdict map.
     Verdict,
 }
@@ -112,7 +112,7 @@ pub struct SetDef {
     /// Its name.
     pub name: SetName,
     /// `typeof` of the key.
-    pub key: Vec<Expr>,
+    pub key: Vec<Selector>,
     /// `typeof` of the data.
     pub data: DataDef,
     /// `flags interval`: elements are ranges.
@@ -210,7 +210,7 @@ pub enum Statement {
     /// `KEY [!=] @SET`.
     InSet {
         /// What is looked up.
-        key: Vec<Expr>,
+        key: Vec<Selector>,
         /// Where.
         set: SetName,
         /// `!=`.
@@ -219,14 +219,14 @@ pub enum Statement {
     /// `KEY vmap @MAP`.
     VerdictMap {
         /// What is looked up.
-        key: Vec<Expr>,
+        key: Vec<Selector>,
         /// Where.
         map: SetName,
     },
     /// `dnat ip to KEY map @MAP`: to the address and port that the map holds; no match if it holds none.
     DnatMap {
         /// What is looked up.
-        key: Vec<Expr>,
+        key: Vec<Selector>,
         /// Where.
         map: SetName,
     },
@@ -235,11 +235,11 @@ pub enum Statement {
         /// The dynamic map.
         map: SetName,
         /// The element's key.
-        key: Vec<Expr>,
+        key: Vec<Selector>,
         /// The element's life, in seconds, refreshed by each update.
         timeout: u32,
         /// The element's data.
-        data: Vec<Expr>,
+        data: Vec<Selector>,
     },
     /// `masquerade fully-random`.
     Masquerade,

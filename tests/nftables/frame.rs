@@ -7,15 +7,18 @@ use nftproxyd::diff::{Operation, Transaction};
 use nftproxyd::model::{Family, Protocol};
 use nftproxyd::ruleset::names::{ChainName, Masquerade, Pick, SetName};
 use nftproxyd::ruleset::types::{
-    Chain, Data, DataDef, Element, Expr, Hook, HookPoint, Rule, SetDef, Statement, Value, Verdict,
+    Chain, Data, DataDef, Element, Hook, HookPoint, Rule, Selector, SetDef, Statement, Value, Verdict,
 };
 
-const SLOT: Expr = Expr::RandomSlot { modulus: 2, offset: 0 };
+const SLOT: Selector = Selector::RandomSlot { modulus: 2, offset: 0 };
 
 /// All sixteen sets.
 pub(crate) fn sets() -> Vec<SetDef> {
-    use Expr::{DestinationAddress as Daddr, DestinationPort as Port, HeaderProtocol, L4Proto, SourceAddress as Saddr};
-    let set = |name, key: &[Expr], data| SetDef { name, key: key.to_vec(), data, interval: false, dynamic_size: None };
+    use Selector::{
+        DestinationAddress as Daddr, DestinationPort as Port, HeaderProtocol, L4Proto, SourceAddress as Saddr,
+    };
+    let set =
+        |name, key: &[Selector], data| SetDef { name, key: key.to_vec(), data, interval: false, dynamic_size: None };
     let endpoint = || DataDef::Values(vec![Daddr, Port]);
     SetName::ALL
         .into_iter()
@@ -50,9 +53,9 @@ pub(crate) fn pick(slots: u32) -> Pick {
 
 /// Chains with every kind of statement; each is created before it is referred to.
 pub(crate) fn chains(family: Family) -> Vec<Chain> {
-    use Expr::{DestinationAddress as Daddr, DestinationPort as Port, L4Proto};
+    use Selector::{DestinationAddress as Daddr, DestinationPort as Port, L4Proto};
     let frontend = || vec![Daddr, L4Proto, Port];
-    let original = || vec![Expr::OriginalDestination, L4Proto, Expr::OriginalPort];
+    let original = || vec![Selector::OriginalDestination, L4Proto, Selector::OriginalPort];
     let (pods, services): (IpNet, IpNet) = match family {
         Family::V4 => (net("10.124.0.0/16"), net("10.96.0.0/12")),
         Family::V6 => (net("fd00:124::/48"), net("fd00:96::/108")),
@@ -68,13 +71,13 @@ pub(crate) fn chains(family: Family) -> Vec<Chain> {
             rule(&[goto(chain)]),
         ]
     };
-    let picked = |slots, offset| Expr::RandomSlot { modulus: slots, offset };
+    let picked = |slots, offset| Selector::RandomSlot { modulus: slots, offset };
     let remember = |protocol| {
         rule(&[
             Statement::L4ProtoIs(protocol),
             Statement::Update {
                 map: SetName::Affinity,
-                key: vec![Expr::OriginalSource, Expr::OriginalDestination, L4Proto, Expr::OriginalPort],
+                key: vec![Selector::OriginalSource, Selector::OriginalDestination, L4Proto, Selector::OriginalPort],
                 timeout: 10_800,
                 data: vec![Daddr, Port],
             },
@@ -111,7 +114,7 @@ pub(crate) fn chains(family: Family) -> Vec<Chain> {
             ChainName::Pick(sticky),
             vec![
                 rule(&[Statement::DnatMap {
-                    key: vec![Expr::SourceAddress, Daddr, L4Proto, Port],
+                    key: vec![Selector::SourceAddress, Daddr, L4Proto, Port],
                     map: SetName::Affinity,
                 }]),
                 rule(&[goto(ChainName::Pick(pick(2)))]),
@@ -135,7 +138,7 @@ pub(crate) fn chains(family: Family) -> Vec<Chain> {
             vec![
                 rule(&[
                     Statement::InSet {
-                        key: vec![Daddr, Expr::HeaderProtocol, Port, Expr::SourceAddress],
+                        key: vec![Daddr, Selector::HeaderProtocol, Port, Selector::SourceAddress],
                         set: SetName::AllowedSources,
                         negated: true,
                     },
@@ -204,7 +207,11 @@ pub(crate) fn chains(family: Family) -> Vec<Chain> {
             vec![
                 rule(&[Statement::MarkHas(0x4000), jump(ChainName::MasqueradeMarked)]),
                 rule(&[
-                    Statement::InSet { key: vec![Expr::SourceAddress, Daddr], set: SetName::Hairpin, negated: false },
+                    Statement::InSet {
+                        key: vec![Selector::SourceAddress, Daddr],
+                        set: SetName::Hairpin,
+                        negated: false,
+                    },
                     Statement::Masquerade,
                 ]),
             ],

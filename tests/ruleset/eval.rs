@@ -8,7 +8,7 @@ use nftproxyd::ruleset::Ruleset;
 use nftproxyd::ruleset::base::{Detector, FrameFacts, NodePortScope};
 use nftproxyd::ruleset::eval::{EvalError, Origin, Outcome, Packet, Reached, Tracer};
 use nftproxyd::ruleset::names::{ChainName, SetName};
-use nftproxyd::ruleset::types::{Data, Element, Expr, HookPoint, Key, Statement, Value, Verdict};
+use nftproxyd::ruleset::types::{Data, Element, HookPoint, Key, Selector, Statement, Value, Verdict};
 
 use super::sample::{self, endpoint, ip};
 use Protocol::{Sctp, Tcp, Udp};
@@ -379,13 +379,13 @@ fn what_makes_no_sense_is_an_error() {
         }),
         ("the set is of another type", |it| {
             damage(it, ChainName::Services, |rule| {
-                rule[0] = Statement::VerdictMap { key: vec![Expr::DestinationAddress], map: SetName::ServiceIps };
+                rule[0] = Statement::VerdictMap { key: vec![Selector::DestinationAddress], map: SetName::ServiceIps };
             });
         }),
         ("a random slot is of use for translation only", |it| {
             damage(it, ChainName::Services, |rule| {
-                let slot = Expr::RandomSlot { modulus: 2, offset: 0 };
-                let key = vec![Expr::DestinationAddress, Expr::L4Proto, Expr::DestinationPort, slot];
+                let slot = Selector::RandomSlot { modulus: 2, offset: 0 };
+                let key = vec![Selector::DestinationAddress, Selector::L4Proto, Selector::DestinationPort, slot];
                 let def = it_def(SetName::Endpoints);
                 assert_eq!(def.key, key);
                 rule[0] = Statement::InSet { key, set: SetName::Hairpin, negated: false };

@@ -167,7 +167,7 @@ impl Rule {
     }
 
     /// Appends an expression.
-    pub(super) fn push(&mut self, expression: Expr) {
+    pub(super) fn push(&mut self, expression: NftnlExpr) {
         self.bound += expression.bound;
         let raw = expression.raw;
         std::mem::forget(expression);
@@ -220,12 +220,12 @@ impl Set {
 }
 
 /// An expression of a rule.
-pub(super) struct Expr {
+pub(super) struct NftnlExpr {
     raw: NonNull<ffi::nftnl_expr>,
     bound: usize,
 }
 
-impl Drop for Expr {
+impl Drop for NftnlExpr {
     fn drop(&mut self) {
         // SAFETY: the pointer came from `nftnl_expr_alloc` and is owned by this value alone: `Rule::push`, which gives it
         // away, forgets the value.
@@ -233,11 +233,11 @@ impl Drop for Expr {
     }
 }
 
-impl Expr {
+impl NftnlExpr {
     fn new(name: &CStr) -> Self {
         // SAFETY: the name ends with NUL; null is returned for an unknown name, all of ours are in libnftnl 1.2.4.
         let raw = unsafe { ffi::nftnl_expr_alloc(name.as_ptr()) };
-        Expr { raw: allocated(raw), bound: 2 * ATTRIBUTE + name.count_bytes() }
+        NftnlExpr { raw: allocated(raw), bound: 2 * ATTRIBUTE + name.count_bytes() }
     }
 
     fn u8(mut self, attribute: u32, value: u8) -> Self {
@@ -297,49 +297,50 @@ impl Expr {
                     PayloadBase::Network => 1,
                     PayloadBase::Transport => 2,
                 };
-                Expr::new(c"payload")
+                NftnlExpr::new(c"payload")
                     .register(ffi::NFTNL_EXPR_PAYLOAD_DREG, *dreg)
                     .u32(ffi::NFTNL_EXPR_PAYLOAD_BASE, base)
                     .u32(ffi::NFTNL_EXPR_PAYLOAD_OFFSET, *offset)
                     .u32(ffi::NFTNL_EXPR_PAYLOAD_LEN, *len)
             }
             Expression::MetaLoad { key, dreg } => {
-                Expr::new(c"meta").u32(ffi::NFTNL_EXPR_META_KEY, *key).register(ffi::NFTNL_EXPR_META_DREG, *dreg)
+                NftnlExpr::new(c"meta").u32(ffi::NFTNL_EXPR_META_KEY, *key).register(ffi::NFTNL_EXPR_META_DREG, *dreg)
             }
             Expression::MetaSet { key, sreg } => {
-                Expr::new(c"meta").u32(ffi::NFTNL_EXPR_META_KEY, *key).register(ffi::NFTNL_EXPR_META_SREG, *sreg)
+                NftnlExpr::new(c"meta").u32(ffi::NFTNL_EXPR_META_KEY, *key).register(ffi::NFTNL_EXPR_META_SREG, *sreg)
             }
             Expression::Ct { key, direction, dreg } => {
-                let expr = Expr::new(c"ct").u32(ffi::NFTNL_EXPR_CT_KEY, *key).register(ffi::NFTNL_EXPR_CT_DREG, *dreg);
+                let expr =
+                    NftnlExpr::new(c"ct").u32(ffi::NFTNL_EXPR_CT_KEY, *key).register(ffi::NFTNL_EXPR_CT_DREG, *dreg);
                 // IP_CT_DIR_ORIGINAL is 0.
                 match direction {
                     Some(direction) => expr.u8(ffi::NFTNL_EXPR_CT_DIR, *direction),
                     None => expr,
                 }
             }
-            Expression::FibType { destination, dreg } => Expr::new(c"fib")
+            Expression::FibType { destination, dreg } => NftnlExpr::new(c"fib")
                 .register(ffi::NFTNL_EXPR_FIB_DREG, *dreg)
                 // NFT_FIB_RESULT_ADDRTYPE.
                 .u32(ffi::NFTNL_EXPR_FIB_RESULT, 3)
                 // NFTA_FIB_F_SADDR, NFTA_FIB_F_DADDR.
                 .u32(ffi::NFTNL_EXPR_FIB_FLAGS, if *destination { 2 } else { 1 }),
-            Expression::Cmp { sreg, comparison, data } => Expr::new(c"cmp")
+            Expression::Cmp { sreg, comparison, data } => NftnlExpr::new(c"cmp")
                 .register(ffi::NFTNL_EXPR_CMP_SREG, *sreg)
                 .comparison(ffi::NFTNL_EXPR_CMP_OP, *comparison)
                 .data(ffi::NFTNL_EXPR_CMP_DATA, data),
-            Expression::Bitwise { sreg, dreg, mask, xor } => Expr::new(c"bitwise")
+            Expression::Bitwise { sreg, dreg, mask, xor } => NftnlExpr::new(c"bitwise")
                 .register(ffi::NFTNL_EXPR_BITWISE_SREG, *sreg)
                 .register(ffi::NFTNL_EXPR_BITWISE_DREG, *dreg)
                 .u32(ffi::NFTNL_EXPR_BITWISE_LEN, mask.len() as u32)
                 .data(ffi::NFTNL_EXPR_BITWISE_MASK, mask)
                 .data(ffi::NFTNL_EXPR_BITWISE_XOR, xor),
-            Expression::Range { sreg, comparison, from, to } => Expr::new(c"range")
+            Expression::Range { sreg, comparison, from, to } => NftnlExpr::new(c"range")
                 .register(ffi::NFTNL_EXPR_RANGE_SREG, *sreg)
                 .comparison(ffi::NFTNL_EXPR_RANGE_OP, *comparison)
                 .data(ffi::NFTNL_EXPR_RANGE_FROM_DATA, from)
                 .data(ffi::NFTNL_EXPR_RANGE_TO_DATA, to),
             Expression::Lookup { set: name, sreg, lookup } => {
-                let expr = Expr::new(c"lookup")
+                let expr = NftnlExpr::new(c"lookup")
                     .register(ffi::NFTNL_EXPR_LOOKUP_SREG, *sreg)
                     .str(ffi::NFTNL_EXPR_LOOKUP_SET, &set(*name));
                 match lookup {
@@ -351,14 +352,14 @@ impl Expr {
                     Lookup::Verdict => expr.u32(ffi::NFTNL_EXPR_LOOKUP_DREG, 0),
                 }
             }
-            Expression::RandomNumber { dreg, modulus, offset } => Expr::new(c"numgen")
+            Expression::RandomNumber { dreg, modulus, offset } => NftnlExpr::new(c"numgen")
                 .register(ffi::NFTNL_EXPR_NG_DREG, *dreg)
                 // NFT_NG_RANDOM.
                 .u32(ffi::NFTNL_EXPR_NG_TYPE, 1)
                 .u32(ffi::NFTNL_EXPR_NG_MODULUS, *modulus)
                 .u32(ffi::NFTNL_EXPR_NG_OFFSET, *offset),
             Expression::Hash { sreg, dreg, len, modulus, seed, offset } => {
-                let expr = Expr::new(c"hash")
+                let expr = NftnlExpr::new(c"hash")
                     .register(ffi::NFTNL_EXPR_HASH_SREG, *sreg)
                     .register(ffi::NFTNL_EXPR_HASH_DREG, *dreg)
                     .u32(ffi::NFTNL_EXPR_HASH_LEN, *len)
@@ -371,43 +372,43 @@ impl Expr {
                     None => expr,
                 }
             }
-            Expression::Update { set: name, key, data, timeout_ms } => Expr::new(c"dynset")
+            Expression::Update { set: name, key, data, timeout_ms } => NftnlExpr::new(c"dynset")
                 .register(ffi::NFTNL_EXPR_DYNSET_SREG_KEY, *key)
                 .register(ffi::NFTNL_EXPR_DYNSET_SREG_DATA, *data)
                 // NFT_DYNSET_OP_UPDATE.
                 .u32(ffi::NFTNL_EXPR_DYNSET_OP, 1)
                 .str(ffi::NFTNL_EXPR_DYNSET_SET_NAME, &set(*name))
                 .u64(ffi::NFTNL_EXPR_DYNSET_TIMEOUT, *timeout_ms),
-            Expression::Dnat { family, address, port } => Expr::new(c"nat")
+            Expression::Dnat { family, address, port } => NftnlExpr::new(c"nat")
                 // NFT_NAT_DNAT.
                 .u32(ffi::NFTNL_EXPR_NAT_TYPE, 1)
                 .u32(ffi::NFTNL_EXPR_NAT_FAMILY, u32::from(super::encode::protocol_family(*family)))
                 .register(ffi::NFTNL_EXPR_NAT_REG_ADDR_MIN, *address)
                 .register(ffi::NFTNL_EXPR_NAT_REG_PROTO_MIN, *port),
-            Expression::Masquerade { flags } => Expr::new(c"masq").u32(ffi::NFTNL_EXPR_MASQ_FLAGS, *flags),
+            Expression::Masquerade { flags } => NftnlExpr::new(c"masq").u32(ffi::NFTNL_EXPR_MASQ_FLAGS, *flags),
             // NFT_REJECT_ICMP_UNREACH and NFT_REJECT_TCP_RST.
             Expression::Reject(RejectWith::Icmp(code)) => {
-                Expr::new(c"reject").u32(ffi::NFTNL_EXPR_REJECT_TYPE, 0).u8(ffi::NFTNL_EXPR_REJECT_CODE, *code)
+                NftnlExpr::new(c"reject").u32(ffi::NFTNL_EXPR_REJECT_TYPE, 0).u8(ffi::NFTNL_EXPR_REJECT_CODE, *code)
             }
             Expression::Reject(RejectWith::TcpReset) => {
-                Expr::new(c"reject").u32(ffi::NFTNL_EXPR_REJECT_TYPE, 1).u8(ffi::NFTNL_EXPR_REJECT_CODE, 0)
+                NftnlExpr::new(c"reject").u32(ffi::NFTNL_EXPR_REJECT_TYPE, 1).u8(ffi::NFTNL_EXPR_REJECT_CODE, 0)
             }
-            Expression::Immediate { dreg, data } => {
-                Expr::new(c"immediate").register(ffi::NFTNL_EXPR_IMM_DREG, *dreg).data(ffi::NFTNL_EXPR_IMM_DATA, data)
-            }
+            Expression::Immediate { dreg, data } => NftnlExpr::new(c"immediate")
+                .register(ffi::NFTNL_EXPR_IMM_DREG, *dreg)
+                .data(ffi::NFTNL_EXPR_IMM_DATA, data),
             Expression::Verdict(verdict) => {
                 let (code, chain) = super::encode::verdict(*verdict);
                 // NFT_REG_VERDICT.
-                let expr = Expr::new(c"immediate").u32(ffi::NFTNL_EXPR_IMM_DREG, 0);
+                let expr = NftnlExpr::new(c"immediate").u32(ffi::NFTNL_EXPR_IMM_DREG, 0);
                 let expr = match chain {
                     Some(chain) => expr.str(ffi::NFTNL_EXPR_IMM_CHAIN, &chain),
                     None => expr,
                 };
                 expr.u32(ffi::NFTNL_EXPR_IMM_VERDICT, code)
             }
-            Expression::Counter { packets, bytes } => {
-                Expr::new(c"counter").u64(ffi::NFTNL_EXPR_CTR_PACKETS, *packets).u64(ffi::NFTNL_EXPR_CTR_BYTES, *bytes)
-            }
+            Expression::Counter { packets, bytes } => NftnlExpr::new(c"counter")
+                .u64(ffi::NFTNL_EXPR_CTR_PACKETS, *packets)
+                .u64(ffi::NFTNL_EXPR_CTR_BYTES, *bytes),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{EvalError, malformed};
 use crate::model::Family;
 use crate::ruleset::text;
-use crate::ruleset::types::{Data, DataDef, Element, Expr, SetDef, Value};
+use crate::ruleset::types::{Data, DataDef, Element, Selector, SetDef, Value};
 
 /// A set or map whose elements fit its type.
 #[derive(Debug)]
@@ -58,21 +58,21 @@ pub(super) enum ValueType {
     Slot,
 }
 
-pub(super) fn value_type(expr: Expr) -> ValueType {
+pub(super) fn value_type(expr: Selector) -> ValueType {
     match expr {
-        Expr::SourceAddress
-        | Expr::DestinationAddress
-        | Expr::OriginalSource
-        | Expr::OriginalDestination
-        | Expr::ReplySource => ValueType::Address,
-        Expr::L4Proto | Expr::HeaderProtocol => ValueType::Protocol,
-        Expr::DestinationPort | Expr::OriginalPort | Expr::ReplyPort => ValueType::Port,
-        Expr::RandomSlot { .. } => ValueType::Slot,
+        Selector::SourceAddress
+        | Selector::DestinationAddress
+        | Selector::OriginalSource
+        | Selector::OriginalDestination
+        | Selector::ReplySource => ValueType::Address,
+        Selector::L4Proto | Selector::HeaderProtocol => ValueType::Protocol,
+        Selector::DestinationPort | Selector::OriginalPort | Selector::ReplyPort => ValueType::Port,
+        Selector::RandomSlot { .. } => ValueType::Slot,
     }
 }
 
-pub(super) fn fits(values: &[Value], types: &[Expr], family: Family) -> bool {
-    let fits_one = |(value, expr): (&Value, &Expr)| match value {
+pub(super) fn fits(values: &[Value], types: &[Selector], family: Family) -> bool {
+    let fits_one = |(value, expr): (&Value, &Selector)| match value {
         Value::Address(address) => value_type(*expr) == ValueType::Address && Family::of(*address) == family,
         Value::Protocol(_) => value_type(*expr) == ValueType::Protocol,
         Value::Port(_) => value_type(*expr) == ValueType::Port,

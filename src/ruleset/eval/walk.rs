@@ -8,7 +8,7 @@ use super::{EvalError, Origin, Packet, Reached, Step, Tracer, malformed};
 use crate::model::Protocol;
 use crate::ruleset::names::{ChainName, SetName};
 use crate::ruleset::text;
-use crate::ruleset::types::{Data, DataDef, Expr, HookPoint, Key, Rule, Statement, Value, Verdict};
+use crate::ruleset::types::{Data, DataDef, HookPoint, Key, Rule, Selector, Statement, Value, Verdict};
 
 /// Deeper than any chain of ours calls another, and a bound for rules that would never end.
 const MAX_DEPTH: usize = 16;
@@ -202,7 +202,7 @@ impl Walk<'_> {
         }
     }
 
-    fn translate(&mut self, at: &mut At<'_>, key: &[Expr], map: SetName) -> Result<bool, EvalError> {
+    fn translate(&mut self, at: &mut At<'_>, key: &[Selector], map: SetName) -> Result<bool, EvalError> {
         if !matches!(self.hook, HookPoint::Prerouting | HookPoint::Output) {
             return Err(self.malformed_rule(at, "destinations are translated in prerouting and output only"));
         }
@@ -228,7 +228,7 @@ impl Walk<'_> {
         Ok(missed)
     }
 
-    fn check_update(&self, at: &At<'_>, map: SetName, key: &[Expr], data: &[Expr]) -> Result<(), EvalError> {
+    fn check_update(&self, at: &At<'_>, map: SetName, key: &[Selector], data: &[Selector]) -> Result<(), EvalError> {
         let set = self.set(at, map, key, |types| matches!(types, DataDef::Values(_)))?;
         self.single_key(at, key)?;
         let values = self.single_key(at, data)?;
@@ -245,7 +245,7 @@ impl Walk<'_> {
         &self,
         at: &At<'_>,
         name: SetName,
-        key: &[Expr],
+        key: &[Selector],
         data: impl Fn(&DataDef) -> bool,
     ) -> Result<&IndexedSet<'_>, EvalError> {
         let Some(set) = self.tracer.sets.get(&name) else {
@@ -259,7 +259,7 @@ impl Walk<'_> {
         Ok(set)
     }
 
-    fn single_key(&self, at: &At<'_>, exprs: &[Expr]) -> Result<Key, EvalError> {
+    fn single_key(&self, at: &At<'_>, exprs: &[Selector]) -> Result<Key, EvalError> {
         let mut keys = self.keys(at, exprs)?;
         match (keys.pop(), keys.is_empty()) {
             (Some(key), true) => Ok(key),
@@ -268,17 +268,17 @@ impl Walk<'_> {
     }
 
     /// The values of the expressions, once for each slot that can be drawn.
-    fn keys(&self, at: &At<'_>, exprs: &[Expr]) -> Result<Vec<Key>, EvalError> {
+    fn keys(&self, at: &At<'_>, exprs: &[Selector]) -> Result<Vec<Key>, EvalError> {
         let mut keys = vec![Key::new()];
         for expr in exprs {
             let value = match *expr {
-                Expr::SourceAddress | Expr::OriginalSource => Value::Address(self.packet.source),
-                Expr::DestinationAddress | Expr::ReplySource => Value::Address(at.state.destination.ip()),
-                Expr::OriginalDestination => Value::Address(self.packet.destination),
-                Expr::L4Proto | Expr::HeaderProtocol => Value::Protocol(self.packet.protocol),
-                Expr::DestinationPort | Expr::ReplyPort => Value::Port(at.state.destination.port()),
-                Expr::OriginalPort => Value::Port(self.packet.port),
-                Expr::RandomSlot { modulus, offset } => {
+                Selector::SourceAddress | Selector::OriginalSource => Value::Address(self.packet.source),
+                Selector::DestinationAddress | Selector::ReplySource => Value::Address(at.state.destination.ip()),
+                Selector::OriginalDestination => Value::Address(self.packet.destination),
+                Selector::L4Proto | Selector::HeaderProtocol => Value::Protocol(self.packet.protocol),
+                Selector::DestinationPort | Selector::ReplyPort => Value::Port(at.state.destination.port()),
+                Selector::OriginalPort => Value::Port(self.packet.port),
+                Selector::RandomSlot { modulus, offset } => {
                     let Some(end) = offset.checked_add(modulus).filter(|_| modulus > 0) else {
                         return Err(self.malformed_rule(at, "there are no such slots"));
                     };
