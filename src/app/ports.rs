@@ -17,7 +17,7 @@ use crate::metrics::{self, Metrics};
 
 /// How an address that cannot be listened on is dealt with.
 #[derive(Clone)]
-pub(super) struct Listening {
+pub(super) struct BindPolicy {
     /// Whether it ends the process (`bindAddressHardFail`); otherwise it is tried again.
     pub(super) hard_fail: bool,
     pub(super) events: Events,
@@ -25,12 +25,12 @@ pub(super) struct Listening {
 
 /// Serves `/healthz` and `/livez` for ever.
 pub(super) async fn serve_health(
-    listening: Listening,
+    bind_policy: BindPolicy,
     address: SocketAddr,
     health: Health,
     metrics: Arc<Metrics>,
 ) -> anyhow::Result<()> {
-    let listener = listening.bind(address, "/healthz", "FailedToStartProxierHealthcheck").await?;
+    let listener = bind_policy.bind(address, "/healthz", "FailedToStartProxierHealthcheck").await?;
     info!(%address, "serving /healthz and /livez");
     let asked = move |question, code| match question {
         Question::Healthz => metrics.healthz_answered(code),
@@ -42,18 +42,18 @@ pub(super) async fn serve_health(
 
 /// Serves `/metrics` and the rest of the metrics port for ever.
 pub(super) async fn serve_metrics(
-    listening: Listening,
+    bind_policy: BindPolicy,
     address: SocketAddr,
     metrics: Arc<Metrics>,
     configz: Receiver<String>,
 ) -> anyhow::Result<()> {
-    let listener = listening.bind(address, "/metrics", "FailedToStartMetricServer").await?;
+    let listener = bind_policy.bind(address, "/metrics", "FailedToStartMetricServer").await?;
     info!(%address, "serving /metrics");
     metrics::serve(listener, metrics, configz).await;
     Ok(())
 }
 
-impl Listening {
+impl BindPolicy {
     async fn bind(&self, address: SocketAddr, path: &str, reason: &'static str) -> io::Result<TcpListener> {
         let mut said = false;
         loop {
@@ -92,12 +92,12 @@ mod tests {
             let address = ADDRESS.parse().expect("an address");
             let taken = http::bind(address).expect("free");
             let (events, mut notices) = Events::channel();
-            let listening = Listening { hard_fail: true, events };
+            let bind_policy = BindPolicy { hard_fail: true, events };
             let metrics = Arc::new(Metrics::new());
             let health = Health::new(State::new(Family::ALL, Duration::from_secs(30), Moment::now()));
 
             let ended = serve_metrics(
-                listening.clone(),
+                bind_policy.clone(),
                 address,
                 Arc::clone(&metrics),
                 tokio::sync::watch::channel(String::new()).1,
@@ -106,11 +106,11 @@ mod tests {
             let error = ended.expect_err("the port is taken").to_string();
             assert!(error.starts_with(&format!("cannot listen on {ADDRESS} for /metrics (")), "{error}");
             assert_eq!(notices.recv().await.expect("it is said").reason, "FailedToStartMetricServer");
-            let ended = serve_health(listening.clone(), address, health.clone(), Arc::clone(&metrics)).await;
+            let ended = serve_health(bind_policy.clone(), address, health.clone(), Arc::clone(&metrics)).await;
             ended.expect_err("the port is taken");
             assert_eq!(notices.recv().await.expect("it is said").reason, "FailedToStartProxierHealthcheck");
 
-            let patient = Listening { hard_fail: false, ..listening };
+            let patient = BindPolicy { hard_fail: false, ..bind_policy };
             let serving = tokio::spawn(serve_health(patient, address, health, Arc::clone(&metrics)));
             tokio::task::yield_now().await;
             assert!(!serving.is_finished());

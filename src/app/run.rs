@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::observers::{self, Checks, Observers, Start};
-use super::ports::{self, Listening};
+use super::ports::{self, BindPolicy};
 use super::reload::{self, File, follow};
 use super::{configuration, converter, facts, one_shot, service_manager, take_over};
 use crate::addresses;
@@ -147,7 +147,7 @@ async fn supervise(
     let (checks_sender, checks) = watch::channel(Checks::default());
     let name = config.node_name.clone();
     tasks.spawn(observers::serve_health_checks(checks, health.clone(), name, events_out.clone()));
-    let listening = Listening { hard_fail: config.bind_address_hard_fail, events: events_out };
+    let listening = BindPolicy { hard_fail: config.bind_address_hard_fail, events: events_out };
     if let Some(address) = config.healthz_bind_address {
         tasks.spawn(ports::serve_health(listening.clone(), address, health.clone(), Arc::clone(&metrics)));
     }

@@ -15,4 +15,4 @@ mod worker;
 
 pub use netlink::{Conntrack, Flows, FlowsError, Swept};
 pub use plan::{Flow, Frontends, Rule, Tuple, Zones, stale};
-pub use worker::{Pass, Worker};
+pub use worker::{Sweep, Worker};

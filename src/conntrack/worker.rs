@@ -32,7 +32,7 @@ const LAST_PASS: Duration = Duration::from_secs(10);
 
 /// What one pass did, for logs and metrics.
 #[derive(Debug)]
-pub struct Pass {
+pub struct Sweep {
     /// The number of frontends that were checked.
     pub frontends: usize,
     /// The result of each family that the frontends concern.
@@ -64,7 +64,7 @@ impl Worker {
     pub fn spawn<F, R>(flows: F, report: R) -> io::Result<Worker>
     where
         F: Flows + Send + 'static,
-        R: FnMut(&Pass) + Send + 'static,
+        R: FnMut(&Sweep) + Send + 'static,
     {
         let (jobs, receiver) = channel();
         let (ends, end) = channel();
@@ -111,7 +111,7 @@ impl Drop for Worker {
     }
 }
 
-fn run(mut flows: impl Flows, mut report: impl FnMut(&Pass), jobs: &Receiver<Job>) {
+fn run(mut flows: impl Flows, mut report: impl FnMut(&Sweep), jobs: &Receiver<Job>) {
     let mut schedule = Schedule::default();
     let mut pass = |schedule: &mut Schedule, due: Frontends, last: bool| {
         let pass = clean(&mut flows, &due);
@@ -158,7 +158,7 @@ fn take(schedule: &mut Schedule, job: Job) {
 }
 
 /// One pass: each family's table is listed once, however many frontends there are.
-fn clean(flows: &mut impl Flows, frontends: &Frontends) -> Pass {
+fn clean(flows: &mut impl Flows, frontends: &Frontends) -> Sweep {
     let mut elapsed = PerFamily::default();
     let families = PerFamily::from_fn(|family| {
         let start = Instant::now();
@@ -166,11 +166,11 @@ fn clean(flows: &mut impl Flows, frontends: &Frontends) -> Pass {
         elapsed[family] = start.elapsed();
         swept
     });
-    Pass { frontends: frontends.len(), families, elapsed }
+    Sweep { frontends: frontends.len(), families, elapsed }
 }
 
 /// Logs a pass after which so many have failed one after the other in each family.
-fn log(pass: &Pass, failures: &PerFamily<u32>, last: bool) {
+fn log(pass: &Sweep, failures: &PerFamily<u32>, last: bool) {
     let frontends = pass.frontends;
     for family in Family::ALL {
         let elapsed = pass.elapsed[family];
@@ -262,7 +262,7 @@ impl Schedule {
     }
 
     /// A pass over what was `due` has ended. What it did not do in a family is done again, a number of times.
-    fn done(&mut self, pass: &Pass, due: Frontends, now: Instant) {
+    fn done(&mut self, pass: &Sweep, due: Frontends, now: Instant) {
         self.rest = Some(now + Family::ALL.into_iter().map(|family| pass.elapsed[family]).sum::<Duration>() * REST);
         for family in Family::ALL {
             let Some(result) = &pass.families[family] else { continue };
@@ -338,12 +338,12 @@ mod tests {
     }
 
     /// A pass over what was due, that ended so in IPv4 and took so long.
-    fn passed(due: &Frontends, swept: Result<Swept, FlowsError>, took: u64) -> Pass {
+    fn passed(due: &Frontends, swept: Result<Swept, FlowsError>, took: u64) -> Sweep {
         let mut elapsed = PerFamily::default();
         elapsed[Family::V4] = Duration::from_millis(took);
         let mut families = PerFamily::default();
         families[Family::V4] = Some(swept);
-        Pass { frontends: due.len(), families, elapsed }
+        Sweep { frontends: due.len(), families, elapsed }
     }
 
     #[test]
@@ -453,7 +453,7 @@ mod tests {
             deleted.send(stale.collect::<Vec<SocketAddr>>()).expect("the test listens");
             Ok(Swept::default())
         };
-        let worker = Worker::spawn(Scripted { asked: 0, answer }, |_: &Pass| {}).expect("a thread");
+        let worker = Worker::spawn(Scripted { asked: 0, answer }, |_: &Sweep| {}).expect("a thread");
         worker.clean(job(&[("10.0.0.1:53", "10.1.0.2:53")]));
         under_way.recv_timeout(Duration::from_secs(20)).expect("the first pass begins");
         worker.clean(job(&[("10.0.0.2:53", "10.1.0.2:53")]));
@@ -479,7 +479,7 @@ mod tests {
             let _ = go_receiver.recv();
             Ok(Swept::default())
         };
-        let mut worker = Worker::spawn(Scripted { asked: 0, answer }, |_: &Pass| {}).expect("a thread");
+        let mut worker = Worker::spawn(Scripted { asked: 0, answer }, |_: &Sweep| {}).expect("a thread");
         worker.patience = Duration::from_millis(10);
         worker.clean(job(&[("10.0.0.1:53", "10.1.0.2:53")]));
         under_way.recv_timeout(Duration::from_secs(20)).expect("the pass begins");
@@ -499,7 +499,7 @@ mod tests {
                 Ok(Swept::default())
             }
         };
-        let worker = Worker::spawn(Scripted { asked: 0, answer }, |_: &Pass| {}).expect("a thread");
+        let worker = Worker::spawn(Scripted { asked: 0, answer }, |_: &Sweep| {}).expect("a thread");
         worker.clean(job(&[("10.0.0.1:53", "10.1.0.2:53")]));
         assert_eq!(found.recv_timeout(Duration::from_secs(20)), Ok((3, true)));
     }
@@ -533,7 +533,7 @@ mod tests {
         let (report_sender, reports) = mpsc::channel();
         let flows = ["10.0.0.1:53", "10.0.0.2:53", "10.0.0.3:53"].map(|frontend| flow(frontend, "10.1.0.1:53")).into();
         let table = Table { flows, asked: asked_sender, go: go_receiver };
-        let worker = Worker::spawn(table, move |pass: &Pass| {
+        let worker = Worker::spawn(table, move |pass: &Sweep| {
             let _ = report_sender.send((pass.frontends, pass.families.v6.is_some()));
         })
         .expect("a thread");

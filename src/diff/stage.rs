@@ -10,7 +10,7 @@ use super::installed::{Installed, Placed, Unit};
 use super::transaction::{Operation, Transaction};
 use crate::model::{Family, FrontendKey, ObjectName};
 use crate::ruleset::names::{ChainName, SetName};
-use crate::ruleset::service::{self, Frontend, Shared, Wanted};
+use crate::ruleset::service::{self, Frontend, ServicePart, Shared};
 use crate::ruleset::types::{Chain, Data, Element, Verdict};
 
 /// Changes of some Services that go to the kernel as one transaction.
@@ -29,7 +29,7 @@ pub struct Stage {
 
 impl Stage {
     /// Stages what one Service wants; nothing, if it is gone. Each Service at most once.
-    pub fn service(&mut self, installed: &Installed, name: &ObjectName, wanted: Wanted) {
+    pub fn service(&mut self, installed: &Installed, name: &ObjectName, wanted: ServicePart) {
         let mut unit = Unit::empty(name.clone());
         let old = installed.units.get(name).unwrap_or(&unit);
         for key in &old.frontends {
@@ -68,7 +68,7 @@ impl Stage {
     /// called after a recovery, when every Service has been staged and committed. What could not be, is `spared`; then
     /// it has to be called again when the last of these Services has been committed.
     #[expect(clippy::disallowed_methods, reason = "it all goes into sorted maps")]
-    pub fn unclaimed(&mut self, installed: &Installed, spared: &[Wanted]) {
+    pub fn unclaimed(&mut self, installed: &Installed, spared: &[ServicePart]) {
         self.unclaimed = spared.is_empty();
         let mut listed: HashSet<&FrontendKey> =
             installed.units.iter_unordered().flat_map(|unit| &unit.frontends).collect();

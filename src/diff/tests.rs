@@ -10,7 +10,7 @@ use super::{Installed, Operation, Recovery, Stage, Transaction};
 use crate::model::{Family, FrontendAt, FrontendKey, ObjectName, Protocol};
 use crate::ruleset::names::{ChainName, Masquerade, SetName};
 use crate::ruleset::ranges::Range;
-use crate::ruleset::service::{Action, Backend, Frontend, Shared, Slots, Wanted, arrange};
+use crate::ruleset::service::{Action, Backend, Frontend, ServicePart, Shared, Slots, arrange};
 use crate::ruleset::types::{Chain, Data, Element, Key, Value, Verdict};
 
 /// A table as the kernel would keep it: refuses what the kernel refuses.
@@ -60,7 +60,7 @@ fn chain(name: ChainName) -> Option<Chain> {
 }
 
 /// Stages these Services on top of what is installed and applies the transaction to the table.
-fn step(installed: &mut Installed, table: &mut Table, wanted: &[(ObjectName, Wanted)]) {
+fn step(installed: &mut Installed, table: &mut Table, wanted: &[(ObjectName, ServicePart)]) {
     let mut stage = Stage::default();
     for (name, wanted) in wanted {
         stage.service(installed, name, wanted.clone());
@@ -129,12 +129,12 @@ fn sources() -> impl Strategy<Value = Option<Box<[Range]>>> {
 }
 
 /// What some Services want of one table. Each frontend belongs to one of them only, as the claims see to it.
-fn cluster() -> impl Strategy<Value = Vec<(ObjectName, Wanted)>> {
+fn cluster() -> impl Strategy<Value = Vec<(ObjectName, ServicePart)>> {
     let frontends = prop::collection::btree_map(frontend_key(), (0usize..3, action(), sources(), 0u8..2), 0..10);
     let shared = prop::collection::vec(prop::collection::btree_set(0u8..4, 0..3), 3);
     (frontends, shared).prop_map(|(frontends, shared)| {
-        let mut services: Vec<(ObjectName, Wanted)> = (0..3)
-            .map(|index| (ObjectName::new("shop", &format!("s{index}")).expect("a name"), Wanted::default()))
+        let mut services: Vec<(ObjectName, ServicePart)> = (0..3)
+            .map(|index| (ObjectName::new("shop", &format!("s{index}")).expect("a name"), ServicePart::default()))
             .collect();
         for (key, (index, action, allowed_sources, port)) in frontends {
             let allowed_sources = allowed_sources.filter(|_| matches!(key.at, FrontendAt::Address(_)));
@@ -180,7 +180,7 @@ fn any_element() -> impl Strategy<Value = (SetName, Element)> {
     )
 }
 
-fn fresh(wanted: &[(ObjectName, Wanted)]) -> Vec<(SetName, Element)> {
+fn fresh(wanted: &[(ObjectName, ServicePart)]) -> Vec<(SetName, Element)> {
     let (mut installed, mut table) = (Installed::default(), Table::default());
     step(&mut installed, &mut table, wanted);
     table.sorted()
@@ -199,7 +199,7 @@ proptest! {
             }
             if apart {
                 // A frontend must be given up before another Service can have it, unless both go together.
-                let gone: Vec<_> = state.iter().map(|(name, _)| (name.clone(), Wanted::default())).collect();
+                let gone: Vec<_> = state.iter().map(|(name, _)| (name.clone(), ServicePart::default())).collect();
                 for one in &gone {
                     step(&mut installed, &mut table, std::slice::from_ref(one));
                 }
@@ -239,7 +239,7 @@ proptest! {
         prop_assert_eq!(found.all_elements(), table.sorted());
         step(&mut found, &mut table, &later);
         let gone: Vec<ObjectName> = found.services().filter(|name| !later.iter().any(|(other, _)| other == *name)).cloned().collect();
-        let gone: Vec<_> = gone.into_iter().map(|name| (name, Wanted::default())).collect();
+        let gone: Vec<_> = gone.into_iter().map(|name| (name, ServicePart::default())).collect();
         step(&mut found, &mut table, &gone);
         let mut stage = Stage::default();
         stage.unclaimed(&found, &[]);
@@ -338,7 +338,7 @@ fn removing_one_of_many_endpoints_changes_a_handful_of_elements() {
     let key = FrontendKey { at: FrontendAt::Address(address(1)), protocol: Protocol::Tcp, port: NonZeroU16::MIN };
     let many: Vec<Backend> =
         (1..=250).map(|port| Backend { address: address(9), port: NonZeroU16::MIN.saturating_add(port) }).collect();
-    let wanted = |slots: &[Backend]| Wanted {
+    let wanted = |slots: &[Backend]| ServicePart {
         frontends: vec![(
             key,
             Frontend {

@@ -11,7 +11,7 @@ mod state;
 
 pub use checks::{BindFailure, CheckServer, HealthCheck, HealthChecks};
 pub use server::{Question, serve};
-pub use state::{FamilyReport, Moment, Report, State};
+pub use state::{FamilyHealth, HealthReport, Moment, State};
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
@@ -71,7 +71,7 @@ impl Health {
     }
 
     /// See [`State::report`].
-    pub fn report(&self) -> Report {
+    pub fn report(&self) -> HealthReport {
         self.state().report(Moment::now())
     }
 

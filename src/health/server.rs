@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tokio::net::TcpListener;
 
-use super::{FamilyReport, Health, Report};
+use super::{FamilyHealth, Health, HealthReport};
 use crate::http;
 
 /// Answers for ever on `/healthz` (for load balancers: is this node to get connections?) and `/livez` (for whoever
@@ -72,20 +72,20 @@ struct FamilyStatus {
     healthy: bool,
 }
 
-impl From<FamilyReport> for FamilyStatus {
-    fn from(report: FamilyReport) -> Self {
+impl From<FamilyHealth> for FamilyStatus {
+    fn from(report: FamilyHealth) -> Self {
         FamilyStatus { last_updated: rfc3339(report.last_updated), healthy: report.healthy }
     }
 }
 
-fn answer(report: &Report, asks_for_node: bool) -> Response {
+fn answer(report: &HealthReport, asks_for_node: bool) -> Response {
     let (status, body) = render(report, asks_for_node);
     let headers = [(header::CONTENT_TYPE, "application/json"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
     (status, headers, body).into_response()
 }
 
 /// The status and the body, which is one line without an end.
-fn render(report: &Report, asks_for_node: bool) -> (StatusCode, String) {
+fn render(report: &HealthReport, asks_for_node: bool) -> (StatusCode, String) {
     let healthy = report.healthy();
     let ok = healthy && (report.node_eligible || !asks_for_node);
     let body = Body {
@@ -135,8 +135,8 @@ mod tests {
 
     #[test]
     fn bodies_are_those_of_kube_proxy() {
-        let family = |nanoseconds, healthy| Some(FamilyReport { last_updated: at(nanoseconds), healthy });
-        let report = |node_eligible, v4, v6| Report {
+        let family = |nanoseconds, healthy| Some(FamilyHealth { last_updated: at(nanoseconds), healthy });
+        let report = |node_eligible, v4, v6| HealthReport {
             now: at(9),
             last_updated: at(2),
             node_eligible,

@@ -37,7 +37,7 @@ struct Progress {
 
 /// What is answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
+pub struct HealthReport {
     /// When it was asked for.
     pub now: SystemTime,
     /// The newest successful sync of any family.
@@ -45,12 +45,12 @@ pub struct Report {
     /// Whether the node is to get new connections: it is known, is not being deleted, and is not about to be.
     pub node_eligible: bool,
     /// Each family that is proxied.
-    pub families: PerFamily<Option<FamilyReport>>,
+    pub families: PerFamily<Option<FamilyHealth>>,
 }
 
 /// What is answered about a family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FamilyReport {
+pub struct FamilyHealth {
     /// Its last successful sync.
     pub last_updated: SystemTime,
     /// Whether it keeps up.
@@ -118,9 +118,9 @@ impl State {
     }
 
     /// All that is known.
-    pub fn report(&self, now: Moment) -> Report {
+    pub fn report(&self, now: Moment) -> HealthReport {
         let families = PerFamily::from_fn(|family| {
-            self.families[family].as_ref().map(|progress| FamilyReport {
+            self.families[family].as_ref().map(|progress| FamilyHealth {
                 last_updated: progress.last_updated,
                 healthy: progress
                     .in_hand
@@ -129,11 +129,16 @@ impl State {
             })
         });
         let newest = [families.v4, families.v6].into_iter().flatten().map(|report| report.last_updated).max();
-        Report { now: now.wall, last_updated: newest.unwrap_or(now.wall), node_eligible: self.node_eligible, families }
+        HealthReport {
+            now: now.wall,
+            last_updated: newest.unwrap_or(now.wall),
+            node_eligible: self.node_eligible,
+            families,
+        }
     }
 }
 
-impl Report {
+impl HealthReport {
     /// Whether all families keep up.
     pub fn healthy(&self) -> bool {
         [self.families.v4, self.families.v6].iter().flatten().all(|report| report.healthy)

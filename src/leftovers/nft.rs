@@ -40,7 +40,7 @@ const RULE_HANDLE: u16 = 3;
 const CHAINS_AT_ONCE: usize = 500;
 
 /// What is to be removed, as of a generation of the tables.
-struct Found {
+struct Inventory {
     generation: u32,
     /// Families with a table of kube-proxy.
     tables: Vec<&'static str>,
@@ -111,7 +111,7 @@ pub(super) fn remove(mark: u32, outcome: &mut Outcome) {
 }
 
 /// Deletes, in one transaction, kube-proxy's tables and the rules that lead to its chains. Returns what it has found.
-fn switch(mark: u32) -> io::Result<Found> {
+fn switch(mark: u32) -> io::Result<Inventory> {
     let mut attempt = 0;
     loop {
         attempt += 1;
@@ -129,7 +129,7 @@ fn is_conflict(error: &io::Error) -> bool {
         || matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::ERESTART | Errno::EINTR | Errno::ENOENT))
 }
 
-fn find(mark: u32) -> io::Result<Found> {
+fn find(mark: u32) -> io::Result<Inventory> {
     let mut socket = Socket::open(SockProtocol::NetlinkNetFilter)?;
     let generation = generation(&mut socket)?;
     let listed = tables::list_with_rules(mark)?;
@@ -146,10 +146,10 @@ fn find(mark: u32) -> io::Result<Found> {
         }
     }
     let tables = families.into_iter().filter(is_there).collect();
-    Ok(Found { generation, tables, plans, listed })
+    Ok(Inventory { generation, tables, plans, listed })
 }
 
-impl Found {
+impl Inventory {
     fn switch(&self) -> Vec<Deletion<'_>> {
         let tables = self.tables.iter().map(|family| Deletion::Table { family });
         let rules = self.plans.iter().flat_map(|((family, table), plan)| {

@@ -177,9 +177,9 @@ impl LinuxKernel {
     }
 
     fn dump_sets(&mut self, family: Family, sets: &[SetDef], snapshot: &mut Snapshot) -> Result<(), KernelError> {
-        let wanted: BTreeMap<SetName, Wanted> = sets
+        let wanted: BTreeMap<SetName, Expected> = sets
             .iter()
-            .filter_map(|set| Some((set.name, Wanted::of(family, Operation::AddSet(set.clone()))?)))
+            .filter_map(|set| Some((set.name, Expected::of(family, Operation::AddSet(set.clone()))?)))
             .collect();
         let mut same = BTreeSet::new();
         let mut other = BTreeSet::new();
@@ -231,7 +231,7 @@ impl LinuxKernel {
             };
             // A regular chain says nothing about a hook, so it has to be asked for one.
             let is_base = decode::has(message, uapi::NFTA_CHAIN_HOOK);
-            let same = Wanted::of(family, Operation::AddChain(wanted.clone())).is_some_and(|w| w.is(message, &[]));
+            let same = Expected::of(family, Operation::AddChain(wanted.clone())).is_some_and(|w| w.is(message, &[]));
             if same && is_base == wanted.hook.is_some() {
                 attached.insert(wanted.name, wanted);
             } else {
@@ -239,9 +239,9 @@ impl LinuxKernel {
             }
         })?;
 
-        let wanted: BTreeMap<ChainName, Vec<Wanted>> = attached
+        let wanted: BTreeMap<ChainName, Vec<Expected>> = attached
             .values()
-            .map(|chain| (chain.name, Wanted::all(family, Operation::AddRules(chain.clone())).unwrap_or_default()))
+            .map(|chain| (chain.name, Expected::all(family, Operation::AddRules(chain.clone())).unwrap_or_default()))
             .collect();
         // How many rules of a chain came so far, and whether all were right.
         let mut seen: BTreeMap<ChainName, (usize, bool)> = BTreeMap::new();
@@ -461,18 +461,19 @@ fn unexpected(step: &'static str, errno: Errno) -> KernelError {
 }
 
 /// The message that would make an object, to compare the kernel's with.
-struct Wanted(Vec<u8>);
+struct Expected(Vec<u8>);
 
-impl Wanted {
-    fn of(family: Family, operation: Operation) -> Option<Wanted> {
+impl Expected {
+    fn of(family: Family, operation: Operation) -> Option<Expected> {
         Self::all(family, operation)?.pop()
     }
 
-    fn all(family: Family, operation: Operation) -> Option<Vec<Wanted>> {
+    fn all(family: Family, operation: Operation) -> Option<Vec<Expected>> {
         let mut encoder = Encoder::new(family, TABLE, 0);
         encoder.operation(0, &operation).ok()?;
         let batch = encoder.finish();
-        let message = |at: usize| Message::first(&batch.bytes()[at..]).map(|message| Wanted(message.payload.to_vec()));
+        let message =
+            |at: usize| Message::first(&batch.bytes()[at..]).map(|message| Expected(message.payload.to_vec()));
         batch.parts().iter().map(|part| message(part.at)).collect()
     }
 
@@ -490,7 +491,7 @@ impl Wanted {
         self.is(actual, except) && flags(self.attributes()) == flags(actual.attributes())
     }
 
-    /// Like [`Wanted::is`], and without a comment that is not wanted.
+    /// Like [`Expected::is`], and without a comment that is not wanted.
     fn is_rule(&self, actual: &Message<'_>) -> bool {
         self.is(actual, &[])
             && decode::has_in(self.attributes(), uapi::NFTA_RULE_USERDATA)

@@ -90,7 +90,7 @@ pub enum Shared {
 
 /// Everything that one Service wants in one family's table.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Wanted {
+pub struct ServicePart {
     /// Sorted by key, each key once.
     pub frontends: Vec<(FrontendKey, Frontend)>,
     /// Sorted, each once.
@@ -119,9 +119,9 @@ pub fn wanted<'a>(
     owns: impl Fn(&FrontendKey, &ServicePort) -> bool,
     choose: impl Fn(&ServicePort) -> Choice,
     previous: impl Fn(&FrontendKey) -> Option<&'a Frontend>,
-) -> Wanted {
-    let Some(cluster_ip) = service.cluster_ips[family] else { return Wanted::default() };
-    let mut wanted = Wanted { frontends: Vec::new(), shared: vec![Shared::ClusterIp(cluster_ip)] };
+) -> ServicePart {
+    let Some(cluster_ip) = service.cluster_ips[family] else { return ServicePart::default() };
+    let mut wanted = ServicePart { frontends: Vec::new(), shared: vec![Shared::ClusterIp(cluster_ip)] };
     for port in &service.ports {
         let choice = choose(port);
         let mut add = |at: FrontendAt, number: NonZeroU16, internal: bool, guarded: bool| {

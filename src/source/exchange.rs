@@ -23,34 +23,34 @@ pub struct Exchange {
 }
 
 /// Hears of every exchange.
-pub type Listener = Arc<dyn Fn(&Exchange) + Send + Sync>;
+pub type ExchangeListener = Arc<dyn Fn(&Exchange) + Send + Sync>;
 
 /// Puts a listener into a client.
 #[derive(Clone)]
-pub(super) struct Listening {
-    pub(super) listener: Listener,
+pub(super) struct ReportExchanges {
+    pub(super) listener: ExchangeListener,
     /// [`Exchange::host`]: a request has it only once it has passed all layers of the client.
     pub(super) host: String,
 }
 
-impl<S> Layer<S> for Listening {
-    type Service = Heard<S>;
+impl<S> Layer<S> for ReportExchanges {
+    type Service = Reporting<S>;
 
-    fn layer(&self, inner: S) -> Heard<S> {
-        Heard { inner, listening: self.clone() }
+    fn layer(&self, inner: S) -> Reporting<S> {
+        Reporting { inner, listening: self.clone() }
     }
 }
 
 /// A client that is listened to.
 #[derive(Clone)]
-pub(super) struct Heard<S> {
+pub(super) struct Reporting<S> {
     inner: S,
-    listening: Listening,
+    listening: ReportExchanges,
 }
 
 type Answer<T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;
 
-impl<S, B> Service<axum::http::Request<Body>> for Heard<S>
+impl<S, B> Service<axum::http::Request<Body>> for Reporting<S>
 where
     S: Service<axum::http::Request<Body>, Response = axum::http::Response<B>>,
     S::Future: Send + 'static,
@@ -69,7 +69,7 @@ where
         let method = request.method().to_string();
         let started = Instant::now();
         let answer = self.inner.call(request);
-        let Listening { listener, host } = self.listening.clone();
+        let ReportExchanges { listener, host } = self.listening.clone();
         Box::pin(async move {
             let answer = answer.await;
             let code = answer.as_ref().ok().map(|answer| answer.status().as_u16());

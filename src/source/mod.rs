@@ -17,7 +17,7 @@ use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 
-pub use exchange::{Exchange, Listener};
+pub use exchange::{Exchange, ExchangeListener};
 
 use self::convert::Converter;
 use crate::model::{Event, Kind, ObjectName};

@@ -21,7 +21,7 @@ use crate::ruleset::types::{Data, Element, Key, Value, Verdict};
 /// A frontend: an address and port, or a node port, of a Service port.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Frontend {
+pub struct FrontendStatus {
     /// `namespace/name:port`, or `namespace/name` of a port without a name.
     pub service: String,
     /// Its address; `None` for a node port.
@@ -39,7 +39,7 @@ pub struct Frontend {
     /// How long a client stays with its endpoint, in seconds.
     pub affinity_seconds: Option<u32>,
     /// Its endpoints, and others that still have connections.
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Vec<EndpointStatus>,
 }
 
 /// What becomes of new connections to a frontend.
@@ -58,7 +58,7 @@ pub enum Policy {
 /// An endpoint of a frontend.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Endpoint {
+pub struct EndpointStatus {
     /// Where connections go.
     pub address: SocketAddr,
     /// Connections that the kernel tracks.
@@ -97,7 +97,7 @@ const SETS: [SetName; 11] = [
 ///
 /// # Errors
 /// The tables or the connections cannot be read.
-pub fn read(kernel: &mut impl Kernel, families: &[Family]) -> Result<Vec<Frontend>, StatusError> {
+pub fn read(kernel: &mut impl Kernel, families: &[Family]) -> Result<Vec<FrontendStatus>, StatusError> {
     let mut all = Vec::new();
     let mut conntrack = Conntrack::open()?;
     for &family in families {
@@ -170,7 +170,7 @@ fn at(key: &Key) -> Option<(At, &[Value])> {
     }
 }
 
-/// Frontend, slot and endpoint of an element of the maps of endpoints.
+/// FrontendStatus, slot and endpoint of an element of the maps of endpoints.
 fn slot(element: &Element) -> Option<(At, u32, SocketAddr)> {
     let (at, rest) = at(&element.key)?;
     match (rest, &element.data) {
@@ -191,7 +191,7 @@ fn verdicts(sets: &Sets, names: [SetName; 2]) -> BTreeMap<At, Verdict> {
     names.into_iter().flat_map(|name| elements(sets, name).filter_map(verdict)).collect()
 }
 
-fn frontends(family: Family, sets: &Sets, connections: &Connections) -> Vec<Frontend> {
+fn frontends(family: Family, sets: &Sets, connections: &Connections) -> Vec<FrontendStatus> {
     let allowed = verdicts(sets, [SetName::AfterSourceRanges; 2]);
     let local = verdicts(sets, [SetName::LocalPolicy, SetName::NodeportLocalPolicy]);
     let remembering = verdicts(sets, [SetName::AffinityTimeouts, SetName::NodeportAffinityTimeouts]);
@@ -217,13 +217,13 @@ fn frontends(family: Family, sets: &Sets, connections: &Connections) -> Vec<Fron
             slots.get(&at).into_iter().flat_map(|slots| slots.values().copied()).collect();
         let counts = connections.counts.get(&at);
         let all = reachable.iter().chain(counts.into_iter().flat_map(BTreeMap::keys)).collect::<BTreeSet<_>>();
-        let endpoint = |address: &SocketAddr| Endpoint {
+        let endpoint = |address: &SocketAddr| EndpointStatus {
             address: *address,
             connections: counts.and_then(|counts| counts.get(address)).copied().unwrap_or(0),
             removed: !reachable.contains(address),
         };
         let (address, protocol, port) = at;
-        Some(Frontend {
+        Some(FrontendStatus {
             service: element.comment.as_deref().unwrap_or("?").to_owned(),
             address,
             port,

@@ -2,12 +2,12 @@
 
 use std::fmt::Write as _;
 
-use super::{Frontend, Policy};
+use super::{FrontendStatus, Policy};
 
 const HEADINGS: [&str; 6] = ["SERVICE", "FRONTEND", "POLICY", "AFFINITY", "ENDPOINT", "CONNECTIONS"];
 
 /// A table: one line for each endpoint; what is the same as on the line above is left out.
-pub fn table(frontends: &[Frontend]) -> String {
+pub fn table(frontends: &[FrontendStatus]) -> String {
     let mut lines: Vec<[String; 6]> = vec![HEADINGS.map(str::to_owned)];
     for frontend in frontends {
         let mut policy = match frontend.policy {

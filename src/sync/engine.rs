@@ -24,7 +24,7 @@ use crate::nftables::{Committed, Kernel};
 use crate::ruleset::Ruleset;
 use crate::ruleset::base::{self, Detector, FrameFacts};
 use crate::ruleset::names::{Masquerade, SetName};
-use crate::ruleset::service::{self, Backend, ServiceFacts, Wanted};
+use crate::ruleset::service::{self, Backend, ServiceFacts, ServicePart};
 
 /// What the ruleset depends on besides the objects of the cluster: the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -437,8 +437,8 @@ struct Cluster<'a> {
 }
 
 impl Wants for Cluster<'_> {
-    fn wanted(&self, name: &ObjectName, family: Family, installed: &Installed) -> Wanted {
-        let Some(service) = self.store.service(name) else { return Wanted::default() };
+    fn wanted(&self, name: &ObjectName, family: Family, installed: &Installed) -> ServicePart {
+        let Some(service) = self.store.service(name) else { return ServicePart::default() };
         let zone = self.store.node().and_then(|node| node.zone.as_deref());
         service::wanted(
             service,

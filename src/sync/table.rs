@@ -19,7 +19,7 @@ use crate::nftables::{CommitError, Committed, Kernel, KernelError, Snapshot, tab
 use crate::ruleset::Ruleset;
 use crate::ruleset::base::{self, Frame, FrameFacts};
 use crate::ruleset::names::{SetName, TABLE};
-use crate::ruleset::service::Wanted;
+use crate::ruleset::service::ServicePart;
 use crate::ruleset::text;
 use crate::ruleset::types::{Chain, Element};
 
@@ -40,7 +40,7 @@ const FIRST_RETRY: Duration = Duration::from_millis(200);
 /// What the Services want of a table, as far as a sync needs to know.
 pub(super) trait Wants {
     /// What one Service wants; nothing if it is gone.
-    fn wanted(&self, name: &ObjectName, family: Family, installed: &Installed) -> Wanted;
+    fn wanted(&self, name: &ObjectName, family: Family, installed: &Installed) -> ServicePart;
 
     /// The name as it is held already, if there is such a Service.
     fn known(&self, name: &ObjectName) -> Option<ObjectName>;
@@ -493,7 +493,7 @@ impl Table {
         if self.installed.has_unclaimed() && (read_back || self.refused.is_empty()) {
             // A Service that is refused keeps what was found of it.
             let spared = self.refused.keys().map(|name| pass.wants.wanted(name, self.family, &self.installed));
-            let spared: Vec<Wanted> = spared.collect();
+            let spared: Vec<ServicePart> = spared.collect();
             let mut stage = Stage::default();
             stage.unclaimed(&self.installed, &spared);
             self.send_stage(pass, stage)?;

@@ -219,7 +219,7 @@ fn no_local_endpoints<K: Kernel>(engine: &Engine<K>, name: &ObjectName) -> NoLoc
 }
 
 /// Counts what a pass over the UDP flows did.
-pub(super) fn count_pass(metrics: &Metrics, pass: &conntrack::Pass) {
+pub(super) fn count_sweep(metrics: &Metrics, pass: &conntrack::Sweep) {
     for family in Family::ALL {
         if let Some(result) = &pass.families[family] {
             metrics.conntrack_duration[family].observe(pass.elapsed[family].as_secs_f64());

@@ -15,7 +15,7 @@ use self::counting::Counting;
 use super::LISTEN_AGAIN;
 use crate::addresses::Accepted;
 use crate::config::{self, Config, Host};
-use crate::conntrack::{Conntrack, Pass, Worker};
+use crate::conntrack::{Conntrack, Sweep, Worker};
 use crate::events::{Events, Notice};
 use crate::health::{BindFailure, CheckServer, Health, HealthCheck, HealthChecks};
 use crate::metrics::Metrics;
@@ -68,8 +68,8 @@ impl Observers {
     ) -> anyhow::Result<Observers> {
         let conntrack = Conntrack::open().context("cannot use connection tracking")?;
         let counted = Arc::clone(&metrics);
-        let count = move |pass: &Pass| {
-            counting::count_pass(&counted, pass);
+        let count = move |pass: &Sweep| {
+            counting::count_sweep(&counted, pass);
             if pass.frontends >= MANY_FRONTENDS {
                 release_free_memory();
             }

@@ -227,7 +227,7 @@ async fn run_with<F: Future<Output = ()>>(min_sync_period: Duration, script: imp
         let _ = did_sender.send(Did::TookOver);
     };
     let mut observers = Observers {
-        conntrack: Worker::spawn(flows, |_: &Pass| {}).expect("a thread"),
+        conntrack: Worker::spawn(flows, |_: &Sweep| {}).expect("a thread"),
         health: health.clone(),
         counting: Counting::new(Arc::clone(&metrics)),
         checks: watch::channel(Checks::default()).0,

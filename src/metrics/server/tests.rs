@@ -15,14 +15,14 @@ use crate::testing::in_network_namespace_async;
 #[derive(Deserialize)]
 struct KubeProxy {
     bounds: BTreeMap<String, Vec<f64>>,
-    own: Vec<Wanted>,
-    client: Vec<Wanted>,
-    process: Vec<Wanted>,
+    own: Vec<Expected>,
+    client: Vec<Expected>,
+    process: Vec<Expected>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Wanted {
+struct Expected {
     name: String,
     #[serde(rename = "type")]
     metric_type: String,
@@ -129,7 +129,7 @@ fn dashboards_of_kube_proxy_find_what_they_read() {
 }
 
 /// Compares one metric.
-fn hold(wanted: &Wanted, alpha: bool, bounds: &BTreeMap<String, Vec<f64>>, scrape: &Scrape) {
+fn hold(wanted: &Expected, alpha: bool, bounds: &BTreeMap<String, Vec<f64>>, scrape: &Scrape) {
     let name = &*wanted.name;
     let help = scrape.docs.get(name).unwrap_or_else(|| panic!("{name} is not there"));
     assert_eq!(help.starts_with("[ALPHA] "), alpha, "{name}: {help}");

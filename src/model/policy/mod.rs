@@ -64,7 +64,7 @@ pub fn choose(service: &Service, port: &ServicePort, family: Family, slices: &[S
 /// say, sorted by address and port: a UDP connection to any other endpoint is stale.
 pub fn serving(port: &ServicePort, family: Family, slices: &[Slice]) -> Vec<Target> {
     let endpoints = endpoints(port, family, slices);
-    endpoints.iter().filter(|found| found.endpoint.conditions.serving).map(Found::target).collect()
+    endpoints.iter().filter(|found| found.endpoint.conditions.serving).map(Candidate::target).collect()
 }
 
 /// Whether two versions of a slice add the same to [`serving`], whichever UDP port is asked for and whatever other
@@ -101,12 +101,12 @@ pub fn ready_on_this_node(family: Family, slices: &[Slice]) -> usize {
 
 /// An endpoint of a service port.
 #[derive(Clone, Copy)]
-struct Found<'a> {
+struct Candidate<'a> {
     endpoint: &'a Endpoint,
     port: NonZeroU16,
 }
 
-impl Found<'_> {
+impl Candidate<'_> {
     fn target(&self) -> Target {
         Target { address: self.endpoint.address, port: self.port, local: self.endpoint.conditions.local }
     }
@@ -116,13 +116,13 @@ impl Found<'_> {
 ///
 /// Of several copies the last one that is not terminating counts, in the order of the slices' names and within a slice
 /// in its own; if all are terminating, the first. So a pod that runs wins over one that is leaving the same address.
-fn endpoints<'a>(port: &ServicePort, family: Family, slices: &'a [Slice]) -> Vec<Found<'a>> {
+fn endpoints<'a>(port: &ServicePort, family: Family, slices: &'a [Slice]) -> Vec<Candidate<'a>> {
     let mut slices: Vec<&Slice> = slices.iter().filter(|slice| slice.family == family).collect();
     slices.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-    let mut found: Vec<Found<'a>> = Vec::new();
+    let mut found: Vec<Candidate<'a>> = Vec::new();
     for slice in slices {
         for joined in slice.ports.iter().filter(|joined| joined.name == port.name && joined.protocol == port.protocol) {
-            found.extend(slice.endpoints.iter().map(|endpoint| Found { endpoint, port: joined.port }));
+            found.extend(slice.endpoints.iter().map(|endpoint| Candidate { endpoint, port: joined.port }));
         }
     }
     // Stable: copies stay in the order in which they were found.
@@ -150,10 +150,10 @@ fn terminating(endpoint: &Endpoint) -> bool {
 ///
 /// kube-proxy ignores topology for the latter. So do we, without a word about it: a topology other than
 /// [`Topology::Anywhere`] always allows a ready endpoint.
-fn ready_or_else_terminating(endpoints: &[Found<'_>], allowed: impl Fn(&Endpoint) -> bool) -> Vec<Target> {
+fn ready_or_else_terminating(endpoints: &[Candidate<'_>], allowed: impl Fn(&Endpoint) -> bool) -> Vec<Target> {
     let targets = |state: fn(&Endpoint) -> bool| -> Vec<Target> {
         let chosen = endpoints.iter().filter(|found| state(found.endpoint) && allowed(found.endpoint));
-        chosen.map(Found::target).collect()
+        chosen.map(Candidate::target).collect()
     };
     let chosen = targets(ready);
     if chosen.is_empty() { targets(terminating) } else { chosen }
@@ -169,7 +169,7 @@ enum Topology<'z> {
 }
 
 impl<'z> Topology<'z> {
-    fn of(endpoints: &[Found<'_>], zone: Option<&'z str>) -> Self {
+    fn of(endpoints: &[Candidate<'_>], zone: Option<&'z str>) -> Self {
         // One that is not ready counts neither for nor against.
         let applies = |hinted: fn(&Endpoint) -> bool, topology: Topology<'_>| {
             let mut ready = endpoints.iter().map(|found| found.endpoint).filter(|endpoint| ready(endpoint));

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use super::proxy::{self, Route};
 use super::server;
 use crate::errors;
-use crate::source::exchange::{Listener, Listening};
+use crate::source::exchange::{ExchangeListener, ReportExchanges};
 
 /// A connection on which nothing arrives for so long is given up: the other end may be gone without a word. API servers
 /// send a bookmark on each watch about once a minute.
@@ -88,7 +88,11 @@ pub async fn connect(kubeconfig: &Path, master: Option<&str>) -> Result<Client, 
 ///
 /// # Errors
 /// The configuration cannot be used.
-pub async fn connect_with(kubeconfig: &Path, master: Option<&str>, listener: Listener) -> Result<Client, ConnectError> {
+pub async fn connect_with(
+    kubeconfig: &Path,
+    master: Option<&str>,
+    listener: ExchangeListener,
+) -> Result<Client, ConnectError> {
     let (mut config, proxy_url) = if !kubeconfig.as_os_str().is_empty() {
         from_kubeconfig(kubeconfig, master)?
     } else if let Some(master) = master {
@@ -104,7 +108,7 @@ pub async fn connect_with(kubeconfig: &Path, master: Option<&str>, listener: Lis
     let host = config.cluster_url.authority().map(ToString::to_string).unwrap_or_default();
     let client = ClientBuilder::try_from(config);
     let builder = client.map_err(|err| ConnectError::Client { url, reason: errors::text(&err) })?;
-    Ok(builder.with_layer(&Listening { listener, host }).build())
+    Ok(builder.with_layer(&ReportExchanges { listener, host }).build())
 }
 
 /// Sets the proxy that the kubeconfig or the environment names, and says so.

@@ -85,12 +85,12 @@ impl UdpClient {
 
 /// Who is to answer.
 #[derive(Clone, Copy, Debug)]
-enum Wanted {
+enum Expected {
     Server(&'static str),
     Nobody,
 }
 
-fn wait_for_server(node: &mut Node, clients: &[UdpClient], what: &str, wanted: Wanted) {
+fn wait_for_server(node: &mut Node, clients: &[UdpClient], what: &str, wanted: Expected) {
     for client in clients {
         node.eventually(&format!("{what}, {}", client.frontend), |node| {
             // Who opens a socket now must fare the same; it takes part from then on only in this question.
@@ -100,8 +100,8 @@ fn wait_for_server(node: &mut Node, clients: &[UdpClient], what: &str, wanted: W
                 return Err(format!("{answer:?}, and {newcomer:?} for a new socket"));
             }
             match (answer, wanted) {
-                (Ok(name), Wanted::Server(wanted)) if name == wanted => Ok(()),
-                (Err(_), Wanted::Nobody) => Ok(()),
+                (Ok(name), Expected::Server(wanted)) if name == wanted => Ok(()),
+                (Err(_), Expected::Nobody) => Ok(()),
                 (answer, _) => Err(format!("{answer:?} instead of {wanted:?}")),
             }
         });
@@ -132,17 +132,17 @@ fn open_udp_sockets_reach_a_right_server_after_every_change() {
     empty["endpoints"] = json!([]);
     node.write("node.yaml", &yaml(&[node_object(&[])]));
     node.start(&json!({}));
-    wait_for_server(&mut node, &clients, "there is no Service", Wanted::Nobody);
-    let steps: &[(&str, &[Value], Wanted)] = &[
-        ("the Service comes", &[dns(), dns_slice(&[SERVER_A])], Wanted::Server("a")),
-        ("its endpoint is replaced", &[dns(), dns_slice(&[SERVER_B])], Wanted::Server("b")),
-        ("scaled to zero", &[dns(), empty], Wanted::Nobody),
-        ("and back", &[dns(), dns_slice(&[SERVER_A])], Wanted::Server("a")),
-        ("its slice goes", &[dns()], Wanted::Nobody),
-        ("and comes back", &[dns(), dns_slice(&[SERVER_B])], Wanted::Server("b")),
-        ("the Service goes", &[], Wanted::Nobody),
-        ("and comes back", &[dns(), dns_slice(&[SERVER_A])], Wanted::Server("a")),
-        ("at last it goes", &[], Wanted::Nobody),
+    wait_for_server(&mut node, &clients, "there is no Service", Expected::Nobody);
+    let steps: &[(&str, &[Value], Expected)] = &[
+        ("the Service comes", &[dns(), dns_slice(&[SERVER_A])], Expected::Server("a")),
+        ("its endpoint is replaced", &[dns(), dns_slice(&[SERVER_B])], Expected::Server("b")),
+        ("scaled to zero", &[dns(), empty], Expected::Nobody),
+        ("and back", &[dns(), dns_slice(&[SERVER_A])], Expected::Server("a")),
+        ("its slice goes", &[dns()], Expected::Nobody),
+        ("and comes back", &[dns(), dns_slice(&[SERVER_B])], Expected::Server("b")),
+        ("the Service goes", &[], Expected::Nobody),
+        ("and comes back", &[dns(), dns_slice(&[SERVER_A])], Expected::Server("a")),
+        ("at last it goes", &[], Expected::Nobody),
     ];
     for round in 0..2 {
         for (what, objects, wanted) in steps {
@@ -165,12 +165,12 @@ fn a_udp_endpoint_replaced_while_no_daemon_ran_is_left_at_the_start() {
     node.write("node.yaml", &yaml(&[node_object(&[])]));
     node.write("dns.yaml", &yaml(&[dns(), dns_slice(&[SERVER_A])]));
     node.start(&json!({}));
-    wait_for_server(&mut node, &clients, "the first endpoint", Wanted::Server("a"));
+    wait_for_server(&mut node, &clients, "the first endpoint", Expected::Server("a"));
     node.kill();
-    wait_for_server(&mut node, &clients, "without a daemon", Wanted::Server("a"));
+    wait_for_server(&mut node, &clients, "without a daemon", Expected::Server("a"));
     node.write("dns.yaml", &yaml(&[dns(), dns_slice(&[SERVER_B])]));
     node.start(&json!({}));
-    wait_for_server(&mut node, &clients, "the endpoint after the start", Wanted::Server("b"));
+    wait_for_server(&mut node, &clients, "the endpoint after the start", Expected::Server("b"));
     node.stop();
 }
 
