@@ -41,6 +41,7 @@ pub mod ruleset;
 pub mod source;
 pub mod status;
 pub mod sync;
+pub mod sys;
 pub mod sysctl;
 
 #[cfg(test)]

@@ -6,11 +6,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use nix::libc;
-use nix::sys::socket::SockProtocol;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch::Sender;
 
-use crate::netlink::{Builder, DUMP, Dump, Message, REQUEST, Socket, attributes};
+use crate::netlink::{Builder, Bus, DUMP, Dump, Message, REQUEST, Socket, attributes};
 
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
@@ -30,7 +29,7 @@ const ATTEMPTS: usize = 5;
 
 /// Lists every address on any interface of this network namespace, loopback and link-local ones included.
 pub fn list() -> io::Result<BTreeSet<IpAddr>> {
-    let mut socket = Socket::open(SockProtocol::NetlinkRoute)?;
+    let mut socket = Socket::open(Bus::Route)?;
     list_with(&mut socket)
 }
 
@@ -42,8 +41,8 @@ pub fn list() -> io::Result<BTreeSet<IpAddr>> {
 /// Returns when nobody listens any more. Errors: the sockets failed; it can be called again.
 pub async fn watch(addresses: Sender<BTreeSet<IpAddr>>) -> io::Result<()> {
     // Subscribed before the first listing, so that nothing falls between the two.
-    let mut notifications = asynchronous(Socket::subscribe(SockProtocol::NetlinkRoute, GROUPS)?)?;
-    let mut lister = Socket::open(SockProtocol::NetlinkRoute)?;
+    let mut notifications = asynchronous(Socket::subscribe(Bus::Route, GROUPS)?)?;
+    let mut lister = Socket::open(Bus::Route)?;
     loop {
         // The kernel may take a lock that others hold for long (rtnl_mutex).
         let listing = tokio::task::spawn_blocking(move || {
@@ -227,8 +226,8 @@ mod tests {
 
         #[test]
         fn any_bytes_can_be_parsed(bytes in proptest::collection::vec(any::<u8>(), 0..128)) {
-            let _ = parse(&Message { kind: RTM_NEWADDR, flags: 0, sequence: 0, payload: &bytes });
-            let _ = messages(&bytes).filter_map(|message| parse(&message)).count();
+            let _ = parse(&Message { kind: RTM_NEWADDR, flags: 0, sequence: 0, port: 0, payload: &bytes });
+            let _ = messages(&bytes).flatten().filter_map(|message| parse(&message)).count();
         }
     }
 }

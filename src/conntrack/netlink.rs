@@ -5,11 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::SockProtocol;
 
 use super::plan::{Flow, Tuple, Zones};
 use crate::model::{Family, Protocol};
-use crate::netlink::{ACK, Builder, DUMP, Dump, REQUEST, Socket, attributes};
+use crate::netlink::{ACK, Builder, Bus, DUMP, Dump, REQUEST, Socket, attributes};
 
 /// `NFNL_SUBSYS_CTNETLINK << 8`, to which the message's own number is added.
 const SUBSYSTEM: u16 = 1 << 8;
@@ -95,7 +94,7 @@ pub struct Conntrack {
 impl Conntrack {
     /// Opens the two sockets that it takes. Needs `CAP_NET_ADMIN` when it is used.
     pub fn open() -> Result<Conntrack, FlowsError> {
-        let open = || Socket::open(SockProtocol::NetlinkNetFilter);
+        let open = || Socket::open(Bus::Netfilter);
         let failed = |source| FlowsError::Io { step: "open a netlink socket", source };
         Ok(Conntrack { list: open().map_err(failed)?, delete: open().map_err(failed)?, filter: true })
     }
@@ -297,7 +296,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::netlink::messages;
+    use crate::netlink::{Message, messages};
 
     fn tuple(from: &str, to: &str) -> Tuple {
         Tuple { source: from.parse().expect("an address"), destination: to.parse().expect("an address") }
@@ -341,11 +340,11 @@ mod tests {
     fn entries_are_read_and_asked_for_again() {
         for flow in examples() {
             let bytes = listed(&flow);
-            let message = messages(&bytes).next().expect("one message");
+            let message = Message::first(&bytes).expect("one message");
             assert_eq!(parse(message.payload), Some(flow));
 
             let bytes = delete_request(&flow, 5);
-            let message = messages(&bytes).next().expect("one message");
+            let message = Message::first(&bytes).expect("one message");
             assert_eq!((message.kind, message.flags, message.sequence), (CT_DELETE, REQUEST | ACK, 5));
             let wanted: Vec<u16> =
                 [(true, CTA_TUPLE_REPLY), (flow.zones.both.is_some(), CTA_ZONE), (flow.id.is_some(), CTA_ID)]
@@ -362,7 +361,7 @@ mod tests {
     fn entries_that_lack_a_part_are_none() {
         let [flow, _] = examples();
         let bytes = listed(&flow);
-        let payload = messages(&bytes).next().expect("one message").payload;
+        let payload = Message::first(&bytes).expect("one message").payload;
         for length in 0..100 {
             assert_eq!(parse(&payload[..length.min(payload.len())]), None, "{length}");
         }
@@ -383,7 +382,7 @@ mod tests {
                 let mut bytes = listed(&flow);
                 let at = at % bytes.len();
                 bytes[at] = with;
-                for message in messages(&bytes) {
+                for message in messages(&bytes).flatten() {
                     let _ = parse(message.payload);
                 }
             }

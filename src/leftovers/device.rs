@@ -4,12 +4,11 @@ use std::io;
 
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
-use nix::sys::socket::SockProtocol;
 
 use super::names::DEVICE;
 use super::tables::terminated;
 use super::{Outcome, Remaining};
-use crate::netlink::{ACK, Builder, DUMP, REQUEST, Socket, attributes};
+use crate::netlink::{ACK, Builder, Bus, DUMP, REQUEST, Socket, attributes};
 
 const RTM_DELLINK: u16 = 17;
 const RTM_GETADDR: u16 = 22;
@@ -27,7 +26,7 @@ pub(super) fn addresses() -> io::Result<Vec<Vec<u8>>> {
         Err(Errno::ENODEV) => return Ok(Vec::new()),
         Err(errno) => return Err(errno.into()),
     };
-    let mut socket = Socket::open(SockProtocol::NetlinkRoute)?;
+    let mut socket = Socket::open(Bus::Route)?;
     let request = Builder::message(RTM_GETADDR, REQUEST | DUMP, socket.next_sequence(), &ADDRESS_HEADER).finish();
     let mut found = Vec::new();
     socket.dump(&request, |message| {
@@ -54,7 +53,7 @@ pub(super) fn remove(outcome: &mut Outcome) {
 }
 
 fn delete() -> io::Result<()> {
-    let mut socket = Socket::open(SockProtocol::NetlinkRoute)?;
+    let mut socket = Socket::open(Bus::Route)?;
     let request = Builder::message(RTM_DELLINK, REQUEST | ACK, socket.next_sequence(), &LINK_HEADER)
         .attribute(IFLA_IFNAME, &terminated(DEVICE))
         .finish();

@@ -8,12 +8,11 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::libc::{IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP};
-use nix::sys::socket::SockProtocol;
 
 use super::Outcome;
 use super::names::sets;
 use super::tables::terminated;
-use crate::netlink::{ACK, Builder, DUMP, REQUEST, Socket, attributes};
+use crate::netlink::{ACK, Builder, Bus, DUMP, REQUEST, Socket, attributes};
 
 /// `NFNL_SUBSYS_IPSET << 8`.
 const SUBSYSTEM: u16 = 6 << 8;
@@ -86,7 +85,7 @@ fn is_in_use(root: &Path) -> bool {
 }
 
 fn list(set: &str) -> io::Result<Vec<u16>> {
-    let mut socket = Socket::open(SockProtocol::NetlinkNetFilter)?;
+    let mut socket = Socket::open(Bus::Netfilter)?;
     let request = request(LIST, REQUEST | DUMP, &mut socket, set);
     let mut ports = Vec::new();
     socket.dump(&request, |message| {
@@ -102,7 +101,7 @@ fn list(set: &str) -> io::Result<Vec<u16>> {
 fn destroy(set: &str) -> io::Result<()> {
     let end = Instant::now() + RELEASE;
     loop {
-        let mut socket = Socket::open(SockProtocol::NetlinkNetFilter)?;
+        let mut socket = Socket::open(Bus::Netfilter)?;
         let request = request(DESTROY, REQUEST | ACK | EXCLUSIVE, &mut socket, set);
         match socket.execute(&request) {
             // IPSET_ERR_BUSY: rules are deleted in the background.

@@ -9,10 +9,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use nix::libc::{AF_INET, IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP};
-use nix::sys::socket::SockProtocol;
 
 use super::{NET, Outcome, Remaining, device};
-use crate::netlink::{ACK, Builder, DUMP, REQUEST, Socket, attributes};
+use crate::netlink::{ACK, Builder, Bus, DUMP, REQUEST, Socket, attributes};
 
 /// `GENL_ID_CTRL`.
 const CONTROLLER: u16 = 0x10;
@@ -53,7 +52,7 @@ pub(super) fn remove(root: &Path, node_ports: &BTreeSet<(u16, u16)>, outcome: &m
 
 fn find_and_delete(node_ports: &BTreeSet<(u16, u16)>, outcome: &mut Outcome) -> io::Result<()> {
     let addresses: BTreeSet<Vec<u8>> = device::addresses()?.into_iter().collect();
-    let mut socket = Socket::open(SockProtocol::NetlinkGeneric)?;
+    let mut socket = Socket::open(Bus::Generic)?;
     let family = family(&mut socket)?;
     let (ours, foreign): (Vec<Server>, Vec<Server>) =
         list(&mut socket, family)?.into_iter().partition(|server| server.is_of_kube_proxy(&addresses, node_ports));

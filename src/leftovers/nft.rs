@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::io;
 
 use nix::errno::Errno;
-use nix::sys::socket::SockProtocol;
 
 use super::advice::{self, Place};
 use super::names::{IPTABLES, TABLE, is_chain};
@@ -15,7 +14,7 @@ use super::plan::Plan;
 use super::tables::{self, ATTEMPTS, Listed, SUBSYSTEM, be32, family_header, jumps, terminated};
 use super::walk::needed;
 use super::{Outcome, Remaining};
-use crate::netlink::{ACK, Builder, REQUEST, Socket, attributes};
+use crate::netlink::{ACK, Builder, Bus, REQUEST, Socket, attributes};
 
 const DELETE_TABLE: u16 = SUBSYSTEM | 2;
 const DELETE_CHAIN: u16 = SUBSYSTEM | 5;
@@ -130,7 +129,7 @@ fn is_conflict(error: &io::Error) -> bool {
 }
 
 fn find(mark: u32) -> io::Result<Inventory> {
-    let mut socket = Socket::open(SockProtocol::NetlinkNetFilter)?;
+    let mut socket = Socket::open(Bus::Netfilter)?;
     let generation = generation(&mut socket)?;
     let listed = tables::list_with_rules(mark)?;
     let families = ["ip", "ip6"];
@@ -186,7 +185,7 @@ fn commit(deletions: &[Deletion<'_>], generation: Option<u32>) -> io::Result<()>
     let Some(last) = deletions.len().checked_sub(1) else {
         return Ok(());
     };
-    let mut socket = Socket::open(SockProtocol::NetlinkNetFilter)?;
+    let mut socket = Socket::open(Bus::Netfilter)?;
     let first = socket.next_sequence();
     let begin = Builder::message(BATCH_BEGIN, REQUEST, first, &BATCH_HEADER);
     let mut batch = match generation {

@@ -3,13 +3,11 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use nix::sys::socket::SockProtocol;
-
 use super::names::TABLE;
 use super::plan::Jump;
 use super::rules;
 use super::walk::{Chain, Rule};
-use crate::netlink::{Builder, DUMP, Dump, REQUEST, Socket, attributes};
+use crate::netlink::{Builder, Bus, DUMP, Dump, REQUEST, Socket, attributes};
 
 /// `NFNL_SUBSYS_NFTABLES`, the upper byte of a message's type.
 pub(super) const SUBSYSTEM: u16 = 10 << 8;
@@ -53,7 +51,7 @@ pub(crate) struct Listed {
 /// Lists the tables of this network namespace.
 pub(crate) fn list() -> io::Result<Listed> {
     for _ in 0..ATTEMPTS {
-        let mut socket = Socket::open(SockProtocol::NetlinkNetFilter)?;
+        let mut socket = Socket::open(Bus::Netfilter)?;
         let mut listed = Listed::default();
         let mut complete = true;
         for kind in [GET_TABLE, GET_CHAIN] {
@@ -84,7 +82,7 @@ pub(crate) fn list_with_rules(mark: u32) -> io::Result<Listed> {
 pub(crate) fn mark_of(table: &str) -> io::Result<Option<u32>> {
     let mut mark = None;
     for family in ["ip", "ip6"] {
-        let mut socket = Socket::open(SockProtocol::NetlinkNetFilter)?;
+        let mut socket = Socket::open(Bus::Netfilter)?;
         dump_rules(&mut socket, family, table, |_, parts| {
             mark = mark.or_else(|| rules::mark(parts.get(&RULE_EXPRESSIONS).copied().unwrap_or_default()));
         })?;
@@ -160,7 +158,7 @@ pub(super) fn inside(bytes: &[u8], kind: u16) -> Option<&[u8]> {
 
 impl Listed {
     fn take_in_rules(&mut self, mark: u32) -> io::Result<()> {
-        let mut socket = Socket::open(SockProtocol::NetlinkNetFilter)?;
+        let mut socket = Socket::open(Bus::Netfilter)?;
         for ((family, table), chains) in &mut self.tables {
             if table == TABLE || !chains.iter().any(|chain| chain.filters) {
                 continue;

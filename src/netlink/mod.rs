@@ -1,11 +1,12 @@
-//! Netlink itself: messages as plain bytes, and a socket that talks to the kernel. Who asks about connections, addresses
-//! or routes builds on it.
+//! Netlink itself: messages as plain bytes, and the one socket that talks to the kernel. nftables, connection tracking,
+//! addresses and what finds kube-proxy's rules build on it.
 
 mod message;
 mod socket;
 
-pub(crate) use message::{ACK, Builder, DUMP, Message, REQUEST, attributes};
+pub(crate) use message::{
+    ACK, ATTRIBUTE_HEADER, Attribute, Attributes, Builder, DUMP, End, Message, REQUEST, attributes, children, find,
+    messages, u16_at, u32_at,
+};
+pub(crate) use mnl::Bus;
 pub(crate) use socket::{Dump, Socket};
-
-#[cfg(test)]
-pub(crate) use message::messages;

@@ -2,23 +2,29 @@
 
 use std::io;
 use std::ops::RangeInclusive;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::time::Duration;
 
+use mnl::Bus;
 use nix::errno::Errno;
-use nix::sys::socket::sockopt::{ReceiveTimeout, SndBufForce};
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, connect, recv, send, setsockopt,
-    socket,
-};
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::libc;
+use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce, ReceiveTimeout, SndBuf, SndBufForce};
+use nix::sys::socket::{NetlinkAddr, connect, setsockopt};
 use nix::sys::time::TimeVal;
 
-use super::message::{DUMP_INTERRUPTED, Message, messages};
+use super::message::{DUMP_INTERRUPTED, End, Message, messages};
+use crate::sys::{self, ReceiveBuffer};
 
-/// Larger than what the kernel puts into one datagram of a dump (32 KiB).
-const BUFFER: usize = 64 * 1024;
+/// The kernel's dumps come in pieces of at most 32 KiB, its notifications in pieces of one page or one message.
+const BUFFER: usize = 128 * 1024;
 
-/// Seconds after which a missing answer is an error, so that no thread can hang.
-const PATIENCE: i64 = 10;
+/// After how long a missing answer is an error, so that no thread can hang. The kernel answers before sending returns;
+/// waiting is for the unforeseen.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the kernel counts of its own when it measures what is sent: generous.
+const OVERHEAD: usize = 64 * 1024;
 
 /// How a dump ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,85 +35,112 @@ pub(crate) enum Dump {
     Interrupted,
 }
 
-/// A connected netlink socket.
+/// A netlink socket.
 #[derive(Debug)]
 pub(crate) struct Socket {
-    descriptor: OwnedFd,
+    socket: sys::Socket,
     sequence: u32,
-    buffer: Vec<u8>,
+    buffer: ReceiveBuffer,
+    /// The size that the send buffer was last raised to.
+    send_buffer: usize,
 }
 
 impl Socket {
     /// Opens a socket of a netlink protocol for requests; it waits for answers.
-    pub(crate) fn open(protocol: SockProtocol) -> io::Result<Socket> {
-        let socket = Socket::new(protocol, SockFlag::empty(), 0)?;
-        setsockopt(&socket.descriptor, ReceiveTimeout, &TimeVal::new(PATIENCE, 0))?;
+    pub(crate) fn open(bus: Bus) -> io::Result<Socket> {
+        let socket = Socket::new(bus, 0)?;
+        let timeout = TimeVal::new(PATIENCE.as_secs().cast_signed(), 0);
+        setsockopt(&socket, ReceiveTimeout, &timeout)?;
         Ok(socket)
     }
 
-    /// Opens a socket that gets the notifications of `groups` (a mask, `RTMGRP_*`); it never waits.
-    pub(crate) fn subscribe(protocol: SockProtocol, groups: u32) -> io::Result<Socket> {
-        Socket::new(protocol, SockFlag::SOCK_NONBLOCK, groups)
+    /// Opens a socket that gets the notifications of `groups` (a mask; bit 0 is group 1); it never waits.
+    pub(crate) fn subscribe(bus: Bus, groups: u32) -> io::Result<Socket> {
+        let socket = Socket::new(bus, groups)?;
+        fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        Ok(socket)
     }
 
-    fn new(protocol: SockProtocol, flags: SockFlag, groups: u32) -> io::Result<Socket> {
-        let descriptor = socket(AddressFamily::Netlink, SockType::Raw, flags | SockFlag::SOCK_CLOEXEC, protocol)?;
-        bind(descriptor.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+    fn new(bus: Bus, groups: u32) -> io::Result<Socket> {
+        let socket = sys::Socket::open(bus)?;
+        // Not for programs that are started, such as a plug-in for credentials.
+        fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+        socket.bind(groups)?;
         // The kernel is port 0. It refuses to pass on what other processes send to a socket that is connected to it.
-        connect(descriptor.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
-        Ok(Socket { descriptor, sequence: 0, buffer: vec![0; BUFFER] })
+        connect(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+        Ok(Socket { socket, sequence: 0, buffer: ReceiveBuffer::new(BUFFER), send_buffer: 0 })
     }
 
-    /// The sequence number for the next request.
+    /// Asks for errors that say which attribute was refused, and do not repeat the message. Both options are old (Linux
+    /// 4.3 and 4.12).
+    pub(crate) fn want_clear_errors(&self) -> io::Result<()> {
+        self.socket.set_option(libc::NETLINK_CAP_ACK, 1)?;
+        self.socket.set_option(libc::NETLINK_EXT_ACK, 1)
+    }
+
+    /// Makes room for so many bytes of answers or notifications. Without CAP_NET_ADMIN in the first user namespace only
+    /// the limit of net.core.rmem_max is granted; then less fits, and too much is noticed (`ENOBUFS`).
+    pub(crate) fn raise_receive_queue(&self, bytes: usize) {
+        if setsockopt(self, RcvBufForce, &bytes).is_err() {
+            let _ = setsockopt(self, RcvBuf, &bytes);
+        }
+    }
+
+    /// The socket's address, by which the kernel tells whose change it was.
+    pub(crate) fn port(&self) -> u32 {
+        self.socket.port()
+    }
+
+    /// The sequence number for the next request. It only counts up, so late answers are told from those that are waited
+    /// for.
     pub(crate) fn next_sequence(&mut self) -> u32 {
         self.sequence = self.sequence.wrapping_add(1);
         self.sequence
     }
 
+    /// From now on sequence numbers follow this one, which a batch has used.
+    pub(crate) fn used_sequence(&mut self, sequence: u32) {
+        self.sequence = sequence;
+    }
+
     /// Sends a request with the flag `ACK` and waits for its result.
     pub(crate) fn execute(&mut self, request: &[u8]) -> io::Result<()> {
-        self.send(request)?;
-        loop {
-            let (received, sequence) = (self.receive()?, self.sequence);
-            let results = messages(&self.buffer[..received]).filter(|message| message.sequence == sequence);
-            if let Some(errno) = results.filter_map(|message| message.errno()).next() {
-                return result(errno);
-            }
-        }
+        self.dump(request, |_| {}).map(drop)
     }
 
     /// Sends messages that the kernel carries out together or not at all, with the sequence numbers `sequences`, of which
     /// the last asks for an acknowledgement. The result is the first error of any of them.
     pub(crate) fn execute_batch(&mut self, batch: &[u8], sequences: RangeInclusive<u32>) -> io::Result<()> {
-        // A default buffer holds a few hundred messages. Without the privilege for more, the kernel says that it is small.
-        let _ = setsockopt(&self.descriptor, SndBufForce, &(2 * batch.len()));
         self.send(batch)?;
         loop {
-            let received = self.receive()?;
-            for message in messages(&self.buffer[..received]).filter(|message| sequences.contains(&message.sequence)) {
-                match message.errno() {
-                    Some(0) if message.sequence == *sequences.end() => return Ok(()),
-                    Some(errno) if errno != 0 => return result(errno),
+            for message in messages(self.wait()?) {
+                let message = message.map_err(io::Error::other)?;
+                match message.end().filter(|_| sequences.contains(&message.sequence)) {
+                    Some(End::Done) if message.sequence == *sequences.end() => return Ok(()),
+                    Some(End::Errno(errno)) => return Err(io::Error::from_raw_os_error(errno)),
                     _ => {}
                 }
             }
         }
     }
 
-    /// Sends a request with the flag `DUMP` and hands each object to `visit` as it arrives.
+    /// Sends a request, with the sequence number that was last given out, and hands each object of the answer to `visit`
+    /// as it arrives.
     pub(crate) fn dump(&mut self, request: &[u8], mut visit: impl FnMut(Message<'_>)) -> io::Result<Dump> {
         self.send(request)?;
+        let sequence = self.sequence;
         let mut interrupted = false;
         loop {
-            let (received, sequence) = (self.receive()?, self.sequence);
-            for message in messages(&self.buffer[..received]).filter(|message| message.sequence == sequence) {
+            for message in messages(self.wait()?) {
+                let message = message.map_err(io::Error::other)?;
+                if message.sequence != sequence {
+                    continue;
+                }
                 interrupted |= message.flags & DUMP_INTERRUPTED != 0;
-                match message.errno() {
+                match message.end() {
                     None => visit(message),
-                    Some(errno) => {
-                        result(errno)?;
-                        return Ok(if interrupted { Dump::Interrupted } else { Dump::Complete });
-                    }
+                    Some(End::Done) => return Ok(if interrupted { Dump::Interrupted } else { Dump::Complete }),
+                    Some(End::Errno(errno)) => return Err(io::Error::from_raw_os_error(errno)),
                 }
             }
         }
@@ -117,47 +150,64 @@ impl Socket {
     pub(crate) fn drain(&mut self) -> io::Result<bool> {
         let mut any = false;
         loop {
-            match recv(self.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC) {
-                // ENOBUFS: there was more than the buffer of the socket holds.
-                Ok(_) | Err(Errno::ENOBUFS) => any = true,
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => return Ok(any),
-                Err(errno) => return Err(errno.into()),
+            match self.receive() {
+                Ok(_) => any = true,
+                Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+                    // There was more than the buffer, or the queue, of the socket holds.
+                    Some(Errno::ENOSPC | Errno::ENOBUFS) => any = true,
+                    Some(Errno::EINTR) => {}
+                    Some(Errno::EAGAIN) => return Ok(any),
+                    _ => return Err(error),
+                },
             }
         }
     }
 
-    fn send(&mut self, request: &[u8]) -> io::Result<()> {
-        let sent = send(self.as_raw_fd(), request, MsgFlags::empty())?;
-        if sent == request.len() { Ok(()) } else { Err(io::Error::from(io::ErrorKind::WriteZero)) }
+    /// Sends bytes in one piece: the kernel carries out a batch only if it has all of it.
+    pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        // The kernel counts its own overhead as well. Without the privilege for more, it says that the buffer is small.
+        let wanted = bytes.len() + OVERHEAD;
+        if wanted > self.send_buffer {
+            if setsockopt(self, SndBufForce, &wanted).is_err() {
+                let _ = setsockopt(self, SndBuf, &wanted);
+            }
+            self.send_buffer = wanted;
+        }
+        let sent = self.socket.send(bytes)?;
+        if sent == bytes.len() { Ok(()) } else { Err(io::Error::other("the kernel took only a part of a message")) }
     }
 
-    /// Receives one datagram into the buffer; its length.
-    fn receive(&mut self) -> io::Result<usize> {
-        loop {
-            match recv(self.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC) {
-                Ok(length) if length <= self.buffer.len() => return Ok(length),
-                Ok(_) => return Err(Errno::EMSGSIZE.into()),
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => return Err(Errno::ETIMEDOUT.into()),
-                Err(errno) => return Err(errno.into()),
+    /// Receives one datagram: messages, to be walked by [`messages`]. `EAGAIN` when nothing came in time, `ENOBUFS` when
+    /// something was lost.
+    pub(crate) fn receive(&mut self) -> io::Result<&[u8]> {
+        let length = self.socket.receive(&mut self.buffer)?;
+        Ok(self.buffer.bytes().get(..length).unwrap_or_default())
+    }
+
+    /// Waits for one datagram, for as long as there is patience.
+    fn wait(&mut self) -> io::Result<&[u8]> {
+        let length = loop {
+            match self.socket.receive(&mut self.buffer) {
+                Ok(length) => break length,
+                Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+                    Some(Errno::EINTR) => {}
+                    Some(Errno::EAGAIN) => return Err(Errno::ETIMEDOUT.into()),
+                    _ => return Err(error),
+                },
             }
-        }
+        };
+        Ok(self.buffer.bytes().get(..length).unwrap_or_default())
     }
 }
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.descriptor.as_fd()
+        self.socket.as_fd()
     }
 }
 
 impl AsRawFd for Socket {
     fn as_raw_fd(&self) -> RawFd {
-        self.descriptor.as_raw_fd()
+        self.socket.as_raw_fd()
     }
-}
-
-fn result(errno: i32) -> io::Result<()> {
-    if errno == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(errno)) }
 }

@@ -3,40 +3,12 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::attributes::{self, Attribute, Attributes, Message, find, read_u16, read_u32};
+use super::request::NftablesMessage as _;
 use super::{lower, uapi, udata};
 use crate::model::{Family, Protocol};
+use crate::netlink::{ATTRIBUTE_HEADER, Attribute, Attributes, Message, children, find, u16_at, u32_at};
 use crate::ruleset::names::ChainName;
 use crate::ruleset::types::{Data, DataDef, Element, Key, Selector, SetDef, Value, Verdict};
-
-/// The kernel's answer to one message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Answer {
-    /// 0 for success, otherwise an errno.
-    pub(super) errno: i32,
-    /// Where in the message that was refused the culprit is (`NLMSGERR_ATTR_OFFS`), if the kernel knows.
-    pub(super) offset: Option<usize>,
-}
-
-/// Reads a message of type `NLMSG_ERROR`, or `NLMSG_DONE` with an error.
-pub(super) fn answer(message: &Message<'_>) -> Option<Answer> {
-    if message.kind != uapi::NLMSG_ERROR {
-        return None;
-    }
-    let errno = read_u32(message.payload, 0)?.cast_signed().checked_neg()?;
-    let mut offset = None;
-    if message.flags & uapi::NLM_F_ACK_TLVS != 0 {
-        // The errno is followed by the header of the refused message and, unless capped, by the rest of it.
-        let length = read_u32(message.payload, 4)? as usize;
-        let capped = message.flags & uapi::NLM_F_CAPPED != 0;
-        let skip = if capped { 20 } else { length.checked_next_multiple_of(4)?.checked_add(4)? };
-        let tail = message.payload.get(skip..).unwrap_or_default();
-        offset = find(Attributes::new(tail, 0), uapi::NLMSGERR_ATTR_OFFS)
-            .and_then(|attribute| read_u32(attribute.value, 0))
-            .map(|offset| offset as usize);
-    }
-    Some(Answer { errno, offset })
-}
 
 /// Whether a message belongs to a table.
 pub(super) fn is_of_table(message: &Message<'_>, family: u8, table: &str) -> bool {
@@ -110,10 +82,10 @@ pub(super) fn elements<'a>(
     set: &'a SetDef,
 ) -> impl Iterator<Item = Result<Element, String>> + use<'a> {
     let list = find(message.attributes(), uapi::NFTA_SET_ELEM_LIST_ELEMENTS);
-    list.into_iter().flat_map(|list| attributes::children(&list)).map(move |raw| {
+    list.into_iter().flat_map(|list| children(&list)).map(move |raw| {
         element(&raw, family, set).ok_or_else(|| {
             let key = find(raw.attributes(), uapi::NFTA_SET_ELEM_KEY).map_or(&[] as &[u8], |key| key.value);
-            let hex: String = key.iter().skip(attributes::HEADER).map(|byte| format!("{byte:02x}")).collect();
+            let hex: String = key.iter().skip(ATTRIBUTE_HEADER).map(|byte| format!("{byte:02x}")).collect();
             format!("{}, element 0x{hex}", set.name)
         })
     })
@@ -192,9 +164,9 @@ fn read_value(bytes: &[u8], expr: Selector) -> Option<Value> {
         }
         Selector::L4Proto | Selector::HeaderProtocol => Protocol::from_number(*bytes.first()?).map(Value::Protocol),
         Selector::DestinationPort | Selector::OriginalPort | Selector::ReplyPort => {
-            Some(Value::Port(u16::from_be(read_u16(bytes, 0)?)))
+            Some(Value::Port(u16::from_be(u16_at(bytes, 0)?)))
         }
-        Selector::RandomSlot { .. } => Some(Value::Slot(read_u32(bytes, 0)?)),
+        Selector::RandomSlot { .. } => Some(Value::Slot(u32_at(bytes, 0)?)),
     }
 }
 
@@ -214,7 +186,7 @@ mod tests {
 
     use super::*;
     use crate::diff::{Operation, Transaction};
-    use crate::nftables::attributes::messages;
+    use crate::netlink::messages;
     use crate::nftables::encode::encode;
     use crate::ruleset::names::{Masquerade, Pick, SetName};
 
@@ -338,44 +310,12 @@ mod tests {
         assert!(!covers(attributes(), attributes(), &[]) || collect(attributes()).is_some());
         udata::read_comment(bytes);
         for message in messages(bytes).map_while(Result::ok) {
-            answer(&message);
             is_of_table(&message, 2, "nftproxyd");
             elements(&message, family, set).count();
             covers(message.attributes(), message.attributes(), &[]);
         }
         // The same bytes behind a header that says what they are.
-        for (kind, flags) in [(uapi::NLMSG_ERROR, 0x300), (uapi::NLMSG_ERROR, 0x200), (uapi::SUBSYSTEM | 12, 0)] {
-            let message = Message { kind, flags, sequence: 0, port: 0, payload: bytes };
-            answer(&message);
-            elements(&message, family, set).count();
-        }
-    }
-
-    #[test]
-    fn errors_are_read() {
-        let payload = |errno: i32, length: u32, rest: &[u8]| {
-            let mut bytes = errno.to_ne_bytes().to_vec();
-            bytes.extend(length.to_ne_bytes());
-            bytes.extend([0; 12]);
-            bytes.extend(rest);
-            bytes
-        };
-        // NLMSGERR_ATTR_OFFS = 44.
-        let offset = [8, 0, 2, 0, 44, 0, 0, 0];
-        let mut repeated = vec![0xff; 24];
-        repeated.extend(offset);
-        let cases = [
-            (payload(0, 20, &[]), 0x100, Some(Answer { errno: 0, offset: None })),
-            (payload(-2, 20, &[]), 0x100, Some(Answer { errno: 2, offset: None })),
-            (payload(-17, 20, &offset), 0x300, Some(Answer { errno: 17, offset: Some(44) })),
-            (payload(-17, 40, &repeated), 0x200, Some(Answer { errno: 17, offset: Some(44) })),
-            (payload(-17, u32::MAX, &repeated), 0x200, Some(Answer { errno: 17, offset: None })),
-            (payload(i32::MIN, 20, &[]), 0, None),
-            (vec![1, 2], 0, None),
-        ];
-        for (payload, flags, expected) in cases {
-            let message = Message { kind: uapi::NLMSG_ERROR, flags, sequence: 0, port: 0, payload: &payload };
-            assert_eq!(answer(&message), expected, "{payload:?}");
-        }
+        let message = Message { kind: uapi::SUBSYSTEM | 12, flags: 0, sequence: 0, port: 0, payload: bytes };
+        elements(&message, family, set).count();
     }
 }

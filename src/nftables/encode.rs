@@ -6,17 +6,16 @@ use std::ops::Range;
 
 use smallvec::SmallVec;
 
-use super::attributes::{self, Message};
-use super::expression::{Expression, Register};
-use super::sys::{self, CName, ElementValue, Header, Messages};
+use super::numbers::{c_name, protocol_family, verdict};
+use super::request::NftablesMessage as _;
 use super::uapi::{self, msg, set_flag};
 use super::{lower, udata};
 use crate::diff::{Operation, Transaction};
 use crate::model::Family;
+use crate::netlink::{ATTRIBUTE_HEADER, Message, children};
 use crate::ruleset::names::{ChainName, SetName, TABLE};
-use crate::ruleset::types::{
-    Chain, Data, DataDef, Element, HookPoint, Rule, Selector, SetDef, Statement, Value, Verdict,
-};
+use crate::ruleset::types::{Chain, Data, DataDef, Element, HookPoint, Rule, Selector, SetDef, Statement, Value};
+use crate::sys::{self, CName, ElementValue, Expression, Header, Messages, Register};
 
 /// What our tables say about themselves.
 pub(super) const TABLE_COMMENT: &str = "Kubernetes Services; written by nftproxyd";
@@ -100,15 +99,15 @@ impl Batch {
         let message = Message::first(&self.bytes()[part.at..])?;
         let list = message.attributes().flatten().find(|a| a.kind == uapi::NFTA_SET_ELEM_LIST_ELEMENTS)?;
         // An offset that points at the list itself names no element.
-        let position = attributes::children(&list).position(|element| {
+        let position = children(&list).position(|element| {
             let begin = element.offset;
-            (begin..begin + element.value.len() + attributes::HEADER).contains(&offset)
+            (begin..begin + element.value.len() + ATTRIBUTE_HEADER).contains(&offset)
         })?;
         part.items.clone().nth(position)
     }
 }
 
-/// Encodes a transaction. `flags` are those of a table that it creates (`NFT_TABLE_F_*`).
+/// Encodes a transaction; its messages get the sequence numbers from `first_sequence` on.
 pub(super) fn encode(transaction: &Transaction, first_sequence: u32) -> Result<Batch, EncodeError> {
     let mut encoder = Encoder::new(transaction.family, TABLE, first_sequence);
     for (position, operation) in transaction.operations.iter().enumerate() {
@@ -287,7 +286,7 @@ impl Encoder {
     ) {
         let mut message = sys::Rule::new(&self.table, &c_name(&chain.to_string()));
         for expression in expressions {
-            message.push(sys::NftnlExpr::build(expression, |set| c_name(set.as_str())));
+            message.push(sys::NftnlExpr::build(expression));
         }
         if let Some(comment) = rule.comment {
             let mut user_data = Vec::new();
@@ -458,28 +457,6 @@ fn type_code(family: Family, exprs: &[Selector]) -> u32 {
     })
 }
 
-/// A verdict's code and chain.
-pub(super) fn verdict(verdict: Verdict) -> (u32, Option<CName>) {
-    match verdict {
-        Verdict::Drop => (uapi::NF_DROP, None),
-        Verdict::Goto(chain) => (uapi::NFT_GOTO, Some(c_name(&chain.to_string()))),
-        Verdict::Jump(chain) => (uapi::NFT_JUMP, Some(c_name(&chain.to_string()))),
-    }
-}
-
-/// `NFPROTO_*` of a family.
-pub(super) fn protocol_family(family: Family) -> u8 {
-    match family {
-        Family::V4 => uapi::NFPROTO_IPV4,
-        Family::V6 => uapi::NFPROTO_IPV6,
-    }
-}
-
-/// Our own names hold no NUL: they are fixed texts and numbers.
-fn c_name(name: &str) -> CName {
-    CString::new(name).unwrap_or_default()
-}
-
 fn foreign_name(operation: usize, what: &str, name: &str) -> Result<CName, EncodeError> {
     let error = |reason: &str| EncodeError { operation, object: format!("{what} {name:?}"), reason: reason.to_owned() };
     if name.is_empty() || name.len() > 255 {
@@ -526,13 +503,18 @@ fn write_value(f: &mut fmt::Formatter<'_>, value: Value) -> fmt::Result {
 mod tests {
     use super::*;
     use crate::model::Protocol;
-    use crate::nftables::attributes::messages;
+    use crate::netlink::{find, messages};
     use crate::ruleset::types::Key;
 
     fn address_element(n: u32, comment: Option<&str>) -> Element {
         let address = Value::Address(std::net::Ipv4Addr::from(n).into());
         let key = Key::from_slice(&[address, Value::Protocol(Protocol::Tcp), Value::Port(80)]);
-        Element { key, key_end: None, data: Data::Verdict(Verdict::Drop), comment: comment.map(Into::into) }
+        Element {
+            key,
+            key_end: None,
+            data: Data::Verdict(crate::ruleset::types::Verdict::Drop),
+            comment: comment.map(Into::into),
+        }
     }
 
     #[test]
@@ -568,8 +550,8 @@ mod tests {
             assert!(lists.windows(2).all(|pair| pair[0].items.end == pair[1].items.start));
             for part in lists {
                 let message = Message::first(&batch.bytes()[part.at..]).expect("a message");
-                let list = attributes::find(message.attributes(), uapi::NFTA_SET_ELEM_LIST_ELEMENTS).expect("a list");
-                let positions: Vec<_> = attributes::children(&list).map(|element| element.offset).collect();
+                let list = find(message.attributes(), uapi::NFTA_SET_ELEM_LIST_ELEMENTS).expect("a list");
+                let positions: Vec<_> = children(&list).map(|element| element.offset).collect();
                 assert_eq!(positions.len(), part.items.len());
                 for (item, offset) in part.items.clone().zip(positions).step_by(97) {
                     assert_eq!(batch.element_at(part, offset), Some(item));

@@ -6,23 +6,28 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 
-use super::attributes::{Message, find, messages};
 use super::decode;
-use super::encode::{Batch, EncodeError, Encoder, element_words, encode, protocol_family};
+use super::encode::{Batch, EncodeError, Encoder, element_words, encode};
 use super::kernel::{CommitError, Committed, Kernel, KernelError, Snapshot};
+use super::numbers::protocol_family;
 use super::probe::{self, ProbeError};
-use super::socket::{Request, Socket};
+use super::request::{NftablesMessage as _, Request, unexpected};
 use super::uapi::{self, msg};
 use crate::diff::{Operation, Transaction};
 use crate::model::{Family, PerFamily};
+use crate::netlink::{Attributes, Bus, End, Message, Socket, find, messages};
 use crate::ruleset::names::{ChainName, SetName, TABLE};
 use crate::ruleset::types::{Chain, Element, SetDef};
+
+/// `ENOENT`: no object of this name.
+const NOT_THERE: i32 = Errno::ENOENT as i32;
+
+/// Room for answers: an error takes less than 1 KiB of the socket's memory, so thousands fit.
+const RECEIVE_QUEUE: usize = 4 * 1024 * 1024;
 
 /// nftables of the network namespace that it was opened in.
 pub struct LinuxKernel {
     socket: Socket,
-    /// The last sequence number that was used. It only counts up, so late answers are told from those we wait for.
-    sequence: u32,
     /// The generation of the ruleset, if only we have changed it since it was last asked for.
     generation: Option<u32>,
     /// Whether somebody else has changed something since a family was read, or since [`Kernel::undisturbed`] was last asked
@@ -33,7 +38,14 @@ pub struct LinuxKernel {
 impl LinuxKernel {
     /// Opens a socket. Needs no privilege; everything else does.
     pub fn open() -> Result<LinuxKernel, KernelError> {
-        Ok(LinuxKernel { socket: Socket::open()?, sequence: 0, generation: None, disturbed: PerFamily::default() })
+        let failed = |step| move |source: io::Error| KernelError::Io { step, source };
+        let socket = Socket::open(Bus::Netfilter).map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EPROTONOSUPPORT) => KernelError::Unsupported,
+            _ => failed("open a socket")(error),
+        })?;
+        socket.want_clear_errors().map_err(failed("set a socket option"))?;
+        socket.raise_receive_queue(RECEIVE_QUEUE);
+        Ok(LinuxKernel { socket, generation: None, disturbed: PerFamily::default() })
     }
 
     /// The socket's address, by which [`super::Monitor`] tells its changes from others'.
@@ -57,8 +69,8 @@ impl LinuxKernel {
     pub fn probe(&mut self) -> Result<(), ProbeError> {
         for family in Family::ALL {
             probe::check_release(family, &probe::release())?;
-            let batch = probe::batch(family, self.sequence.wrapping_add(1)).map_err(refuse)?;
-            self.sequence = batch.last_sequence().wrapping_add(1);
+            let batch = probe::batch(family, self.socket.next_sequence()).map_err(refuse)?;
+            self.socket.used_sequence(batch.last_sequence());
             match self.exchange(&batch, batch.bytes_without_end(), |_, _| "a table to try".to_owned()) {
                 Ok(()) => {}
                 Err(CommitError::Refused { operation, source, .. }) => {
@@ -90,16 +102,11 @@ impl LinuxKernel {
     fn ask_generation(&mut self) -> Result<Option<u32>, KernelError> {
         let request = Request { kind: msg::GETGEN, family: 0, dump: false, texts: &[] };
         let mut generation = None;
-        let answer = self.socket.request(&request, &mut self.sequence, |message| {
+        let answer = request.ask(&mut self.socket, |message| {
             let id = message.and_then(|message| find(message.attributes(), uapi::NFTA_GEN_ID));
             generation = id.and_then(|id| id.number());
-            Ok(())
         })?;
-        match answer {
-            Ok(()) => Ok(generation),
-            Err(errno) if errno as i32 == 0 => Ok(generation),
-            Err(errno) => Err(unexpected("ask for the generation", errno)),
-        }
+        answer.map(|()| generation).map_err(|errno| unexpected("ask for the generation", errno))
     }
 
     /// Compares the generation with the one that our own commits should have led to.
@@ -121,15 +128,12 @@ impl LinuxKernel {
             texts: &[(uapi::NFTA_TABLE, TABLE)],
         };
         let mut found = None;
-        let answer = self.socket.request(&request, &mut self.sequence, |message| {
+        let answer = request.ask(&mut self.socket, |message| {
             found = message.map(|message| decode::number_in(message.attributes(), uapi::NFTA_TABLE_FLAGS).unwrap_or(0));
-            Ok(())
         })?;
         match answer {
             Ok(()) => Ok(found),
-            Err(Errno::ENOENT) => Ok(None),
-            // The answer to a question for one object ends with an acknowledgement.
-            Err(errno) if errno as i32 == 0 => Ok(found),
+            Err(NOT_THERE) => Ok(None),
             Err(errno) => Err(unexpected("ask for the table", errno)),
         }
     }
@@ -146,17 +150,14 @@ impl LinuxKernel {
         let family = protocol_family(family);
         let texts: Vec<(u16, &str)> = std::iter::once((uapi::NFTA_TABLE, TABLE)).chain(texts.iter().copied()).collect();
         let request = Request { kind: get, family, dump: true, texts: &texts };
-        let answer = self.socket.request(&request, &mut self.sequence, |message| {
-            match message {
-                // Old kernels do not filter by table.
-                Some(message) if message.nftables() != Some(new) || !decode::is_of_table(message, family, TABLE) => {}
-                message => each(message),
-            }
-            Ok(())
+        let answer = request.ask(&mut self.socket, |message| match message {
+            // Old kernels do not filter by table.
+            Some(message) if message.nftables() != Some(new) || !decode::is_of_table(message, family, TABLE) => {}
+            message => each(message),
         })?;
         match answer {
-            // ENOENT: the table or the set is not there.
-            Ok(()) | Err(Errno::ENOENT) => Ok(()),
+            // The table or the set is not there.
+            Ok(()) | Err(NOT_THERE) => Ok(()),
             Err(errno) => Err(unexpected(step, errno)),
         }
     }
@@ -287,7 +288,8 @@ impl LinuxKernel {
             },
             _ => CommitError::Unknown(error),
         })?;
-        let mut failure: Option<(u32, decode::Answer)> = None;
+        // Sequence number, errno, and where in the message the culprit is.
+        let mut failure: Option<(u32, i32, Option<usize>)> = None;
         let mut lost = None;
         let mut answered = false;
         while !answered {
@@ -308,14 +310,16 @@ impl LinuxKernel {
                 let Ok(message) = message else {
                     return Err(CommitError::Unknown(io::Error::other("malformed answer")));
                 };
-                let Some(answer) = decode::answer(&message).filter(|_| batch.contains(message.sequence)) else {
+                let Some(end) = message.end().filter(|_| batch.contains(message.sequence)) else {
                     continue;
                 };
                 let of_batch = batch.part(message.sequence).is_none();
-                answered |= message.sequence == batch.last_sequence() || (of_batch && answer.errno != 0);
+                answered |= message.sequence == batch.last_sequence() || (of_batch && end != End::Done);
                 // What concerns the batch as a whole (permission, the commit itself) comes before everything else.
-                if answer.errno != 0 && (failure.is_none() || of_batch) {
-                    failure = Some((message.sequence, answer));
+                if let End::Errno(errno) = end
+                    && (failure.is_none() || of_batch)
+                {
+                    failure = Some((message.sequence, errno, message.culprit()));
                 }
             }
             // After a loss the last answer may be one of the lost; the errors that there are suffice.
@@ -323,26 +327,26 @@ impl LinuxKernel {
                 break;
             }
         }
-        let Some((sequence, answer)) = failure else {
+        let Some((sequence, errno, culprit)) = failure else {
             // Nothing that was read is an error, but an error may have been lost: no, the last message's own answer is a
             // success, and errors before it would have come first.
             return Ok(());
         };
-        Err(match Errno::from_raw(answer.errno) {
+        Err(match Errno::from_raw(errno) {
             Errno::EPERM | Errno::EACCES => CommitError::Permission,
             Errno::EAGAIN | Errno::ERESTART | Errno::EINTR => CommitError::Busy,
-            errno => {
+            _ => {
                 let part = batch.part(sequence);
                 let item = part.and_then(|part| match part.items.len() {
                     1 => Some(part.items.start),
-                    _ => batch.element_at(part, answer.offset?),
+                    _ => batch.element_at(part, culprit?),
                 });
                 let operation = part.map_or(0, |part| part.operation);
                 let object = match part {
                     Some(part) => words(part.operation, item),
                     None => "the transaction".to_owned(),
                 };
-                CommitError::Refused { operation, object, source: errno.into() }
+                CommitError::Refused { operation, object, source: io::Error::from_raw_os_error(errno) }
             }
         })
     }
@@ -354,8 +358,8 @@ impl Kernel for LinuxKernel {
         if operations == 0 {
             return Ok(Committed { operations, bytes: 0, elapsed: std::time::Duration::ZERO });
         }
-        let batch = encode(transaction, self.sequence.wrapping_add(1)).map_err(refuse)?;
-        self.sequence = batch.last_sequence().wrapping_add(1);
+        let batch = encode(transaction, self.socket.next_sequence()).map_err(refuse)?;
+        self.socket.used_sequence(batch.last_sequence());
         let start = Instant::now();
         self.exchange(&batch, batch.bytes(), |operation, item| words(transaction, operation, item))?;
         // The kernel leaves out 0 (`nf_tables_commit`).
@@ -452,14 +456,6 @@ fn refuse(error: EncodeError) -> CommitError {
     CommitError::Refused { operation, object, source: io::Error::new(io::ErrorKind::InvalidInput, reason) }
 }
 
-fn unexpected(step: &'static str, errno: Errno) -> KernelError {
-    match errno {
-        Errno::EPERM | Errno::EACCES => KernelError::Permission,
-        Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT => KernelError::Unsupported,
-        errno => KernelError::Io { step, source: errno.into() },
-    }
-}
-
 /// The message that would make an object, to compare the kernel's with.
 struct Expected(Vec<u8>);
 
@@ -498,7 +494,7 @@ impl Expected {
                 == decode::has(actual, uapi::NFTA_RULE_USERDATA)
     }
 
-    fn attributes(&self) -> super::attributes::Attributes<'_> {
-        super::attributes::Attributes::new(self.0.get(4..).unwrap_or_default(), 0)
+    fn attributes(&self) -> Attributes<'_> {
+        Attributes::new(self.0.get(4..).unwrap_or_default(), 0)
     }
 }

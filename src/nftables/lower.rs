@@ -5,10 +5,11 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::expression::{Bytes, Comparison, Expression, Lookup, PayloadBase, Register, RejectWith};
+use super::numbers::{c_name, protocol_family, verdict};
 use super::uapi;
 use crate::model::Family;
 use crate::ruleset::types::{Rule, Selector, Statement};
+use crate::sys::{Bytes, Comparison, Expression, Lookup, PayloadBase, Register, RejectWith};
 
 /// The number of bytes that a part of a key has: those that count, without the padding to 4.
 pub(super) fn length(family: Family, expr: Selector) -> usize {
@@ -59,16 +60,18 @@ pub(super) fn lower(family: Family, statement: &Statement) -> Vec<Expression> {
         Statement::ClearMark(bits) => change_mark(!bits, 0),
         Statement::InSet { key, set, negated } => {
             let lookup = if *negated { Lookup::NotIn } else { Lookup::In };
-            load_and(family, key, Expression::Lookup { set: *set, sreg: first, lookup })
+            load_and(family, key, Expression::Lookup { set: c_name(set.as_str()), sreg: first, lookup })
         }
-        Statement::VerdictMap { key, map } => {
-            load_and(family, key, Expression::Lookup { set: *map, sreg: first, lookup: Lookup::Verdict })
-        }
+        Statement::VerdictMap { key, map } => load_and(
+            family,
+            key,
+            Expression::Lookup { set: c_name(map.as_str()), sreg: first, lookup: Lookup::Verdict },
+        ),
         Statement::DnatMap { key, map } => {
-            let lookup = Expression::Lookup { set: *map, sreg: first, lookup: Lookup::Data(first) };
+            let lookup = Expression::Lookup { set: c_name(map.as_str()), sreg: first, lookup: Lookup::Data(first) };
             let mut expressions = load_and(family, key, lookup);
             let port = first.after(address_length(family));
-            expressions.push(Expression::Dnat { family, address: first, port });
+            expressions.push(Expression::Dnat { family: protocol_family(family), address: first, port });
             expressions
         }
         Statement::Update { map, key, timeout, data } => {
@@ -78,7 +81,12 @@ pub(super) fn lower(family: Family, statement: &Statement) -> Vec<Expression> {
             let data_register = load(family, key, first, &mut expressions);
             load(family, data, data_register, &mut expressions);
             let timeout_ms = u64::from(*timeout) * 1000;
-            expressions.push(Expression::Update { set: *map, key: first, data: data_register, timeout_ms });
+            expressions.push(Expression::Update {
+                set: c_name(map.as_str()),
+                key: first,
+                data: data_register,
+                timeout_ms,
+            });
             expressions
         }
         Statement::Masquerade => vec![Expression::Masquerade { flags: uapi::NAT_RANDOM_FULLY }],
@@ -88,7 +96,10 @@ pub(super) fn lower(family: Family, statement: &Statement) -> Vec<Expression> {
             Family::V4 => 3,
             Family::V6 => 4,
         }))],
-        Statement::Verdict(verdict) => vec![Expression::Verdict(*verdict)],
+        Statement::Verdict(decision) => {
+            let (code, chain) = verdict(*decision);
+            vec![Expression::Verdict { code, chain }]
+        }
     }
 }
 

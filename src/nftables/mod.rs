@@ -3,18 +3,16 @@
 //! Encoding and decoding are pure; only the socket does I/O. [`Kernel`] is the seam: [`LinuxKernel`] speaks netlink,
 //! [`InMemoryKernel`](in_memory::InMemoryKernel) keeps the tables in memory.
 
-mod attributes;
 mod decode;
 mod encode;
-mod expression;
 pub mod in_memory;
 mod kernel;
 mod linux;
 mod lower;
 mod monitor;
+mod numbers;
 mod probe;
-mod socket;
-mod sys;
+mod request;
 mod uapi;
 mod udata;
 
@@ -25,4 +23,3 @@ pub use kernel::{CommitError, Committed, Element as DumpedElement, Kernel, Kerne
 pub use linux::LinuxKernel;
 pub use monitor::{Heard, Monitor};
 pub use probe::ProbeError;
-pub use sys::release_free_memory;

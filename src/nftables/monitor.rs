@@ -4,13 +4,16 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use nix::errno::Errno;
 
-use super::attributes::{Message, find, messages};
-use super::encode::protocol_family;
 use super::kernel::KernelError;
-use super::socket::Socket;
+use super::numbers::protocol_family;
+use super::request::NftablesMessage as _;
 use super::uapi::{self, msg};
 use crate::model::{Family, PerFamily};
+use crate::netlink::{Bus, Message, Socket, find, messages};
 use crate::ruleset::names::TABLE;
+
+/// Room for notifications: a flush of everything tells every element.
+const RECEIVE_QUEUE: usize = 4 * 1024 * 1024;
 
 /// What [`Monitor::read`] heard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,8 +44,10 @@ pub struct Monitor {
 impl Monitor {
     /// Starts listening. `own_port` is [`super::LinuxKernel::port`] of the socket whose changes are ours.
     pub fn open(own_port: u32) -> Result<Monitor, KernelError> {
-        let mut socket = Socket::open()?;
-        socket.listen()?;
+        let group = 1 << (uapi::GROUP_NFTABLES - 1);
+        let opened = Socket::subscribe(Bus::Netfilter, group);
+        let socket = opened.map_err(|source| KernelError::Io { step: "listen to changes", source })?;
+        socket.raise_receive_queue(RECEIVE_QUEUE);
         Ok(Monitor { socket, own_port, touched: PerFamily::default() })
     }
 

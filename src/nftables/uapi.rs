@@ -6,35 +6,14 @@ pub(super) const SUBSYSTEM: u16 = 10 << 8;
 /// `NFNLGRP_NFTABLES`: notifications of changes.
 pub(super) const GROUP_NFTABLES: u32 = 7;
 
-/// `NLMSG_ERROR`, `NLMSG_DONE`.
-pub(super) const NLMSG_ERROR: u16 = 2;
-/// See [`NLMSG_ERROR`].
-pub(super) const NLMSG_DONE: u16 = 3;
-/// `NLM_F_REQUEST`.
-pub(super) const NLM_F_REQUEST: u16 = 1;
 /// `NLM_F_ACK`.
 pub(super) const NLM_F_ACK: u16 = 4;
-/// `NLM_F_DUMP_INTR`: the tables changed during the dump.
-pub(super) const NLM_F_DUMP_INTR: u16 = 0x10;
-/// `NLM_F_DUMP`.
-pub(super) const NLM_F_DUMP: u16 = 0x300;
 /// `NLM_F_EXCL`: creating what is there is an error.
 pub(super) const NLM_F_EXCL: u16 = 0x200;
 /// `NLM_F_CREATE`.
 pub(super) const NLM_F_CREATE: u16 = 0x400;
 /// `NLM_F_APPEND`.
 pub(super) const NLM_F_APPEND: u16 = 0x800;
-/// `NLM_F_CAPPED`: an error that does not repeat the message.
-pub(super) const NLM_F_CAPPED: u16 = 0x100;
-/// `NLM_F_ACK_TLVS`: an error with attributes.
-pub(super) const NLM_F_ACK_TLVS: u16 = 0x200;
-/// `NLMSGERR_ATTR_OFFS`: where in the message the attribute is that was refused.
-pub(super) const NLMSGERR_ATTR_OFFS: u16 = 2;
-
-/// `NLA_F_NESTED`: the attribute holds attributes.
-pub(super) const NLA_F_NESTED: u16 = 0x8000;
-/// `NLA_TYPE_MASK`.
-pub(super) const NLA_TYPE_MASK: u16 = 0x3fff;
 
 /// `enum nf_tables_msg_types`.
 pub(super) mod msg {

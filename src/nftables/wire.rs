@@ -18,18 +18,22 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::{env, fs};
 
-use super::attributes::{Attributes, Message, messages};
 use super::encode::{Batch, Encoder, TABLE_COMMENT};
-use super::expression::{Bytes, Comparison, Expression, PayloadBase, Register};
+use super::request::NftablesMessage as _;
 use super::uapi::{self, msg};
 use crate::diff::Operation;
 use crate::model::{Family, Protocol};
+use crate::netlink::{Attributes, Message, messages};
 use crate::ruleset::names::{ChainName, Masquerade, Pick, SetName, TABLE};
 use crate::ruleset::types::{
     Chain, Data, DataDef, Element, Hook, HookPoint, Key, Rule, Selector, SetDef, Statement, Value, Verdict,
 };
+use crate::sys::{Bytes, Comparison, Expression, PayloadBase, Register};
 use crate::testing::in_network_namespace;
 use crate::testing::netns::nft;
+
+/// `NLA_F_NESTED`.
+const NESTED: u16 = 0x8000;
 
 /// What nft is given, and what we make.
 struct Case {
@@ -432,7 +436,7 @@ fn raw_expressions() -> Case {
                     from: bytes(&[0, 1]),
                     to: bytes(&[0, 100]),
                 },
-                Expression::Verdict(Verdict::Drop),
+                Expression::Verdict { code: uapi::NF_DROP, chain: None },
             ],
         ),
         (
@@ -565,7 +569,7 @@ fn read_debug(output: &str) -> Vec<u8> {
         } else if !inside || line.contains("sequence number") || line.contains("port ID") {
         } else if line.contains("|len |flags| type|") {
             let (length, kind): (u16, u16) = (words[0].parse().expect("a length"), words[2].parse().expect("a type"));
-            let nested = if words[1].starts_with('N') { uapi::NLA_F_NESTED } else { 0 };
+            let nested = if words[1].starts_with('N') { NESTED } else { 0 };
             bytes.extend(length.to_ne_bytes());
             bytes.extend((kind | nested).to_ne_bytes());
         } else if line.contains("extra header") || line.contains("data") {

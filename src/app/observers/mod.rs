@@ -20,8 +20,9 @@ use crate::events::{Events, Notice};
 use crate::health::{BindFailure, CheckServer, Health, HealthCheck, HealthChecks};
 use crate::metrics::Metrics;
 use crate::model::{Event, Family, ObjectName, PerFamily, policy};
-use crate::nftables::{Kernel, release_free_memory};
+use crate::nftables::Kernel;
 use crate::sync::{Engine, Observer, Report, Standing};
+use crate::sys::release_free_memory;
 use crate::sysctl;
 
 /// So many UDP frontends are checked at once only after a start or a repair, where their list takes some megabytes: 10 of

@@ -161,7 +161,7 @@ fn an_entry_that_took_the_place_of_a_stale_one_stays() {
 
 fn replace_while_deleting() {
     let mut conntrack = Conntrack::open().expect("sockets");
-    let mut other = Socket::open(SockProtocol::NetlinkNetFilter).expect("a socket");
+    let mut other = Socket::open(Bus::Netfilter).expect("a socket");
     let old = flow("10.0.0.2:2001", "172.30.0.1:53", "10.1.0.9:53");
     let new = Flow { reply: flow("10.0.0.2:2001", "172.30.0.1:53", "10.1.0.1:53").reply, ..old };
     create(&mut other, &old);

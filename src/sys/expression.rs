@@ -1,32 +1,33 @@
 //! A rule as the kernel executes it: expressions that move data between registers.
 
+use std::ffi::CString;
+
 use smallvec::SmallVec;
 
-use crate::model::Family;
-use crate::ruleset::names::SetName;
-use crate::ruleset::types::Verdict;
-
 /// Bytes of a register or of a constant: at most 64 (`NFT_DATA_VALUE_MAXLEN`).
-pub(super) type Bytes = SmallVec<[u8; 16]>;
+pub(crate) type Bytes = SmallVec<[u8; 16]>;
+
+/// The name of a set or chain.
+pub(crate) type CName = CString;
 
 /// A register, counted in units of 4 bytes from 0 to 15.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Register(u8);
+pub(crate) struct Register(u8);
 
 impl Register {
     /// The number of 4-byte units that there are (`NFT_REG32_COUNT`).
-    pub(super) const COUNT: usize = 16;
+    pub(crate) const COUNT: usize = 16;
     /// Where the allocation of each statement begins.
-    pub(super) const FIRST: Register = Register(0);
+    pub(crate) const FIRST: Register = Register(0);
 
     /// The register so many bytes further on, rounded up to whole units.
-    pub(super) fn after(self, bytes: usize) -> Register {
+    pub(crate) fn after(self, bytes: usize) -> Register {
         Register(self.0 + bytes.div_ceil(4) as u8)
     }
 
     /// Its number on the wire. As nft and the kernel do, the name of the 16-byte register where one begins here
     /// (`NFT_REG_1`..), and that of the 4-byte register otherwise (`NFT_REG32_00`..).
-    pub(super) fn number(self) -> u32 {
+    pub(crate) fn number(self) -> u32 {
         let unit = u32::from(self.0);
         if unit.is_multiple_of(4) { 1 + unit / 4 } else { 8 + unit }
     }
@@ -34,7 +35,7 @@ impl Register {
 
 /// Where a payload expression counts from (`enum nft_payload_bases`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum PayloadBase {
+pub(crate) enum PayloadBase {
     /// The IP header.
     Network,
     /// The TCP, UDP or SCTP header.
@@ -43,7 +44,7 @@ pub(super) enum PayloadBase {
 
 /// How two values are compared (`enum nft_cmp_ops`; ranges know the first two only).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Comparison {
+pub(crate) enum Comparison {
     /// Equal, or inside.
     Equal,
     /// Not equal, or outside.
@@ -52,7 +53,7 @@ pub(super) enum Comparison {
 
 /// What a look-up does besides matching.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Lookup {
+pub(crate) enum Lookup {
     /// It is a set: the rule goes on if the key is in it.
     In,
     /// It is a set: the rule goes on if the key is not in it.
@@ -65,7 +66,7 @@ pub(super) enum Lookup {
 
 /// How a packet is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum RejectWith {
+pub(crate) enum RejectWith {
     /// A TCP reset.
     TcpReset,
     /// "Destination unreachable" with this code, of the family's ICMP.
@@ -78,7 +79,7 @@ pub(super) enum RejectWith {
     not(test),
     expect(dead_code, reason = "ranges, hashes, constants and counters are ready and tested, not used")
 )]
-pub(super) enum Expression {
+pub(crate) enum Expression {
     /// Loads a part of the packet.
     Payload { base: PayloadBase, offset: u32, len: u32, dreg: Register },
     /// Loads a property of the packet (`enum nft_meta_keys`).
@@ -96,23 +97,23 @@ pub(super) enum Expression {
     /// Ends the rule unless the register is (not) between two constants, which have the same length.
     Range { sreg: Register, comparison: Comparison, from: Bytes, to: Bytes },
     /// Looks a key up.
-    Lookup { set: SetName, sreg: Register, lookup: Lookup },
+    Lookup { set: CName, sreg: Register, lookup: Lookup },
     /// A random number below `modulus`, plus `offset`.
     RandomNumber { dreg: Register, modulus: u32, offset: u32 },
     /// The Jenkins hash of `len` bytes of registers, modulo `modulus`, plus `offset`. Without a seed, the kernel picks.
     Hash { sreg: Register, dreg: Register, len: u32, modulus: u32, seed: Option<u32>, offset: u32 },
     /// Writes an element into a dynamic map, or refreshes it.
-    Update { set: SetName, key: Register, data: Register, timeout_ms: u64 },
-    /// Destination NAT to the address and port in these registers.
-    Dnat { family: Family, address: Register, port: Register },
+    Update { set: CName, key: Register, data: Register, timeout_ms: u64 },
+    /// Destination NAT to the address and port in these registers; `family` is `NFPROTO_*`.
+    Dnat { family: u8, address: Register, port: Register },
     /// Source NAT to the address of the outgoing interface, with flags (`NF_NAT_RANGE_*`).
     Masquerade { flags: u32 },
     /// Refuses the packet.
     Reject(RejectWith),
     /// Loads a constant.
     Immediate { dreg: Register, data: Bytes },
-    /// Decides.
-    Verdict(Verdict),
+    /// Decides: a code (`NF_*`, `NFT_*`), and the chain of a jump or goto.
+    Verdict { code: u32, chain: Option<CName> },
     /// Counts packets and bytes, from these numbers on.
     Counter { packets: u64, bytes: u64 },
 }

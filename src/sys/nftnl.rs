@@ -1,32 +1,16 @@
-//! All unsafe code of the project: owned values over libnftnl, the buffer that they are written into, a socket option,
-//! and a call for the heap, which has nothing to do with netlink but is in C too.
-//!
-//! Two invariants carry the whole module.
-//!
-//! * An owned value holds a pointer that libnftnl allocated, that nobody else holds, and that is freed once, on drop.
-//! * libnftnl and libmnl write messages without looking at the size of the buffer. Each owned value therefore keeps
-//!   `bound`, an upper limit of the bytes that its payload takes: every setter adds what its attribute can add at most.
-//!   [`Messages`] reserves that much before it lets the library write.
-#![allow(unsafe_code, reason = "libnftnl, libmnl, one socket option and the heap are C")]
+//! Owned values over libnftnl.
 
-mod memory;
-mod socket;
-
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{CStr, c_void};
 use std::ptr::NonNull;
 
-use nftnl::nftnl_sys::{self as ffi, libc};
+use nftnl::nftnl_sys as ffi;
 
 use super::expression::{Comparison, Expression, Lookup, PayloadBase, Register, RejectWith};
-use super::uapi;
-
-pub use memory::release_free_memory;
-pub(super) use socket::{ReceiveBuffer, Socket, borrow, set_netlink_option};
 
 /// Attribute header, nested header and padding of one value, and then some.
 const ATTRIBUTE: usize = 24;
 /// Netlink and nfgenmsg headers.
-const HEADER: usize = 20;
+pub(super) const HEADER: usize = 20;
 /// `NFT_DATA_VALUE_MAXLEN`: the most bytes of a key or constant; libnftnl copies into arrays of this size.
 const VALUE_MAX: usize = 64;
 
@@ -39,9 +23,9 @@ fn allocated<T>(pointer: *mut T) -> NonNull<T> {
 macro_rules! owned {
     ($(#[$doc:meta])* $name:ident, $raw:ident, $alloc:ident, $free:ident) => {
         $(#[$doc])*
-        pub(super) struct $name {
-            raw: NonNull<ffi::$raw>,
-            bound: usize,
+        pub(crate) struct $name {
+            pub(super) raw: NonNull<ffi::$raw>,
+            pub(super) bound: usize,
         }
 
         impl $name {
@@ -118,14 +102,14 @@ setters!(Set: nftnl_set_set_u32, nftnl_set_set_str, nftnl_set_set_data);
 
 impl Table {
     /// A table with this name.
-    pub(super) fn new(name: &CStr) -> Self {
+    pub(crate) fn new(name: &CStr) -> Self {
         let mut table = Table::alloc();
         table.str(ffi::NFTNL_TABLE_NAME, name);
         table
     }
 
     /// Sets flags (`NFT_TABLE_F_*`) and user data.
-    pub(super) fn describe(&mut self, flags: u32, user_data: &[u8]) {
+    pub(crate) fn describe(&mut self, flags: u32, user_data: &[u8]) {
         self.u32(ffi::NFTNL_TABLE_FLAGS, flags);
         self.data(ffi::NFTNL_TABLE_USERDATA, user_data);
     }
@@ -133,7 +117,7 @@ impl Table {
 
 impl Chain {
     /// A chain of this name in a table.
-    pub(super) fn new(table: &CStr, name: &CStr) -> Self {
+    pub(crate) fn new(table: &CStr, name: &CStr) -> Self {
         let mut chain = Chain::alloc();
         chain.str(ffi::NFTNL_CHAIN_TABLE, table);
         chain.str(ffi::NFTNL_CHAIN_NAME, name);
@@ -141,7 +125,7 @@ impl Chain {
     }
 
     /// Makes it a base chain: type, hook number (`enum nf_inet_hooks`) and priority; `accept` is its policy.
-    pub(super) fn attach(&mut self, kind: &CStr, hook: u32, priority: i32) {
+    pub(crate) fn attach(&mut self, kind: &CStr, hook: u32, priority: i32) {
         self.str(ffi::NFTNL_CHAIN_TYPE, kind);
         self.u32(ffi::NFTNL_CHAIN_HOOKNUM, hook);
         self.bound += ATTRIBUTE;
@@ -154,7 +138,7 @@ impl Chain {
 
 impl Rule {
     /// A rule of a chain; all of them, in a request to delete.
-    pub(super) fn new(table: &CStr, chain: &CStr) -> Self {
+    pub(crate) fn new(table: &CStr, chain: &CStr) -> Self {
         let mut rule = Rule::alloc();
         rule.str(ffi::NFTNL_RULE_TABLE, table);
         rule.str(ffi::NFTNL_RULE_CHAIN, chain);
@@ -162,12 +146,12 @@ impl Rule {
     }
 
     /// Sets its user data.
-    pub(super) fn user_data(&mut self, user_data: &[u8]) {
+    pub(crate) fn user_data(&mut self, user_data: &[u8]) {
         self.data(ffi::NFTNL_RULE_USERDATA, user_data);
     }
 
     /// Appends an expression.
-    pub(super) fn push(&mut self, expression: NftnlExpr) {
+    pub(crate) fn push(&mut self, expression: NftnlExpr) {
         self.bound += expression.bound;
         let raw = expression.raw;
         std::mem::forget(expression);
@@ -179,7 +163,7 @@ impl Rule {
 
 impl Set {
     /// A set of this name in a table.
-    pub(super) fn new(table: &CStr, name: &CStr) -> Self {
+    pub(crate) fn new(table: &CStr, name: &CStr) -> Self {
         let mut set = Set::alloc();
         set.str(ffi::NFTNL_SET_TABLE, table);
         set.str(ffi::NFTNL_SET_NAME, name);
@@ -187,7 +171,7 @@ impl Set {
     }
 
     /// Sets what it holds: `NFT_SET_*` flags, nft's type code and the length of the key.
-    pub(super) fn key(&mut self, id: u32, flags: u32, kind: u32, length: u32) {
+    pub(crate) fn key(&mut self, id: u32, flags: u32, kind: u32, length: u32) {
         self.u32(ffi::NFTNL_SET_ID, id);
         self.u32(ffi::NFTNL_SET_FLAGS, flags);
         self.u32(ffi::NFTNL_SET_KEY_TYPE, kind);
@@ -195,18 +179,18 @@ impl Set {
     }
 
     /// Makes it a map: nft's type code and the length of the data.
-    pub(super) fn map_to(&mut self, kind: u32, length: u32) {
+    pub(crate) fn map_to(&mut self, kind: u32, length: u32) {
         self.u32(ffi::NFTNL_SET_DATA_TYPE, kind);
         self.u32(ffi::NFTNL_SET_DATA_LEN, length);
     }
 
     /// Limits the number of elements.
-    pub(super) fn size(&mut self, size: u32) {
+    pub(crate) fn size(&mut self, size: u32) {
         self.u32(ffi::NFTNL_SET_DESC_SIZE, size);
     }
 
     /// Describes the fields of an interval set's key by their lengths in bytes, at most 16 of them.
-    pub(super) fn fields(&mut self, lengths: &[u8]) {
+    pub(crate) fn fields(&mut self, lengths: &[u8]) {
         // libnftnl copies into an array of NFT_REG32_COUNT bytes.
         assert!(lengths.len() <= Register::COUNT, "more fields than registers");
         self.bound += ATTRIBUTE * lengths.len();
@@ -214,13 +198,13 @@ impl Set {
     }
 
     /// Sets its user data.
-    pub(super) fn user_data(&mut self, user_data: &[u8]) {
+    pub(crate) fn user_data(&mut self, user_data: &[u8]) {
         self.data(ffi::NFTNL_SET_USERDATA, user_data);
     }
 }
 
 /// An expression of a rule.
-pub(super) struct NftnlExpr {
+pub(crate) struct NftnlExpr {
     raw: NonNull<ffi::nftnl_expr>,
     bound: usize,
 }
@@ -288,8 +272,8 @@ impl NftnlExpr {
         self.u32(attribute, u32::from(comparison == Comparison::NotEqual))
     }
 
-    /// libnftnl's form of an expression. `name` gives sets and chains their names.
-    pub(super) fn build(expression: &Expression, set: impl Fn(crate::ruleset::names::SetName) -> CName) -> Self {
+    /// libnftnl's form of an expression.
+    pub(crate) fn build(expression: &Expression) -> Self {
         match expression {
             Expression::Payload { base, offset, len, dreg } => {
                 // NFT_PAYLOAD_NETWORK_HEADER and NFT_PAYLOAD_TRANSPORT_HEADER.
@@ -339,10 +323,10 @@ impl NftnlExpr {
                 .comparison(ffi::NFTNL_EXPR_RANGE_OP, *comparison)
                 .data(ffi::NFTNL_EXPR_RANGE_FROM_DATA, from)
                 .data(ffi::NFTNL_EXPR_RANGE_TO_DATA, to),
-            Expression::Lookup { set: name, sreg, lookup } => {
+            Expression::Lookup { set, sreg, lookup } => {
                 let expr = NftnlExpr::new(c"lookup")
                     .register(ffi::NFTNL_EXPR_LOOKUP_SREG, *sreg)
-                    .str(ffi::NFTNL_EXPR_LOOKUP_SET, &set(*name));
+                    .str(ffi::NFTNL_EXPR_LOOKUP_SET, set);
                 match lookup {
                     Lookup::In => expr,
                     // NFT_LOOKUP_F_INV.
@@ -372,17 +356,17 @@ impl NftnlExpr {
                     None => expr,
                 }
             }
-            Expression::Update { set: name, key, data, timeout_ms } => NftnlExpr::new(c"dynset")
+            Expression::Update { set, key, data, timeout_ms } => NftnlExpr::new(c"dynset")
                 .register(ffi::NFTNL_EXPR_DYNSET_SREG_KEY, *key)
                 .register(ffi::NFTNL_EXPR_DYNSET_SREG_DATA, *data)
                 // NFT_DYNSET_OP_UPDATE.
                 .u32(ffi::NFTNL_EXPR_DYNSET_OP, 1)
-                .str(ffi::NFTNL_EXPR_DYNSET_SET_NAME, &set(*name))
+                .str(ffi::NFTNL_EXPR_DYNSET_SET_NAME, set)
                 .u64(ffi::NFTNL_EXPR_DYNSET_TIMEOUT, *timeout_ms),
             Expression::Dnat { family, address, port } => NftnlExpr::new(c"nat")
                 // NFT_NAT_DNAT.
                 .u32(ffi::NFTNL_EXPR_NAT_TYPE, 1)
-                .u32(ffi::NFTNL_EXPR_NAT_FAMILY, u32::from(super::encode::protocol_family(*family)))
+                .u32(ffi::NFTNL_EXPR_NAT_FAMILY, u32::from(*family))
                 .register(ffi::NFTNL_EXPR_NAT_REG_ADDR_MIN, *address)
                 .register(ffi::NFTNL_EXPR_NAT_REG_PROTO_MIN, *port),
             Expression::Masquerade { flags } => NftnlExpr::new(c"masq").u32(ffi::NFTNL_EXPR_MASQ_FLAGS, *flags),
@@ -396,15 +380,14 @@ impl NftnlExpr {
             Expression::Immediate { dreg, data } => NftnlExpr::new(c"immediate")
                 .register(ffi::NFTNL_EXPR_IMM_DREG, *dreg)
                 .data(ffi::NFTNL_EXPR_IMM_DATA, data),
-            Expression::Verdict(verdict) => {
-                let (code, chain) = super::encode::verdict(*verdict);
+            Expression::Verdict { code, chain } => {
                 // NFT_REG_VERDICT.
                 let expr = NftnlExpr::new(c"immediate").u32(ffi::NFTNL_EXPR_IMM_DREG, 0);
                 let expr = match chain {
-                    Some(chain) => expr.str(ffi::NFTNL_EXPR_IMM_CHAIN, &chain),
+                    Some(chain) => expr.str(ffi::NFTNL_EXPR_IMM_CHAIN, chain),
                     None => expr,
                 };
-                expr.u32(ffi::NFTNL_EXPR_IMM_VERDICT, code)
+                expr.u32(ffi::NFTNL_EXPR_IMM_VERDICT, *code)
             }
             Expression::Counter { packets, bytes } => NftnlExpr::new(c"counter")
                 .u64(ffi::NFTNL_EXPR_CTR_PACKETS, *packets)
@@ -413,17 +396,14 @@ impl NftnlExpr {
     }
 }
 
-/// A name for C.
-pub(super) type CName = std::ffi::CString;
-
 /// One element of a set, which is filled again and again so that a long list costs no allocation of its own.
-pub(super) struct SetElement {
-    raw: NonNull<ffi::nftnl_set_elem>,
+pub(crate) struct SetElement {
+    pub(super) raw: NonNull<ffi::nftnl_set_elem>,
 }
 
 /// What an element of a map holds.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum ElementValue<'a> {
+pub(crate) enum ElementValue<'a> {
     /// Nothing: it is an element of a set.
     None,
     /// At most 64 bytes.
@@ -433,7 +413,7 @@ pub(super) enum ElementValue<'a> {
 }
 
 /// The most bytes that an element takes: two keys, data or a verdict with a chain's name, user data, and headers.
-const ELEMENT_MAX: usize = 2 * (VALUE_MAX + ATTRIBUTE) + NAME_MAX + USER_DATA_MAX + 8 * ATTRIBUTE;
+pub(super) const ELEMENT_MAX: usize = 2 * (VALUE_MAX + ATTRIBUTE) + NAME_MAX + USER_DATA_MAX + 8 * ATTRIBUTE;
 /// `NFT_NAME_MAXLEN`.
 const NAME_MAX: usize = 256;
 /// `NFT_USERDATA_MAXLEN`.
@@ -441,7 +421,7 @@ const USER_DATA_MAX: usize = 256;
 
 impl SetElement {
     /// An element without anything.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         // SAFETY: takes nothing and returns null or a fresh object, which this value then owns alone.
         let raw = unsafe { ffi::nftnl_set_elem_alloc() };
         SetElement { raw: allocated(raw) }
@@ -461,13 +441,13 @@ impl SetElement {
     }
 
     /// Sets the key, and the last key of an interval; at most 64 bytes.
-    pub(super) fn key(&mut self, key: &[u8], end: Option<&[u8]>) {
+    pub(crate) fn key(&mut self, key: &[u8], end: Option<&[u8]>) {
         self.set(ffi::NFTNL_SET_ELEM_KEY, Some(key), VALUE_MAX);
         self.set(ffi::NFTNL_SET_ELEM_KEY_END, end, VALUE_MAX);
     }
 
     /// Sets what a map's element holds.
-    pub(super) fn value(&mut self, value: ElementValue<'_>) {
+    pub(crate) fn value(&mut self, value: ElementValue<'_>) {
         // Data and chain share memory in libnftnl, so the old one has to go before the new one comes.
         self.set(ffi::NFTNL_SET_ELEM_CHAIN, None, 0);
         self.set(ffi::NFTNL_SET_ELEM_VERDICT, None, 0);
@@ -485,7 +465,7 @@ impl SetElement {
     }
 
     /// Sets the user data; at most 256 bytes.
-    pub(super) fn user_data(&mut self, user_data: Option<&[u8]>) {
+    pub(crate) fn user_data(&mut self, user_data: Option<&[u8]>) {
         self.set(ffi::NFTNL_SET_ELEM_USERDATA, user_data, USER_DATA_MAX);
     }
 }
@@ -495,177 +475,4 @@ impl Drop for SetElement {
         // SAFETY: the pointer came from `nftnl_set_elem_alloc`, is owned by this value alone and not used afterwards.
         unsafe { ffi::nftnl_set_elem_free(self.raw.as_ptr()) };
     }
-}
-
-/// The header of a message.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Header {
-    /// Of `uapi::msg`, or of a batch.
-    pub(super) kind: u16,
-    /// `NFPROTO_*`.
-    pub(super) family: u8,
-    /// `NLM_F_*`, besides `NLM_F_REQUEST`.
-    pub(super) flags: u16,
-    /// Comes back in the answer.
-    pub(super) sequence: u32,
-}
-
-/// Messages one after the other in one piece of memory, aligned to 4 bytes as netlink wants it. What lies beyond the
-/// last message is given up when that message is finished.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Messages {
-    words: Vec<u32>,
-}
-
-impl Messages {
-    /// Everything that was written.
-    pub(super) fn bytes(&self) -> &[u8] {
-        as_bytes(&self.words)
-    }
-
-    /// The number of bytes written.
-    pub(super) fn len(&self) -> usize {
-        self.words.len() * 4
-    }
-
-    /// Writes a message without attributes that starts or ends a batch.
-    pub(super) fn batch(&mut self, begin: bool, sequence: u32) {
-        let start = self.reserve(HEADER);
-        let buffer = self.at(start).cast::<c_char>();
-        let write = if begin { ffi::nftnl_batch_begin } else { ffi::nftnl_batch_end };
-        // SAFETY: the buffer is aligned to 4 bytes and has room for the headers, which is all that is written.
-        unsafe { write(buffer, sequence) };
-        self.finish(start);
-    }
-
-    /// Writes a message about a table.
-    pub(super) fn table(&mut self, header: Header, table: &Table) {
-        self.write(header, table.bound, |message| {
-            // SAFETY: both are alive, and there is room for the object's `bound` after the header.
-            unsafe { ffi::nftnl_table_nlmsg_build_payload(message, table.raw.as_ptr()) };
-        });
-    }
-
-    /// Writes a message about a chain.
-    pub(super) fn chain(&mut self, header: Header, chain: &Chain) {
-        self.write(header, chain.bound, |message| {
-            // SAFETY: both are alive, and there is room for the object's `bound` after the header.
-            unsafe { ffi::nftnl_chain_nlmsg_build_payload(message, chain.raw.as_ptr()) };
-        });
-    }
-
-    /// Writes a message about a rule.
-    pub(super) fn rule(&mut self, header: Header, rule: &Rule) {
-        self.write(header, rule.bound, |message| {
-            // SAFETY: both are alive, and there is room for the object's `bound` after the header.
-            unsafe { ffi::nftnl_rule_nlmsg_build_payload(message, rule.raw.as_ptr()) };
-        });
-    }
-
-    /// Writes a message about a set or map.
-    pub(super) fn set(&mut self, header: Header, set: &Set) {
-        self.write(header, set.bound, |message| {
-            // SAFETY: both are alive, and there is room for the object's `bound` after the header.
-            unsafe { ffi::nftnl_set_nlmsg_build_payload(message, set.raw.as_ptr()) };
-        });
-    }
-
-    /// Writes a message about elements of a set, as many as fit: `fill` makes the n-th element, or says that there are
-    /// no more. Returns how many there are in the message.
-    ///
-    /// The list is one attribute, whose length has 16 bits.
-    pub(super) fn elements(
-        &mut self,
-        header: Header,
-        set: &Set,
-        element: &mut SetElement,
-        mut fill: impl FnMut(usize, &mut SetElement) -> bool,
-    ) -> usize {
-        const LIST_MAX: usize = u16::MAX as usize;
-        let start = self.reserve(HEADER + set.bound + LIST_MAX);
-        let message = self.header(start, header);
-        // SAFETY: both are alive, there is room for the set's `bound`, and a set without elements writes only the names of
-        // table and set.
-        unsafe { ffi::nftnl_set_elems_nlmsg_build_payload(message, set.raw.as_ptr()) };
-
-        let list = start + self.message_len(start) / 4;
-        let nested = u32::from(uapi::NFTA_SET_ELEM_LIST_ELEMENTS | uapi::NLA_F_NESTED);
-        self.set_message_len(start, self.message_len(start) + 4);
-        let mut count = 0;
-        loop {
-            let length = self.message_len(start) - (list - start) * 4;
-            self.words[list] = attribute_header(length as u16, nested as u16);
-            if length + ELEMENT_MAX > LIST_MAX || !fill(count, element) {
-                break;
-            }
-            count += 1;
-            let message = self.at(start).cast::<libc::nlmsghdr>();
-            // SAFETY: both are alive; the header says where the message ends, and there is room for the largest element
-            // (`SetElement` limits each of its parts), as was just checked.
-            unsafe { ffi::nftnl_set_elem_nlmsg_build(message, element.raw.as_ptr(), count as c_int) };
-        }
-        self.finish(start);
-        count
-    }
-
-    /// Adds flags to the message that starts at this byte.
-    pub(super) fn add_flags(&mut self, at: usize, flags: u16) {
-        let word = &mut self.words[at / 4 + 1];
-        let mut bytes = word.to_ne_bytes();
-        let old = u16::from_ne_bytes([bytes[2], bytes[3]]);
-        bytes[2..].copy_from_slice(&(old | flags).to_ne_bytes());
-        *word = u32::from_ne_bytes(bytes);
-    }
-
-    fn write(&mut self, header: Header, bound: usize, build: impl FnOnce(*mut libc::nlmsghdr)) {
-        let start = self.reserve(HEADER + bound);
-        build(self.header(start, header));
-        self.finish(start);
-    }
-
-    fn header(&mut self, start: usize, header: Header) -> *mut libc::nlmsghdr {
-        let buffer = self.at(start).cast::<c_char>();
-        let Header { kind, family, flags, sequence } = header;
-        // SAFETY: the buffer is aligned to 4 bytes and has room for the headers, which is all that is written.
-        unsafe { ffi::nftnl_nlmsg_build_hdr(buffer, kind, family.into(), flags, sequence) }
-    }
-
-    /// Room for so many bytes more; returns the index of its first word.
-    fn reserve(&mut self, bytes: usize) -> usize {
-        let start = self.words.len();
-        self.words.resize(start + bytes.div_ceil(4), 0);
-        start
-    }
-
-    fn at(&mut self, start: usize) -> *mut u32 {
-        self.words[start..].as_mut_ptr()
-    }
-
-    /// The length field of the message that starts at a word.
-    fn message_len(&self, start: usize) -> usize {
-        self.words[start] as usize
-    }
-
-    fn set_message_len(&mut self, start: usize, length: usize) {
-        self.words[start] = length as u32;
-    }
-
-    /// Gives back what was reserved and not used.
-    fn finish(&mut self, start: usize) {
-        let end = start + self.message_len(start).div_ceil(4);
-        assert!(end <= self.words.len(), "a message is longer than what was reserved for it");
-        self.words.truncate(end);
-    }
-}
-
-fn attribute_header(length: u16, kind: u16) -> u32 {
-    let [a, b] = length.to_ne_bytes();
-    let [c, d] = kind.to_ne_bytes();
-    u32::from_ne_bytes([a, b, c, d])
-}
-
-/// The same memory as bytes.
-fn as_bytes(words: &[u32]) -> &[u8] {
-    // SAFETY: every byte of a number is initialised, bytes need no alignment, and length and lifetime are the slice's.
-    unsafe { std::slice::from_raw_parts(words.as_ptr().cast::<u8>(), size_of_val(words)) }
 }
