@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use arcstr::ArcStr;
 
-use super::{Family, Node, ObjectName, Service, ServiceCidr, Slice};
+use super::{Node, ObjectName, Service, ServiceCidr, Slice};
 
 /// The kinds of objects that the proxy reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -52,17 +52,13 @@ pub enum Event {
     Service(Service),
     /// A Service is gone, or is no longer one to be proxied.
     ServiceGone(ObjectName),
-    /// The next event, a slice of this Service, tells what happened at this time.
-    EndpointsChanged {
-        /// The Service.
-        service: ObjectName,
-        /// The family of the slice.
-        family: Family,
-        /// By the clock of the control plane.
-        at: SystemTime,
-    },
     /// A slice is there, or changed.
-    Slice(Slice),
+    Slice {
+        /// What it says.
+        slice: Slice,
+        /// When that happened, by the clock of the control plane, if the slice says so.
+        changed_at: Option<SystemTime>,
+    },
     /// A slice is gone, or is no longer one to be used.
     SliceGone(ObjectName),
     /// This node's Node is there, or changed.
@@ -80,6 +76,13 @@ pub enum Event {
         /// What is wrong with it.
         rejects: Vec<Reject>,
     },
+}
+
+impl From<Slice> for Event {
+    /// A slice that does not say when it changed.
+    fn from(slice: Slice) -> Event {
+        Event::Slice { slice, changed_at: None }
+    }
 }
 
 /// A part of an object that cannot be used. The rest of the object, and all other objects, work.

@@ -75,7 +75,7 @@ impl Cluster {
         for event in events(&self.converter, object) {
             match event {
                 Event::Service(service) => self.engine.apply(Event::ServiceGone(service.name)),
-                Event::Slice(slice) => self.engine.apply(Event::SliceGone(slice.name)),
+                Event::Slice { slice, .. } => self.engine.apply(Event::SliceGone(slice.name)),
                 Event::Node(_) => self.engine.apply(Event::NodeGone),
                 Event::ServiceCidr(_) => {
                     let name = object["metadata"]["name"].as_str().expect("a name");

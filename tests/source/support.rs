@@ -81,7 +81,7 @@ impl Convert for Plain {
         });
         let endpoints = endpoints.collect();
         let ports = Box::default();
-        vec![Event::Slice(Slice { service: name.clone(), name, family: Family::V4, ports, endpoints })]
+        vec![Slice { service: name.clone(), name, family: Family::V4, ports, endpoints }.into()]
     }
 
     fn node(&self, node: &core::Node) -> Vec<Event> {
@@ -134,12 +134,11 @@ impl Picture {
                 self.services.remove(name.as_str());
                 self.gone.push(name.to_string());
             }
-            Event::Slice(slice) => {
+            Event::Slice { slice, .. } => {
                 let name = slice.name.as_str().to_owned();
                 self.came(Kind::EndpointSlice, &name);
                 self.slices.insert(name, slice.endpoints.len());
             }
-            Event::EndpointsChanged { .. } => {}
             Event::SliceGone(name) => drop(self.slices.remove(name.as_str())),
             Event::Node(node) => {
                 self.came(Kind::Node, NODE);

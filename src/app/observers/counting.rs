@@ -18,8 +18,6 @@ type NoLocal = [PerFamily<usize>; 2];
 pub(super) struct Counting {
     metrics: Arc<Metrics>,
     started: SystemTime,
-    /// When the change happened that the next event tells.
-    announced: Option<SystemTime>,
     /// When the changes happened that wait for a sync.
     waiting: PerFamily<BTreeMap<ObjectName, Vec<SystemTime>>>,
     changed_services: BTreeSet<ObjectName>,
@@ -42,7 +40,6 @@ impl Counting {
         Counting {
             metrics,
             started,
-            announced: None,
             waiting: PerFamily::default(),
             changed_services: BTreeSet::new(),
             changed_slices: 0,
@@ -55,18 +52,16 @@ impl Counting {
 
     /// An event comes, and is not in the engine yet.
     pub(super) fn hears<K: Kernel>(&mut self, engine: &Engine<K>, event: &Event) {
-        let announced = self.announced.take();
         match event {
-            Event::EndpointsChanged { at, .. } => self.announced = Some(*at),
             Event::Service(service) => {
                 let changes = engine.store().service(&service.name) != Some(service);
                 self.service_changes(&service.name, changes);
             }
             Event::ServiceGone(name) => self.service_changes(name, engine.store().service(name).is_some()),
-            Event::Slice(slice) => {
+            Event::Slice { slice, changed_at } => {
                 self.metrics.endpoint_changes.inc();
                 if !engine.store().slices(&slice.service).contains(slice) {
-                    self.slice_changes(slice, announced);
+                    self.slice_changes(slice, *changed_at);
                 }
             }
             Event::SliceGone(_) => {
@@ -158,10 +153,10 @@ impl Counting {
         }
     }
 
-    fn slice_changes(&mut self, slice: &Slice, announced: Option<SystemTime>) {
+    fn slice_changes(&mut self, slice: &Slice, changed_at: Option<SystemTime>) {
         self.changed_slices += 1;
         // What happened before the start would tell how long the proxy was not there.
-        if let Some(at) = announced.filter(|at| *at > self.started) {
+        if let Some(at) = changed_at.filter(|at| *at > self.started) {
             self.waiting[slice.family].entry(slice.service.clone()).or_default().push(at);
         }
     }

@@ -130,7 +130,7 @@ impl Keyed for Filed {
 }
 
 impl Store {
-    /// Takes in an event. [`Event::Rejects`] and [`Event::EndpointsChanged`] change nothing here.
+    /// Takes in an event. [`Event::Rejects`] changes nothing here.
     pub fn apply(&mut self, event: Event) -> Changes {
         match event {
             Event::ListStarted(kind) => {
@@ -143,7 +143,7 @@ impl Store {
                 let gone = self.remove_service(&name);
                 Changes::redefining(gone.map(|service| (name, Some(service))).into_iter().collect())
             }
-            Event::Slice(slice) => self.put_slice(slice),
+            Event::Slice { slice, .. } => self.put_slice(slice),
             Event::SliceGone(name) => {
                 let gone = self.remove_slice(&name);
                 Changes::of(SliceChange::new(gone.as_ref(), None).collect())
@@ -154,7 +154,7 @@ impl Store {
             Event::ServiceCidrGone(name) => {
                 Changes { service_cidrs: self.service_cidrs.remove(&name).is_some(), ..Changes::default() }
             }
-            Event::Rejects { .. } | Event::EndpointsChanged { .. } => Changes::default(),
+            Event::Rejects { .. } => Changes::default(),
         }
     }
 

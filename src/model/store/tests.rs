@@ -102,14 +102,14 @@ fn services_come_change_and_go() {
 #[test]
 fn slices_come_before_or_after_their_service_and_move() {
     let mut store = Store::default();
-    assert_eq!(apply(&mut store, Event::Slice(slice("web-2", "web", 2))), services(&["web"]));
+    assert_eq!(apply(&mut store, Event::from(slice("web-2", "web", 2))), services(&["web"]));
     assert_eq!(apply(&mut store, Event::Service(service("web", 1))), services(&["web"]));
-    assert_eq!(apply(&mut store, Event::Slice(slice("web-1", "web", 1))), services(&["web"]));
+    assert_eq!(apply(&mut store, Event::from(slice("web-1", "web", 1))), services(&["web"]));
     assert_eq!(store.slices(&name("web")), [slice("web-1", "web", 1), slice("web-2", "web", 2)], "sorted by name");
-    assert_eq!(apply(&mut store, Event::Slice(slice("web-1", "web", 1))), services(&[]), "identical");
+    assert_eq!(apply(&mut store, Event::from(slice("web-1", "web", 1))), services(&[]), "identical");
     assert_eq!(apply(&mut store, Event::ServiceGone(name("web"))), services(&["web"]));
     assert_eq!(store.slices(&name("web")).len(), 2, "slices stay without their Service");
-    assert_eq!(apply(&mut store, Event::Slice(slice("web-1", "api", 1))), services(&["api", "web"]));
+    assert_eq!(apply(&mut store, Event::from(slice("web-1", "api", 1))), services(&["api", "web"]));
     assert_eq!(store.slices(&name("web")), [slice("web-2", "web", 2)]);
     assert_eq!(store.slices(&name("api")), [slice("web-1", "api", 1)]);
     assert_eq!(apply(&mut store, Event::SliceGone(name("web-1"))), services(&["api"]));
@@ -127,22 +127,22 @@ fn changes_of_serving_udp_endpoints_are_told() {
     };
     let (web, api) = ("shop/web IPv4", "shop/api IPv4");
     let none: [&str; 0] = [];
-    assert_eq!(told(Event::Slice(slice("web-1", "web", 1))), none, "TCP");
-    assert_eq!(told(Event::Slice(slice("web-1", "web", 2))), none);
-    assert_eq!(told(Event::Slice(udp_slice("web-1", "web", 0b001))), [web], "it is UDP now");
+    assert_eq!(told(Event::from(slice("web-1", "web", 1))), none, "TCP");
+    assert_eq!(told(Event::from(slice("web-1", "web", 2))), none);
+    assert_eq!(told(Event::from(udp_slice("web-1", "web", 0b001))), [web], "it is UDP now");
     assert_eq!(told(Event::Service(service("web", 1))), none);
-    assert_eq!(told(Event::Slice(udp_slice("web-1", "web", 0b001))), none, "identical");
+    assert_eq!(told(Event::from(udp_slice("web-1", "web", 0b001))), none, "identical");
     let mut elsewhere = udp_slice("web-1", "web", 0b001);
     elsewhere.endpoints[0].conditions.local = false;
     elsewhere.endpoints[1].conditions.ready = false;
-    assert_eq!(told(Event::Slice(elsewhere)), none, "neither where they are nor whether they are ready counts");
-    assert_eq!(told(Event::Slice(udp_slice("web-1", "web", 0b000))), [web], "one does not serve any more");
-    assert_eq!(told(Event::Slice(udp_slice("web-1", "api", 0b000))), [api, web], "it is another Service's");
+    assert_eq!(told(Event::from(elsewhere)), none, "neither where they are nor whether they are ready counts");
+    assert_eq!(told(Event::from(udp_slice("web-1", "web", 0b000))), [web], "one does not serve any more");
+    assert_eq!(told(Event::from(udp_slice("web-1", "api", 0b000))), [api, web], "it is another Service's");
     assert_eq!(told(Event::ServiceGone(name("api"))), none);
     assert_eq!(told(Event::SliceGone(name("web-1"))), [api]);
     assert_eq!(told(Event::SliceGone(name("web-1"))), none);
-    told(Event::Slice(udp_slice("api-1", "api", 0b001)));
-    told(Event::Slice(slice("web-1", "web", 1)));
+    told(Event::from(udp_slice("api-1", "api", 0b001)));
+    told(Event::from(slice("web-1", "web", 1)));
     told(Event::ListStarted(Kind::EndpointSlice));
     assert_eq!(told(Event::ListDone(Kind::EndpointSlice)), [api], "both slices are gone");
 }
@@ -205,7 +205,7 @@ fn what_a_list_lacks_is_gone() {
     let events = |texts: &[&str]| texts.iter().map(|text| Event::Service(service(text, 1))).collect();
     list(&mut store, Kind::Service, events(&["a", "b", "c"]));
     store.apply(Event::Service(service("d", 1)));
-    list(&mut store, Kind::EndpointSlice, vec![Event::Slice(slice("a-1", "a", 1)), Event::Slice(slice("x-1", "x", 1))]);
+    list(&mut store, Kind::EndpointSlice, vec![Event::from(slice("a-1", "a", 1)), Event::from(slice("x-1", "x", 1))]);
     assert_eq!(list(&mut store, Kind::Service, events(&["b", "d"])), services(&["a", "c"]));
     assert_eq!(store.slices(&name("a")).len(), 1, "only Services were listed");
     assert_eq!(list(&mut store, Kind::EndpointSlice, vec![]), services(&["a", "x"]));
@@ -246,7 +246,7 @@ fn values_stay_small() {
     assert!(size_of::<Filed>() <= 24);
 
     let mut store = Store::default();
-    store.apply(Event::Slice(slice("web-1", "web", 1)));
+    store.apply(Event::from(slice("web-1", "web", 1)));
     store.apply(Event::Service(service("web", 1)));
     let group = store.groups.get(&name("web")).expect("a group");
     let filed = store.slices.get(&name("web-1")).expect("a slice");
@@ -272,8 +272,8 @@ fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         6 => (any_name(), 0i64..2).prop_map(|(text, version)| Event::Service(service(text, version))),
         3 => any_name().prop_map(|text| Event::ServiceGone(name(text))),
-        8 => (any_name(), any_name(), 0u8..2).prop_map(|(text, of, version)| Event::Slice(slice(text, of, version))),
-        8 => (any_name(), any_name(), 0u8..8).prop_map(|(text, of, version)| Event::Slice(udp_slice(text, of, version))),
+        8 => (any_name(), any_name(), 0u8..2).prop_map(|(text, of, version)| Event::from(slice(text, of, version))),
+        8 => (any_name(), any_name(), 0u8..8).prop_map(|(text, of, version)| Event::from(udp_slice(text, of, version))),
         3 => any_name().prop_map(|text| Event::SliceGone(name(text))),
         2 => (zone, any::<bool>()).prop_map(|(zone, leaving)| Event::Node(node(zone, leaving))),
         1 => Just(Event::NodeGone),
@@ -295,7 +295,9 @@ impl Expected {
     fn apply(&mut self, event: &Event) {
         let key = match event {
             Event::Service(Service { name, .. }) | Event::ServiceGone(name) => (Kind::Service, name.to_string()),
-            Event::Slice(Slice { name, .. }) | Event::SliceGone(name) => (Kind::EndpointSlice, name.to_string()),
+            Event::Slice { slice: Slice { name, .. }, .. } | Event::SliceGone(name) => {
+                (Kind::EndpointSlice, name.to_string())
+            }
             Event::Node(_) | Event::NodeGone => (Kind::Node, String::new()),
             Event::ServiceCidr(ServiceCidr { name, .. }) | Event::ServiceCidrGone(name) => {
                 (Kind::ServiceCidr, name.to_string())
@@ -308,7 +310,7 @@ impl Expected {
                 self.objects.retain(|key, _| key.0 != *kind || self.listed.contains(key));
                 return;
             }
-            Event::Rejects { .. } | Event::EndpointsChanged { .. } => return,
+            Event::Rejects { .. } => return,
         };
         match event {
             Event::ServiceGone(_) | Event::SliceGone(_) | Event::NodeGone | Event::ServiceCidrGone(_) => {

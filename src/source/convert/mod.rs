@@ -66,17 +66,12 @@ impl Converter {
         events(Kind::Service, &object.metadata, converted, Event::Service, Event::ServiceGone)
     }
 
-    /// An EndpointSlice; before its value comes when it changed, where it says so.
+    /// An EndpointSlice, with the time of its change where it says so.
     pub fn slice(&self, object: &discovery::EndpointSlice) -> Vec<Event> {
         let mut converted = slice(object, &self.options, &mut self.pool());
-        let at = slice::last_change(object, &mut converted.rejects);
-        let changed = converted.value.as_ref().zip(at).map(|(slice, at)| Event::EndpointsChanged {
-            service: slice.service.clone(),
-            family: slice.family,
-            at,
-        });
-        let events = events(Kind::EndpointSlice, &object.metadata, converted, Event::Slice, Event::SliceGone);
-        changed.into_iter().chain(events).collect()
+        let changed_at = slice::last_change(object, &mut converted.rejects);
+        let there = |slice| Event::Slice { slice, changed_at };
+        events(Kind::EndpointSlice, &object.metadata, converted, there, Event::SliceGone)
     }
 
     /// A Node; other nodes' give no events.

@@ -527,15 +527,17 @@ fn events_of_objects() {
     rejects("Service shop/(no name)", &["metadata.name"], &events);
 
     let events = converter.slice(&slice_object(&json!({})));
-    assert!(matches!(&events[..], [Event::Slice(slice), _] if slice.name == name("web-x")), "{events:?}");
+    assert!(
+        matches!(&events[..], [Event::Slice { slice, changed_at: None }, _] if slice.name == name("web-x")),
+        "{events:?}"
+    );
     let changed = |at: &str| json!({"metadata": {"annotations": {LAST_CHANGE: at}}});
     let events = converter.slice(&slice_object(&changed("2026-11-20T22:01:55.5Z")));
-    let Event::EndpointsChanged { service, family: Family::V4, at } = &events[0] else { panic!("{events:?}") };
-    assert_eq!(*service, name("web"));
+    let Event::Slice { slice, changed_at: Some(at) } = &events[0] else { panic!("{events:?}") };
+    assert_eq!(slice.name, name("web-x"));
     assert_eq!(*at, std::time::UNIX_EPOCH + std::time::Duration::from_millis(1_795_212_115_500));
-    assert!(matches!(&events[1..], [Event::Slice(_), _]), "{events:?}");
     let events = converter.slice(&slice_object(&changed("yesterday")));
-    assert!(matches!(&events[..], [Event::Slice(_), _]), "{events:?}");
+    assert!(matches!(&events[..], [Event::Slice { changed_at: None, .. }, _]), "{events:?}");
     rejects("EndpointSlice shop/web-x", &[&format!("metadata.annotations[{LAST_CHANGE}]")], &events);
     let events = converter.slice(&slice_object(&json!({"addressType": "FQDN"})));
     assert!(matches!(&events[..], [Event::SliceGone(gone), _] if *gone == name("web-x")), "{events:?}");
@@ -588,7 +590,7 @@ proptest! {
                 {"addresses": [text(3)]}, {"addresses": [text(4)], "hints": {"forZones": [{"name": text(5)}]}},
             ],
         })));
-        if let Some(Event::Slice(slice)) = events.first() {
+        if let Some(Event::Slice { slice, .. }) = events.first() {
             prop_assert!(slice.endpoints.iter().all(|endpoint| Family::of(endpoint.address) == slice.family));
         }
         converter.node(&node_object(&json!({

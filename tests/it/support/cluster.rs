@@ -209,7 +209,7 @@ impl Cluster {
     fn list(&self, kind: Kind) -> Vec<Event> {
         match kind {
             Kind::Service => self.services.values().cloned().map(Event::Service).collect(),
-            Kind::EndpointSlice => self.slices.values().cloned().map(Event::Slice).collect(),
+            Kind::EndpointSlice => self.slices.values().cloned().map(Event::from).collect(),
             Kind::Node => self.node.iter().cloned().map(Event::Node).collect(),
             Kind::ServiceCidr => self.cidrs.values().cloned().map(Event::ServiceCidr).collect(),
         }
@@ -248,7 +248,7 @@ impl Cluster {
             }
             Change::Slice(slice) => {
                 self.slices.insert(slice.name.clone(), slice.clone());
-                engine.apply(Event::Slice(slice));
+                engine.apply(Event::from(slice));
             }
             Change::SliceGone(name) => {
                 self.slices.remove(&name);

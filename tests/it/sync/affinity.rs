@@ -72,7 +72,7 @@ fn remembered(kernel: &InMemoryKernel) -> Vec<Element> {
 /// The Service's endpoints are these from now on.
 fn endpoints_of(service: &ObjectName, lasts: &[u8]) -> Event {
     let endpoints = lasts.iter().map(|last| ready(address(Family::V4, 10, 124, *last))).collect();
-    Event::Slice(slice_of(service, Family::V4, endpoints))
+    Event::from(slice_of(service, Family::V4, endpoints))
 }
 
 fn sorted(mut elements: Vec<Element>) -> Vec<Element> {

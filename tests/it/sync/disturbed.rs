@@ -165,7 +165,7 @@ fn a_repair_that_is_disturbed_begins_again() {
             engine.distrust(Family::V4);
             for index in 0..20 {
                 let slice = slice_of(&plain_service(index).name, Family::V4, endpoints(Family::V4, 3));
-                engine.apply(Event::Slice(slice));
+                engine.apply(Event::from(slice));
             }
             count.set(at);
             settle(&mut engine, &mut now);
@@ -219,7 +219,7 @@ fn a_service_that_is_refused_with_the_error_of_a_lost_table_is_found() {
             engine.kernel().kernel.delete_table(Family::V4);
             for index in 0..200 {
                 let slice = slice_of(&plain_service(index).name, Family::V4, endpoints(Family::V4, 3));
-                engine.apply(Event::Slice(slice));
+                engine.apply(Event::from(slice));
             }
             settle(&mut engine, &mut now);
             assert_eq!(engine.installed(Family::V4).frontend_count(), 255);

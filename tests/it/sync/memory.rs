@@ -23,7 +23,7 @@ fn synced(services: u16, per_service: u8) -> (Engine<Recorder>, AllocationInfo) 
             for index in 0..services {
                 engine.apply(match kind {
                     Kind::Service => Event::Service(plain_service(index)),
-                    _ => Event::Slice(slice(index, per_service)),
+                    _ => Event::from(slice(index, per_service)),
                 });
             }
             engine.apply(Event::ListDone(kind));
@@ -65,7 +65,7 @@ fn a_change_allocates_what_it_changes() {
             let mut slice = slice(7, 10);
             slice.endpoints[3] = ready(address(Family::V4, 10, 124, last));
             let info = measure(|| {
-                engine.apply(Event::Slice(slice));
+                engine.apply(Event::from(slice));
                 let report = engine.sync(Instant::now());
                 opt_out(|| assert_eq!((report.transactions, report.operations), (1, 2)));
             });

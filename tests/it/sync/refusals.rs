@@ -166,7 +166,7 @@ fn a_refused_service_keeps_what_it_had() {
     // A third endpoint would need another verdict.
     for index in 0..3 {
         let slice = slice_of(&plain_service(index).name, Family::V4, endpoints(Family::V4, 3));
-        engine.apply(Event::Slice(slice));
+        engine.apply(Event::from(slice));
     }
     let report = engine.sync(now);
     assert_eq!(report.failures, 1);

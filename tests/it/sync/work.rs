@@ -98,7 +98,7 @@ fn a_change_costs_what_it_changes() {
         let endpoints = lasts.iter().map(|last| ready(address(Family::V4, 10, 124, *last))).collect();
         slice_of(&plain_service(index).name, Family::V4, endpoints)
     };
-    let event = |index, lasts: &[u8]| Event::Slice(slice(index, lasts));
+    let event = |index, lasts: &[u8]| Event::from(slice(index, lasts));
 
     // The same once more.
     engine.apply(event(1, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]));
@@ -123,7 +123,7 @@ fn a_change_costs_what_it_changes() {
     let mut unready = slice(4, &eleven[..10]);
     unready.endpoints[4].conditions.ready = false;
     unready.endpoints[4].conditions.serving = false;
-    let sent = change(&mut engine, 4, Event::Slice(unready));
+    let sent = change(&mut engine, 4, Event::from(unready));
     assert_eq!(counts(&sent), (3, 2, 3), "an endpoint is not ready, the first time that there are nine");
     let sent = change(&mut engine, 4, event(4, &eleven[..10]));
     assert_eq!(counts(&sent), (1, 2, 0), "it is ready again");
