@@ -6,10 +6,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use nix::libc;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::watch::Sender;
 
-use crate::netlink::{Builder, Bus, DUMP, Dump, Message, REQUEST, Socket, attributes};
+use crate::netlink::{Builder, Bus, DUMP, Dump, Message, REQUEST, Socket, asynchronous, attributes};
 
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
@@ -70,15 +69,6 @@ pub async fn watch(addresses: Sender<BTreeSet<IpAddr>>) -> io::Result<()> {
             }
         }
     }
-}
-
-#[allow(
-    deprecated,
-    reason = "the safe constructor; its successor is an unsafe fn for the sake of types that, unlike \
-    Socket, do not own their descriptor or change it"
-)]
-fn asynchronous(socket: Socket) -> io::Result<AsyncFd<Socket>> {
-    AsyncFd::new(socket)
 }
 
 fn list_with(socket: &mut Socket) -> io::Result<BTreeSet<IpAddr>> {

@@ -7,7 +7,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -215,11 +214,7 @@ fn start_engine(
 
 /// Tells the engine when somebody else changes our tables.
 async fn listen(own_port: u32, disturbances: mpsc::Sender<Disturbance>, metrics: &Metrics) -> anyhow::Result<()> {
-    #[expect(
-        deprecated,
-        reason = "the safe constructor; its successor is unsafe for types that do not own their descriptor"
-    )]
-    let mut monitor = AsyncFd::new(Monitor::open(own_port)?)?;
+    let mut monitor = Monitor::open(own_port)?.asynchronous()?;
     let mut told: PerFamily<Told> = PerFamily::default();
     disturbances.send(Disturbance::Listening).await?;
     loop {

@@ -9,4 +9,4 @@ pub(crate) use message::{
     messages, u16_at, u32_at,
 };
 pub(crate) use mnl::Bus;
-pub(crate) use socket::{Dump, Socket};
+pub(crate) use socket::{Dump, Socket, asynchronous};

@@ -12,6 +12,7 @@ use nix::libc;
 use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce, ReceiveTimeout, SndBuf, SndBufForce};
 use nix::sys::socket::{NetlinkAddr, connect, setsockopt};
 use nix::sys::time::TimeVal;
+use tokio::io::unix::AsyncFd;
 
 use super::message::{DUMP_INTERRUPTED, End, Message, messages};
 use crate::sys::{self, ReceiveBuffer};
@@ -198,6 +199,15 @@ impl Socket {
         };
         Ok(self.buffer.bytes().get(..length).unwrap_or_default())
     }
+}
+
+/// A descriptor that a tokio task can wait for. What is wrapped owns its descriptor and never changes it, as [`Socket`].
+pub(crate) fn asynchronous<T: AsRawFd>(socket: T) -> io::Result<AsyncFd<T>> {
+    #[expect(
+        deprecated,
+        reason = "the safe constructor; its successor is unsafe for types that do not own their descriptor"
+    )]
+    AsyncFd::new(socket)
 }
 
 impl AsFd for Socket {

@@ -3,13 +3,14 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use nix::errno::Errno;
+use tokio::io::unix::AsyncFd;
 
 use super::kernel::KernelError;
 use super::numbers::protocol_family;
 use super::request::NftablesMessage as _;
 use super::uapi::{self, msg};
 use crate::model::{Family, PerFamily};
-use crate::netlink::{Bus, Message, Socket, find, messages};
+use crate::netlink::{Bus, Message, Socket, asynchronous, find, messages};
 use crate::ruleset::names::TABLE;
 
 /// Room for notifications: a flush of everything tells every element.
@@ -49,6 +50,11 @@ impl Monitor {
         let socket = opened.map_err(|source| KernelError::Io { step: "listen to changes", source })?;
         socket.raise_receive_queue(RECEIVE_QUEUE);
         Ok(Monitor { socket, own_port, touched: PerFamily::default() })
+    }
+
+    /// The same, to be waited for in a tokio runtime.
+    pub fn asynchronous(self) -> Result<AsyncFd<Monitor>, KernelError> {
+        asynchronous(self).map_err(|source| KernelError::Io { step: "listen to changes", source })
     }
 
     /// What was heard since the last time; empty if there is nothing more at the moment. Reads one piece of what waits,
