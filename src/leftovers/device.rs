@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 
 use super::names::DEVICE;
-use super::tables::terminated;
+use super::values::terminated;
 use super::{Outcome, Remaining};
 use crate::netlink::{ACK, Builder, Bus, DUMP, REQUEST, Socket, attributes};
 

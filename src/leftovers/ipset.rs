@@ -11,7 +11,7 @@ use nix::libc::{IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP};
 
 use super::Outcome;
 use super::names::sets;
-use super::tables::terminated;
+use super::values::terminated;
 use crate::netlink::{ACK, Builder, Bus, DUMP, REQUEST, Socket, attributes};
 
 /// `NFNL_SUBSYS_IPSET << 8`.

@@ -22,6 +22,7 @@ mod rules;
 pub(crate) mod tables;
 #[cfg(test)]
 mod tests;
+mod values;
 pub(crate) mod walk;
 
 use std::io;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::tables::{be32, inside, string};
+use super::values::{be32, inside, string};
 use super::walk::{Does, Match, Rule};
 use crate::netlink::attributes;
 

@@ -6,6 +6,7 @@ use std::io;
 use super::names::TABLE;
 use super::plan::Jump;
 use super::rules;
+use super::values::{be32, inside, string, terminated};
 use super::walk::{Chain, Rule};
 use crate::netlink::{Builder, Bus, DUMP, Dump, REQUEST, Socket, attributes};
 
@@ -151,11 +152,6 @@ fn target(expression: &[u8]) -> Option<String> {
     path.into_iter().try_fold(expression, inside).map(string)
 }
 
-/// The value of an attribute inside of another.
-pub(super) fn inside(bytes: &[u8], kind: u16) -> Option<&[u8]> {
-    attributes(bytes).find(|(found, _)| *found == kind).map(|(_, value)| value)
-}
-
 impl Listed {
     fn take_in_rules(&mut self, mark: u32) -> io::Result<()> {
         let mut socket = Socket::open(Bus::Netfilter)?;
@@ -205,21 +201,6 @@ impl Listed {
 pub(super) fn family_header(family: &str) -> [u8; FAMILY_HEADER] {
     let number = FAMILIES.iter().find(|(_, name)| *name == family).map_or(0, |(number, _)| *number);
     [number, 0, 0, 0]
-}
-
-/// A text as netlink has it.
-pub(super) fn terminated(text: &str) -> Vec<u8> {
-    [text.as_bytes(), &[0]].concat()
-}
-
-/// A text that may end in a zero.
-pub(super) fn string(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes.strip_suffix(&[0]).unwrap_or(bytes)).into_owned()
-}
-
-/// A number in network byte order.
-pub(super) fn be32(bytes: &[u8]) -> Option<u32> {
-    bytes.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
 }
 
 #[cfg(test)]

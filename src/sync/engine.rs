@@ -9,22 +9,22 @@ use arcstr::ArcStr;
 use ipnet::IpNet;
 use tracing::warn;
 
+use super::cluster::Cluster;
+use super::report::Report;
 use super::standing::Standing;
-use super::table::{Pass, SyncError, Table, Wants};
+use super::table::{Pass, Table};
 use super::udp::Unchecked;
 use crate::addresses::{Accepted, NodePortAddresses};
 use crate::config::DetectLocal;
-use crate::diff::{Installed, Stage};
-use crate::errors;
+use crate::diff::Installed;
 use crate::model::claims::Claims;
-use crate::model::policy;
 use crate::model::store::Store;
-use crate::model::{Event, Family, FrontendKey, ObjectName, PerFamily, Protocol};
-use crate::nftables::{Committed, Kernel};
+use crate::model::{Event, Family, ObjectName, PerFamily};
+use crate::nftables::Kernel;
 use crate::ruleset::Ruleset;
 use crate::ruleset::base::{self, Detector, FrameFacts};
 use crate::ruleset::names::{Masquerade, SetName};
-use crate::ruleset::service::{self, Backend, ServiceFacts, ServicePart};
+use crate::ruleset::service::ServiceFacts;
 
 /// What the ruleset depends on besides the objects of the cluster: the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,86 +41,6 @@ pub struct Facts {
     pub node_ips: PerFamily<Option<IpAddr>>,
     /// The longest wait between two attempts of a failing sync.
     pub longest_retry: Duration,
-}
-
-/// What a sync did.
-#[derive(Debug, Default)]
-pub struct Report {
-    /// Transactions committed.
-    pub transactions: usize,
-    /// Kernel objects created or deleted.
-    pub operations: usize,
-    /// Bytes sent.
-    pub bytes: usize,
-    /// Time that the kernel took.
-    pub in_kernel: Duration,
-    /// Time that its longest transaction took.
-    pub longest_in_kernel: Duration,
-    /// Services and tables that could not be synced.
-    pub failures: usize,
-    /// UDP frontends whose flows have to be checked: their elements changed, or the endpoints that serve.
-    pub udp: Vec<UdpChange>,
-    /// The families in which all UDP frontends have to be checked, not only those of `udp`.
-    pub udp_all: PerFamily<bool>,
-    /// Services whose frontends changed.
-    pub services: BTreeSet<ObjectName>,
-    /// Services that were looked at, whether or not their frontends changed.
-    pub examined: BTreeSet<ObjectName>,
-    /// What was done in each family that there was something to do in, and time to do it. How a table stands after that,
-    /// or if there is nothing, says [`Engine::standing`].
-    pub families: PerFamily<Option<FamilyReport>>,
-    /// The first error that kept a whole table from being synced.
-    pub(super) fatal: Option<SyncError>,
-}
-
-/// What a sync did in one family.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct FamilyReport {
-    /// How long it took.
-    pub elapsed: Duration,
-    /// Whether the table was read back and compared as a whole.
-    pub full: bool,
-    /// Whether somebody else had changed the table, or may have, and it was in fact not as it should be.
-    pub repaired: bool,
-    /// What each transaction cost.
-    pub commits: Vec<Committed>,
-    /// Transactions that failed.
-    pub failed_commits: usize,
-    /// Failures to forget the clients of endpoints that are gone.
-    pub failed_cleanups: usize,
-}
-
-/// A UDP frontend whose connections may have to be forgotten.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UdpChange {
-    /// The frontend.
-    pub key: FrontendKey,
-    /// Whether it is still there, and whose it is.
-    pub service: Option<(ObjectName, ArcStr)>,
-}
-
-impl Report {
-    /// The first error that kept a whole table from being synced, in words; empty if there is none.
-    pub fn error_text(&self) -> String {
-        self.fatal.as_ref().map(|error| errors::text(error)).unwrap_or_default()
-    }
-
-    pub(super) fn family(&mut self, family: Family) -> &mut FamilyReport {
-        self.families[family].get_or_insert_default()
-    }
-
-    /// Notes what is about to be made the installed state.
-    pub(super) fn note_stage(&mut self, stage: &Stage, installed: &Installed) {
-        self.examined.extend(stage.services().cloned());
-        for (key, frontend) in stage.frontends() {
-            let old = installed.frontend(key);
-            self.services.extend(frontend.into_iter().chain(old).map(|frontend| frontend.service.clone()));
-            if key.protocol == Protocol::Udp {
-                let service = frontend.map(|frontend| (frontend.service.clone(), frontend.port_name.clone()));
-                self.udp.push(UdpChange { key: *key, service });
-            }
-        }
-    }
 }
 
 /// A range of cluster IPs that holds addresses of the node, which are no cluster IPs.
@@ -317,10 +237,10 @@ impl<K: Kernel> Engine<K> {
         if !self.is_complete() {
             return report;
         }
-        let wants = Cluster { store: &self.store, claims: &self.claims, facts: &self.service_facts };
+        let cluster = Cluster { store: &self.store, claims: &self.claims, facts: &self.service_facts };
         for family in Family::ALL {
             if self.tables[family].is_due(now) {
-                let mut pass = Pass::new(&mut self.kernel, &wants, now, &mut report);
+                let mut pass = Pass::new(&mut self.kernel, &cluster, now, &mut report);
                 let started = Instant::now();
                 self.tables[family].sync(&mut pass);
                 report.family(family).elapsed = started.elapsed();
@@ -427,42 +347,4 @@ fn service_facts(facts: &Facts, store: &Store) -> PerFamily<ServiceFacts> {
         },
         node_ip: node_ips[family],
     })
-}
-
-/// What the Services of the store want.
-struct Cluster<'a> {
-    store: &'a Store,
-    claims: &'a Claims,
-    facts: &'a PerFamily<ServiceFacts>,
-}
-
-impl Wants for Cluster<'_> {
-    fn wanted(&self, name: &ObjectName, family: Family, installed: &Installed) -> ServicePart {
-        let Some(service) = self.store.service(name) else { return ServicePart::default() };
-        let zone = self.store.node().and_then(|node| node.zone.as_deref());
-        service::wanted(
-            service,
-            family,
-            &self.facts[family],
-            |key, port| self.claims.owner(key).is_some_and(|owner| owner.service == name && *owner.port == *port.name),
-            |port| policy::choose(service, port, family, self.store.slices(name), zone),
-            |key| installed.frontend(key),
-        )
-    }
-
-    fn known(&self, name: &ObjectName) -> Option<ObjectName> {
-        self.store.service(name).map(|service| service.name.clone())
-    }
-
-    fn services(&self) -> BTreeSet<ObjectName> {
-        self.store.services().map(|service| service.name.clone()).collect()
-    }
-}
-
-/// The endpoints that still serve a UDP port, for deciding which connections to forget.
-pub fn serving(store: &Store, name: &ObjectName, port_name: &str, family: Family) -> Vec<Backend> {
-    let Some(service) = store.service(name) else { return Vec::new() };
-    let port = service.ports.iter().find(|port| &*port.name == port_name && port.protocol == Protocol::Udp);
-    port.map(|port| policy::serving(port, family, store.slices(name)).iter().map(Backend::from).collect())
-        .unwrap_or_default()
 }

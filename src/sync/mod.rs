@@ -10,8 +10,11 @@
 //! state has to be read back, and when a fact that concerns every Service changes (the node's zone, its addresses).
 
 mod affinity;
+mod cluster;
 mod engine;
+mod failure;
 mod mend;
+mod report;
 mod reports;
 mod run;
 mod standing;
@@ -19,7 +22,9 @@ mod table;
 mod told;
 mod udp;
 
-pub use engine::{Engine, Facts, FamilyReport, Overlap, Report, UdpChange, serving};
+pub use cluster::serving;
+pub use engine::{Engine, Facts, Overlap};
+pub use report::{FamilyReport, Report, UdpChange};
 pub use run::{Disturbance, Inputs, Observer, run};
 pub use standing::{Refused, Standing};
 pub use told::Told;

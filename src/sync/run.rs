@@ -8,7 +8,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{self, sleep_until};
 use tracing::{debug, info, warn};
 
-use super::engine::{Engine, Report};
+use super::engine::Engine;
+use super::report::Report;
 use super::reports::Reports;
 use super::standing::Standing;
 use crate::model::{Event, Family};

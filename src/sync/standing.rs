@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::table::Failure;
+use super::failure::Failure;
 use crate::model::ObjectName;
 
 /// How many Services a line of the log names; of the others it says how many there are.

@@ -8,14 +8,16 @@ use std::time::{Duration, Instant};
 use tracing::{debug, error, info, warn};
 
 use super::affinity::Sweeper;
-use super::engine::Report;
+use super::cluster::Cluster;
+use super::failure::{FIRST_RETRY, Failure};
 use super::mend::{frame_repairs, must_be_replaced, new_table};
+use super::report::{Report, SyncError};
 use super::standing::{MOST_NAMED, Refused, Standing};
 use super::told::Told;
 use crate::diff::{Installed, Operation, Recovery, Stage, Transaction};
 use crate::errors;
 use crate::model::{Family, ObjectName};
-use crate::nftables::{CommitError, Committed, Kernel, KernelError, Snapshot, table_flag};
+use crate::nftables::{CommitError, Kernel, Snapshot, table_flag};
 use crate::ruleset::Ruleset;
 use crate::ruleset::base::{self, Frame, FrameFacts};
 use crate::ruleset::names::{SetName, TABLE};
@@ -34,25 +36,10 @@ const BUSY_ATTEMPTS: u32 = 5;
 /// undone again and again takes at most half of a processor, and there is at most one such sync for each change of others.
 const DISTURBED_PAUSE: Duration = Duration::from_millis(20);
 
-/// The first wait after a failure; it doubles with each further one.
-const FIRST_RETRY: Duration = Duration::from_millis(200);
-
-/// What the Services want of a table, as far as a sync needs to know.
-pub(super) trait Wants {
-    /// What one Service wants; nothing if it is gone.
-    fn wanted(&self, name: &ObjectName, family: Family, installed: &Installed) -> ServicePart;
-
-    /// The name as it is held already, if there is such a Service.
-    fn known(&self, name: &ObjectName) -> Option<ObjectName>;
-
-    /// All Services that there are. Only for a read-back of the table.
-    fn services(&self) -> BTreeSet<ObjectName>;
-}
-
 /// One sync: what it works with, and what it has to tell.
 pub(super) struct Pass<'a> {
     pub(super) kernel: &'a mut dyn Kernel,
-    pub(super) wants: &'a dyn Wants,
+    pub(super) cluster: &'a Cluster<'a>,
     pub(super) now: Instant,
     pub(super) report: &'a mut Report,
     /// The Services that are refused for another reason than before, or for the first time.
@@ -62,33 +49,11 @@ pub(super) struct Pass<'a> {
 impl<'a> Pass<'a> {
     pub(super) fn new(
         kernel: &'a mut dyn Kernel,
-        wants: &'a dyn Wants,
+        cluster: &'a Cluster<'a>,
         now: Instant,
         report: &'a mut Report,
     ) -> Pass<'a> {
-        Pass { kernel, wants, now, report, newly_refused: 0 }
-    }
-}
-
-/// A sync did not come to its end. What was committed before stays; the rest is tried again later.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum SyncError {
-    #[error(transparent)]
-    Read(#[from] KernelError),
-    #[error(transparent)]
-    Commit(#[from] CommitError),
-    /// Nobody else may change it, and nobody else knows what it will hold next.
-    #[error("it has the flag owner, which keeps it for another program: end that one; \"nft list tables\" names it")]
-    Owned,
-    /// The kernel refused something, but perhaps only because others have changed nftables since the table was read.
-    #[error("somebody else has changed nftables meanwhile")]
-    Disturbed(#[source] CommitError),
-}
-
-impl SyncError {
-    /// Whether the kernel itself is well, but others are at work.
-    fn is_disturbance(&self) -> bool {
-        matches!(self, SyncError::Disturbed(_) | SyncError::Read(KernelError::Restless))
+        Pass { kernel, cluster, now, report, newly_refused: 0 }
     }
 }
 
@@ -125,24 +90,6 @@ pub(super) struct Table {
     elements: BTreeMap<SetName, usize>,
     /// Whether somebody else has changed the table, or may have, since it was last known.
     disturbed: bool,
-}
-
-/// What failed before and will be tried again.
-#[derive(Debug, Clone)]
-pub(super) struct Failure {
-    /// When to try again.
-    at: Instant,
-    /// How long that is after the last time.
-    wait: Duration,
-    /// What went wrong, in words: said again only when it changes.
-    pub(super) error: String,
-}
-
-impl Failure {
-    fn after(previous: Option<&Failure>, error: String, now: Instant, longest: Duration) -> Failure {
-        let wait = previous.map_or(FIRST_RETRY, |previous| previous.wait * 2).min(longest);
-        Failure { at: now + wait, wait, error }
-    }
 }
 
 impl Table {
@@ -363,7 +310,7 @@ impl Table {
             snapshot.foreign_other.extend(foreign);
         }
         // From here to the end of the sync the work is proportional to what there is: it is a start or a repair.
-        self.dirty.append(&mut pass.wants.services());
+        self.dirty.append(&mut pass.cluster.services());
         self.dirty.extend(self.installed.services().cloned());
         if snapshot.table_flags & table_flag::OWNER != 0 {
             return Err(SyncError::Owned);
@@ -378,7 +325,7 @@ impl Table {
         let chains = snapshot.chains.iter().chain(&snapshot.other_rules).copied();
         // What was known before goes first: both at once would be most of the memory that the daemon uses.
         self.installed = Installed::default();
-        let (installed, unknown) = recovery.finish(chains, |name| pass.wants.known(name));
+        let (installed, unknown) = recovery.finish(chains, |name| pass.cluster.known(name));
         self.installed = installed;
         let counts = mem::replace(&mut self.elements, self.installed.element_counts());
         let same = self.elements.iter().eq(counts.iter().filter(|(_, count)| **count > 0));
@@ -428,7 +375,7 @@ impl Table {
         let empty = Installed::default();
         let mut stage = Stage::default();
         for name in &self.dirty {
-            stage.service(&empty, name, pass.wants.wanted(name, self.family, &empty));
+            stage.service(&empty, name, pass.cluster.wanted(name, self.family, &empty));
         }
         stage.nodeport_ips(self.nodeport_ips.clone());
         let elements = stage.transaction(self.family, &empty, |name| base::on_demand(name, &self.facts));
@@ -477,7 +424,7 @@ impl Table {
             while stage.weight() < ELEMENTS_PER_TRANSACTION
                 && let Some(name) = self.dirty.pop_first()
             {
-                stage.service(&self.installed, &name, pass.wants.wanted(&name, self.family, &self.installed));
+                stage.service(&self.installed, &name, pass.cluster.wanted(&name, self.family, &self.installed));
                 names.push(name);
             }
             if let Err(error) = self.send_services(pass, stage, &names, read_back) {
@@ -492,7 +439,7 @@ impl Table {
         }
         if self.installed.has_unclaimed() && (read_back || self.refused.is_empty()) {
             // A Service that is refused keeps what was found of it.
-            let spared = self.refused.keys().map(|name| pass.wants.wanted(name, self.family, &self.installed));
+            let spared = self.refused.keys().map(|name| pass.cluster.wanted(name, self.family, &self.installed));
             let spared: Vec<ServicePart> = spared.collect();
             let mut stage = Stage::default();
             stage.unclaimed(&self.installed, &spared);
@@ -523,7 +470,7 @@ impl Table {
             for half in [first, second] {
                 let mut stage = Stage::default();
                 for name in half {
-                    stage.service(&self.installed, name, pass.wants.wanted(name, self.family, &self.installed));
+                    stage.service(&self.installed, name, pass.cluster.wanted(name, self.family, &self.installed));
                 }
                 self.send_services(pass, stage, half, read_back)?;
             }
@@ -645,14 +592,4 @@ impl Table {
 /// Whether an error is a reason to read the table back, once, and go on from there.
 fn worth_reading_back(error: &CommitError) -> bool {
     matches!(error, CommitError::Refused { .. } | CommitError::Unknown(_))
-}
-
-impl Report {
-    fn note_commit(&mut self, committed: Committed) {
-        self.transactions += 1;
-        self.operations += committed.operations;
-        self.bytes += committed.bytes;
-        self.in_kernel += committed.elapsed;
-        self.longest_in_kernel = self.longest_in_kernel.max(committed.elapsed);
-    }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::engine::{Report, UdpChange};
+use super::report::{Report, UdpChange};
 use crate::diff::Installed;
 use crate::model::{Family, ObjectName, Protocol};
 

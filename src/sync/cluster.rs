@@ -1,0 +1,51 @@
+//! What the Services of the cluster want of the tables.
+
+use std::collections::BTreeSet;
+
+use crate::diff::Installed;
+use crate::model::claims::Claims;
+use crate::model::policy;
+use crate::model::store::Store;
+use crate::model::{Family, ObjectName, PerFamily, Protocol};
+use crate::ruleset::service::{self, Backend, ServiceFacts, ServicePart};
+
+/// What is known of the cluster, for those who ask what a Service wants of a table.
+pub(super) struct Cluster<'a> {
+    pub(super) store: &'a Store,
+    pub(super) claims: &'a Claims,
+    pub(super) facts: &'a PerFamily<ServiceFacts>,
+}
+
+impl Cluster<'_> {
+    /// What one Service wants; nothing if it is gone. `installed` is what there is: endpoints keep their slots.
+    pub(super) fn wanted(&self, name: &ObjectName, family: Family, installed: &Installed) -> ServicePart {
+        let Some(service) = self.store.service(name) else { return ServicePart::default() };
+        let zone = self.store.node().and_then(|node| node.zone.as_deref());
+        service::wanted(
+            service,
+            family,
+            &self.facts[family],
+            |key, port| self.claims.owner(key).is_some_and(|owner| owner.service == name && *owner.port == *port.name),
+            |port| policy::choose(service, port, family, self.store.slices(name), zone),
+            |key| installed.frontend(key),
+        )
+    }
+
+    /// The name as it is held already, if there is such a Service.
+    pub(super) fn known(&self, name: &ObjectName) -> Option<ObjectName> {
+        self.store.service(name).map(|service| service.name.clone())
+    }
+
+    /// All Services that there are. Only for a read-back of the table.
+    pub(super) fn services(&self) -> BTreeSet<ObjectName> {
+        self.store.services().map(|service| service.name.clone()).collect()
+    }
+}
+
+/// The endpoints that still serve a UDP port, for deciding which connections to forget.
+pub fn serving(store: &Store, name: &ObjectName, port_name: &str, family: Family) -> Vec<Backend> {
+    let Some(service) = store.service(name) else { return Vec::new() };
+    let port = service.ports.iter().find(|port| &*port.name == port_name && port.protocol == Protocol::Udp);
+    port.map(|port| policy::serving(port, family, store.slices(name)).iter().map(Backend::from).collect())
+        .unwrap_or_default()
+}

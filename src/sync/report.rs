@@ -1,0 +1,122 @@
+//! What a sync did, and why it did not come to its end.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use arcstr::ArcStr;
+
+use crate::diff::{Installed, Stage};
+use crate::errors;
+use crate::model::{Family, FrontendKey, ObjectName, PerFamily, Protocol};
+use crate::nftables::{CommitError, Committed, KernelError};
+
+/// What a sync did.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Transactions committed.
+    pub transactions: usize,
+    /// Kernel objects created or deleted.
+    pub operations: usize,
+    /// Bytes sent.
+    pub bytes: usize,
+    /// Time that the kernel took.
+    pub in_kernel: Duration,
+    /// Time that its longest transaction took.
+    pub longest_in_kernel: Duration,
+    /// Services and tables that could not be synced.
+    pub failures: usize,
+    /// UDP frontends whose flows have to be checked: their elements changed, or the endpoints that serve.
+    pub udp: Vec<UdpChange>,
+    /// The families in which all UDP frontends have to be checked, not only those of `udp`.
+    pub udp_all: PerFamily<bool>,
+    /// Services whose frontends changed.
+    pub services: BTreeSet<ObjectName>,
+    /// Services that were looked at, whether or not their frontends changed.
+    pub examined: BTreeSet<ObjectName>,
+    /// What was done in each family that there was something to do in, and time to do it. How a table stands after that,
+    /// or if there is nothing, says [`Engine::standing`](super::Engine::standing).
+    pub families: PerFamily<Option<FamilyReport>>,
+    /// The first error that kept a whole table from being synced.
+    pub(super) fatal: Option<SyncError>,
+}
+
+/// What a sync did in one family.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FamilyReport {
+    /// How long it took.
+    pub elapsed: Duration,
+    /// Whether the table was read back and compared as a whole.
+    pub full: bool,
+    /// Whether somebody else had changed the table, or may have, and it was in fact not as it should be.
+    pub repaired: bool,
+    /// What each transaction cost.
+    pub commits: Vec<Committed>,
+    /// Transactions that failed.
+    pub failed_commits: usize,
+    /// Failures to forget the clients of endpoints that are gone.
+    pub failed_cleanups: usize,
+}
+
+/// A UDP frontend whose connections may have to be forgotten.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UdpChange {
+    /// The frontend.
+    pub key: FrontendKey,
+    /// Whether it is still there, and whose it is.
+    pub service: Option<(ObjectName, ArcStr)>,
+}
+
+impl Report {
+    /// The first error that kept a whole table from being synced, in words; empty if there is none.
+    pub fn error_text(&self) -> String {
+        self.fatal.as_ref().map(|error| errors::text(error)).unwrap_or_default()
+    }
+
+    pub(super) fn family(&mut self, family: Family) -> &mut FamilyReport {
+        self.families[family].get_or_insert_default()
+    }
+
+    /// Notes a transaction that the kernel has taken.
+    pub(super) fn note_commit(&mut self, committed: Committed) {
+        self.transactions += 1;
+        self.operations += committed.operations;
+        self.bytes += committed.bytes;
+        self.in_kernel += committed.elapsed;
+        self.longest_in_kernel = self.longest_in_kernel.max(committed.elapsed);
+    }
+
+    /// Notes what is about to be made the installed state.
+    pub(super) fn note_stage(&mut self, stage: &Stage, installed: &Installed) {
+        self.examined.extend(stage.services().cloned());
+        for (key, frontend) in stage.frontends() {
+            let old = installed.frontend(key);
+            self.services.extend(frontend.into_iter().chain(old).map(|frontend| frontend.service.clone()));
+            if key.protocol == Protocol::Udp {
+                let service = frontend.map(|frontend| (frontend.service.clone(), frontend.port_name.clone()));
+                self.udp.push(UdpChange { key: *key, service });
+            }
+        }
+    }
+}
+
+/// A sync did not come to its end. What was committed before stays; the rest is tried again later.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SyncError {
+    #[error(transparent)]
+    Read(#[from] KernelError),
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    /// Nobody else may change it, and nobody else knows what it will hold next.
+    #[error("it has the flag owner, which keeps it for another program: end that one; \"nft list tables\" names it")]
+    Owned,
+    /// The kernel refused something, but perhaps only because others have changed nftables since the table was read.
+    #[error("somebody else has changed nftables meanwhile")]
+    Disturbed(#[source] CommitError),
+}
+
+impl SyncError {
+    /// Whether the kernel itself is well, but others are at work.
+    pub(super) fn is_disturbance(&self) -> bool {
+        matches!(self, SyncError::Disturbed(_) | SyncError::Read(KernelError::Restless))
+    }
+}
