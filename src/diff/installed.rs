@@ -7,8 +7,9 @@ use smallvec::SmallVec;
 
 use crate::keyed::{Keyed, KeyedTable};
 use crate::model::{FrontendKey, ObjectName};
+use crate::ruleset::elements;
+use crate::ruleset::frontend::{Frontend, Shared};
 use crate::ruleset::names::{ChainName, SetName};
-use crate::ruleset::service::{self, Frontend, Shared};
 use crate::ruleset::types::Element;
 
 /// The elements and the chains made on demand that one family's table holds.
@@ -125,7 +126,7 @@ impl Installed {
 
     /// What is installed, in no order.
     fn placed(&self) -> impl Iterator<Item = (SetName, Element)> {
-        self.frontends.iter_unordered().flat_map(|placed| service::elements(&placed.key, &placed.frontend))
+        self.frontends.iter_unordered().flat_map(|placed| elements::elements(&placed.key, &placed.frontend))
     }
 
     /// The elements that the table holds for a frontend.
@@ -133,7 +134,7 @@ impl Installed {
         if let Some(damaged) = self.damaged.get(key) {
             return damaged.clone();
         }
-        self.frontend(key).map(|frontend| service::elements(key, frontend)).unwrap_or_default()
+        self.frontend(key).map(|frontend| elements::elements(key, frontend)).unwrap_or_default()
     }
 
     /// All elements of the table, sorted: what a dump of it must show. For tests and listings.
@@ -141,8 +142,8 @@ impl Installed {
     pub fn all_elements(&self) -> Vec<(SetName, Element)> {
         let mut elements: Vec<_> = self.placed().collect();
         elements.extend(self.damaged.values().flatten().cloned());
-        elements.extend(self.shared.keys().map(|shared| service::shared_element(*shared)));
-        elements.extend(self.nodeport_ips.iter().map(|address| service::nodeport_ip_element(*address)));
+        elements.extend(self.shared.keys().map(|shared| elements::shared_element(*shared)));
+        elements.extend(self.nodeport_ips.iter().map(|address| elements::nodeport_ip_element(*address)));
         elements.sort_unstable();
         elements
     }
@@ -154,7 +155,7 @@ impl Installed {
         let mut count = |set| *counts.entry(set).or_default() += 1;
         self.placed().for_each(|(set, _)| count(set));
         self.damaged.values().flatten().for_each(|(set, _)| count(*set));
-        self.shared.keys().for_each(|shared| count(service::shared_element(*shared).0));
+        self.shared.keys().for_each(|shared| count(elements::shared_element(*shared).0));
         self.nodeport_ips.iter().for_each(|_| count(SetName::NodeportIps));
         counts
     }

@@ -10,9 +10,10 @@ use smallvec::SmallVec;
 use super::installed::{Installed, Placed, Unit};
 use crate::keyed::KeyedTable;
 use crate::model::{Family, FrontendAt, FrontendKey, ObjectName};
+use crate::ruleset::elements;
+use crate::ruleset::frontend::{Action, Backend, Frontend, Shared, Slots};
 use crate::ruleset::names::{ChainName, Pick, SetName};
 use crate::ruleset::ranges::Range;
-use crate::ruleset::service::{self, Action, Backend, Frontend, Shared, Slots};
 use crate::ruleset::types::{Data, Element, Key, Value, Verdict};
 
 /// Takes in the elements of a table one by one, in any order, and says what is installed.
@@ -68,7 +69,7 @@ impl Recovery {
     /// Forgets what came of a set: it is read again from the beginning.
     #[expect(clippy::disallowed_methods, reason = "each is treated alike")]
     pub fn forget(&mut self, set: SetName) {
-        self.shared.retain(|shared| service::shared_element(*shared).0 != set);
+        self.shared.retain(|shared| elements::shared_element(*shared).0 != set);
         if set == SetName::NodeportIps {
             self.nodeport_ips.clear();
         }
@@ -177,7 +178,7 @@ impl Found {
     /// The elements that the proxy would write for a frontend.
     fn of(key: &FrontendKey, frontend: &Frontend) -> Found {
         let mut found = Found::default();
-        for (set, element) in service::elements(key, frontend) {
+        for (set, element) in elements::elements(key, frontend) {
             found.element(set, element);
         }
         found.normalize();
@@ -265,7 +266,7 @@ impl Found {
     /// All elements, sorted.
     fn elements(&self, key: &FrontendKey) -> Vec<(SetName, Element)> {
         let nodeport = matches!(key.at, FrontendAt::NodePort(_));
-        let own = |value: Option<Value>| service::element_key(key).into_iter().chain(value).collect::<Key>();
+        let own = |value: Option<Value>| elements::element_key(key).into_iter().chain(value).collect::<Key>();
         let mut elements = self.strange.clone();
         elements.extend(self.verdicts.iter().map(|(set, verdict)| {
             let comment = self.comment.clone().filter(|_| is_entry(*set));

@@ -9,8 +9,10 @@ use smallvec::SmallVec;
 use super::installed::{Installed, Placed, Unit};
 use super::transaction::{Operation, Transaction};
 use crate::model::{Family, FrontendKey, ObjectName};
+use crate::ruleset::elements;
+use crate::ruleset::frontend::{Frontend, Shared};
 use crate::ruleset::names::{ChainName, SetName};
-use crate::ruleset::service::{self, Frontend, ServicePart, Shared};
+use crate::ruleset::service::ServicePart;
 use crate::ruleset::types::{Chain, Data, Element, Verdict};
 
 /// Changes of some Services that go to the kernel as one transaction.
@@ -111,24 +113,24 @@ impl Stage {
         let mut changes = Changes::default();
         for (key, frontend) in &self.frontends {
             let old = installed.elements(key);
-            let new = frontend.as_ref().map(|frontend| service::elements(key, frontend)).unwrap_or_default();
+            let new = frontend.as_ref().map(|frontend| elements::elements(key, frontend)).unwrap_or_default();
             changes.difference(old, new);
         }
         for (shared, delta) in &self.shared {
             let users = installed.shared.get(shared);
             let wanted = users.copied().map_or(0, i64::from) + delta > 0;
             match (users.is_some(), wanted) {
-                (false, true) => changes.add(service::shared_element(*shared)),
-                (true, false) => changes.delete(service::shared_element(*shared)),
+                (false, true) => changes.add(elements::shared_element(*shared)),
+                (true, false) => changes.delete(elements::shared_element(*shared)),
                 _ => {}
             }
         }
         if let Some(wanted) = &self.nodeport_ips {
             for address in installed.nodeport_ips.difference(wanted) {
-                changes.delete(service::nodeport_ip_element(*address));
+                changes.delete(elements::nodeport_ip_element(*address));
             }
             for address in wanted.difference(&installed.nodeport_ips) {
-                changes.add(service::nodeport_ip_element(*address));
+                changes.add(elements::nodeport_ip_element(*address));
             }
         }
         let mut transaction = Transaction::new(family);

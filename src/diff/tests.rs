@@ -8,9 +8,10 @@ use proptest::prelude::*;
 
 use super::{Installed, Operation, Recovery, Stage, Transaction};
 use crate::model::{Family, FrontendAt, FrontendKey, ObjectName, Protocol};
+use crate::ruleset::frontend::{Action, Backend, Frontend, Shared, Slots};
 use crate::ruleset::names::{ChainName, Masquerade, SetName};
 use crate::ruleset::ranges::Range;
-use crate::ruleset::service::{Action, Backend, Frontend, ServicePart, Shared, Slots, arrange};
+use crate::ruleset::service::{ServicePart, arrange};
 use crate::ruleset::types::{Chain, Data, Element, Key, Value, Verdict};
 
 /// A table as the kernel would keep it: refuses what the kernel refuses.
@@ -296,7 +297,7 @@ proptest! {
             let mut element = expected.first().map(|(_, element)| element.clone()).unwrap_or(Element {
                 key: Default::default(), key_end: None, data: Data::None, comment: None,
             });
-            element.key = crate::ruleset::service::element_key(&frontend);
+            element.key = crate::ruleset::elements::element_key(&frontend);
             element.key.push(Value::Slot(slot));
             element.key_end = None;
             let set = if matches!(frontend.at, FrontendAt::NodePort(_)) { SetName::NodeportEndpoints } else { SetName::Endpoints };

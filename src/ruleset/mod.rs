@@ -3,11 +3,15 @@
 //! * [`types`]: tables, chains, sets, maps, rules and elements as values, in nft's words.
 //! * [`names`]: the names of our sets and chains; they are part of the interface (`nft list ruleset`).
 //! * [`base`]: the frame: every set, and every chain with its rules.
+//! * [`frontend`]: what is installed for an address and port; [`service`]: what a Service wants.
+//! * [`elements`]: the elements of a frontend.
 //! * [`text`]: all of it as a script for `nft -f`.
 //! * [`eval`]: what a ruleset does to a packet.
 
 pub mod base;
+pub mod elements;
 pub mod eval;
+pub mod frontend;
 pub mod names;
 pub mod ranges;
 pub mod service;

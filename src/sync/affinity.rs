@@ -14,8 +14,8 @@ use crate::diff::{Installed, Operation, Transaction};
 use crate::model::{Family, FrontendAt, FrontendKey};
 use crate::nftables::{CommitError, Kernel, KernelError};
 use crate::ruleset::base;
+use crate::ruleset::frontend::{Action, Backend, Frontend};
 use crate::ruleset::names::SetName;
-use crate::ruleset::service::{Action, Backend, Frontend};
 use crate::ruleset::types::{Data, Element, Value};
 
 /// When to look a second time: by then the first packet of every connection that was under way has passed.

@@ -7,7 +7,8 @@ use crate::model::claims::Claims;
 use crate::model::policy;
 use crate::model::store::Store;
 use crate::model::{Family, ObjectName, PerFamily, Protocol};
-use crate::ruleset::service::{self, Backend, ServiceFacts, ServicePart};
+use crate::ruleset::frontend::Backend;
+use crate::ruleset::service::{self, ServiceFacts, ServicePart};
 
 /// What is known of the cluster, for those who ask what a Service wants of a table.
 pub(super) struct Cluster<'a> {
@@ -21,7 +22,7 @@ impl Cluster<'_> {
     pub(super) fn wanted(&self, name: &ObjectName, family: Family, installed: &Installed) -> ServicePart {
         let Some(service) = self.store.service(name) else { return ServicePart::default() };
         let zone = self.store.node().and_then(|node| node.zone.as_deref());
-        service::wanted(
+        service::part(
             service,
             family,
             &self.facts[family],

@@ -8,8 +8,8 @@ use nftproxyd::diff::Recovery;
 use nftproxyd::model::{Family, FrontendAt, FrontendKey, ObjectName};
 use nftproxyd::nftables::in_memory::{Fault, InMemoryKernel};
 use nftproxyd::nftables::{Kernel, LinuxKernel};
+use nftproxyd::ruleset::elements::{self, element_key};
 use nftproxyd::ruleset::names::{ChainName, SetName};
-use nftproxyd::ruleset::service::{self, element_key};
 use nftproxyd::ruleset::types::{Element, Value};
 use nftproxyd::sync::Engine;
 use proptest::prelude::*;
@@ -142,7 +142,7 @@ fn parts(kernel: &InMemoryKernel, keys: &BTreeSet<FrontendKey>) -> Parts {
         let mut written = 0;
         for key in keys.iter().filter(|key| key.family() == family) {
             if let Some(frontend) = found.frontend(key) {
-                let elements = service::elements(key, frontend);
+                let elements = elements::elements(key, frontend);
                 written += elements.len();
                 parts.entry(frontend.service.clone()).or_default().insert(*key, without_slots(&elements));
             }

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use nftproxyd::config::DetectLocal;
 use nftproxyd::model::{Event, Family, FrontendAt, FrontendKey, PerFamily, Protocol};
 use nftproxyd::ruleset::eval::{Origin, Outcome, Packet, Tracer};
+use nftproxyd::ruleset::frontend::Action;
 use nftproxyd::ruleset::names::{ChainName, Masquerade, Pick};
-use nftproxyd::ruleset::service::Action;
 use nftproxyd::sync::Facts;
 
 use crate::cluster::{self, Cluster, NODE, OUTER_INTERFACE, POD_INTERFACE};

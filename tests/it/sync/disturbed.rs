@@ -7,8 +7,8 @@ use nftproxyd::config::NodePortAddresses;
 use nftproxyd::model::{Event, Family};
 use nftproxyd::nftables::Kernel;
 use nftproxyd::nftables::in_memory::InMemoryKernel;
+use nftproxyd::ruleset::elements::element_key;
 use nftproxyd::ruleset::names::{ChainName, SetName};
-use nftproxyd::ruleset::service::element_key;
 use nftproxyd::sync::{Engine, Standing};
 use nix::errno::Errno;
 

@@ -9,8 +9,8 @@ use nftproxyd::diff::Operation;
 use nftproxyd::model::{Event, Family, FrontendAt, FrontendKey, Protocol, Service};
 use nftproxyd::nftables::in_memory::{Fault, InMemoryKernel};
 use nftproxyd::nftables::{Kernel, table_flag};
+use nftproxyd::ruleset::elements::element_key;
 use nftproxyd::ruleset::names::SetName;
-use nftproxyd::ruleset::service::element_key;
 use nftproxyd::sync::{Engine, Standing};
 
 use crate::support::cluster::{Cluster, LONGEST_RETRY, endpoints, facts, of_every_kind, plain_service, port, slice_of};

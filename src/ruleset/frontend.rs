@@ -1,0 +1,107 @@
+//! What a frontend is: whose it is, and what becomes of a connection to it.
+//!
+//! A [`Frontend`] is what the proxy remembers of what it installed. [`super::elements`] spreads it over the sets and maps,
+//! so the difference of two frontends is the difference of their elements.
+
+use std::net::IpAddr;
+use std::num::NonZeroU16;
+
+use arcstr::ArcStr;
+
+use super::names::Masquerade;
+use super::ranges::Range;
+use crate::model::ObjectName;
+use crate::model::policy::Target;
+
+/// The longest comment of an element, in bytes: nft 1.0.6 reads 128 with the closing NUL (`NFTNL_UDATA_COMMENT_MAXLEN`
+/// of include/libnftnl/udata.h). Namespace, name and port name together can be longer.
+const COMMENT_MAX: usize = 127;
+
+/// Where a frontend's connections may go: an address and port that a connection is translated to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Backend {
+    /// The endpoint's address.
+    pub address: IpAddr,
+    /// The endpoint's port.
+    pub port: NonZeroU16,
+}
+
+impl From<&Target> for Backend {
+    fn from(target: &Target) -> Backend {
+        Backend { address: target.address, port: target.port }
+    }
+}
+
+/// The endpoints of a frontend in the order of their slots. At most
+/// [`Pick::LOCAL_OFFSET`](super::names::Pick::LOCAL_OFFSET) of them.
+pub type Slots = Box<[Backend]>;
+
+/// What becomes of a connection to a frontend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Refused: there is no endpoint anywhere.
+    Reject,
+    /// Dropped: there are endpoints, but the policy allows none of them here.
+    Drop,
+    /// Translated to one of the slots.
+    Forward {
+        /// Which connections are masqueraded.
+        masquerade: Masquerade,
+        /// Seconds of session affinity.
+        affinity: Option<u32>,
+        /// At least one.
+        slots: Slots,
+    },
+    /// `externalTrafficPolicy: Local`: connections from inside the cluster may use all endpoints, those from outside only
+    /// the ones on this node; if there are none they are dropped.
+    Split {
+        /// Seconds of session affinity.
+        affinity: Option<u32>,
+        /// At least one.
+        cluster: Slots,
+        /// May be empty.
+        local: Slots,
+    },
+}
+
+/// What is installed for one [`FrontendKey`](crate::model::FrontendKey).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frontend {
+    /// The Service it belongs to.
+    pub service: ObjectName,
+    /// The name of the Service's port; with the Service's name, the comment of its element.
+    pub port_name: ArcStr,
+    /// What becomes of a connection.
+    pub action: Action,
+    /// `loadBalancerSourceRanges`: the only sources that are not dropped, sorted and merged. `None`: all are allowed.
+    pub allowed_sources: Option<Box<[Range]>>,
+}
+
+/// An element that several Services may need: it is there as long as one of them does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Shared {
+    /// A cluster IP, in `cluster-ips`.
+    ClusterIp(IpAddr),
+    /// An endpoint on this node, in `hairpin`.
+    Hairpin(IpAddr),
+}
+
+impl Frontend {
+    /// The comment of the frontend's element, which also tells the next run whose it is: `namespace/name:port`, cut to
+    /// what nft can read.
+    pub fn comment(&self) -> ArcStr {
+        let name = self.service.as_str();
+        let mut comment = if self.port_name.is_empty() { name.into() } else { format!("{name}:{}", self.port_name) };
+        comment.truncate(comment.floor_char_boundary(COMMENT_MAX));
+        comment.into()
+    }
+
+    /// About how many elements it has.
+    pub fn weight(&self) -> usize {
+        match &self.action {
+            Action::Reject | Action::Drop => 1,
+            Action::Forward { slots, .. } => 1 + slots.len(),
+            Action::Split { cluster, local, .. } => 3 + cluster.len() + local.len(),
+        }
+    }
+}
