@@ -3,7 +3,7 @@
 //! * [`Installed`] is what one family's table holds, as far as it concerns Services.
 //! * A [`Stage`] collects what Services want; [`Stage::transaction`] is the difference, [`Stage::commit`] makes it the
 //!   installed state once the kernel has it.
-//! * A [`Recovery`] reads an [`Installed`] off the kernel's own elements.
+//! * [`recover`] makes an [`Installed`] of the elements that the kernel has.
 //!
 //! Nothing here is proportional to the number of Services, only to what is staged.
 
@@ -14,7 +14,7 @@ mod text;
 mod transaction;
 
 pub use installed::Installed;
-pub use recover::Recovery;
+pub use recover::recover;
 pub use stage::Stage;
 pub use transaction::{Operation, Transaction};
 

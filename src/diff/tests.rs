@@ -6,11 +6,12 @@ use std::num::NonZeroU16;
 
 use proptest::prelude::*;
 
-use super::{Installed, Operation, Recovery, Stage, Transaction};
+use super::{Installed, Operation, Stage, Transaction};
 use crate::model::{Family, FrontendAt, FrontendKey, ObjectName, Protocol};
 use crate::ruleset::frontend::{Action, Backend, Frontend, Shared, Slots};
 use crate::ruleset::names::{ChainName, Masquerade, SetName};
 use crate::ruleset::ranges::Range;
+use crate::ruleset::read::Contents;
 use crate::ruleset::service::{ServicePart, arrange};
 use crate::ruleset::types::{Chain, Data, Element, Key, Value, Verdict};
 
@@ -77,9 +78,9 @@ fn recover(
     elements: impl IntoIterator<Item = (SetName, Element)>,
     chains: impl IntoIterator<Item = ChainName>,
 ) -> (Installed, Vec<(SetName, Element)>) {
-    let mut recovery = Recovery::new(family);
-    elements.into_iter().for_each(|(set, element)| recovery.element(set, element));
-    recovery.finish(chains, |_| None)
+    let mut contents = Contents::new(family);
+    elements.into_iter().for_each(|(set, element)| contents.element(set, element));
+    super::recover(contents, chains, |_| None)
 }
 
 fn address(last: u8) -> IpAddr {
@@ -256,18 +257,18 @@ proptest! {
         let elements = fresh(&state);
         let (all, _) = recover(Family::V4, elements.clone(), []);
         let (others, _) = recover(Family::V4, elements.iter().filter(|(other, _)| *other != set).cloned(), []);
-        let mut recovery = Recovery::new(Family::V4);
+        let mut contents = Contents::new(Family::V4);
         for (_, element) in fresh(&before).into_iter().filter(|(other, _)| *other == set) {
-            recovery.element(set, element);
+            contents.element(set, element);
         }
-        recovery.forget(set);
-        elements.iter().for_each(|(set, element)| recovery.element(*set, element.clone()));
-        prop_assert_eq!(recovery.finish([], |_| None).0, all);
+        contents.forget(set);
+        elements.iter().for_each(|(set, element)| contents.element(*set, element.clone()));
+        prop_assert_eq!(super::recover(contents, [], |_| None).0, all);
 
-        let mut recovery = Recovery::new(Family::V4);
-        elements.into_iter().for_each(|(set, element)| recovery.element(set, element));
-        recovery.forget(set);
-        prop_assert_eq!(recovery.finish([], |_| None).0, others);
+        let mut contents = Contents::new(Family::V4);
+        elements.into_iter().for_each(|(set, element)| contents.element(set, element));
+        contents.forget(set);
+        prop_assert_eq!(super::recover(contents, [], |_| None).0, others);
     }
 
     #[test]

@@ -13,15 +13,12 @@ use crate::model::{FrontendAt, FrontendKey};
 
 /// All elements of a frontend, in a fixed order.
 pub fn elements(key: &FrontendKey, frontend: &Frontend) -> Vec<(SetName, Element)> {
-    let mut sink =
-        Elements { nodeport: matches!(key.at, FrontendAt::NodePort(_)), key: element_key(key), elements: Vec::new() };
+    let mut sink = Elements { nodeport: is_node_port(key), key, elements: Vec::new() };
     let verdict = sink.action(&frontend.action);
     let first = match &frontend.allowed_sources {
         None => verdict,
         Some(allowed) => {
-            for range in allowed {
-                sink.source(range);
-            }
+            sink.elements.extend(allowed.iter().map(|range| source_element(key, range)));
             sink.verdict(SetName::AfterSourceRanges, verdict, None);
             Verdict::Goto(ChainName::SourceRanges)
         }
@@ -29,6 +26,35 @@ pub fn elements(key: &FrontendKey, frontend: &Frontend) -> Vec<(SetName, Element
     let map = if sink.nodeport { SetName::ServiceNodeports } else { SetName::ServiceIps };
     sink.verdict(map, first, Some(frontend.comment()));
     sink.elements
+}
+
+/// An element of a verdict map of a frontend.
+pub(super) fn verdict_element(key: &FrontendKey, verdict: Verdict, comment: Option<ArcStr>) -> Element {
+    Element { key: element_key(key), key_end: None, data: Data::Verdict(verdict), comment }
+}
+
+/// The element of one of a frontend's slots.
+pub(super) fn slot_element(key: &FrontendKey, slot: u32, backend: &Backend) -> (SetName, Element) {
+    let map = if is_node_port(key) { SetName::NodeportEndpoints } else { SetName::Endpoints };
+    let data = Data::Values(smallvec![Value::Address(backend.address), Value::Port(backend.port.get())]);
+    (map, Element { key: longer_key(key, Value::Slot(slot)), key_end: None, data, comment: None })
+}
+
+/// The element of a range of sources that a frontend allows.
+pub(super) fn source_element(key: &FrontendKey, range: &Range) -> (SetName, Element) {
+    let with = |address| longer_key(key, Value::Address(address));
+    let (key, key_end) = (with(range.first), Some(with(range.last)));
+    (SetName::AllowedSources, Element { key, key_end, data: Data::None, comment: None })
+}
+
+fn is_node_port(key: &FrontendKey) -> bool {
+    matches!(key.at, FrontendAt::NodePort(_))
+}
+
+fn longer_key(key: &FrontendKey, last: Value) -> Key {
+    let mut key = element_key(key);
+    key.push(last);
+    key
 }
 
 /// The element of a shared need.
@@ -58,13 +84,13 @@ pub fn element_key(key: &FrontendKey) -> Key {
     values
 }
 
-struct Elements {
+struct Elements<'a> {
     nodeport: bool,
-    key: Key,
+    key: &'a FrontendKey,
     elements: Vec<(SetName, Element)>,
 }
 
-impl Elements {
+impl Elements<'_> {
     /// Adds what an action needs and returns the verdict that leads to it.
     fn action(&mut self, action: &Action) -> Verdict {
         let nodeport = self.nodeport;
@@ -99,13 +125,7 @@ impl Elements {
     }
 
     fn slots(&mut self, slots: &[Backend], offset: u32) {
-        let map = if self.nodeport { SetName::NodeportEndpoints } else { SetName::Endpoints };
-        for (slot, backend) in (offset..).zip(slots) {
-            let mut key = self.key.clone();
-            key.push(Value::Slot(slot));
-            let data = Data::Values(smallvec![Value::Address(backend.address), Value::Port(backend.port.get())]);
-            self.elements.push((map, Element { key, key_end: None, data, comment: None }));
-        }
+        self.elements.extend((offset..).zip(slots).map(|(slot, backend)| slot_element(self.key, slot, backend)));
     }
 
     fn affinity(&mut self, affinity: Option<u32>) {
@@ -115,18 +135,7 @@ impl Elements {
         }
     }
 
-    fn source(&mut self, range: &Range) {
-        let with = |address| {
-            let mut key = self.key.clone();
-            key.push(Value::Address(address));
-            key
-        };
-        let (key, key_end) = (with(range.first), Some(with(range.last)));
-        self.elements.push((SetName::AllowedSources, Element { key, key_end, data: Data::None, comment: None }));
-    }
-
     fn verdict(&mut self, map: SetName, verdict: Verdict, comment: Option<ArcStr>) {
-        let element = Element { key: self.key.clone(), key_end: None, data: Data::Verdict(verdict), comment };
-        self.elements.push((map, element));
+        self.elements.push((map, verdict_element(self.key, verdict, comment)));
     }
 }

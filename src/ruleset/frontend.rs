@@ -64,6 +64,32 @@ pub enum Action {
     },
 }
 
+impl Action {
+    /// Seconds of session affinity.
+    pub fn affinity(&self) -> Option<u32> {
+        match self {
+            Action::Forward { affinity, .. } | Action::Split { affinity, .. } => *affinity,
+            Action::Reject | Action::Drop => None,
+        }
+    }
+
+    /// The endpoints that connections from inside the cluster may use.
+    pub fn inside(&self) -> &[Backend] {
+        match self {
+            Action::Forward { slots, .. } | Action::Split { cluster: slots, .. } => slots,
+            Action::Reject | Action::Drop => &[],
+        }
+    }
+
+    /// The endpoints that connections from outside may use.
+    pub fn outside(&self) -> &[Backend] {
+        match self {
+            Action::Forward { slots, .. } | Action::Split { local: slots, .. } => slots,
+            Action::Reject | Action::Drop => &[],
+        }
+    }
+}
+
 /// What is installed for one [`FrontendKey`](crate::model::FrontendKey).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frontend {
@@ -73,7 +99,8 @@ pub struct Frontend {
     pub port_name: ArcStr,
     /// What becomes of a connection.
     pub action: Action,
-    /// `loadBalancerSourceRanges`: the only sources that are not dropped, sorted and merged. `None`: all are allowed.
+    /// `loadBalancerSourceRanges`: the only sources that are not dropped, sorted and merged. `None`: all are allowed, as
+    /// at every node port.
     pub allowed_sources: Option<Box<[Range]>>,
 }
 

@@ -4,7 +4,7 @@
 //! * [`names`]: the names of our sets and chains; they are part of the interface (`nft list ruleset`).
 //! * [`base`]: the frame: every set, and every chain with its rules.
 //! * [`frontend`]: what is installed for an address and port; [`service`]: what a Service wants.
-//! * [`elements`]: the elements of a frontend.
+//! * [`elements`]: the elements of a frontend; [`read`]: the frontend of elements.
 //! * [`text`]: all of it as a script for `nft -f`.
 //! * [`eval`]: what a ruleset does to a packet.
 
@@ -14,6 +14,7 @@ pub mod eval;
 pub mod frontend;
 pub mod names;
 pub mod ranges;
+pub mod read;
 pub mod service;
 pub mod text;
 pub mod types;

@@ -5,18 +5,17 @@
 //! soon as it lost it. A packet that was under way during the change may write one more, hence a second look.
 
 use std::collections::{HashMap, HashSet};
-use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
 
 use crate::diff::{Installed, Operation, Transaction};
-use crate::model::{Family, FrontendAt, FrontendKey};
+use crate::model::{Family, FrontendKey};
 use crate::nftables::{CommitError, Kernel, KernelError};
 use crate::ruleset::base;
 use crate::ruleset::frontend::{Action, Backend, Frontend};
 use crate::ruleset::names::SetName;
-use crate::ruleset::types::{Data, Element, Value};
+use crate::ruleset::read::Remembered;
 
 /// When to look a second time: by then the first packet of every connection that was under way has passed.
 const SECOND_LOOK: Duration = Duration::from_secs(1);
@@ -128,10 +127,7 @@ fn leaves_stale_entries(old: Option<&Frontend>, new: Option<&Frontend>) -> bool 
 }
 
 fn affinity(frontend: &Frontend) -> Option<u32> {
-    match frontend.action {
-        Action::Forward { affinity, .. } | Action::Split { affinity, .. } => affinity,
-        Action::Reject | Action::Drop => None,
-    }
+    frontend.action.affinity()
 }
 
 /// The endpoints of a frontend: for clients inside the cluster, and for those outside.
@@ -142,12 +138,8 @@ struct Reachable<'a> {
 
 impl<'a> Reachable<'a> {
     fn of(frontend: Option<&'a Frontend>) -> Self {
-        let (inside, outside): (&[Backend], &[Backend]) = match frontend.map(|frontend| &frontend.action) {
-            Some(Action::Forward { slots, .. }) => (slots, slots),
-            Some(Action::Split { cluster, local, .. }) => (cluster, local),
-            Some(Action::Reject | Action::Drop) | None => (&[], &[]),
-        };
-        Reachable { inside, outside }
+        let action = frontend.map_or(&Action::Drop, |frontend| &frontend.action);
+        Reachable { inside: action.inside(), outside: action.outside() }
     }
 
     fn all(&self) -> impl Iterator<Item = &'a Backend> {
@@ -177,8 +169,9 @@ fn forget_stale(
     let mut attempt = 1;
     let mut deleted = 0;
     'look: loop {
+        // What is no entry of ours is left alone.
         let mut stale = kernel.elements(family, &set)?;
-        stale.retain(|entry| remembering.is_stale(entry, family));
+        stale.retain(|entry| Remembered::read(entry).is_some_and(|entry| remembering.is_stale(&entry)));
         for some in stale.chunks(DELETIONS_PER_TRANSACTION) {
             let operations = vec![Operation::DeleteElements(SetName::Affinity, some.to_vec())];
             match kernel.commit(&Transaction { family, operations }) {
@@ -214,30 +207,15 @@ impl<'a> Remembering<'a> {
         Remembering { installed, lost, endpoints: HashMap::new() }
     }
 
-    /// Whether an entry leads where its frontend would not send anybody now. What is no entry of ours is left alone.
-    fn is_stale(&mut self, entry: &Element, family: Family) -> bool {
-        let Some((destination, node_port, backend)) = parts(entry, family) else { return false };
+    /// Whether an entry leads where its frontend would not send anybody now.
+    fn is_stale(&mut self, entry: &Remembered) -> bool {
         // An address that is a frontend's own comes before the node ports, as in the rules.
-        let key = if self.installed.frontend(&destination).is_some() { destination } else { node_port };
+        let by_address = entry.by_address();
+        let key = if self.installed.frontend(&by_address).is_some() { by_address } else { entry.by_node_port() };
         let endpoints = self.endpoints.entry(key).or_insert_with(|| {
             let frontend = self.installed.frontend(&key).filter(|frontend| affinity(frontend).is_some());
             Reachable::of(frontend).all().collect()
         });
-        !endpoints.contains(&backend) || self.lost.contains(&(key, backend))
+        !endpoints.contains(&entry.backend) || self.lost.contains(&(key, entry.backend))
     }
-}
-
-/// The frontend that an entry belongs to, by address and as a node port, and where it leads.
-fn parts(entry: &Element, family: Family) -> Option<(FrontendKey, FrontendKey, Backend)> {
-    let [Value::Address(_), Value::Address(address), Value::Protocol(protocol), Value::Port(port)] =
-        entry.key.as_slice()
-    else {
-        return None;
-    };
-    let Data::Values(values) = &entry.data else { return None };
-    let [Value::Address(endpoint), Value::Port(endpoint_port)] = values.as_slice() else { return None };
-    let port = NonZeroU16::new(*port)?;
-    let key = |at| FrontendKey { at, protocol: *protocol, port };
-    let backend = Backend { address: *endpoint, port: NonZeroU16::new(*endpoint_port)? };
-    Some((key(FrontendAt::Address(*address)), key(FrontendAt::NodePort(family)), backend))
 }

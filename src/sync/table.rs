@@ -14,13 +14,14 @@ use super::mend::{frame_repairs, must_be_replaced, new_table};
 use super::report::{Report, SyncError};
 use super::standing::{MOST_NAMED, Refused, Standing};
 use super::told::Told;
-use crate::diff::{Installed, Operation, Recovery, Stage, Transaction};
+use crate::diff::{self, Installed, Operation, Stage, Transaction};
 use crate::errors;
 use crate::model::{Family, ObjectName};
 use crate::nftables::{CommitError, Kernel, Snapshot, table_flag};
 use crate::ruleset::Ruleset;
 use crate::ruleset::base::{self, Frame, FrameFacts};
 use crate::ruleset::names::{SetName, TABLE};
+use crate::ruleset::read::Contents;
 use crate::ruleset::service::ServicePart;
 use crate::ruleset::text;
 use crate::ruleset::types::{Chain, Element};
@@ -301,11 +302,11 @@ impl Table {
             facts = facts.before_all_services();
             frame = base::frame(&facts);
         }
-        let mut recovery = Recovery::new(self.family);
+        let mut contents = Contents::new(self.family);
         for set in frame.sets.iter().filter(|set| set.dynamic_size.is_none() && snapshot.sets.contains(&set.name)) {
             let foreign = pass.kernel.read_elements(self.family, set, &mut |element| match element {
-                Some(element) => recovery.element(set.name, element),
-                None => recovery.forget(set.name),
+                Some(element) => contents.element(set.name, element),
+                None => contents.forget(set.name),
             })?;
             snapshot.foreign_other.extend(foreign);
         }
@@ -325,7 +326,7 @@ impl Table {
         let chains = snapshot.chains.iter().chain(&snapshot.other_rules).copied();
         // What was known before goes first: both at once would be most of the memory that the daemon uses.
         self.installed = Installed::default();
-        let (installed, unknown) = recovery.finish(chains, |name| pass.cluster.known(name));
+        let (installed, unknown) = diff::recover(contents, chains, |name| pass.cluster.known(name));
         self.installed = installed;
         let counts = mem::replace(&mut self.elements, self.installed.element_counts());
         let same = self.elements.iter().eq(counts.iter().filter(|(_, count)| **count > 0));

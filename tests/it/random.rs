@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use nftproxyd::config::NodePortAddresses;
-use nftproxyd::diff::Recovery;
+use nftproxyd::diff;
 use nftproxyd::model::{Family, FrontendAt, FrontendKey, ObjectName};
 use nftproxyd::nftables::in_memory::{Fault, InMemoryKernel};
 use nftproxyd::nftables::{Kernel, LinuxKernel};
 use nftproxyd::ruleset::elements::{self, element_key};
 use nftproxyd::ruleset::names::{ChainName, SetName};
+use nftproxyd::ruleset::read::Contents;
 use nftproxyd::ruleset::types::{Element, Value};
 use nftproxyd::sync::Engine;
 use proptest::prelude::*;
@@ -134,9 +135,9 @@ fn parts(kernel: &InMemoryKernel, keys: &BTreeSet<FrontendKey>) -> Parts {
     let mut parts = Parts::new();
     for family in Family::ALL {
         let mut elements = held(kernel, family);
-        let mut recovery = Recovery::new(family);
-        elements.iter().cloned().for_each(|(set, element)| recovery.element(set, element));
-        let (found, unknown) = recovery.finish([], |_| None);
+        let mut contents = Contents::new(family);
+        elements.iter().cloned().for_each(|(set, element)| contents.element(set, element));
+        let (found, unknown) = diff::recover(contents, [], |_| None);
         assert_eq!(unknown, []);
         elements.retain(|(set, _)| !matches!(set, SetName::ClusterIps | SetName::Hairpin | SetName::NodeportIps));
         let mut written = 0;

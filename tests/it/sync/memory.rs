@@ -4,7 +4,9 @@ use std::time::Instant;
 
 use allocation_counter::{AllocationInfo, measure, opt_out};
 use nftproxyd::config::NodePortAddresses;
+use nftproxyd::diff::recover;
 use nftproxyd::model::{Event, Family, Kind, Service, Slice};
+use nftproxyd::ruleset::read::Contents;
 use nftproxyd::sync::Engine;
 
 use crate::support::cluster::{Cluster, address, endpoints, facts, of_every_kind, plain_service, ready, slice_of};
@@ -52,6 +54,26 @@ fn a_service_takes_little_memory() {
     assert!(bytes <= 900 && pieces <= 15, "bytes and pieces for each Service: {one:?}");
     let ten @ (bytes, pieces) = per_service(with_ten);
     assert!(bytes <= 1_400 && pieces <= 15, "bytes and pieces for each Service with ten endpoints: {ten:?}");
+}
+
+/// What this guards: a restart with 44,000 Services in 64 MiB. The elements come one by one, each with a comment of its own.
+#[test]
+fn a_table_is_read_back_in_little_memory() {
+    const SERVICES: u16 = 3_000;
+    let (engine, _) = synced(SERVICES, 1);
+    let elements = engine.installed(Family::V4).all_elements();
+    let info = measure(|| {
+        let mut contents = Contents::new(Family::V4);
+        for (set, element) in &elements {
+            let mut element = element.clone();
+            element.comment = element.comment.map(|comment| comment.as_str().into());
+            contents.element(*set, element);
+        }
+        let (installed, unknown) = recover(contents, [], |name| engine.store().service(name).map(|it| it.name.clone()));
+        opt_out(|| assert_eq!((installed.all_elements() == elements, unknown), (true, vec![])));
+    });
+    let most = info.bytes_max / u64::from(SERVICES);
+    assert!(most <= 480, "bytes for each Service at the most: {most}");
 }
 
 /// A change allocates the same whatever the number of Services, and little.
