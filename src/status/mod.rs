@@ -6,17 +6,19 @@ mod show;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
 
 use serde::Serialize;
 
 pub use self::daemon::{Daemon, FamilyState, ask};
 pub use self::show::table;
 use crate::conntrack::{Conntrack, Flow, FlowsError};
-use crate::model::{Family, Protocol};
+use crate::model::{Family, FrontendAt, FrontendKey, Protocol};
 use crate::nftables::{Kernel, KernelError};
 use crate::ruleset::base;
-use crate::ruleset::names::{ChainName, Pick, SetName};
-use crate::ruleset::types::{Data, Element, Key, Value, Verdict};
+use crate::ruleset::frontend::Action;
+use crate::ruleset::names::SetName;
+use crate::ruleset::read::{Contents, FrontendElements};
 
 /// A frontend: an address and port, or a node port, of a Service port.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -38,8 +40,12 @@ pub struct FrontendStatus {
     pub source_ranges: bool,
     /// How long a client stays with its endpoint, in seconds.
     pub affinity_seconds: Option<u32>,
-    /// Its endpoints, and others that still have connections.
+    /// Its endpoints, and others that still have connections, sorted by address.
     pub endpoints: Vec<EndpointStatus>,
+    /// Whether its elements are not exactly what nftproxyd writes for any frontend: some are missing, or somebody else has
+    /// changed them. Then the rest is what the elements that are there come closest to. Never set while changes go on that
+    /// may be the reason.
+    pub damaged: bool,
 }
 
 /// What becomes of new connections to a frontend.
@@ -49,10 +55,14 @@ pub enum Policy {
     Cluster,
     /// They go to endpoints on this node only; those from inside of the cluster may go to any.
     Local,
+    /// Those from outside of the cluster are dropped, as there is no endpoint on this node; those from inside may go to any.
+    DroppedOutside,
     /// They are refused: there is no endpoint.
     Refused,
     /// They are dropped: there is no endpoint on this node.
     Dropped,
+    /// What there is of the frontend does not tell.
+    Unknown,
 }
 
 /// An endpoint of a frontend.
@@ -78,20 +88,24 @@ pub enum StatusError {
     Connections(#[from] FlowsError),
 }
 
-/// The sets that a status is made of.
-const SETS: [SetName; 11] = [
+/// The sets that frontends are made of.
+const SETS: [SetName; 12] = [
     SetName::ServiceIps,
     SetName::ServiceNodeports,
     SetName::Endpoints,
     SetName::NodeportEndpoints,
+    SetName::AllowedSources,
     SetName::AfterSourceRanges,
+    SetName::ClusterPolicy,
     SetName::LocalPolicy,
+    SetName::NodeportClusterPolicy,
     SetName::NodeportLocalPolicy,
     SetName::AffinityTimeouts,
     SetName::NodeportAffinityTimeouts,
-    SetName::ClusterPolicy,
-    SetName::NodeportClusterPolicy,
 ];
+
+/// How often the sets are read again because a change came in between, and something does not fit together.
+const ATTEMPTS: usize = 5;
 
 /// Reads what is in the kernel for these families, whose tables are there.
 ///
@@ -101,164 +115,118 @@ pub fn read(kernel: &mut impl Kernel, families: &[Family]) -> Result<Vec<Fronten
     let mut all = Vec::new();
     let mut conntrack = Conntrack::open()?;
     for &family in families {
-        let mut sets = Sets::new();
-        for name in SETS {
-            sets.insert(name, kernel.elements(family, &base::set(name))?);
-        }
-        let mut connections = Connections::of(&sets);
-        conntrack.each(family, &mut |flow| connections.count(flow))?;
-        all.extend(frontends(family, &sets, &connections));
+        let mut frontends = Frontends::read(kernel, family)?;
+        conntrack.each(family, &mut |flow| frontends.count(flow))?;
+        all.extend(frontends.0.into_values());
     }
     all.sort();
     Ok(all)
 }
 
-type Sets = BTreeMap<SetName, Vec<Element>>;
-/// Protocol and port of a frontend, with its address if it has one.
-type At = (Option<IpAddr>, Protocol, u16);
+/// The frontends of one family, with the connections that have been counted.
+struct Frontends(BTreeMap<FrontendKey, FrontendStatus>);
 
-/// Open connections by frontend and endpoint.
-#[derive(Debug, Default)]
-struct Connections {
-    endpoints: BTreeMap<At, BTreeSet<SocketAddr>>,
-    counts: BTreeMap<At, BTreeMap<SocketAddr, usize>>,
-}
-
-impl Connections {
-    /// None yet, through the frontends of these sets.
-    fn of(sets: &Sets) -> Connections {
-        let mut endpoints: BTreeMap<At, BTreeSet<SocketAddr>> = BTreeMap::new();
-        for name in [SetName::ServiceIps, SetName::ServiceNodeports] {
-            endpoints.extend(elements(sets, name).filter_map(|element| Some((at(&element.key)?.0, BTreeSet::new()))));
-        }
-        for name in [SetName::Endpoints, SetName::NodeportEndpoints] {
-            for (at, _, address) in elements(sets, name).filter_map(slot) {
-                endpoints.entry(at).or_default().insert(address);
+impl Frontends {
+    fn read(kernel: &mut impl Kernel, family: Family) -> Result<Frontends, KernelError> {
+        // What was changed before does not count.
+        kernel.undisturbed(family)?;
+        Frontends::settled(|| {
+            let mut contents = Contents::new(family);
+            for set in SETS {
+                kernel.read_elements(family, &base::set(set), &mut |element| match element {
+                    Some(element) => contents.element(set, element),
+                    None => contents.forget(set),
+                })?;
             }
+            Ok((contents, kernel.undisturbed(family)?))
+        })
+    }
+
+    /// Looks at a table until all of it fits together, at most [`ATTEMPTS`] times. `look` reads it, each set at a moment of
+    /// its own, and says whether nothing was changed meanwhile. Only what does not fit together twice without a change is
+    /// damaged: while the kernel resizes a hash table it may leave elements out.
+    fn settled(mut look: impl FnMut() -> Result<(Contents, bool), KernelError>) -> Result<Frontends, KernelError> {
+        let mut seen_before = false;
+        let mut attempt = 1;
+        loop {
+            let (contents, undisturbed) = look()?;
+            let mut frontends: BTreeMap<FrontendKey, FrontendStatus> =
+                contents.frontends.into_iter().map(|(key, elements)| (key, frontend(&key, elements))).collect();
+            let damaged = frontends.values().any(|frontend| frontend.damaged);
+            if !damaged || (undisturbed && seen_before) {
+                return Ok(Frontends(frontends));
+            }
+            seen_before = undisturbed;
+            if attempt == ATTEMPTS {
+                frontends.values_mut().for_each(|frontend| frontend.damaged = false);
+                return Ok(Frontends(frontends));
+            }
+            attempt += 1;
         }
-        Connections { endpoints, counts: BTreeMap::new() }
     }
 
     fn count(&mut self, flow: &Flow) {
         let Some(protocol) = Protocol::from_number(flow.protocol) else { return };
         let (to, endpoint) = (flow.original.destination, flow.reply.source);
-        let (by_address, by_port) = ((Some(to.ip()), protocol, to.port()), (None, protocol, to.port()));
-        let at = if self.endpoints.contains_key(&by_address) && to != endpoint {
-            by_address
-        } else if self.endpoints.get(&by_port).is_some_and(|endpoints| endpoints.contains(&endpoint)) {
+        let Some(port) = NonZeroU16::new(to.port()) else { return };
+        let (by_address, by_port) = (FrontendAt::Address(to.ip()), FrontendAt::NodePort(Family::of(to.ip())));
+        let key = |at| FrontendKey { at, protocol, port };
+        let has = |frontend: &FrontendStatus| frontend.endpoints.iter().any(|it| it.address == endpoint && !it.removed);
+        let key = if to != endpoint && self.0.contains_key(&key(by_address)) {
+            key(by_address)
+        } else if self.0.get(&key(by_port)).is_some_and(has) {
             // The port alone says little: connections to the same port of other hosts are not ours.
-            by_port
+            key(by_port)
         } else {
             return;
         };
-        *self.counts.entry(at).or_default().entry(endpoint).or_default() += 1;
-    }
-}
-
-fn elements(sets: &Sets, name: SetName) -> impl Iterator<Item = &Element> {
-    sets.get(&name).into_iter().flatten()
-}
-
-/// The frontend that a key begins with, and what follows it.
-fn at(key: &Key) -> Option<(At, &[Value])> {
-    match key.as_slice() {
-        [Value::Address(address), Value::Protocol(protocol), Value::Port(port), rest @ ..] => {
-            Some(((Some(*address), *protocol, *port), rest))
+        let Some(frontend) = self.0.get_mut(&key) else { return };
+        match frontend.endpoints.binary_search_by_key(&endpoint, |it| it.address) {
+            Ok(index) => frontend.endpoints[index].connections += 1,
+            Err(index) => {
+                frontend.endpoints.insert(index, EndpointStatus { address: endpoint, connections: 1, removed: true });
+            }
         }
-        [Value::Protocol(protocol), Value::Port(port), rest @ ..] => Some(((None, *protocol, *port), rest)),
-        _ => None,
     }
 }
 
-/// FrontendStatus, slot and endpoint of an element of the maps of endpoints.
-fn slot(element: &Element) -> Option<(At, u32, SocketAddr)> {
-    let (at, rest) = at(&element.key)?;
-    match (rest, &element.data) {
-        ([Value::Slot(slot)], Data::Values(values)) => match values.as_slice() {
-            [Value::Address(address), Value::Port(port)] => Some((at, *slot, SocketAddr::new(*address, *port))),
-            _ => None,
-        },
-        _ => None,
-    }
-}
-
-/// Verdicts by frontend.
-fn verdicts(sets: &Sets, names: [SetName; 2]) -> BTreeMap<At, Verdict> {
-    let verdict = |element: &Element| match element.data {
-        Data::Verdict(verdict) => Some((at(&element.key)?.0, verdict)),
-        _ => None,
+/// What the elements of a frontend say, without its connections.
+fn frontend(key: &FrontendKey, elements: FrontendElements) -> FrontendStatus {
+    let (found, damaged) = match elements.read(key) {
+        Ok(frontend) => (Some(frontend), false),
+        Err(damaged) => (damaged.resembles, true),
     };
-    names.into_iter().flat_map(|name| elements(sets, name).filter_map(verdict)).collect()
-}
-
-fn frontends(family: Family, sets: &Sets, connections: &Connections) -> Vec<FrontendStatus> {
-    let allowed = verdicts(sets, [SetName::AfterSourceRanges; 2]);
-    let local = verdicts(sets, [SetName::LocalPolicy, SetName::NodeportLocalPolicy]);
-    let remembering = verdicts(sets, [SetName::AffinityTimeouts, SetName::NodeportAffinityTimeouts]);
-    let mut slots: BTreeMap<At, BTreeMap<u32, SocketAddr>> = BTreeMap::new();
-    for name in [SetName::Endpoints, SetName::NodeportEndpoints] {
-        for (at, slot, address) in elements(sets, name).filter_map(slot) {
-            slots.entry(at).or_default().insert(slot, address);
-        }
-    }
-    let frontend = |element: &Element| {
-        let (at, _) = at(&element.key)?;
-        let Data::Verdict(mut verdict) = element.data else { return None };
-        let source_ranges = verdict == Verdict::Goto(ChainName::SourceRanges);
-        if source_ranges {
-            verdict = allowed.get(&at).copied().unwrap_or(verdict);
-        }
-        let policy = policy(verdict, local.get(&at).copied());
-        let affinity_seconds = match remembering.get(&at) {
-            Some(Verdict::Goto(ChainName::RememberFor(seconds))) => Some(*seconds),
-            _ => None,
-        };
-        let reachable: BTreeSet<SocketAddr> =
-            slots.get(&at).into_iter().flat_map(|slots| slots.values().copied()).collect();
-        let counts = connections.counts.get(&at);
-        let all = reachable.iter().chain(counts.into_iter().flat_map(BTreeMap::keys)).collect::<BTreeSet<_>>();
-        let endpoint = |address: &SocketAddr| EndpointStatus {
-            address: *address,
-            connections: counts.and_then(|counts| counts.get(address)).copied().unwrap_or(0),
-            removed: !reachable.contains(address),
-        };
-        let (address, protocol, port) = at;
-        Some(FrontendStatus {
-            service: element.comment.as_deref().unwrap_or("?").to_owned(),
-            address,
-            port,
-            protocol: protocol_name(protocol),
-            family: family.to_string(),
-            policy,
-            source_ranges,
-            affinity_seconds,
-            endpoints: all.into_iter().map(endpoint).collect(),
-        })
-    };
-    [SetName::ServiceIps, SetName::ServiceNodeports]
-        .into_iter()
-        .flat_map(|name| elements(sets, name).filter_map(frontend))
-        .collect()
-}
-
-fn policy(verdict: Verdict, local: Option<Verdict>) -> Policy {
-    match verdict {
-        Verdict::Drop => Policy::Dropped,
-        Verdict::Goto(chain) | Verdict::Jump(chain) => match chain {
-            ChainName::RejectIt => Policy::Refused,
-            ChainName::ExternalLocal | ChainName::NodeportLocal if local == Some(Verdict::Drop) => Policy::Dropped,
-            ChainName::ExternalLocal | ChainName::NodeportLocal => Policy::Local,
-            ChainName::Pick(Pick { local: true, .. }) => Policy::Local,
-            _ => Policy::Cluster,
+    let action = found.as_ref().map(|frontend| &frontend.action);
+    let backends = action.into_iter().flat_map(|action| action.inside().iter().chain(action.outside()));
+    let addresses: BTreeSet<SocketAddr> =
+        backends.map(|backend| SocketAddr::new(backend.address, backend.port.get())).collect();
+    FrontendStatus {
+        service: found.as_ref().map_or_else(|| "?".to_owned(), |frontend| frontend.comment().to_string()),
+        address: match key.at {
+            FrontendAt::Address(address) => Some(address),
+            FrontendAt::NodePort(_) => None,
         },
+        port: key.port.get(),
+        protocol: key.protocol.name(),
+        family: key.family().to_string(),
+        policy: action.map_or(Policy::Unknown, policy),
+        source_ranges: found.as_ref().is_some_and(|frontend| frontend.allowed_sources.is_some()),
+        affinity_seconds: action.and_then(Action::affinity),
+        endpoints: addresses
+            .into_iter()
+            .map(|address| EndpointStatus { address, connections: 0, removed: false })
+            .collect(),
+        damaged,
     }
 }
 
-fn protocol_name(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Tcp => "tcp",
-        Protocol::Udp => "udp",
-        Protocol::Sctp => "sctp",
+fn policy(action: &Action) -> Policy {
+    match action {
+        Action::Reject => Policy::Refused,
+        Action::Drop => Policy::Dropped,
+        Action::Split { local, .. } if local.is_empty() => Policy::DroppedOutside,
+        Action::Split { .. } => Policy::Local,
+        Action::Forward { .. } => Policy::Cluster,
     }
 }
 

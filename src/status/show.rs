@@ -14,11 +14,16 @@ pub fn table(frontends: &[FrontendStatus]) -> String {
             Policy::Cluster => "Cluster",
             Policy::Local => "Local",
             Policy::Refused => "refused",
+            Policy::DroppedOutside => "dropped outside",
             Policy::Dropped => "dropped",
+            Policy::Unknown => "unknown",
         }
         .to_owned();
         if frontend.source_ranges {
             policy.push_str(", ranges");
+        }
+        if frontend.damaged {
+            policy.push_str(", damaged");
         }
         let affinity = frontend.affinity_seconds.map(|seconds| format!("{seconds}s"));
         let address = match frontend.address {

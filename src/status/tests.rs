@@ -1,86 +1,99 @@
-//! From sets and connections to lines.
+//! From a kernel's tables and its connections to lines.
 
 use super::*;
+use crate::diff::{Operation, Transaction};
+use crate::model::ObjectName;
+use crate::nftables::in_memory::InMemoryKernel;
+use crate::ruleset::elements::{element_key, elements};
+use crate::ruleset::frontend::{Backend, Frontend, Slots};
+use crate::ruleset::names::Masquerade;
+use crate::ruleset::ranges::Range;
 
-fn address(text: &str) -> SocketAddr {
-    text.parse().expect("an address and a port")
+/// A key: an address with a port, or only the port.
+fn key(at: &str) -> FrontendKey {
+    let (at, port) = match at.parse::<SocketAddr>() {
+        Ok(address) => (FrontendAt::Address(address.ip()), address.port()),
+        Err(_) => (FrontendAt::NodePort(Family::V4), at.parse().expect("a port")),
+    };
+    FrontendKey { at, protocol: Protocol::Tcp, port: NonZeroU16::new(port).expect("a port") }
 }
 
-fn key(frontend: Option<&str>, port: u16, slot: Option<u32>) -> Key {
-    let address = frontend.map(|ip| Value::Address(ip.parse().expect("an address")));
-    let rest = [Value::Protocol(Protocol::Tcp), Value::Port(port)];
-    address.into_iter().chain(rest).chain(slot.map(Value::Slot)).collect()
+fn slots(endpoints: &[&str]) -> Slots {
+    let backend = |text: &&str| {
+        let address: SocketAddr = text.parse().expect("an address and a port");
+        Backend { address: address.ip(), port: NonZeroU16::new(address.port()).expect("a port") }
+    };
+    endpoints.iter().map(backend).collect()
 }
 
-fn verdict(key: Key, verdict: Verdict, comment: &str) -> Element {
-    Element { key, key_end: None, data: Data::Verdict(verdict), comment: Some(comment.into()) }
+fn forward(endpoints: &[&str], affinity: Option<u32>) -> Action {
+    Action::Forward { masquerade: Masquerade::FromOutside, affinity, slots: slots(endpoints) }
 }
 
-fn endpoint(key: Key, to: &str) -> Element {
-    let to = address(to);
-    let data = Data::Values([Value::Address(to.ip()), Value::Port(to.port())].into_iter().collect());
-    Element { key, key_end: None, data, comment: None }
+fn split(cluster: &[&str], local: &[&str]) -> Action {
+    Action::Split { affinity: None, cluster: slots(cluster), local: slots(local) }
 }
 
-fn goto(name: &str) -> Verdict {
-    Verdict::Goto(ChainName::parse(name).expect("a chain of ours"))
+fn frontend(name: &str, action: Action) -> Frontend {
+    let (service, port_name) = name.split_once(':').unwrap_or((name, ""));
+    let (namespace, name) = service.split_once('/').expect("a namespace");
+    Frontend {
+        service: ObjectName::new(namespace, name).expect("a name"),
+        port_name: port_name.into(),
+        action,
+        allowed_sources: None,
+    }
 }
 
-fn flow(to: &str, endpoint: &str) -> Flow {
-    Flow::translated(Protocol::Tcp, ["203.0.113.7:4000", to, endpoint])
+/// A kernel with these frontends in its IPv4 table.
+fn kernel(frontends: &[(&str, Frontend)]) -> InMemoryKernel {
+    let mut kernel = InMemoryKernel::new();
+    let sets = SetName::ALL.into_iter().map(|set| Operation::AddSet(base::set(set)));
+    let operations = [Operation::AddTable].into_iter().chain(sets).collect();
+    kernel.commit(&Transaction { family: Family::V4, operations }).expect("a table can be made");
+    for (at, frontend) in frontends {
+        elements(&key(at), frontend).into_iter().for_each(|(set, element)| kernel.put(Family::V4, set, element));
+    }
+    kernel
 }
 
-fn sets() -> Sets {
-    let at = |ip| key(Some(ip), 80, None);
-    Sets::from([
-        (
-            SetName::ServiceIps,
-            vec![
-                verdict(at("10.96.0.1"), goto("cluster-sticky-pick-2"), "a/web:http"),
-                verdict(at("10.96.0.2"), goto("reject-it"), "a/empty"),
-                verdict(at("10.96.0.3"), Verdict::Drop, "a/elsewhere"),
-                verdict(at("192.0.2.6"), goto("external-local"), "b/local"),
-                verdict(at("192.0.2.7"), goto("external-local"), "b/nowhere"),
-                verdict(at("192.0.2.8"), goto("source-ranges"), "b/ranges"),
-            ],
-        ),
-        (SetName::ServiceNodeports, vec![verdict(key(None, 30080, None), goto("np-masq-pick-1"), "a/web:http")]),
-        (
-            SetName::Endpoints,
-            vec![
-                endpoint(key(Some("10.96.0.1"), 80, Some(0)), "10.1.0.1:8080"),
-                endpoint(key(Some("10.96.0.1"), 80, Some(1)), "10.1.0.2:8080"),
-                endpoint(key(Some("192.0.2.6"), 80, Some(0)), "10.1.0.1:8080"),
-                endpoint(key(Some("192.0.2.6"), 80, Some(Pick::LOCAL_OFFSET)), "10.1.0.1:8080"),
-            ],
-        ),
-        (SetName::NodeportEndpoints, vec![endpoint(key(None, 30080, Some(0)), "10.1.0.1:8080")]),
-        (
-            SetName::LocalPolicy,
-            vec![verdict(at("192.0.2.6"), goto("pick-local-1"), ""), verdict(at("192.0.2.7"), Verdict::Drop, "")],
-        ),
-        (SetName::AfterSourceRanges, vec![verdict(at("192.0.2.8"), goto("reject-it"), "")]),
-        (SetName::AffinityTimeouts, vec![verdict(at("10.96.0.1"), goto("remember-10800"), "")]),
-    ])
+/// What is said of a table after these connections: the address that the client used, and the endpoint.
+fn table_of(kernel: &mut impl Kernel, connections: &[[&str; 2]]) -> Vec<FrontendStatus> {
+    let mut frontends = Frontends::read(kernel, Family::V4).expect("a kernel in memory can be read");
+    for [to, endpoint] in connections {
+        frontends.count(&Flow::translated(Protocol::Tcp, ["203.0.113.7:4000", to, endpoint]));
+    }
+    let mut all: Vec<FrontendStatus> = frontends.0.into_values().collect();
+    all.sort();
+    all
 }
 
 #[test]
 fn a_table_for_people() {
-    let sets = sets();
-    let mut connections = Connections::of(&sets);
-    for (to, endpoint) in [
-        ("10.96.0.1:80", "10.1.0.1:8080"),
-        ("10.96.0.1:80", "10.1.0.1:8080"),
-        ("10.96.0.1:80", "10.1.0.9:8080"),
-        ("192.0.2.10:30080", "10.1.0.1:8080"),
-        // To the same port of another host, and to another port.
-        ("198.51.100.1:30080", "198.51.100.1:30080"),
-        ("10.96.0.1:81", "10.1.0.1:8080"),
-    ] {
-        connections.count(&flow(to, endpoint));
-    }
-    let mut all = frontends(Family::V4, &sets, &connections);
-    all.sort();
+    let mut ranges = frontend("b/ranges", Action::Reject);
+    ranges.allowed_sources = Some([Range::single([192, 0, 2, 99].into())].into());
+    let here_and_there = ["10.1.0.1:8080", "10.2.0.1:8080"];
+    let mut kernel = kernel(&[
+        ("10.96.0.1:80", frontend("a/web:http", forward(&["10.1.0.2:8080", "10.1.0.1:8080"], Some(10800)))),
+        ("30080", frontend("a/web:http", forward(&["10.1.0.1:8080"], None))),
+        ("10.96.0.2:80", frontend("a/empty", Action::Reject)),
+        ("10.96.0.3:80", frontend("a/elsewhere", Action::Drop)),
+        ("192.0.2.6:80", frontend("b/local", split(&here_and_there, &["10.1.0.1:8080"]))),
+        ("192.0.2.7:80", frontend("b/nowhere", split(&["10.2.0.1:8080"], &[]))),
+        ("192.0.2.8:80", ranges),
+    ]);
+    let all = table_of(
+        &mut kernel,
+        &[
+            ["10.96.0.1:80", "10.1.0.1:8080"],
+            ["10.96.0.1:80", "10.1.0.1:8080"],
+            ["10.96.0.1:80", "10.1.0.9:8080"],
+            ["192.0.2.10:30080", "10.1.0.1:8080"],
+            // To the same port of another host, and to another port.
+            ["198.51.100.1:30080", "198.51.100.1:30080"],
+            ["10.96.0.1:81", "10.1.0.1:8080"],
+        ],
+    );
     let expected = "\
 SERVICE      FRONTEND            POLICY           AFFINITY  ENDPOINT                 CONNECTIONS
 a/elsewhere  tcp 10.96.0.3:80    dropped          -         -                        -
@@ -90,12 +103,83 @@ a/web:http   tcp 10.96.0.1:80    Cluster          10800s    10.1.0.1:8080       
                                                             10.1.0.2:8080            0
                                                             10.1.0.9:8080 (removed)  1
 b/local      tcp 192.0.2.6:80    Local            -         10.1.0.1:8080            0
-b/nowhere    tcp 192.0.2.7:80    dropped          -         -                        -
+                                                            10.2.0.1:8080            0
+b/nowhere    tcp 192.0.2.7:80    dropped outside  -         10.2.0.1:8080            0
 b/ranges     tcp 192.0.2.8:80    refused, ranges  -         -                        -
 ";
     assert_eq!(table(&all), expected);
     let json = serde_json::to_value(&all[3]).expect("it can be written");
     assert_eq!(json["endpoints"][0]["connections"], 2);
     assert_eq!((&json["policy"], &json["affinitySeconds"]), (&"Cluster".into(), &10800.into()));
+    assert_eq!(json["damaged"], false);
     assert_eq!(table(&[]).lines().count(), 1);
+}
+
+/// The policies and the damage that are said of a table.
+fn said(kernel: &mut impl Kernel) -> Vec<(String, Policy, bool)> {
+    let all = table_of(kernel, &[]);
+    all.into_iter().map(|frontend| (frontend.service, frontend.policy, frontend.damaged)).collect()
+}
+
+#[test]
+fn a_damaged_frontend_is_said_to_be_damaged() {
+    let whole = [
+        ("10.96.0.1:80", frontend("a/web", forward(&["10.1.0.1:8080", "10.1.0.2:8080"], None))),
+        ("10.96.0.2:80", frontend("b/other", Action::Drop)),
+    ];
+    let web = key("10.96.0.1:80");
+    let said = |damage: &dyn Fn(&mut InMemoryKernel)| {
+        let mut kernel = kernel(&whole);
+        damage(&mut kernel);
+        said(&mut kernel)
+    };
+    let other = ("b/other".to_owned(), Policy::Dropped, false);
+    let line = |service: &str, policy, damaged| (service.to_owned(), policy, damaged);
+    assert_eq!(said(&|_| {}), [line("a/web", Policy::Cluster, false), other.clone()]);
+    let slot = |kernel: &mut InMemoryKernel| {
+        let (set, element) = elements(&web, &whole[0].1)[1].clone();
+        assert_eq!(set, SetName::Endpoints);
+        assert!(kernel.remove(Family::V4, set, &element.key));
+    };
+    assert_eq!(said(&slot), [line("a/web", Policy::Cluster, true), other.clone()], "a slot is missing");
+    let entry = |kernel: &mut InMemoryKernel| {
+        assert!(kernel.remove(Family::V4, SetName::ServiceIps, &element_key(&web)));
+    };
+    assert_eq!(said(&entry), [line("?", Policy::Unknown, true), other], "nothing leads to it");
+}
+
+#[test]
+fn a_change_between_two_sets_is_no_damage() {
+    let at = key("10.96.0.1:80");
+    let two = frontend("a/web", forward(&["10.1.0.1:8080", "10.1.0.2:8080"], None));
+    // The entry was read before a change, the endpoints after it.
+    let torn: Vec<_> = elements(&at, &two).into_iter().skip(1).collect();
+    for disturbed in [0, 1, ATTEMPTS - 1, ATTEMPTS, 1_000] {
+        let mut looks = 0;
+        let read = Frontends::settled(|| {
+            let mut contents = Contents::new(Family::V4);
+            let elements = if looks < disturbed { torn.clone() } else { elements(&at, &two) };
+            elements.into_iter().for_each(|(set, element)| contents.element(set, element));
+            looks += 1;
+            Ok((contents, looks > disturbed))
+        });
+        let frontends = read.expect("it can be read").0;
+        let (web, settles) = (&frontends[&at], disturbed < ATTEMPTS);
+        assert_eq!((web.policy, web.endpoints.len()), (Policy::Cluster, if settles { 2 } else { 1 }));
+        assert!(!web.damaged, "after {disturbed} changes");
+        assert_eq!(looks, (disturbed + 1).min(ATTEMPTS));
+    }
+    // If nothing has been changed it is the table, unless the kernel left something out once.
+    for (left_out, damaged) in [(2, true), (1, false)] {
+        let mut looks = 0;
+        let read = Frontends::settled(|| {
+            let mut contents = Contents::new(Family::V4);
+            let elements = if looks < left_out { torn.clone() } else { elements(&at, &two) };
+            elements.into_iter().for_each(|(set, element)| contents.element(set, element));
+            looks += 1;
+            Ok((contents, true))
+        });
+        assert_eq!(read.expect("it can be read").0[&at].damaged, damaged);
+        assert_eq!(looks, 2);
+    }
 }

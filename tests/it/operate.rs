@@ -427,4 +427,14 @@ fn the_status_is_that_of_the_kernel() {
         endpoint.map(|endpoint| endpoint["connections"].clone())
     };
     assert_eq!((of("10.124.0.11:8080"), of("10.124.0.12:8080")), (Some(1.into()), Some(0.into())), "{web}");
+    assert_eq!((&web["policy"], &web["damaged"]), (&json!("Cluster"), &json!(false)));
+
+    let slot = "delete element ip nftproxyd endpoints { 10.96.0.80 . tcp . 80 . 0 }\n";
+    world.nft(&["-f", "-"], slot).expect("the element is there");
+    let text = stdout(&run(&world, &["status"]));
+    let damaged: Vec<&str> = text.lines().filter(|line| line.contains("damaged")).collect();
+    assert!(
+        matches!(damaged[..], [line] if line.contains("tcp 10.96.0.80:80 ") && line.contains(" Cluster, damaged ")),
+        "{text}"
+    );
 }
