@@ -19,4 +19,4 @@ pub use endpoint::{Conditions, Endpoint, Hints, Slice, SlicePort};
 pub use event::{Event, Kind, Reject};
 pub use ids::{Family, FrontendAt, FrontendKey, ObjectName, PerFamily, Protocol, ServicePortName};
 pub use node::{Node, ServiceCidr};
-pub use service::{Service, ServicePort, TrafficPolicy};
+pub use service::{Role, Service, ServicePort, TrafficPolicy};

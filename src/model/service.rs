@@ -6,7 +6,7 @@ use std::num::NonZeroU16;
 use arcstr::ArcStr;
 use ipnet::IpNet;
 
-use super::{ObjectName, PerFamily, Protocol};
+use super::{Family, FrontendAt, FrontendKey, ObjectName, PerFamily, Protocol};
 
 /// Which endpoints traffic of one kind may reach (`internalTrafficPolicy`, `externalTrafficPolicy`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -64,4 +64,35 @@ pub struct ServicePort {
     pub port: NonZeroU16,
     /// The port of the node's own addresses, if any. Served whatever the type of the Service.
     pub node_port: Option<NonZeroU16>,
+}
+
+/// As what a service port has a frontend. The order decides where one service port has the same address twice: a
+/// load-balancer IP comes before an external IP, because source ranges concern only the former and must not be passed by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// `spec.clusterIPs`.
+    ClusterIp,
+    /// `status.loadBalancer.ingress`.
+    LoadBalancerIp,
+    /// `spec.externalIPs`.
+    ExternalIp,
+    /// `spec.ports[].nodePort`.
+    NodePort,
+}
+
+impl Service {
+    /// All frontends of one of its ports in a family; none without a cluster IP of the family. Another Service port may
+    /// ask for the same ones: see [`Claims`](super::claims::Claims).
+    pub fn frontends(&self, port: &ServicePort, family: Family) -> impl Iterator<Item = (FrontendKey, Role)> {
+        let (protocol, number, node_port) = (port.protocol, port.port, port.node_port);
+        let of_family = move |address: &&IpAddr| Family::of(**address) == family;
+        self.cluster_ips[family].into_iter().flat_map(move |cluster_ip| {
+            let at = |role| move |address| (FrontendAt::Address(address), number, role);
+            let load_balancer = self.load_balancer_ips.iter().filter(of_family).copied().map(at(Role::LoadBalancerIp));
+            let external = self.external_ips.iter().filter(of_family).copied().map(at(Role::ExternalIp));
+            let node_port = node_port.map(|number| (FrontendAt::NodePort(family), number, Role::NodePort));
+            let all = std::iter::once(at(Role::ClusterIp)(cluster_ip)).chain(load_balancer).chain(external);
+            all.chain(node_port).map(move |(at, port, role)| (FrontendKey { at, protocol, port }, role))
+        })
+    }
 }

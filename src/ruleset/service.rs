@@ -1,7 +1,6 @@
 //! What one Service wants in a family's table: its frontends, and what it shares with others.
 
 use std::net::IpAddr;
-use std::num::NonZeroU16;
 
 use ipnet::IpNet;
 use smallvec::SmallVec;
@@ -10,7 +9,7 @@ use super::frontend::{Action, Backend, Frontend, Shared, Slots};
 use super::names::{Masquerade, Pick};
 use super::ranges::{self, Range};
 use crate::model::policy::{Choice, Target};
-use crate::model::{Family, FrontendAt, FrontendKey, Service, ServicePort, TrafficPolicy};
+use crate::model::{Family, FrontendKey, Role, Service, ServicePort, TrafficPolicy};
 
 /// Everything that one Service wants in one family's table.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -34,13 +33,13 @@ pub struct ServiceFacts {
 
 /// The part of one Service in one family's table.
 ///
-/// `owns` tells whether this port of the Service owns a frontend (another Service may claim the same), `choose` which
-/// endpoints a port may use, `previous` what is installed for a key: slots are kept where they are as far as possible.
+/// `owns` tells whether this port of the Service owns a frontend in this role (another Service may claim the same, or
+/// itself in another role), `choose` which endpoints a port may use, `previous` what is installed for a key: slots are kept where they are as far as possible.
 pub fn part<'a>(
     service: &Service,
     family: Family,
     facts: &ServiceFacts,
-    owns: impl Fn(&FrontendKey, &ServicePort) -> bool,
+    owns: impl Fn(&FrontendKey, &ServicePort, Role) -> bool,
     choose: impl Fn(&ServicePort) -> Choice,
     previous: impl Fn(&FrontendKey) -> Option<&'a Frontend>,
 ) -> ServicePart {
@@ -48,34 +47,18 @@ pub fn part<'a>(
     let mut part = ServicePart { frontends: Vec::new(), shared: vec![Shared::ClusterIp(cluster_ip)] };
     for port in &service.ports {
         let choice = choose(port);
-        let mut add = |at: FrontendAt, number: NonZeroU16, internal: bool, guarded: bool| {
-            let key = FrontendKey { at, protocol: port.protocol, port: number };
-            if !owns(&key, port) || part.frontends.iter().any(|(other, _)| *other == key) {
-                return;
-            }
-            let action =
-                if internal { internal_action(service, &choice, facts) } else { external_action(service, &choice) };
-            let mut frontend = Frontend {
-                service: service.name.clone(),
-                port_name: port.name.clone(),
-                action,
-                allowed_sources: guarded.then(|| allowed_sources(service, family, facts)).flatten(),
+        for (key, role) in service.frontends(port, family).filter(|(key, role)| owns(key, port, *role)) {
+            let (action, allowed_sources) = match role {
+                Role::ClusterIp => (internal_action(service, &choice, facts), None),
+                Role::LoadBalancerIp => (external_action(service, &choice), allowed_sources(service, family, facts)),
+                Role::ExternalIp | Role::NodePort => (external_action(service, &choice), None),
             };
+            let mut frontend =
+                Frontend { service: service.name.clone(), port_name: port.name.clone(), action, allowed_sources };
             if let Some(installed) = previous(&key) {
                 keep_slots(&mut frontend.action, &installed.action);
             }
             part.frontends.push((key, frontend));
-        };
-        add(FrontendAt::Address(cluster_ip), port.port, true, false);
-        // Load-balancer IPs before external IPs: where an address is both, its source ranges count.
-        for address in service.load_balancer_ips.iter().filter(|address| Family::of(**address) == family) {
-            add(FrontendAt::Address(*address), port.port, false, true);
-        }
-        for address in service.external_ips.iter().filter(|address| Family::of(**address) == family) {
-            add(FrontendAt::Address(*address), port.port, false, false);
-        }
-        if let Some(node_port) = port.node_port {
-            add(FrontendAt::NodePort(family), node_port, false, false);
         }
         let reachable = choice.cluster.iter().chain(&choice.local);
         part.shared.extend(reachable.filter(|target| target.local).map(|target| Shared::Hairpin(target.address)));
@@ -172,4 +155,98 @@ pub fn arrange(installed: &[Backend], wanted: &[Backend]) -> Slots {
     let new = wanted.iter().zip(&placed).filter(|(_, placed)| !**placed).map(|(backend, _)| *backend);
     let mut rest = moving.into_iter().chain(new);
     slots.into_iter().map(|slot| slot.or_else(|| rest.next()).expect("as many endpoints as slots")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::num::NonZeroU16;
+
+    use super::*;
+    use crate::model::claims::{Claims, Owner};
+    use crate::model::{FrontendAt, ObjectName, PerFamily, Protocol};
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    /// A Service with two ports, of which the second has a node port, in both families.
+    fn web() -> Service {
+        let port = |name: &str, port, node_port| ServicePort {
+            name: name.into(),
+            protocol: Protocol::Tcp,
+            port: NonZeroU16::new(port).expect("a port"),
+            node_port: NonZeroU16::new(node_port),
+        };
+        Service {
+            name: ObjectName::new("shop", "web").expect("a name"),
+            cluster_ips: PerFamily { v4: Some(address("10.96.0.1")), v6: Some(address("fd00::1")) },
+            ports: [port("http", 80, 0), port("https", 443, 30443)].into(),
+            external_ips: ["192.0.2.1", "192.0.2.2", "2001:db8::1"].map(address).into(),
+            load_balancer_ips: ["192.0.2.2", "192.0.2.3"].map(address).into(),
+            has_external_ips: PerFamily::default(),
+            source_ranges: ["203.0.113.0/24".parse().expect("a range")].into(),
+            internal_policy: TrafficPolicy::Cluster,
+            external_policy: TrafficPolicy::Cluster,
+            affinity: None,
+            health_check_node_port: None,
+            created: 1,
+        }
+    }
+
+    const FACTS: ServiceFacts = ServiceFacts { cluster_ip_masquerade: Masquerade::FromOutside, node_ip: None };
+
+    fn wanted(service: &Service, claims: &Claims, family: Family) -> ServicePart {
+        let owns = |key: &FrontendKey, port: &ServicePort, role| {
+            claims.owner(key) == Some(Owner { service: &service.name, port: &port.name, role })
+        };
+        part(service, family, &FACTS, owns, |_| Choice::default(), |_| None)
+    }
+
+    #[test]
+    fn a_service_gets_every_frontend_that_it_owns_once() {
+        let mut claims = Claims::default();
+        let web = web();
+        claims.update(&web.name, None, Some(&web));
+        for family in Family::ALL {
+            let part = wanted(&web, &claims, family);
+            let mut expected: BTreeMap<FrontendKey, &str> = BTreeMap::new();
+            for port in &web.ports {
+                for (key, _) in web.frontends(port, family) {
+                    expected.insert(key, &port.name);
+                }
+            }
+            assert_eq!(expected.len(), if family == Family::V4 { 9 } else { 5 });
+            let got: Vec<_> = part.frontends.iter().map(|(key, frontend)| (*key, &*frontend.port_name)).collect();
+            assert_eq!(got, expected.into_iter().collect::<Vec<_>>());
+            for (key, frontend) in &part.frontends {
+                // 192.0.2.2 is an external IP, too: as such it would be open to all.
+                let balanced = ["192.0.2.2", "192.0.2.3"].map(address);
+                let guarded = matches!(key.at, FrontendAt::Address(address) if balanced.contains(&address));
+                assert_eq!(frontend.allowed_sources.is_some(), guarded, "{key}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_another_service_owns_is_left_to_it() {
+        let web = web();
+        let older = Service {
+            name: ObjectName::new("shop", "older").expect("a name"),
+            cluster_ips: PerFamily { v4: Some(address("10.96.0.2")), v6: None },
+            load_balancer_ips: Box::default(),
+            created: 0,
+            ..web.clone()
+        };
+        let mut claims = Claims::default();
+        claims.update(&web.name, None, Some(&web));
+        claims.update(&older.name, None, Some(&older));
+        let keys = |service| {
+            let part = wanted(service, &claims, Family::V4);
+            part.frontends.iter().map(|(key, _)| key.to_string()).collect::<Vec<_>>()
+        };
+        let own = ["tcp 10.96.0.1:80", "tcp 10.96.0.1:443", "tcp 192.0.2.3:80", "tcp 192.0.2.3:443"];
+        assert_eq!(keys(&web), own, "its node port and the external IPs are the older one's");
+        assert_eq!(keys(&older).len(), 7);
+    }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::diff::Installed;
-use crate::model::claims::Claims;
+use crate::model::claims::{Claims, Owner};
 use crate::model::policy;
 use crate::model::store::Store;
 use crate::model::{Family, ObjectName, PerFamily, Protocol};
@@ -26,7 +26,7 @@ impl Cluster<'_> {
             service,
             family,
             &self.facts[family],
-            |key, port| self.claims.owner(key).is_some_and(|owner| owner.service == name && *owner.port == *port.name),
+            |key, port, role| self.claims.owner(key) == Some(Owner { service: name, port: &port.name, role }),
             |port| policy::choose(service, port, family, self.store.slices(name), zone),
             |key| installed.frontend(key),
         )

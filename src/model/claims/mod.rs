@@ -16,9 +16,7 @@ use smallvec::SmallVec;
 
 use self::claim::{Claim, claims_of};
 use self::stray::Stray;
-use super::{Family, FrontendKey, ObjectName, PerFamily, Service, ServicePortName};
-
-pub use self::claim::Role;
+use super::{Family, FrontendKey, ObjectName, PerFamily, Role, Service, ServicePortName};
 
 /// All claims of all Services.
 #[derive(Debug, Default)]
