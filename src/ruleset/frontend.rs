@@ -120,6 +120,10 @@ impl Frontend {
         let name = self.service.as_str();
         let mut comment = if self.port_name.is_empty() { name.into() } else { format!("{name}:{}", self.port_name) };
         comment.truncate(comment.floor_char_boundary(COMMENT_MAX));
+        if comment.ends_with(':') {
+            // Nothing is left of the port's name: it has to look like a port without one, as which it is read back.
+            comment.pop();
+        }
         comment.into()
     }
 

@@ -147,6 +147,28 @@ fn torn(element: &Element, key: &FrontendKey, what: Index) -> Element {
     torn
 }
 
+/// Every length of a name about where a comment ends.
+#[test]
+fn a_comment_that_is_cut_is_read_back() {
+    let key = FrontendKey {
+        at: FrontendAt::NodePort(Family::V4),
+        protocol: Protocol::Tcp,
+        port: NonZeroU16::new(30080).expect("a port"),
+    };
+    for length in 50..=63 {
+        let written = Frontend {
+            service: ObjectName::new(&"a".repeat(63), &"b".repeat(length)).expect("a name"),
+            port_name: "http".into(),
+            action: Action::Reject,
+            allowed_sources: None,
+        };
+        let read = read(&key, &elements(&key, &written)).expect("it is what the proxy writes");
+        assert_eq!(read.service, written.service);
+        let left = 127_usize.saturating_sub(63 + 1 + length + 1).min(4);
+        assert_eq!(*read.port_name, "http"[..left], "a Service of {length} letters");
+    }
+}
+
 proptest! {
     #![proptest_config(crate::testing::replayed(ProptestConfig::with_cases(1_000), file!()))]
 
