@@ -7,7 +7,7 @@ use std::num::NonZeroU16;
 use proptest::prelude::*;
 
 use super::{Installed, Operation, Stage, Transaction};
-use crate::model::{Family, FrontendAt, FrontendKey, ObjectName, Protocol};
+use crate::model::{Family, FrontendAt, FrontendKey, ObjectName, Protocol, TrafficPolicy};
 use crate::ruleset::frontend::{Action, Backend, Frontend, Shared, Slots};
 use crate::ruleset::names::{ChainName, Masquerade, SetName};
 use crate::ruleset::ranges::Range;
@@ -97,15 +97,13 @@ fn slots(minimum: usize) -> impl Strategy<Value = Slots> {
 
 fn action() -> impl Strategy<Value = Action> {
     let masquerade = prop_oneof![Just(Masquerade::Never), Just(Masquerade::FromOutside), Just(Masquerade::Always)];
+    let policy = prop_oneof![Just(TrafficPolicy::Cluster), Just(TrafficPolicy::Local)];
     let affinity = prop::option::of(1u32..3);
     prop_oneof![
         Just(Action::Reject),
         Just(Action::Drop),
-        (masquerade, affinity.clone(), slots(1)).prop_map(|(masquerade, affinity, slots)| Action::Forward {
-            masquerade,
-            affinity,
-            slots
-        }),
+        (policy, masquerade, affinity.clone(), slots(1))
+            .prop_map(|(policy, masquerade, affinity, slots)| Action::Forward { policy, masquerade, affinity, slots }),
         (affinity, slots(1), slots(0)).prop_map(|(affinity, cluster, local)| Action::Split {
             affinity,
             cluster,
@@ -346,7 +344,12 @@ fn removing_one_of_many_endpoints_changes_a_handful_of_elements() {
             Frontend {
                 service: name.clone(),
                 port_name: "http".into(),
-                action: Action::Forward { masquerade: Masquerade::Always, affinity: None, slots: slots.into() },
+                action: Action::Forward {
+                    policy: TrafficPolicy::Cluster,
+                    masquerade: Masquerade::Always,
+                    affinity: None,
+                    slots: slots.into(),
+                },
                 allowed_sources: None,
             },
         )],

@@ -9,7 +9,7 @@ use super::frontend::{Action, Backend, Frontend, Shared, Slots};
 use super::names::{ChainName, Masquerade, Pick, SetName};
 use super::ranges::Range;
 use super::types::{Data, Element, Key, Value, Verdict};
-use crate::model::{FrontendAt, FrontendKey};
+use crate::model::{FrontendAt, FrontendKey, TrafficPolicy};
 
 /// All elements of a frontend, in a fixed order.
 pub fn elements(key: &FrontendKey, frontend: &Frontend) -> Vec<(SetName, Element)> {
@@ -100,10 +100,11 @@ impl Elements<'_> {
         match action {
             Action::Reject => Verdict::Goto(ChainName::RejectIt),
             Action::Drop => Verdict::Drop,
-            Action::Forward { masquerade, affinity, slots } => {
-                self.slots(slots, 0);
+            Action::Forward { policy, masquerade, affinity, slots } => {
+                let local = *policy == TrafficPolicy::Local;
+                self.slots(slots, if local { Pick::LOCAL_OFFSET } else { 0 });
                 self.affinity(*affinity);
-                pick(*masquerade, affinity.is_some(), false, slots)
+                pick(*masquerade, affinity.is_some(), local, slots)
             }
             Action::Split { affinity, cluster, local } => {
                 let sticky = affinity.is_some();

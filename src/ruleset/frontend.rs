@@ -10,8 +10,8 @@ use arcstr::ArcStr;
 
 use super::names::Masquerade;
 use super::ranges::Range;
-use crate::model::ObjectName;
 use crate::model::policy::Target;
+use crate::model::{ObjectName, TrafficPolicy};
 
 /// The longest comment of an element, in bytes: nft 1.0.6 reads 128 with the closing NUL (`NFTNL_UDATA_COMMENT_MAXLEN`
 /// of include/libnftnl/udata.h). Namespace, name and port name together can be longer.
@@ -45,6 +45,9 @@ pub enum Action {
     Drop,
     /// Translated to one of the slots.
     Forward {
+        /// Whether the slots are those of all endpoints or, with a traffic policy Local, of those on this node only. It is
+        /// told by where the slots begin and by the name of the chain, so that it can be read back.
+        policy: TrafficPolicy,
         /// Which connections are masqueraded.
         masquerade: Masquerade,
         /// Seconds of session affinity.

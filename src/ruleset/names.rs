@@ -130,8 +130,8 @@ pub struct Pick {
 }
 
 impl Pick {
-    /// The first slot of a frontend's endpoints on this node, where `externalTrafficPolicy: Local` needs them apart
-    /// from the cluster's. So a frontend has at most 65,536 endpoints of each kind.
+    /// The first slot of a frontend's endpoints on this node, where a traffic policy Local is about them: kept apart from
+    /// the cluster's, which `externalTrafficPolicy: Local` needs as well. So a frontend has at most 65,536 endpoints of each kind.
     pub const LOCAL_OFFSET: u32 = 65_536;
 }
 

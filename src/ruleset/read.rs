@@ -17,7 +17,7 @@ use super::frontend::{Action, Backend, Frontend, Shared, Slots};
 use super::names::{ChainName, Pick, SetName};
 use super::ranges::Range;
 use super::types::{Data, Element, Value, Verdict};
-use crate::model::{Family, FrontendAt, FrontendKey, ObjectName, Protocol};
+use crate::model::{Family, FrontendAt, FrontendKey, ObjectName, Protocol, TrafficPolicy};
 
 /// What one family's table holds, as its elements say. They come in one by one, in any order.
 #[derive(Debug)]
@@ -283,8 +283,10 @@ impl FrontendElements {
         let action = match verdict {
             Verdict::Drop => Action::Drop,
             Verdict::Goto(ChainName::RejectIt) => Action::Reject,
-            Verdict::Goto(ChainName::Pick(Pick { masquerade, .. })) => {
-                Action::Forward { masquerade, affinity, slots: backends(cluster) }
+            Verdict::Goto(ChainName::Pick(Pick { masquerade, local: on_node, .. })) => {
+                let (policy, slots) =
+                    if on_node { (TrafficPolicy::Local, local) } else { (TrafficPolicy::Cluster, cluster) };
+                Action::Forward { policy, masquerade, affinity, slots: backends(slots) }
             }
             Verdict::Goto(ChainName::ExternalLocal | ChainName::NodeportLocal) => {
                 Action::Split { affinity, cluster: backends(cluster), local: backends(local) }

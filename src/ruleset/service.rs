@@ -70,30 +70,30 @@ pub fn part<'a>(
 }
 
 fn internal_action(service: &Service, choice: &Choice, facts: &ServiceFacts) -> Action {
-    let targets = match service.internal_policy {
-        TrafficPolicy::Cluster => &choice.cluster,
-        TrafficPolicy::Local => &choice.local,
-    };
-    forward(choice, targets, facts.cluster_ip_masquerade, service.affinity)
+    forward(choice, service.internal_policy, facts.cluster_ip_masquerade, service.affinity)
 }
 
 fn external_action(service: &Service, choice: &Choice) -> Action {
     match service.external_policy {
-        TrafficPolicy::Cluster => forward(choice, &choice.cluster, Masquerade::Always, service.affinity),
         TrafficPolicy::Local if choice.any && !choice.cluster.is_empty() => {
             Action::Split { affinity: service.affinity, cluster: slots(&choice.cluster), local: slots(&choice.local) }
         }
-        TrafficPolicy::Local => forward(choice, &choice.local, Masquerade::Never, service.affinity),
+        TrafficPolicy::Local => forward(choice, TrafficPolicy::Local, Masquerade::Never, service.affinity),
+        TrafficPolicy::Cluster => forward(choice, TrafficPolicy::Cluster, Masquerade::Always, service.affinity),
     }
 }
 
-fn forward(choice: &Choice, targets: &[Target], masquerade: Masquerade, affinity: Option<u32>) -> Action {
+fn forward(choice: &Choice, policy: TrafficPolicy, masquerade: Masquerade, affinity: Option<u32>) -> Action {
+    let targets = match policy {
+        TrafficPolicy::Cluster => &choice.cluster,
+        TrafficPolicy::Local => &choice.local,
+    };
     if !choice.any {
         Action::Reject
     } else if targets.is_empty() {
         Action::Drop
     } else {
-        Action::Forward { masquerade, affinity, slots: slots(targets) }
+        Action::Forward { policy, masquerade, affinity, slots: slots(targets) }
     }
 }
 

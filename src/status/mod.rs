@@ -13,7 +13,7 @@ use serde::Serialize;
 pub use self::daemon::{Daemon, FamilyState, ask};
 pub use self::show::table;
 use crate::conntrack::{Conntrack, Flow, FlowsError};
-use crate::model::{Family, FrontendAt, FrontendKey, Protocol};
+use crate::model::{Family, FrontendAt, FrontendKey, Protocol, TrafficPolicy};
 use crate::nftables::{Kernel, KernelError};
 use crate::ruleset::base;
 use crate::ruleset::frontend::Action;
@@ -53,7 +53,8 @@ pub struct FrontendStatus {
 pub enum Policy {
     /// They go to any endpoint.
     Cluster,
-    /// They go to endpoints on this node only; those from inside of the cluster may go to any.
+    /// They go to endpoints on this node only. At an external IP, load-balancer IP or node port, those from inside of the
+    /// cluster may go to any.
     Local,
     /// Those from outside of the cluster are dropped, as there is no endpoint on this node; those from inside may go to any.
     DroppedOutside,
@@ -225,8 +226,8 @@ fn policy(action: &Action) -> Policy {
         Action::Reject => Policy::Refused,
         Action::Drop => Policy::Dropped,
         Action::Split { local, .. } if local.is_empty() => Policy::DroppedOutside,
-        Action::Split { .. } => Policy::Local,
-        Action::Forward { .. } => Policy::Cluster,
+        Action::Split { .. } | Action::Forward { policy: TrafficPolicy::Local, .. } => Policy::Local,
+        Action::Forward { policy: TrafficPolicy::Cluster, .. } => Policy::Cluster,
     }
 }
 

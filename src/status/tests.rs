@@ -27,7 +27,13 @@ fn slots(endpoints: &[&str]) -> Slots {
 }
 
 fn forward(endpoints: &[&str], affinity: Option<u32>) -> Action {
-    Action::Forward { masquerade: Masquerade::FromOutside, affinity, slots: slots(endpoints) }
+    let (policy, slots) = (TrafficPolicy::Cluster, slots(endpoints));
+    Action::Forward { policy, masquerade: Masquerade::FromOutside, affinity, slots }
+}
+
+fn on_this_node(endpoints: &[&str]) -> Action {
+    let (policy, slots) = (TrafficPolicy::Local, slots(endpoints));
+    Action::Forward { policy, masquerade: Masquerade::FromOutside, affinity: None, slots }
 }
 
 fn split(cluster: &[&str], local: &[&str]) -> Action {
@@ -78,6 +84,7 @@ fn a_table_for_people() {
         ("30080", frontend("a/web:http", forward(&["10.1.0.1:8080"], None))),
         ("10.96.0.2:80", frontend("a/empty", Action::Reject)),
         ("10.96.0.3:80", frontend("a/elsewhere", Action::Drop)),
+        ("10.96.0.4:80", frontend("a/here", on_this_node(&["10.1.0.1:8080"]))),
         ("192.0.2.6:80", frontend("b/local", split(&here_and_there, &["10.1.0.1:8080"]))),
         ("192.0.2.7:80", frontend("b/nowhere", split(&["10.2.0.1:8080"], &[]))),
         ("192.0.2.8:80", ranges),
@@ -98,6 +105,7 @@ fn a_table_for_people() {
 SERVICE      FRONTEND            POLICY           AFFINITY  ENDPOINT                 CONNECTIONS
 a/elsewhere  tcp 10.96.0.3:80    dropped          -         -                        -
 a/empty      tcp 10.96.0.2:80    refused          -         -                        -
+a/here       tcp 10.96.0.4:80    Local            -         10.1.0.1:8080            0
 a/web:http   tcp *:30080 (IPv4)  Cluster          -         10.1.0.1:8080            1
 a/web:http   tcp 10.96.0.1:80    Cluster          10800s    10.1.0.1:8080            2
                                                             10.1.0.2:8080            0
@@ -108,7 +116,7 @@ b/nowhere    tcp 192.0.2.7:80    dropped outside  -         10.2.0.1:8080       
 b/ranges     tcp 192.0.2.8:80    refused, ranges  -         -                        -
 ";
     assert_eq!(table(&all), expected);
-    let json = serde_json::to_value(&all[3]).expect("it can be written");
+    let json = serde_json::to_value(&all[4]).expect("it can be written");
     assert_eq!(json["endpoints"][0]["connections"], 2);
     assert_eq!((&json["policy"], &json["affinitySeconds"]), (&"Cluster".into(), &10800.into()));
     assert_eq!(json["damaged"], false);

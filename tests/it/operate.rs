@@ -391,9 +391,17 @@ fn the_status_is_that_of_the_kernel() {
     let Some(world) = node() else { return };
     let output = run(&world, &["status"]);
     assert_eq!(output.status.code(), Some(1), "without a table");
-    let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/demo");
-    let mut daemon = Daemon::start(&world, &["run", "--manifests", manifests, "--hostname-override", "node-1"])
-        .expect("it can start");
+    let manifests = folder();
+    for file in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/demo")).expect("it is there") {
+        let path = file.expect("it can be listed").path();
+        let text = fs::read_to_string(&path).expect("it can be read");
+        let name = path.file_name().and_then(|name| name.to_str()).expect("a name");
+        let local = "  type: ClusterIP\n  internalTrafficPolicy: Local\n";
+        write(&manifests, name, &text.replace("  type: ClusterIP\n", local));
+    }
+    let path = manifests.path().to_str().expect("temporary paths are text");
+    let mut daemon =
+        Daemon::start(&world, &["run", "--manifests", path, "--hostname-override", "node-1"]).expect("it can start");
     wait_for(&daemon, "in sync");
     let connection = "conntrack -I -p tcp -s 203.0.113.7 -d 10.96.0.80 --sport 4000 --dport 80 -r 10.124.0.11 \
                       -q 203.0.113.7 --reply-port-src 8080 --reply-port-dst 4000 --state ESTABLISHED -t 600";
@@ -428,6 +436,8 @@ fn the_status_is_that_of_the_kernel() {
     };
     assert_eq!((of("10.124.0.11:8080"), of("10.124.0.12:8080")), (Some(1.into()), Some(0.into())), "{web}");
     assert_eq!((&web["policy"], &web["damaged"]), (&json!("Cluster"), &json!(false)));
+    let dns: Vec<&Value> = frontends.iter().filter(|frontend| frontend["service"] == "shop/dns:dns").collect();
+    assert!(dns.len() == 2 && dns.iter().all(|dns| dns["policy"] == "Local"), "{dns:?}");
 
     let slot = "delete element ip nftproxyd endpoints { 10.96.0.80 . tcp . 80 . 0 }\n";
     world.nft(&["-f", "-"], slot).expect("the element is there");

@@ -8,7 +8,7 @@ use std::thread;
 use serde_json::{Value, json};
 
 use nftproxyd::config::DetectLocal;
-use nftproxyd::model::{Event, Family, FrontendAt, FrontendKey, PerFamily, Protocol};
+use nftproxyd::model::{Event, Family, FrontendAt, FrontendKey, PerFamily, Protocol, TrafficPolicy};
 use nftproxyd::ruleset::eval::{Origin, Outcome, Packet, Tracer};
 use nftproxyd::ruleset::frontend::Action;
 use nftproxyd::ruleset::names::{ChainName, Masquerade, Pick};
@@ -381,8 +381,12 @@ impl Seen {
             self.actions.insert(match &installed.action {
                 Action::Reject => "Reject",
                 Action::Drop => "Drop",
-                Action::Forward { affinity: None, .. } => "Forward",
-                Action::Forward { affinity: Some(_), .. } => "Forward with affinity",
+                Action::Forward { policy: TrafficPolicy::Cluster, affinity: None, .. } => "Forward",
+                Action::Forward { policy: TrafficPolicy::Cluster, affinity: Some(_), .. } => "Forward with affinity",
+                Action::Forward { policy: TrafficPolicy::Local, affinity: None, .. } => "Forward on this node",
+                Action::Forward { policy: TrafficPolicy::Local, affinity: Some(_), .. } => {
+                    "Forward on this node with affinity"
+                }
                 Action::Split { local, .. } if local.is_empty() => "Split with nothing local",
                 Action::Split { affinity: None, .. } => "Split",
                 Action::Split { affinity: Some(_), .. } => "Split with affinity",
@@ -394,11 +398,13 @@ impl Seen {
     }
 }
 
-const ACTIONS: [&str; 8] = [
+const ACTIONS: [&str; 10] = [
     "Reject",
     "Drop",
     "Forward",
     "Forward with affinity",
+    "Forward on this node",
+    "Forward on this node with affinity",
     "Split",
     "Split with affinity",
     "Split with nothing local",
@@ -515,9 +521,9 @@ fn all_chains() -> Vec<ChainName> {
         for sticky in NO_YES {
             for local in NO_YES {
                 for masquerade in [Masquerade::Never, Masquerade::FromOutside, Masquerade::Always] {
-                    // Local slots keep the client's address; only cluster IPs ask where a packet comes from.
-                    let exists = (!local || masquerade == Masquerade::Never)
-                        && (!nodeport || masquerade != Masquerade::FromOutside);
+                    // Of node ports, local slots keep the client's address, and none asks where a packet comes from.
+                    let exists =
+                        !nodeport || masquerade == Masquerade::Never || (masquerade == Masquerade::Always && !local);
                     if exists {
                         chains.push(ChainName::Pick(Pick { nodeport, masquerade, sticky, local, slots: 1 }));
                     }

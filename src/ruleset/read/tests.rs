@@ -28,15 +28,13 @@ fn slots(family: Family, least: usize) -> impl Strategy<Value = Slots> {
 
 fn action(family: Family) -> impl Strategy<Value = Action> {
     let masquerade = prop_oneof![Just(Masquerade::Never), Just(Masquerade::FromOutside), Just(Masquerade::Always)];
+    let policy = prop_oneof![Just(TrafficPolicy::Cluster), Just(TrafficPolicy::Local)];
     let affinity = || prop::option::of(1_u32..=86_400);
     prop_oneof![
         Just(Action::Reject),
         Just(Action::Drop),
-        (masquerade, affinity(), slots(family, 1)).prop_map(|(masquerade, affinity, slots)| Action::Forward {
-            masquerade,
-            affinity,
-            slots
-        }),
+        (policy, masquerade, affinity(), slots(family, 1))
+            .prop_map(|(policy, masquerade, affinity, slots)| Action::Forward { policy, masquerade, affinity, slots }),
         (affinity(), slots(family, 1), slots(family, 0)).prop_map(|(affinity, cluster, local)| Action::Split {
             affinity,
             cluster,

@@ -5,8 +5,10 @@ use std::time::Instant;
 
 use nftproxyd::config::NodePortAddresses;
 use nftproxyd::diff::Operation;
-use nftproxyd::model::{Event, Family, ObjectName, Slice};
-use nftproxyd::ruleset::types::Value;
+use nftproxyd::model::{Event, Family, ObjectName, Service, Slice, TrafficPolicy};
+use nftproxyd::nftables::in_memory::InMemoryKernel;
+use nftproxyd::ruleset::names::SetName;
+use nftproxyd::ruleset::types::{Element, Value};
 use nftproxyd::sync::Engine;
 
 use crate::support::cluster::{Cluster, address, endpoints, facts, of_every_kind, plain_service, ready, slice_of};
@@ -140,6 +142,61 @@ fn a_change_costs_what_it_changes() {
     let report = engine.sync(Instant::now());
     assert_eq!((report.transactions, report.operations), (1, 120), "changes that come together go together");
     assert_eq!(report.services, several.into_iter().collect());
+}
+
+/// One Service with ten endpoints, three of them on this node.
+fn three_of_ten_here(internal_policy: TrafficPolicy) -> Cluster {
+    let service = Service { internal_policy, ..plain_service(1) };
+    let mut slice = slice_of(&service.name, Family::V4, endpoints(Family::V4, 10));
+    slice.endpoints[4..7].iter_mut().for_each(|endpoint| endpoint.conditions.local = true);
+    let mut cluster = Cluster { node: of_every_kind(0, None).node, ..Cluster::default() };
+    cluster.slices.insert(slice.name.clone(), slice);
+    cluster.services.insert(service.name.clone(), service);
+    cluster
+}
+
+#[test]
+fn a_traffic_policy_changes_in_one_transaction() {
+    let mut engine =
+        three_of_ten_here(TrafficPolicy::Cluster).engine(Recorder::default(), facts(NodePortAddresses::All));
+    engine.sync(Instant::now());
+    engine.kernel().take();
+    let mut set = |internal_policy| {
+        engine.apply(Event::Service(Service { internal_policy, ..plain_service(1) }));
+        let report = engine.sync(Instant::now());
+        assert_eq!((report.failures, report.transactions), (0, 1));
+        counts(&engine.kernel().take())
+    };
+    // The verdict and all slots; and cluster-pick-local-3 with two rules.
+    assert_eq!(set(TrafficPolicy::Local), (11, 4, 3));
+    assert_eq!(set(TrafficPolicy::Cluster), (4, 11, 0));
+    assert_eq!(set(TrafficPolicy::Local), (11, 4, 0));
+}
+
+/// Version 0.1.0 let a cluster IP with `internalTrafficPolicy: Local` lead to a chain of policy Cluster.
+#[test]
+fn a_cluster_ip_with_policy_local_of_an_earlier_version_is_taken_over_at_once() {
+    let mut earlier = three_of_ten_here(TrafficPolicy::Cluster);
+    let local: Vec<_> = earlier.slices.values_mut().flat_map(|slice| slice.endpoints[4..7].to_vec()).collect();
+    earlier.slices.values_mut().for_each(|slice| slice.endpoints = local.clone().into());
+    let mut engine = earlier.engine(InMemoryKernel::new(), facts(NodePortAddresses::All));
+    assert_eq!(engine.sync(Instant::now()).failures, 0);
+    let mut kernel = std::mem::take(engine.kernel());
+    let before = kernel.elements_of(Family::V4, SetName::Endpoints);
+    kernel.take_committed();
+
+    let mut engine = three_of_ten_here(TrafficPolicy::Local).engine(kernel, facts(NodePortAddresses::All));
+    assert_eq!(engine.sync(Instant::now()).failures, 0);
+    let sent: Vec<_> =
+        engine.kernel().take_committed().into_iter().filter(|sent| !sent.operations.is_empty()).collect();
+    let [transaction] = &sent[..] else { panic!("{sent:#?}") };
+    assert_eq!(counts(&transaction.operations), (4, 4, 3));
+    let after = engine.kernel().elements_of(Family::V4, SetName::Endpoints);
+    let data = |elements: &[Element]| elements.iter().map(|element| element.data.clone()).collect::<Vec<_>>();
+    assert_eq!(data(&after), data(&before), "the same endpoints, in the same order of slots");
+    let slots: Vec<_> = after.iter().filter_map(|element| element.key.last().copied()).collect();
+    assert_eq!(slots, [65_536, 65_537, 65_538].map(Value::Slot));
+    assert!(!engine.is_behind());
 }
 
 #[test]
