@@ -27,7 +27,7 @@ const LAYERS: [(&str, &[&str]); 20] = [
     ("metrics", &["model", "http"]),
     ("events", &["model"]),
     ("sysctl", &["config"]),
-    ("status", &["model", "ruleset", "nftables", "conntrack"]),
+    ("status", &["model", "ruleset", "nftables", "conntrack", "metrics"]),
     ("leftovers", &["netlink"]),
     ("doctor", &["model", "nftables", "leftovers", "sysctl", "config"]),
 ];

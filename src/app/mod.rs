@@ -1,6 +1,7 @@
 //! Builds the parts and wires them together; the only module that knows all of them.
 
 mod cleanup;
+mod daemon_status;
 mod observers;
 mod one_shot;
 mod ports;

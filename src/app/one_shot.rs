@@ -2,7 +2,6 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 
@@ -84,22 +83,19 @@ pub(super) fn status(args: &StatusArgs) -> anyhow::Result<()> {
     let families = kernel.tables()?;
     anyhow::ensure!(!families.is_empty(), "there is no table of nftproxyd: nothing is proxied on this node");
     let frontends = status::read(&mut kernel, &families)?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |now| now.as_secs_f64());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
-    let daemon = runtime.block_on(status::ask(args.metrics_bind_address, now));
+    let daemon = runtime.block_on(status::ask(args.metrics_bind_address));
     let text = match args.output {
         Output::Table => {
             let daemon = match daemon {
-                Ok(daemon) => daemon.text(),
-                Err(error) => format!(
-                    "daemon    not reached at {} ({error}): this is what the kernel has\n",
-                    args.metrics_bind_address
-                ),
+                Ok(daemon) => status::daemon_text(&daemon),
+                Err(error) => format!("daemon    {error}; this is what the kernel has\n"),
             };
             format!("{daemon}\n{}", status::table(&frontends))
         }
         Output::Json => {
-            let status = serde_json::json!({ "daemon": daemon.ok(), "frontends": frontends });
+            let error = daemon.as_ref().err().map(ToString::to_string);
+            let status = serde_json::json!({ "daemon": daemon.ok(), "daemonError": error, "frontends": frontends });
             serde_json::to_string_pretty(&status).context("cannot write JSON")? + "\n"
         }
     };

@@ -10,6 +10,7 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::LISTEN_AGAIN;
+use super::daemon_status::daemon_status;
 use crate::events::{Events, Notice};
 use crate::health::{self, Health, Question};
 use crate::http;
@@ -46,10 +47,12 @@ pub(super) async fn serve_metrics(
     address: SocketAddr,
     metrics: Arc<Metrics>,
     configz: Receiver<String>,
+    health: Health,
 ) -> anyhow::Result<()> {
     let listener = bind_policy.bind(address, "/metrics", "FailedToStartMetricServer").await?;
     info!(%address, "serving /metrics");
-    metrics::serve(listener, metrics, configz).await;
+    let known = Arc::clone(&metrics);
+    metrics::serve(listener, metrics, configz, move || daemon_status(&known, &health)).await;
     Ok(())
 }
 
@@ -101,6 +104,7 @@ mod tests {
                 address,
                 Arc::clone(&metrics),
                 tokio::sync::watch::channel(String::new()).1,
+                health.clone(),
             )
             .await;
             let error = ended.expect_err("the port is taken").to_string();

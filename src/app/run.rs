@@ -150,7 +150,8 @@ async fn supervise(
     if let Some(address) = config.healthz_bind_address {
         tasks.spawn(ports::serve_health(listening.clone(), address, health.clone(), Arc::clone(&metrics)));
     }
-    tasks.spawn(ports::serve_metrics(listening, config.metrics_bind_address, Arc::clone(&metrics), configz));
+    let address = config.metrics_bind_address;
+    tasks.spawn(ports::serve_metrics(listening, address, Arc::clone(&metrics), configz, health.clone()));
     let mark = 1 << config.masquerade_bit;
     let take_over = take_over.then(|| -> Box<dyn FnOnce() + Send> { Box::new(move || take_over::take_over(mark)) });
     let start = Start { take_over, done: started_sender };

@@ -135,7 +135,8 @@ mod tests {
 
     #[test]
     fn bodies_are_those_of_kube_proxy() {
-        let family = |nanoseconds, healthy| Some(FamilyHealth { last_updated: at(nanoseconds), healthy });
+        let family =
+            |nanoseconds, healthy| Some(FamilyHealth { last_updated: at(nanoseconds), healthy, waiting: None });
         let report = |node_eligible, v4, v6| HealthReport {
             now: at(9),
             last_updated: at(2),

@@ -55,6 +55,8 @@ pub struct FamilyHealth {
     pub last_updated: SystemTime,
     /// Whether it keeps up.
     pub healthy: bool,
+    /// For how long the oldest change has been waiting for the end of a sync.
+    pub waiting: Option<Duration>,
 }
 
 impl State {
@@ -120,12 +122,11 @@ impl State {
     /// All that is known.
     pub fn report(&self, now: Moment) -> HealthReport {
         let families = PerFamily::from_fn(|family| {
-            self.families[family].as_ref().map(|progress| FamilyHealth {
-                last_updated: progress.last_updated,
-                healthy: progress
-                    .in_hand
-                    .or(progress.waiting)
-                    .is_none_or(|since| now.steady.saturating_duration_since(since) < self.patience),
+            self.families[family].as_ref().map(|progress| {
+                let since = progress.in_hand.or(progress.waiting);
+                let waiting = since.map(|since| now.steady.saturating_duration_since(since));
+                let healthy = waiting.is_none_or(|waiting| waiting < self.patience);
+                FamilyHealth { last_updated: progress.last_updated, healthy, waiting }
             })
         });
         let newest = [families.v4, families.v6].into_iter().flatten().map(|report| report.last_updated).max();

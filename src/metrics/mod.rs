@@ -2,12 +2,14 @@
 //!
 //! * [`TABLE`]: all metrics, with kube-proxy's names where kube-proxy has the same.
 //! * [`Metrics`]: their values. Whoever does something counts it; nothing here knows what is counted.
-//! * [`serve`]: the metrics port, with kube-proxy's paths.
+//! * [`serve`]: the metrics port, with kube-proxy's paths, and [`daemon::PATH`].
 
+pub mod daemon;
 mod readings;
 mod server;
 mod table;
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -156,6 +158,16 @@ impl Metrics {
     /// So many objects of a kind are partly unusable.
     pub fn set_rejected_objects(&self, kind: &str, objects: usize) {
         self.rejected_objects.with_label_values(&[kind]).set(objects as f64);
+    }
+
+    /// How many objects are partly unusable, by kind.
+    pub fn rejected_objects(&self) -> BTreeMap<String, u64> {
+        let families = self.rejected_objects.collect();
+        let samples = families.iter().flat_map(|family| family.get_metric());
+        let kind = |labels: &[prometheus::proto::LabelPair]| {
+            labels.iter().map(|label| label.value().to_owned()).next().unwrap_or_default()
+        };
+        samples.map(|sample| (kind(sample.get_label()), sample.get_gauge().get_value() as u64)).collect()
     }
 
     /// A set or map of our table has so many elements.

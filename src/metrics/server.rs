@@ -10,6 +10,7 @@ use axum::routing::any;
 use tokio::net::TcpListener;
 use tokio::sync::watch::Receiver;
 
+use super::daemon::{self, Daemon};
 use super::{Metrics, readings};
 use crate::http;
 
@@ -23,11 +24,22 @@ struct Shared {
     configz: Receiver<String>,
 }
 
-/// Answers for ever on `/metrics`, `/metrics/slis`, `/proxyMode`, `/healthz`, `/healthz/ping` and `/configz`.
+/// Answers for ever on `/metrics`, `/metrics/slis`, `/proxyMode`, `/healthz`, `/healthz/ping`, `/configz` and
+/// [`daemon::PATH`].
 ///
 /// `configz` is the body of `/configz`: the configuration in force at the time, as JSON. `/healthz` only says that somebody answers;
-/// whether the proxy works is told on the health port.
-pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, configz: Receiver<String>) {
+/// whether the proxy works is told on the health port, and by `status`.
+pub async fn serve(
+    listener: TcpListener,
+    metrics: Arc<Metrics>,
+    configz: Receiver<String>,
+    status: impl Fn() -> Daemon + Send + Sync + 'static,
+) {
+    let status = Arc::new(status);
+    let status = move || {
+        let status = serde_json::to_string(&status()).expect("a structure of texts and numbers");
+        std::future::ready(body(StatusCode::OK, JSON, status))
+    };
     let app = Router::new()
         .route("/metrics", any(exposition))
         .route("/metrics/slis", any(slis))
@@ -38,6 +50,7 @@ pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>, configz: Receiv
             "/configz",
             any(async |State(shared): State<Arc<Shared>>| body(StatusCode::OK, JSON, shared.configz.borrow().clone())),
         )
+        .route(daemon::PATH, any(status))
         .fallback(async || plain(StatusCode::NOT_FOUND, "404 page not found\n"))
         .with_state(Arc::new(Shared { metrics, configz }));
     http::serve(listener, app).await;

@@ -1,6 +1,5 @@
-//! What only the daemon knows, asked of its metrics port and its health port.
+//! What only the daemon knows, asked of its metrics port.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -8,72 +7,60 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::Request;
 use hyper::client::conn::http1;
 use hyper::header::HOST;
+use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
-use serde::Serialize;
-use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+
+use crate::metrics::daemon::{Daemon, FamilyState, PATH, Standing};
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// More than any answer has.
 const LONGEST: usize = 16 << 20;
 
-/// What the daemon says of itself.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Daemon {
-    /// Its version.
-    pub version: String,
-    /// Whether changes of Services reach the kernel in time; `None` if its health port is switched off or does not answer.
-    pub healthy: Option<bool>,
-    /// Whether load balancers are to use this node; `None` as with `healthy`.
-    pub node_eligible: Option<bool>,
-    /// By family.
-    pub families: BTreeMap<&'static str, FamilyState>,
-    /// Changes of Services that wait for a sync.
-    pub service_changes_pending: u64,
-    /// Changes of EndpointSlices that wait for a sync.
-    pub endpoint_changes_pending: u64,
-    /// Objects of which a part cannot be used, by kind; kinds without any are left out.
-    pub rejected_objects: BTreeMap<String, u64>,
+/// The daemon has not said how it is.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// Nobody answers.
+    #[error("not reached at {0} ({1})")]
+    NotReached(SocketAddr, #[source] io::Error),
+    /// nftproxyd answers, of a version without [`PATH`].
+    #[error(
+        "at {0} is an older nftproxyd, which does not say how it is (it has no {PATH}): restart it with this version"
+    )]
+    Older(SocketAddr),
+    /// nftproxyd answers, of a version that says it in another way.
+    #[error("at {0} is an nftproxyd of another version, whose {PATH} cannot be read ({1}): use its own status")]
+    OtherForm(SocketAddr, #[source] serde_json::Error),
+    /// Somebody else answers.
+    #[error("at {0} is not nftproxyd")]
+    Stranger(SocketAddr),
 }
 
-/// The table of a family.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct FamilyState {
-    /// Whether the table holds all that it should, but for `refused_services`; `None` if the daemon is too old to say.
-    pub in_sync: Option<bool>,
-    /// Seconds since the last sync that succeeded; `None` before the first.
-    pub synced_seconds_ago: Option<u64>,
-    /// How long changes have been waiting, in seconds; 0 if none wait.
-    pub lag_seconds: u64,
-    /// Services of which the kernel refuses a change.
-    pub refused_services: u64,
-    /// How often the table was repaired.
-    pub repairs: u64,
-}
-
-/// Asks the daemon that serves `/metrics` at this address. `now` is the time in seconds since 1970.
+/// Asks the daemon whose metrics port has this address.
 ///
 /// # Errors
-/// Nobody answers there, or not nftproxyd.
-pub async fn ask(metrics: SocketAddr, now: f64) -> io::Result<Daemon> {
-    let metrics = local(metrics);
-    let mut daemon = Daemon::read(&get(metrics, "/metrics").await?, now)
-        .ok_or_else(|| io::Error::other("whoever answers there is not nftproxyd"))?;
-    if let Some(health) = health_address(&get(metrics, "/configz").await?)
-        && let Ok(body) = get(local(health), "/healthz").await
-        && let Ok(body) = serde_json::from_str::<Value>(&body)
+/// See [`AskError`].
+pub async fn ask(metrics: SocketAddr) -> Result<Daemon, AskError> {
+    let address = local(metrics);
+    let get = async |path| get(address, path).await.map_err(|error| AskError::NotReached(metrics, error));
+    let (status, body) = get(PATH).await?;
+    let read = serde_json::from_str(&body);
+    if status == StatusCode::OK
+        && let Ok(daemon) = read
     {
-        daemon.healthy = body["healthy"].as_bool();
-        daemon.node_eligible = body["nodeEligible"].as_bool();
+        return Ok(daemon);
     }
-    Ok(daemon)
+    // kube-proxy has the same port, and answers 404 as well.
+    let (_, exposition) = get("/metrics").await?;
+    match read {
+        _ if !exposition.contains("nftproxyd_build_info{") => Err(AskError::Stranger(metrics)),
+        Err(error) if status == StatusCode::OK => Err(AskError::OtherForm(metrics, error)),
+        _ => Err(AskError::Older(metrics)),
+    }
 }
 
 /// Where a server that listens on all addresses can be reached.
@@ -86,167 +73,199 @@ fn local(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-fn health_address(configz: &str) -> Option<SocketAddr> {
-    let configz: Value = serde_json::from_str(configz).ok()?;
-    configz["kubeproxy.config.k8s.io"]["healthzBindAddress"].as_str()?.parse().ok()
-}
-
-/// The body of an answer, whatever its status: a daemon that is not healthy says so with 503.
-async fn get(address: SocketAddr, path: &str) -> io::Result<String> {
+/// The status and the body of an answer.
+async fn get(address: SocketAddr, path: &str) -> io::Result<(StatusCode, String)> {
     timeout(PATIENCE, exchange(address, path)).await?
 }
 
-async fn exchange(address: SocketAddr, path: &str) -> io::Result<String> {
+async fn exchange(address: SocketAddr, path: &str) -> io::Result<(StatusCode, String)> {
     let stream = TokioIo::new(TcpStream::connect(address).await?);
     let (mut sender, connection) = http1::handshake(stream).await.map_err(io::Error::other)?;
     let request = Request::get(path).header(HOST, address.to_string()).body(Empty::<Bytes>::new());
     let request = request.map_err(io::Error::other)?;
     let answer = async move {
-        let body = sender.send_request(request).await.map_err(io::Error::other)?.into_body();
+        let (head, body) = sender.send_request(request).await.map_err(io::Error::other)?.into_parts();
         let bytes = Limited::new(body, LONGEST).collect().await.map_err(io::Error::other)?.to_bytes();
-        String::from_utf8(bytes.into()).map_err(io::Error::other)
+        Ok((head.status, String::from_utf8(bytes.into()).map_err(io::Error::other)?))
     };
     // The connection has to be driven meanwhile. It ends when the sender has gone with the answer.
     let (_, answer) = tokio::join!(connection, answer);
     answer
 }
 
-impl Daemon {
-    /// Reads Prometheus' text format; `None` if it is not nftproxyd's.
-    fn read(exposition: &str, now: f64) -> Option<Daemon> {
-        let samples: Vec<Sample<'_>> = exposition.lines().filter_map(Sample::read).collect();
-        let of = |name: &str| samples.iter().filter(move |sample| sample.name == name).collect::<Vec<_>>();
-        let one = |name: &str, family: &str| {
-            of(name).into_iter().find(|sample| sample.label("ip_family") == (!family.is_empty()).then_some(family))
-        };
-        let count = |name: &str, family: &str| one(name, family).map_or(0, |sample| sample.value.max(0.0) as u64);
-        let version = of("nftproxyd_build_info").first()?.label("version")?.to_owned();
-        let state = |family: &'static str| {
-            let time = |name: &str| one(name, family).map_or(0.0, |sample| sample.value);
-            let synced = time("kubeproxy_sync_proxy_rules_last_timestamp_seconds");
-            let queued = time("kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds");
-            let state = FamilyState {
-                in_sync: one("nftproxyd_in_sync", family).map(|sample| sample.value == 1.0),
-                synced_seconds_ago: (synced > 0.0).then(|| (now - synced).max(0.0) as u64),
-                lag_seconds: if queued > synced { (now - queued).max(0.0) as u64 } else { 0 },
-                refused_services: count("nftproxyd_refused_services", family),
-                repairs: count("nftproxyd_repairs_total", family),
-            };
-            (family, state)
-        };
-        let rejected = of("nftproxyd_rejected_objects").into_iter().filter(|sample| sample.value > 0.0);
-        Some(Daemon {
-            version,
-            healthy: None,
-            node_eligible: None,
-            families: ["IPv4", "IPv6"].into_iter().map(state).collect(),
-            service_changes_pending: count("kubeproxy_sync_proxy_rules_service_changes_pending", ""),
-            endpoint_changes_pending: count("kubeproxy_sync_proxy_rules_endpoint_changes_pending", ""),
-            rejected_objects: rejected
-                .filter_map(|sample| Some((sample.label("kind")?.to_owned(), sample.value as u64)))
-                .collect(),
-        })
+/// For people, some lines.
+pub fn daemon_text(daemon: &Daemon) -> String {
+    let healthy = if daemon.healthy { "healthy" } else { "NOT HEALTHY" };
+    let mut text = format!("daemon    nftproxyd {}, {healthy}", daemon.version);
+    if !daemon.node_eligible {
+        text.push_str("; the node is not for load balancers (unknown, or being deleted)");
     }
-
-    /// For people, some lines.
-    pub fn text(&self) -> String {
-        let word = |value: Option<bool>, yes: &'static str, no: &'static str| match value {
-            Some(true) => yes,
-            Some(false) => no,
-            None => "of unknown health",
-        };
-        let mut text =
-            format!("daemon    nftproxyd {}, {}", self.version, word(self.healthy, "healthy", "NOT HEALTHY"));
-        if self.node_eligible == Some(false) {
-            text.push_str("; the node is not for load balancers (unknown, or being deleted)");
-        }
-        text.push('\n');
-        for (family, state) in &self.families {
-            let _ = match (state.synced_seconds_ago, state.in_sync) {
-                (Some(seconds), Some(false)) => {
-                    write!(text, "{family}      NOT IN SYNC, was {seconds} s ago (see the log)")
-                }
-                (Some(seconds), _) => write!(text, "{family}      in sync {seconds} s ago"),
-                (None, _) => write!(text, "{family}      NEVER IN SYNC"),
-            };
-            if state.lag_seconds > 0 {
-                let _ = write!(text, "; CHANGES HAVE WAITED FOR {} s", state.lag_seconds);
-            }
-            if state.refused_services > 0 {
-                let _ = write!(text, "; the kernel refuses {} Services (see the log)", state.refused_services);
-            }
-            if state.repairs > 0 {
-                let _ = write!(text, "; repaired {} times", state.repairs);
-            }
-            text.push('\n');
-        }
-        if !self.rejected_objects.is_empty() {
-            let kinds = self.rejected_objects.iter().map(|(kind, count)| format!("{count} {kind}"));
-            let kinds = kinds.collect::<Vec<_>>().join(", ");
-            let _ = writeln!(text, "objects   with parts that cannot be used: {kinds} (see the log)");
-        }
-        text
+    text.push('\n');
+    for (family, state) in &daemon.families {
+        let _ = writeln!(text, "{family}      {}", family_text(state));
     }
+    if !daemon.awaited.is_empty() {
+        let _ = writeln!(text, "start     waits for {}", daemon.awaited.join(", "));
+    }
+    if !daemon.rejected_objects.is_empty() {
+        let kinds = daemon.rejected_objects.iter().map(|(kind, count)| format!("{count} {kind}"));
+        let kinds = kinds.collect::<Vec<_>>().join(", ");
+        let _ = writeln!(text, "objects   with parts that cannot be used: {kinds} (see the log)");
+    }
+    text
 }
 
-/// A line of Prometheus' text format. Labels' values have no escapes in what is looked for here.
-struct Sample<'a> {
-    name: &'a str,
-    labels: &'a str,
-    value: f64,
-}
-
-impl<'a> Sample<'a> {
-    fn read(line: &'a str) -> Option<Sample<'a>> {
-        let (series, value) = line.rsplit_once(' ').filter(|_| !line.starts_with('#'))?;
-        let (name, labels) = series.split_once('{').unwrap_or((series, ""));
-        Some(Sample { name, labels: labels.trim_end_matches('}'), value: value.parse().ok()? })
+fn family_text(state: &FamilyState) -> String {
+    let mut text = match state.standing {
+        Standing::InLine => "in sync",
+        Standing::Behind if state.synced_seconds_ago.is_none() => "NEVER IN SYNC",
+        Standing::Behind => "BEHIND",
+        Standing::Failing => "FAILING",
+        Standing::Unknown => "in a state that this version does not know",
     }
-
-    fn label(&self, name: &str) -> Option<&'a str> {
-        let pairs = self.labels.split(',').filter_map(|pair| pair.split_once('='));
-        pairs.filter(|(found, _)| *found == name).map(|(_, value)| value.trim_matches('"')).next()
+    .to_owned();
+    if let Some(reason) = &state.reason {
+        let _ = write!(text, " ({reason})");
     }
+    if let Some(seconds) = state.synced_seconds_ago {
+        let _ = write!(text, "; last synced {seconds} s ago");
+    }
+    if state.lag_seconds > 0 {
+        let _ = write!(text, "; CHANGES HAVE WAITED FOR {} s", state.lag_seconds);
+    }
+    if state.refused_services > 0 {
+        let _ = write!(text, "; the kernel refuses {} Services", state.refused_services);
+        let named: Vec<String> = state.refused.iter().map(|(name, why)| format!("{name}: {why}")).collect();
+        let _ = match &named[..] {
+            [] => write!(text, " (see the log)"),
+            named => write!(text, " ({})", named.join("; ")),
+        };
+    }
+    if state.repairs > 0 {
+        let _ = write!(text, "; repaired {} times", state.repairs);
+    }
+    text
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use serde_json::json;
 
-    const EXPOSITION: &str = r#"# HELP nftproxyd_build_info x
-nftproxyd_build_info{arch="x86_64",version="0.1.0"} 1
-nftproxyd_in_sync{ip_family="IPv4"} 1
-nftproxyd_in_sync{ip_family="IPv6"} 0
-kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family="IPv4"} 1000.5
-kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family="IPv6"} 0
-kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family="IPv4"} 1000
-kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family="IPv6"} 1003
-kubeproxy_sync_proxy_rules_service_changes_pending 4
-nftproxyd_rejected_objects{kind="Node"} 0
-nftproxyd_rejected_objects{kind="Service"} 2
-nftproxyd_refused_services{ip_family="IPv4"} 1
-nftproxyd_repairs_total{ip_family="IPv4"} 3
-"#;
+    use super::*;
+    use crate::http::bind;
+    use crate::metrics::{self, Metrics};
+    use crate::testing::in_network_namespace_async;
+
+    fn state(standing: Standing) -> FamilyState {
+        FamilyState {
+            standing,
+            reason: None,
+            synced_seconds_ago: Some(9),
+            lag_seconds: 0,
+            refused_services: 0,
+            refused: Default::default(),
+            repairs: 0,
+        }
+    }
+
+    fn daemon() -> Daemon {
+        let v6 = FamilyState { synced_seconds_ago: None, lag_seconds: 7, ..state(Standing::Behind) };
+        Daemon {
+            version: "0.1.0".to_owned(),
+            healthy: true,
+            node_eligible: true,
+            awaited: vec!["the first sync of IPv6".to_owned()],
+            families: [("IPv4".to_owned(), state(Standing::InLine)), ("IPv6".to_owned(), v6)].into(),
+            service_changes_pending: 4,
+            endpoint_changes_pending: 0,
+            rejected_objects: [("Service".to_owned(), 2)].into(),
+        }
+    }
 
     #[test]
-    fn what_the_daemon_says_is_understood() {
-        let mut daemon = Daemon::read(EXPOSITION, 1010.0).expect("it is nftproxyd");
-        assert_eq!(daemon.service_changes_pending, 4);
+    fn what_the_daemon_says_is_put_in_words() {
+        let mut daemon = daemon();
         assert_eq!(
-            daemon.text(),
-            "daemon    nftproxyd 0.1.0, of unknown health\n\
-             IPv4      in sync 9 s ago; the kernel refuses 1 Services (see the log); repaired 3 times\n\
+            daemon_text(&daemon),
+            "daemon    nftproxyd 0.1.0, healthy\n\
+             IPv4      in sync; last synced 9 s ago\n\
              IPv6      NEVER IN SYNC; CHANGES HAVE WAITED FOR 7 s\n\
+             start     waits for the first sync of IPv6\n\
              objects   with parts that cannot be used: 2 Service (see the log)\n"
         );
-        (daemon.healthy, daemon.node_eligible) = (Some(true), Some(false));
-        assert!(daemon.text().starts_with("daemon    nftproxyd 0.1.0, healthy; the node is not for load balancers"));
-        assert_eq!(Daemon::read("go_goroutines 5\n", 0.0), None, "somebody else");
-        // It was in sync, and is not now.
-        let lost =
-            EXPOSITION.replace("nftproxyd_in_sync{ip_family=\"IPv4\"} 1", "nftproxyd_in_sync{ip_family=\"IPv4\"} 0");
-        let text = Daemon::read(&lost, 1010.0).expect("it is nftproxyd").text();
-        assert!(text.contains("\nIPv4      NOT IN SYNC, was 9 s ago (see the log); the kernel"), "{text}");
+        (daemon.healthy, daemon.node_eligible) = (false, false);
+        assert!(
+            daemon_text(&daemon)
+                .starts_with("daemon    nftproxyd 0.1.0, NOT HEALTHY; the node is not for load balancers")
+        );
+
+        let but = FamilyState { refused_services: 2, repairs: 3, ..state(Standing::InLine) };
+        let expected = "in sync; last synced 9 s ago; the kernel refuses 2 Services (see the log); repaired 3 times";
+        assert_eq!(family_text(&but), expected);
+        let named = FamilyState { refused: [("shop/web".to_owned(), "why".to_owned())].into(), ..but };
+        assert!(family_text(&named).contains("refuses 2 Services (shop/web: why); "), "{}", family_text(&named));
+        assert_eq!(family_text(&state(Standing::Behind)), "BEHIND; last synced 9 s ago");
+        let failing = FamilyState { reason: Some("no permission".to_owned()), ..state(Standing::Failing) };
+        assert_eq!(family_text(&failing), "FAILING (no permission); last synced 9 s ago");
+    }
+
+    #[test]
+    fn versions_may_differ() {
+        let said = json!({
+            "version": "9.0.0", "healthy": true, "nodeEligible": true, "news": {"of": "later"},
+            "families": {"IPv4": {"standing": "Dozing", "syncedSecondsAgo": 1, "lagSeconds": 0, "refusedServices": 0,
+                                  "repairs": 0, "mood": 7}},
+            "serviceChangesPending": 0, "endpointChangesPending": 0,
+        });
+        let later: Daemon = serde_json::from_value(said).expect("it is understood");
+        assert_eq!(later.families["IPv4"].standing, Standing::Unknown);
+        assert!(
+            daemon_text(&later).contains("IPv4      in a state that this version does not know; last synced 1 s ago\n")
+        );
+    }
+
+    /// Serves these answers, whatever is asked but for `/metrics`, and asks.
+    async fn answered(status: u16, body: &str, exposition: &str) -> Result<Daemon, AskError> {
+        let listener = bind("127.0.0.1:10249".parse().expect("an address")).expect("free");
+        let address = listener.local_addr().expect("it listens");
+        let (body, exposition) = (body.to_owned(), exposition.to_owned());
+        let status = StatusCode::from_u16(status).expect("a status code");
+        let app = axum::Router::new()
+            .route("/metrics", axum::routing::any(async || exposition))
+            .fallback(async move || (status, body));
+        let serving = tokio::spawn(crate::http::serve(listener, app));
+        let asked = ask(address).await;
+        serving.abort();
+        assert!(serving.await.is_err_and(|error| error.is_cancelled()));
+        asked
+    }
+
+    #[test]
+    fn who_answers_is_told_apart() {
+        in_network_namespace_async(async || {
+            const OURS: &str = "nftproxyd_build_info{arch=\"x86_64\",version=\"0.1.0\"} 1\n";
+            let address: SocketAddr = "127.0.0.1:10249".parse().expect("an address");
+            let error = ask(address).await.expect_err("nobody listens").to_string();
+            assert!(error.starts_with("not reached at 127.0.0.1:10249 ("), "{error}");
+            let cases = [
+                (404, "404 page not found\n", OURS, "at 127.0.0.1:10249 is an older nftproxyd, which does not say"),
+                (200, "{}", OURS, "at 127.0.0.1:10249 is an nftproxyd of another version, whose /nftproxyd/status"),
+                (404, "404 page not found\n", "go_goroutines 5\n", "at 127.0.0.1:10249 is not nftproxyd"),
+                (200, "It works!", "It works!", "at 127.0.0.1:10249 is not nftproxyd"),
+            ];
+            for (status, body, exposition, expected) in cases {
+                let error = answered(status, body, exposition).await.expect_err(expected).to_string();
+                assert!(error.starts_with(expected), "{error}");
+            }
+
+            let listener = bind(address).expect("free");
+            let configz = tokio::sync::watch::channel(String::new()).1;
+            let serving = tokio::spawn(metrics::serve(listener, Metrics::new().into(), configz, daemon));
+            // A server on all addresses is asked on loopback.
+            let everywhere = SocketAddr::new([0; 4].into(), 10249);
+            assert_eq!(ask(everywhere).await.expect("it is nftproxyd"), daemon());
+            serving.abort();
+        });
     }
 
     #[test]
@@ -255,8 +274,5 @@ nftproxyd_repairs_total{ip_family="IPv4"} 3
         {
             assert_eq!(local(address.parse().expect("an address")).to_string(), expected);
         }
-        let configz = r#"{"kubeproxy.config.k8s.io":{"healthzBindAddress":"[::]:10256"}}"#;
-        assert_eq!(health_address(configz), "[::]:10256".parse().ok());
-        assert_eq!(health_address(r#"{"kubeproxy.config.k8s.io":{"healthzBindAddress":""}}"#), None);
     }
 }

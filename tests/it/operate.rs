@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -410,11 +411,14 @@ fn the_status_is_that_of_the_kernel() {
     let output = world.run(move || command.output()).expect("it can be started");
     assert!(output.status.success(), "{}", stderr(&output));
     let text = stdout(&run(&world, &["status"]));
-    let expected = format!("daemon    nftproxyd {}, healthy\nIPv4      in sync ", env!("CARGO_PKG_VERSION"));
-    assert!(text.starts_with(&expected) && text.contains("\nIPv6      in sync "), "{text}");
+    let expected =
+        format!("daemon    nftproxyd {}, healthy\nIPv4      in sync; last synced ", env!("CARGO_PKG_VERSION"));
+    assert!(text.starts_with(&expected) && text.contains("\nIPv6      in sync; last synced "), "{text}");
     let output = run(&world, &["status", "-o", "json"]);
     let all: serde_json::Value = serde_json::from_slice(&output.stdout).expect("it is JSON");
     assert_eq!((&all["daemon"]["healthy"], &all["daemon"]["nodeEligible"]), (&json!(true), &json!(true)), "{all}");
+    assert_eq!((&all["daemonError"], &all["daemon"]["awaited"]), (&json!(null), &json!([])), "{all}");
+    assert_eq!(all["daemon"]["families"]["IPv6"]["standing"], "InLine", "{all}");
     // It outlives the daemon.
     daemon.terminate(PATIENCE).expect("it ends");
 
@@ -426,6 +430,7 @@ fn the_status_is_that_of_the_kernel() {
     let output = run(&world, &["status", "-o", "json"]);
     let all: Value = serde_json::from_slice(&output.stdout).expect("it is JSON");
     assert_eq!(all["daemon"], json!(null));
+    assert!(all["daemonError"].as_str().is_some_and(|error| error.starts_with("not reached at ")), "{all}");
     let frontends = all["frontends"].as_array().expect("a list");
     let web = frontends.iter().find(|frontend| frontend["address"] == "10.96.0.80" && frontend["port"] == 80);
     let web = web.expect("it is there");
@@ -447,4 +452,56 @@ fn the_status_is_that_of_the_kernel() {
         matches!(damaged[..], [line] if line.contains("tcp 10.96.0.80:80 ") && line.contains(" Cluster, damaged ")),
         "{text}"
     );
+}
+
+/// A table that somebody else owns cannot be synced; the other one can.
+#[test]
+fn a_table_that_was_never_synced_is_not_said_to_be_in_sync() {
+    let Some(world) = node() else { return };
+    let mut owner = Command::new("nft");
+    owner.arg("-i").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut owner = world.spawn(owner).expect("it can be started");
+    let mut input = owner.stdin.take().expect("it is piped");
+    input.write_all(b"add table ip6 nftproxyd { flags owner; }\n").expect("it reads");
+    let end = Instant::now() + PATIENCE;
+    while !world.nft(&["list", "tables"], "").expect("tables can be listed").contains("ip6 nftproxyd") {
+        assert!(Instant::now() < end, "it makes no table");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/demo");
+    let daemon = Daemon::start(&world, &["run", "--manifests", manifests, "--hostname-override", "node-1"])
+        .expect("it can start");
+    wait_for(&daemon, "table ip6 nftproxyd cannot be synced");
+    let ask = || -> Value {
+        let body = http::body(&world, (Ipv4Addr::LOCALHOST, 10249).into(), "/nftproxyd/status").expect("it is served");
+        serde_json::from_str(&body).expect("it is JSON")
+    };
+    let standing = |said: &Value| ["IPv4", "IPv6"].map(|family| said["families"][family]["standing"].clone());
+    let wait_until = |what: &str, is_so: &dyn Fn(&Value) -> bool| {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let said = ask();
+            if is_so(&said) {
+                return said;
+            }
+            assert!(Instant::now() < end, "not {what}: {said}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    let said = wait_until("in line in IPv4", &|said| standing(said)[0] == "InLine");
+    assert_ne!(standing(&said)[1], "InLine", "{said}");
+    assert_eq!(said["awaited"], json!(["the first sync of IPv6"]));
+    assert_eq!(said["families"]["IPv6"]["syncedSecondsAgo"], json!(null));
+    let text = stdout(&run(&world, &["status"]));
+    assert!(text.contains("\nIPv4      in sync; ") && !text.contains("\nIPv6      in sync"), "{text}");
+    assert!(text.contains("\nstart     waits for the first sync of IPv6\n"), "{text}");
+
+    // Its table goes with it.
+    drop(input);
+    owner.kill().expect("it can be ended");
+    owner.wait().expect("it ends");
+    let said = wait_until("in line in both", &|said| standing(said) == ["InLine", "InLine"]);
+    assert_eq!(said["awaited"], json!([]));
+    let text = stdout(&run(&world, &["status"]));
+    assert!(text.contains("\nIPv6      in sync; ") && !text.contains("waits for"), "{text}");
 }

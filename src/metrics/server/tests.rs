@@ -43,12 +43,25 @@ fn metrics() -> Arc<Metrics> {
     Arc::new(metrics)
 }
 
+fn daemon() -> Daemon {
+    Daemon {
+        version: "0.0.0".to_owned(),
+        healthy: true,
+        node_eligible: false,
+        awaited: vec!["a test".to_owned()],
+        families: BTreeMap::new(),
+        service_changes_pending: 0,
+        endpoint_changes_pending: 7,
+        rejected_objects: BTreeMap::new(),
+    }
+}
+
 async fn with_server(test: impl AsyncFnOnce(&str, Arc<Metrics>)) {
     let metrics = metrics();
     let address = "127.0.0.1:10249";
     let listener = bind(address.parse().expect("an address")).expect("free");
     let body = r#"{"kubeproxy.config.k8s.io":{}}"#.to_owned();
-    let serving = tokio::spawn(serve(listener, Arc::clone(&metrics), tokio::sync::watch::channel(body).1));
+    let serving = tokio::spawn(serve(listener, Arc::clone(&metrics), tokio::sync::watch::channel(body).1, daemon));
     test(address, metrics).await;
     serving.abort();
 }
@@ -58,6 +71,10 @@ fn paths_are_those_of_kube_proxy() {
     in_network_namespace_async(async || {
         with_server(async |address, _| {
             const ALL_WELL: &str = "[+]ping ok\nhealthz check passed\n";
+            const STATUS: &str = concat!(
+                r#"{"version":"0.0.0","healthy":true,"nodeEligible":false,"awaited":["a test"],"families":{},"#,
+                r#""serviceChangesPending":0,"endpointChangesPending":7,"rejectedObjects":{}}"#
+            );
             #[rustfmt::skip]
             let cases = [
                 ("GET", "/proxyMode", 200, PLAIN, "nftables"),
@@ -68,6 +85,7 @@ fn paths_are_those_of_kube_proxy() {
                 ("GET", "/healthz?quiet", 200, PLAIN, "ok"),
                 ("GET", "/healthz/ping", 200, PLAIN, "ok"),
                 ("GET", "/configz", 200, JSON, r#"{"kubeproxy.config.k8s.io":{}}"#),
+                ("GET", "/nftproxyd/status", 200, JSON, STATUS),
                 ("GET", "/", 404, PLAIN, "404 page not found\n"),
                 ("GET", "/livez", 404, PLAIN, "404 page not found\n"),
                 ("GET", "/readyz", 404, PLAIN, "404 page not found\n"),

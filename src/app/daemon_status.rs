@@ -1,0 +1,102 @@
+//! What the daemon says of itself.
+
+use std::time::SystemTime;
+
+use crate::health::Health;
+use crate::metrics::daemon::{Daemon, FamilyState, Standing};
+use crate::metrics::{Metrics, timestamp};
+use crate::model::Family;
+
+/// All that is known at the moment.
+pub(super) fn daemon_status(metrics: &Metrics, health: &Health) -> Daemon {
+    let report = health.report();
+    let now = timestamp(SystemTime::now());
+    let count = |value: f64| value.max(0.0) as u64;
+    let family_state = |family| {
+        let (synced, queued) = (metrics.sync_last[family].get(), metrics.sync_last_queued[family].get());
+        // What the metrics know is counted from the newest change.
+        let since_newest = if queued > synced { count(now - queued) } else { 0 };
+        let since_oldest =
+            report.families[family].and_then(|family| family.waiting).map_or(0, |waiting| waiting.as_secs());
+        FamilyState {
+            standing: if synced > 0.0 && queued <= synced { Standing::InLine } else { Standing::Behind },
+            reason: None,
+            synced_seconds_ago: (synced > 0.0).then(|| count(now - synced)),
+            lag_seconds: since_oldest.max(since_newest),
+            refused_services: count(metrics.refused_services[family].get()),
+            refused: Default::default(),
+            repairs: count(metrics.repairs[family].get()),
+        }
+    };
+    let never_synced = Family::ALL.into_iter().filter(|family| metrics.sync_last[*family].get() == 0.0);
+    Daemon {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        healthy: report.healthy(),
+        node_eligible: report.node_eligible,
+        awaited: never_synced.map(|family| format!("the first sync of {family}")).collect(),
+        families: Family::ALL.into_iter().map(|family| (family.to_string(), family_state(family))).collect(),
+        service_changes_pending: count(metrics.service_changes_pending.get()),
+        endpoint_changes_pending: count(metrics.endpoint_changes_pending.get()),
+        rejected_objects: metrics.rejected_objects().into_iter().filter(|(_, objects)| *objects > 0).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::health::{Moment, State};
+
+    const FAMILY: Family = Family::V4;
+
+    #[test]
+    fn what_is_said_follows_what_is_known() {
+        let metrics = Metrics::new();
+        let health = Health::new(State::new(Family::ALL, Duration::from_secs(30), Moment::now()));
+        let now = timestamp(SystemTime::now());
+        let state = |metrics: &Metrics| daemon_status(metrics, &health).families[&FAMILY.to_string()].clone();
+
+        assert_eq!(state(&metrics).standing, Standing::Behind, "nothing is known");
+        // As the sync loop leaves it at the start.
+        Family::ALL.into_iter().for_each(|family| metrics.sync_last_queued[family].set(now - 100.0));
+        let daemon = daemon_status(&metrics, &health);
+        assert!(daemon.healthy && !daemon.node_eligible, "nothing waits, and the node is not known");
+        assert_eq!(daemon.awaited, ["the first sync of IPv4", "the first sync of IPv6"]);
+        let first = state(&metrics);
+        assert_eq!((first.standing, first.synced_seconds_ago), (Standing::Behind, None));
+        assert!(first.lag_seconds >= 100, "{first:?}");
+
+        metrics.sync_last[FAMILY].set(now - 50.0);
+        let daemon = daemon_status(&metrics, &health);
+        assert_eq!(daemon.awaited, ["the first sync of IPv6"]);
+        assert_eq!(daemon.families["IPv6"].standing, Standing::Behind);
+        let synced = state(&metrics);
+        assert_eq!((synced.standing, synced.lag_seconds), (Standing::InLine, 0));
+        assert!(synced.synced_seconds_ago.is_some_and(|seconds| seconds >= 50), "{synced:?}");
+
+        // A change comes, and another: the first one has been waiting for longer.
+        metrics.sync_last_queued[FAMILY].set(now - 40.0);
+        assert!(state(&metrics).lag_seconds >= 40);
+        metrics.sync_last_queued[FAMILY].set(now);
+        let earlier = Moment { steady: Moment::now().steady - Duration::from_secs(70), ..Moment::now() };
+        let mut waits = State::new(Family::ALL, Duration::from_secs(30), earlier);
+        waits.change_queued(FAMILY, earlier);
+        waits.set_node_eligible(true);
+        let daemon = daemon_status(&metrics, &Health::new(waits));
+        assert!(!daemon.healthy && daemon.node_eligible);
+        let state = &daemon.families["IPv4"];
+        assert_eq!(state.standing, Standing::Behind);
+        assert!(state.lag_seconds >= 70, "{state:?}");
+
+        metrics.refused_services[FAMILY].set(2.0);
+        metrics.repairs[FAMILY].inc();
+        metrics.set_rejected_objects("Service", 3);
+        metrics.set_rejected_objects("Node", 0);
+        metrics.service_changes_pending.set(4.0);
+        let daemon = daemon_status(&metrics, &health);
+        let state = &daemon.families["IPv4"];
+        assert_eq!((state.refused_services, state.repairs, daemon.service_changes_pending), (2, 1, 4));
+        assert_eq!(daemon.rejected_objects.into_iter().collect::<Vec<_>>(), [("Service".to_owned(), 3)]);
+    }
+}

@@ -1,0 +1,67 @@
+//! What the daemon says of itself on the metrics port, as JSON: the server writes it, `nftproxyd status` reads it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Where it is served on the metrics port.
+pub const PATH: &str = "/nftproxyd/status";
+
+/// The daemon. What a version does not know of the other's fields is left out, so that they may differ in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Daemon {
+    /// Its version.
+    pub version: String,
+    /// Whether changes of Services reach the kernel in time, as `/livez` on the health port has it.
+    pub healthy: bool,
+    /// Whether load balancers are to use this node: it is known, and neither being deleted nor about to be.
+    pub node_eligible: bool,
+    /// What has to come before everything is in place for the first time, in words; empty from then on.
+    #[serde(default)]
+    pub awaited: Vec<String>,
+    /// By family: `IPv4`, `IPv6`.
+    pub families: BTreeMap<String, FamilyState>,
+    /// Services whose changes wait for a sync.
+    pub service_changes_pending: u64,
+    /// Changes of EndpointSlices that wait for a sync.
+    pub endpoint_changes_pending: u64,
+    /// Objects of which a part cannot be used, by kind; kinds without any are left out.
+    #[serde(default)]
+    pub rejected_objects: BTreeMap<String, u64>,
+}
+
+/// One family's table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FamilyState {
+    /// How it stands to what is wanted of it.
+    pub standing: Standing,
+    /// Why, if it is known.
+    pub reason: Option<String>,
+    /// Seconds since the last sync that succeeded; `None` before the first.
+    pub synced_seconds_ago: Option<u64>,
+    /// How long the oldest change has been waiting, in seconds; 0 if none waits.
+    pub lag_seconds: u64,
+    /// Services of which the kernel refuses a change: they stay as they were. The rest may be in line.
+    pub refused_services: u64,
+    /// The first of them with the reason, if they are known by name.
+    #[serde(default)]
+    pub refused: BTreeMap<String, String>,
+    /// How often the table was repaired since the daemon has started.
+    pub repairs: u64,
+}
+
+/// How a family's table stands to what is wanted of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Standing {
+    /// It holds all that it should and that the kernel takes.
+    InLine,
+    /// Something has still to be listed, read or sent.
+    Behind,
+    /// The last attempt failed as a whole; another will follow.
+    Failing,
+    /// A word that this version does not know.
+    #[serde(other)]
+    Unknown,
+}
