@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
+use tokio::task::yield_now;
 use tokio::time::{self, sleep_until};
 use tracing::{debug, info, warn};
 
@@ -17,6 +18,9 @@ use crate::nftables::Kernel;
 
 /// How many events are taken in before the loop looks at anything else.
 const EVENTS_AT_ONCE: usize = 4_096;
+
+/// How many disturbances are heard before it does: more than there are kinds.
+const DISTURBANCES_AT_ONCE: usize = 16;
 
 /// What the loop listens to.
 pub struct Inputs {
@@ -51,9 +55,12 @@ pub trait Observer<K> {
 
 /// Runs the engine until its source ends.
 ///
-/// An event is handled at once. Events that are waiting when a sync begins go into it together, so those that arrive
-/// while the kernel is at work make one transaction. `min_sync_period` is the least time from the end of one sync to the
-/// beginning of the next.
+/// An event is handled at once. Events that are waiting when a sync begins go into it together (up to 4096), so those
+/// that arrive while the kernel is at work make one transaction. `min_sync_period` is the least time from the end of one
+/// sync to the beginning of the next.
+///
+/// It goes in rounds: a sync if one is due, then something of everything that waits, then a turn for other tasks. So a
+/// source that is faster than its events are taken in delays nobody else for longer than a round.
 pub async fn run<K: Kernel>(
     engine: &mut Engine<K>,
     mut inputs: Inputs,
@@ -101,25 +108,32 @@ pub async fn run<K: Kernel>(
                 if count == 0 {
                     return;
                 }
-                take(engine, &mut reports, observer, &mut events, &mut inputs.events);
+                take(engine, &mut reports, observer, &mut events);
             }
-            Some(disturbance) = inputs.disturbances.recv() => {
-                // One read-back for all that is known by now.
-                let mut next = Some(disturbance);
-                while let Some(disturbance) = next {
-                    match disturbance {
-                        Disturbance::Table(family) => engine.distrust(family),
-                        Disturbance::Listening => engine.check_undisturbed(),
-                    }
-                    next = inputs.disturbances.try_recv().ok();
-                }
-            }
+            Some(disturbance) = inputs.disturbances.recv() => disturb(engine, disturbance),
             Ok(()) = inputs.addresses.changed() => {
                 engine.set_addresses(inputs.addresses.borrow_and_update().clone());
             }
             () = wake => {}
         }
+        // The first that had something to say may have something to say always.
+        for _ in 0..DISTURBANCES_AT_ONCE {
+            let Ok(disturbance) = inputs.disturbances.try_recv() else { break };
+            disturb(engine, disturbance);
+        }
+        if inputs.addresses.has_changed().unwrap_or(false) {
+            engine.set_addresses(inputs.addresses.borrow_and_update().clone());
+        }
         observer.queued(engine);
+        // Others have their turn, the watchdog's heartbeat above all: it shall beat while there is much to do.
+        yield_now().await;
+    }
+}
+
+fn disturb<K: Kernel>(engine: &mut Engine<K>, disturbance: Disturbance) {
+    match disturbance {
+        Disturbance::Table(family) => engine.distrust(family),
+        Disturbance::Listening => engine.check_undisturbed(),
     }
 }
 
@@ -128,28 +142,17 @@ fn now() -> Instant {
     time::Instant::now().into_std()
 }
 
-/// Takes in the events at hand and those that have come meanwhile.
+/// Takes in the events at hand.
 fn take<K: Kernel>(
     engine: &mut Engine<K>,
     reports: &mut Reports,
     observer: &mut impl Observer<K>,
     events: &mut Vec<Event>,
-    more: &mut mpsc::Receiver<Event>,
 ) {
-    loop {
-        for event in events.drain(..) {
-            reports.log(&event);
-            observer.hears(engine, &event);
-            engine.apply(event);
-        }
-        while events.len() < EVENTS_AT_ONCE
-            && let Ok(event) = more.try_recv()
-        {
-            events.push(event);
-        }
-        if events.is_empty() {
-            return;
-        }
+    for event in events.drain(..) {
+        reports.log(&event);
+        observer.hears(engine, &event);
+        engine.apply(event);
     }
 }
 

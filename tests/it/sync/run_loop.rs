@@ -1,6 +1,7 @@
 //! When the loop syncs, by a clock that stands still while anybody has something to do.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -103,6 +104,26 @@ async fn nothing_is_written_before_every_kind_was_listed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_whole_list_is_one_sync_however_long_it_is() {
+    // More than the loop takes in at once, and than the channel holds.
+    const SERVICES: u16 = 5_000;
+    let mut engine = with_loop(Duration::ZERO, NodePortAddresses::All, |senders| async move {
+        senders.lists(&Kind::ALL[1..]).await;
+        senders.send(Event::ListStarted(Kind::ALL[0])).await;
+        for index in 0..SERVICES {
+            senders.send(Event::Service(plain_service(index))).await;
+        }
+        assert_eq!(senders.syncs().await, [], "the list is not complete");
+        senders.send(Event::ListDone(Kind::ALL[0])).await;
+        assert_eq!(senders.syncs().await, [(MINUTE, usize::from(SERVICES))]);
+    })
+    .await;
+    // Both families' frames, and the elements in portions.
+    let transactions = engine.kernel().take_committed().len();
+    assert!(transactions <= 6, "{transactions} transactions");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lone_event_is_synced_at_once_and_many_together() {
     with_loop(Duration::ZERO, NodePortAddresses::All, |senders| async move {
         senders.lists(&Kind::ALL).await;
@@ -184,4 +205,149 @@ async fn affinity_is_looked_at_again_without_an_event() {
         assert!(syncs[1].0 >= Duration::from_secs(1) && syncs[1].0 < Duration::from_millis(1_100), "{syncs:?}");
     })
     .await;
+}
+
+/// A source that has one more event whenever one is taken in, and what happens meanwhile.
+struct Endless {
+    more: Option<mpsc::Sender<Event>>,
+    disturbances: mpsc::Sender<Disturbance>,
+    addresses: watch::Sender<BTreeSet<std::net::IpAddr>>,
+    heard: usize,
+    synced: usize,
+    repaired: bool,
+    moved: bool,
+    /// Set by another task of the same thread.
+    other_task: Arc<AtomicBool>,
+    /// How many events it took until all of that had happened.
+    served_after: Option<usize>,
+}
+
+impl Endless {
+    /// After so many it gives up: many times what is taken in at once.
+    const MOST: usize = 50_000;
+}
+
+impl Observer<InMemoryKernel> for Endless {
+    fn hears(&mut self, _: &Engine<InMemoryKernel>, _: &Event) {
+        self.heard += 1;
+        if self.heard == 100 {
+            // The loop is among its events now.
+            self.disturbances.try_send(Disturbance::Table(Family::V4)).expect("there is room");
+            self.addresses.send_replace(BTreeSet::from([ip("10.125.0.9")]));
+        }
+        if self.heard == Endless::MOST {
+            self.more = None;
+        }
+        if let Some(more) = &self.more {
+            let index = u16::try_from(self.heard % 7).expect("small");
+            let service = Service { affinity: self.heard.is_multiple_of(2).then_some(60), ..plain_service(index) };
+            more.try_send(Event::Service(service)).expect("there is room");
+        }
+    }
+
+    fn queued(&mut self, _: &Engine<InMemoryKernel>) {}
+
+    fn begins(&mut self, _: &Engine<InMemoryKernel>) {}
+
+    fn synced(&mut self, engine: &Engine<InMemoryKernel>, report: &Report) {
+        self.synced += 1;
+        self.repaired |= self.heard >= 100 && report.families.v4.as_ref().is_some_and(|family| family.full);
+        self.moved |= engine.installed(Family::V4).nodeport_ips().contains(&ip("10.125.0.9"));
+        let others = self.repaired && self.moved && self.other_task.load(Ordering::Relaxed);
+        if others && self.synced > 1 && self.served_after.is_none() {
+            self.served_after = Some(self.heard);
+            self.more = None;
+        }
+    }
+}
+
+/// By the real clock: one that can be stopped goes on only when nobody has anything to do.
+#[tokio::test]
+async fn a_source_that_never_pauses_keeps_nobody_waiting() {
+    for min_sync_period in [Duration::ZERO, Duration::from_millis(1)] {
+        let (more, events) = mpsc::channel(1_000);
+        let (addresses, address_receiver) = watch::channel(BTreeSet::new());
+        let (disturbances, disturbance_receiver) = mpsc::channel(16);
+        for kind in Kind::ALL {
+            more.try_send(Event::ListStarted(kind)).expect("there is room");
+            more.try_send(Event::ListDone(kind)).expect("there is room");
+        }
+        let other_task = Arc::new(AtomicBool::new(false));
+        let turn = Arc::clone(&other_task);
+        let other = tokio::spawn(async move {
+            for _ in 0..10 {
+                tokio::task::yield_now().await;
+            }
+            turn.store(true, Ordering::Relaxed);
+        });
+        let mut source = Endless {
+            more: Some(more),
+            disturbances,
+            addresses,
+            heard: 0,
+            synced: 0,
+            repaired: false,
+            moved: false,
+            other_task,
+            served_after: None,
+        };
+        let ranges = NodePortAddresses::Cidrs(vec!["10.125.0.0/16".parse().expect("a range")]);
+        let mut engine = Engine::new(InMemoryKernel::new(), facts(ranges));
+        let inputs = Inputs { events, addresses: address_receiver, disturbances: disturbance_receiver };
+        sync::run(&mut engine, inputs, min_sync_period, &mut source).await;
+        other.await.expect("it does not panic");
+        let Endless { heard, synced, repaired, moved, served_after, .. } = source;
+        assert!(
+            served_after.is_some(),
+            "{min_sync_period:?}: {heard} events, {synced} syncs, repaired: {repaired}, address taken in: {moved}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn somebody_who_never_stops_disturbing_does_not_keep_back_the_events() {
+    /// Disturbs again at every sync, until the Service is in the table.
+    struct Vandal {
+        disturbances: Option<mpsc::Sender<Disturbance>>,
+        syncs: usize,
+        done: bool,
+    }
+    impl Observer<InMemoryKernel> for Vandal {
+        fn hears(&mut self, _: &Engine<InMemoryKernel>, _: &Event) {}
+
+        fn queued(&mut self, _: &Engine<InMemoryKernel>) {}
+
+        fn begins(&mut self, _: &Engine<InMemoryKernel>) {}
+
+        fn synced(&mut self, engine: &Engine<InMemoryKernel>, _: &Report) {
+            self.syncs += 1;
+            self.done = engine.installed(Family::V4).frontend_count() > 0;
+            if self.done || self.syncs == 1_000 {
+                self.disturbances = None;
+            }
+            if let Some(disturbances) = &self.disturbances {
+                while disturbances.try_send(Disturbance::Table(Family::V4)).is_ok() {}
+            }
+        }
+    }
+    let (sender, events) = mpsc::channel(1_000);
+    let (_addresses, addresses) = watch::channel(BTreeSet::new());
+    let (disturbances, disturbance_receiver) = mpsc::channel(16);
+    let mut vandal = Vandal { disturbances: Some(disturbances), syncs: 0, done: false };
+    let mut engine = Engine::new(InMemoryKernel::new(), facts(NodePortAddresses::All));
+    let inputs = Inputs { events, addresses, disturbances: disturbance_receiver };
+    let script = async {
+        for kind in Kind::ALL {
+            sender.send(Event::ListStarted(kind)).await.expect("the loop runs");
+            sender.send(Event::ListDone(kind)).await.expect("the loop runs");
+        }
+        // The disturbances have begun.
+        while sender.capacity() < 1_000 {
+            tokio::task::yield_now().await;
+        }
+        sender.send(Event::Service(plain_service(1))).await.expect("the loop runs");
+        drop(sender);
+    };
+    tokio::join!(sync::run(&mut engine, inputs, Duration::ZERO, &mut vandal), script);
+    assert!(vandal.done && vandal.syncs < 1_000, "{} syncs", vandal.syncs);
 }
