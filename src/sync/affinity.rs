@@ -4,18 +4,19 @@
 //! endpoint still serves or not. So entries that lead to an endpoint that their frontend no longer has are deleted as
 //! soon as it lost it. A packet that was under way during the change may write one more, hence a second look.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
 
-use crate::diff::{Installed, Operation, Transaction};
+use crate::diff::Installed;
 use crate::model::{Family, FrontendKey};
-use crate::nftables::{CommitError, Kernel, KernelError};
+use crate::nftables::{Kernel, KernelError};
 use crate::ruleset::base;
 use crate::ruleset::frontend::{Action, Backend, Frontend};
 use crate::ruleset::names::SetName;
 use crate::ruleset::read::Remembered;
+use crate::ruleset::types::Element;
 
 /// When to look a second time: by then the first packet of every connection that was under way has passed.
 const SECOND_LOOK: Duration = Duration::from_secs(1);
@@ -24,10 +25,10 @@ const SECOND_LOOK: Duration = Duration::from_secs(1);
 const SHARE: u32 = 10;
 
 /// So many entries are deleted in one transaction: it fails as a whole if one of them runs out just then.
-const DELETIONS_PER_TRANSACTION: usize = 500;
+pub(super) const DELETIONS_PER_TRANSACTION: usize = 500;
 
 /// How often the map is read again because an entry ran out just then.
-const ATTEMPTS: usize = 5;
+pub(super) const ATTEMPTS: usize = 5;
 
 /// The longest wait after a failure; the first is [`SECOND_LOOK`], and it doubles with each further one.
 const LONGEST_RETRY: Duration = Duration::from_secs(64);
@@ -38,8 +39,10 @@ pub(super) struct Sweeper {
     due: Option<Instant>,
     second_look: Option<Instant>,
     not_before: Option<Instant>,
-    /// Endpoints that some clients of a frontend may not be sent to any more, although others may.
-    lost: HashSet<(FrontendKey, Backend)>,
+    /// Endpoints that some clients of a frontend may not be sent to any more, although others may. Each until a look that
+    /// succeeds at this time or later, its second: an entry that is written after that belongs to a client that may. So
+    /// these are at most the endpoints that there are.
+    lost: BTreeMap<FrontendKey, HashMap<Backend, Instant>>,
     /// The wait after the last failure, while it fails.
     failing: Option<Duration>,
 }
@@ -51,12 +54,23 @@ impl Sweeper {
         changes: impl Iterator<Item = (&'a FrontendKey, Option<&'a Frontend>, Option<&'a Frontend>)>,
         now: Instant,
     ) {
+        let until = self.earliest(now) + SECOND_LOOK;
         let mut leaves_any = false;
-        for (key, old, new) in changes.filter(|(_, old, new)| leaves_stale_entries(*old, *new)) {
-            leaves_any = true;
+        for (key, old, new) in changes {
+            let leaves_entries = leaves_stale_entries(old, new);
+            leaves_any |= leaves_entries;
+            if !leaves_entries && !self.lost.contains_key(key) {
+                continue;
+            }
             let (old, new) = (Reachable::of(old), Reachable::of(new));
-            let still_used: HashSet<&Backend> = new.all().collect();
-            self.lost.extend(old.lost_in(&new).filter(|it| still_used.contains(it)).map(|backend| (*key, *backend)));
+            let by_some_only = new.by_some_only();
+            let mut lost = self.lost.remove(key).unwrap_or_default();
+            // What all clients may use again is not lost, and what none may is found without this.
+            lost.retain(|backend, _| by_some_only.contains(backend));
+            lost.extend(old.lost_in(&new).filter(|it| by_some_only.contains(it)).map(|backend| (*backend, until)));
+            if !lost.is_empty() {
+                self.lost.insert(*key, lost);
+            }
         }
         if leaves_any {
             self.request(now);
@@ -65,35 +79,61 @@ impl Sweeper {
 
     /// A frontend with affinity lost endpoints, or frontends with affinity were found at the start.
     pub(super) fn request(&mut self, now: Instant) {
-        let at = self.not_before.map_or(now, |earliest| earliest.max(now));
+        let at = self.earliest(now);
         self.due.get_or_insert(at);
         self.second_look = Some(at + SECOND_LOOK);
     }
 
-    /// When to call [`Sweeper::sweep`].
+    /// When a look that is asked for now can be.
+    fn earliest(&self, now: Instant) -> Instant {
+        self.not_before.map_or(now, |earliest| earliest.max(now))
+    }
+
+    /// When to look.
     pub(super) fn wake_at(&self) -> Option<Instant> {
         self.due.into_iter().chain(self.second_look).min()
     }
 
-    /// Deletes stale entries, if it is time. Failures are logged: the worst that happens is a client that is sent to an
-    /// endpoint that is gone, until its entry runs out or the next sweep. Returns whether nothing failed.
-    pub(super) fn sweep(
-        &mut self,
+    /// Whether it is time for a look, which then begins: [`Sweeper::ends`] has to follow.
+    pub(super) fn begins(&mut self, now: Instant) -> bool {
+        let is_due = self.wake_at().is_some_and(|at| at <= now);
+        if is_due {
+            self.due = None;
+            self.second_look = self.second_look.filter(|at| *at > now);
+        }
+        is_due
+    }
+
+    /// The entries that have to be deleted. Reads all of them.
+    pub(super) fn stale(
+        &self,
         kernel: &mut dyn Kernel,
         family: Family,
         installed: &Installed,
+    ) -> Result<Vec<Element>, KernelError> {
+        let mut remembering = Remembering::new(installed, &self.lost);
+        let mut entries = kernel.elements(family, &base::set(SetName::Affinity))?;
+        // What is no entry of ours is left alone.
+        entries.retain(|entry| Remembered::read(entry).is_some_and(|entry| remembering.is_stale(&entry)));
+        Ok(entries)
+    }
+
+    /// The look that began at `now` took so long and deleted so many entries, or failed. Failures are logged: the worst
+    /// that happens is a client that is sent to an endpoint that is gone, until its entry runs out or the next look.
+    pub(super) fn ends(
+        &mut self,
+        family: Family,
         now: Instant,
-    ) -> bool {
-        if self.wake_at().is_none_or(|at| at > now) {
-            return true;
-        }
-        self.due = None;
-        self.second_look = self.second_look.filter(|at| *at > now);
-        let started = Instant::now();
-        let forgotten = forget_stale(kernel, family, installed, &self.lost);
-        match &forgotten {
+        took: Duration,
+        forgotten: &Result<usize, impl std::error::Error>,
+    ) {
+        match forgotten {
             Ok(entries) => {
                 self.failing = None;
+                self.lost.retain(|_, pairs| {
+                    pairs.retain(|_, until| *until > now);
+                    !pairs.is_empty()
+                });
                 if *entries > 0 {
                     debug!(%family, entries, "forgot clients of endpoints that are gone");
                 }
@@ -107,11 +147,7 @@ impl Sweeper {
                 self.second_look = Some(now + wait);
             }
         }
-        if self.second_look.is_none() {
-            self.lost.clear();
-        }
-        self.not_before = Some(now + started.elapsed() * SHARE);
-        forgotten.is_ok()
+        self.not_before = Some(now + took * SHARE);
     }
 }
 
@@ -146,6 +182,13 @@ impl<'a> Reachable<'a> {
         self.inside.iter().chain(self.outside)
     }
 
+    /// The endpoints that clients inside reach and those outside do not, or the other way round.
+    fn by_some_only(&self) -> HashSet<&'a Backend> {
+        let inside: HashSet<&Backend> = self.inside.iter().collect();
+        let outside: HashSet<&Backend> = self.outside.iter().collect();
+        inside.symmetric_difference(&outside).copied().collect()
+    }
+
     /// The endpoints that clients inside, or those outside, no longer reach. An entry does not tell which of the two
     /// its client is, so either kind is forgotten, and chooses anew.
     fn lost_in(&self, new: &Reachable<'_>) -> impl Iterator<Item = &'a Backend> {
@@ -157,53 +200,15 @@ impl<'a> Reachable<'a> {
     }
 }
 
-/// Returns how many entries were deleted.
-fn forget_stale(
-    kernel: &mut dyn Kernel,
-    family: Family,
-    installed: &Installed,
-    lost: &HashSet<(FrontendKey, Backend)>,
-) -> Result<usize, SweepError> {
-    let set = base::set(SetName::Affinity);
-    let mut remembering = Remembering::new(installed, lost);
-    let mut attempt = 1;
-    let mut deleted = 0;
-    'look: loop {
-        // What is no entry of ours is left alone.
-        let mut stale = kernel.elements(family, &set)?;
-        stale.retain(|entry| Remembered::read(entry).is_some_and(|entry| remembering.is_stale(&entry)));
-        for some in stale.chunks(DELETIONS_PER_TRANSACTION) {
-            let operations = vec![Operation::DeleteElements(SetName::Affinity, some.to_vec())];
-            match kernel.commit(&Transaction { family, operations }) {
-                Ok(_) => deleted += some.len(),
-                Err(CommitError::Refused { .. } | CommitError::Busy) if attempt < ATTEMPTS => {
-                    attempt += 1;
-                    continue 'look;
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        return Ok(deleted);
-    }
-}
-
-#[derive(Debug, thiserror::Error)]
-enum SweepError {
-    #[error(transparent)]
-    Read(#[from] KernelError),
-    #[error(transparent)]
-    Commit(#[from] CommitError),
-}
-
 /// The endpoints of frontends with affinity, looked up as often as there are clients.
 struct Remembering<'a> {
     installed: &'a Installed,
-    lost: &'a HashSet<(FrontendKey, Backend)>,
+    lost: &'a BTreeMap<FrontendKey, HashMap<Backend, Instant>>,
     endpoints: HashMap<FrontendKey, HashSet<&'a Backend>>,
 }
 
 impl<'a> Remembering<'a> {
-    fn new(installed: &'a Installed, lost: &'a HashSet<(FrontendKey, Backend)>) -> Self {
+    fn new(installed: &'a Installed, lost: &'a BTreeMap<FrontendKey, HashMap<Backend, Instant>>) -> Self {
         Remembering { installed, lost, endpoints: HashMap::new() }
     }
 
@@ -216,6 +221,101 @@ impl<'a> Remembering<'a> {
             let frontend = self.installed.frontend(&key).filter(|frontend| affinity(frontend).is_some());
             Reachable::of(frontend).all().collect()
         });
-        !endpoints.contains(&entry.backend) || self.lost.contains(&(key, entry.backend))
+        !endpoints.contains(&entry.backend) || self.lost.get(&key).is_some_and(|lost| lost.contains_key(&entry.backend))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU16;
+
+    use super::*;
+    use crate::model::FrontendAt;
+    use crate::model::{ObjectName, Protocol};
+    use crate::nftables::CommitError;
+
+    fn backend(nth: u32) -> Backend {
+        let [_, a, b, c] = nth.to_be_bytes();
+        Backend { address: [10, a, b, c].into(), port: NonZeroU16::MIN }
+    }
+
+    fn frontend(action: Action) -> Frontend {
+        let service = ObjectName::new("shop", "web").expect("a name");
+        Frontend { service, port_name: "http".into(), action, allowed_sources: None }
+    }
+
+    /// Clients outside reach the first of these only.
+    fn split(all: &[Backend]) -> Frontend {
+        let slots = |backends: &[Backend]| backends.iter().copied().collect();
+        frontend(Action::Split { affinity: Some(60), cluster: slots(all), local: slots(&all[..1]) })
+    }
+
+    /// Everybody reaches all of these.
+    fn open(all: &[Backend]) -> Frontend {
+        let slots = all.iter().copied().collect();
+        let masquerade = crate::ruleset::names::Masquerade::Always;
+        let policy = crate::model::TrafficPolicy::Cluster;
+        frontend(Action::Forward { policy, masquerade, affinity: Some(60), slots })
+    }
+
+    #[test]
+    fn what_is_lost_never_grows_beyond_what_there_is() {
+        let key = FrontendKey {
+            at: FrontendAt::NodePort(Family::V4),
+            protocol: Protocol::Tcp,
+            port: NonZeroU16::MIN.saturating_add(30_000),
+        };
+        for fails in [false, true] {
+            let mut sweeper = Sweeper::default();
+            let mut now = Instant::now();
+            let mut old = open(&[backend(1), backend(2)]);
+            for nth in 2..1_000 {
+                // One goes elsewhere, and clients outside lose it; then it goes altogether.
+                let between = split(&[backend(1), backend(nth)]);
+                let next = open(&[backend(1), backend(nth + 1)]);
+                for new in [between, next] {
+                    sweeper.note([(&key, Some(&old), Some(&new))].into_iter(), now);
+                    let lost: usize = sweeper.lost.values().map(HashMap::len).sum();
+                    assert!(lost <= 1, "{lost} after {nth} endpoints");
+                    old = new;
+                }
+                now += Duration::from_millis(100);
+                if sweeper.begins(now) {
+                    let forgotten = if fails { Err(CommitError::Permission) } else { Ok(0) };
+                    sweeper.ends(Family::V4, now, Duration::ZERO, &forgotten);
+                }
+            }
+            sweeper.note([(&key, Some(&old), None)].into_iter(), now);
+            assert!(sweeper.lost.is_empty());
+        }
+    }
+
+    #[test]
+    fn each_loss_has_its_own_end() {
+        let key = |port| FrontendKey {
+            at: FrontendAt::NodePort(Family::V4),
+            protocol: Protocol::Tcp,
+            port: NonZeroU16::new(port).expect("a port"),
+        };
+        let (whole, part) = (open(&[backend(1), backend(2)]), split(&[backend(1), backend(2)]));
+        let mut sweeper = Sweeper::default();
+        let start = Instant::now();
+        let ms = |ms| start + Duration::from_millis(ms);
+        let look = |sweeper: &mut Sweeper, at| {
+            if sweeper.begins(at) {
+                sweeper.ends(Family::V4, at, Duration::ZERO, &Ok::<_, CommitError>(0));
+            }
+            sweeper.lost.keys().map(|key| key.port.get()).collect::<Vec<u16>>()
+        };
+        sweeper.note([(&key(1), Some(&whole), Some(&part))].into_iter(), ms(0));
+        assert_eq!(look(&mut sweeper, ms(0)), [1]);
+        sweeper.note([(&key(2), Some(&whole), Some(&part))].into_iter(), ms(600));
+        assert_eq!(look(&mut sweeper, ms(600)), [1, 2]);
+        // Something else of the second changes: nothing is lost anew.
+        sweeper.note([(&key(2), Some(&part), Some(&part))].into_iter(), ms(900));
+        sweeper.note([(&key(3), Some(&whole), Some(&part))].into_iter(), ms(1_200));
+        assert_eq!(look(&mut sweeper, ms(1_200)), [2, 3]);
+        assert_eq!(look(&mut sweeper, ms(2_200)), [] as [u16; 0]);
+        assert_eq!(sweeper.wake_at(), None);
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, error, info, warn};
 
-use super::affinity::Sweeper;
+use super::affinity::{self, Sweeper};
 use super::cluster::Cluster;
 use super::failure::{FIRST_RETRY, Failure};
 use super::mend::{frame_repairs, must_be_replaced, new_table};
@@ -228,9 +228,7 @@ impl Table {
                     }
                     (true, _) => info!("table {table} {TABLE} is in sync again"),
                 }
-                let swept = self.sweeper.sweep(pass.kernel, self.family, &self.installed, now);
                 let report = pass.report.family(self.family);
-                report.failed_cleanups += usize::from(!swept);
                 report.repaired = mem::take(&mut self.disturbed) && !report.commits.is_empty();
                 // That others were at work for longer, and it is over, has been said above.
                 if report.repaired
@@ -239,6 +237,7 @@ impl Table {
                 {
                     info!("table {table} {TABLE} is repaired{before}");
                 }
+                self.sweep(pass);
             }
             Err(error) if error.is_disturbance() => {
                 if !mem::replace(&mut self.contested, true) {
@@ -524,6 +523,47 @@ impl Table {
         Ok(())
     }
 
+    /// Forgets the clients of endpoints that are gone, if it is time to look.
+    fn sweep(&mut self, pass: &mut Pass<'_>) {
+        if self.sweeper.begins(pass.now) {
+            let started = Instant::now();
+            let forgotten = self.forget_stale(pass);
+            pass.report.family(self.family).failed_cleanups += usize::from(forgotten.is_err());
+            self.sweeper.ends(self.family, pass.now, started.elapsed(), &forgotten);
+        }
+    }
+
+    /// Returns how many entries were deleted.
+    fn forget_stale(&mut self, pass: &mut Pass<'_>) -> Result<usize, SyncError> {
+        let mut attempt = 1;
+        let mut deleted = 0;
+        'look: loop {
+            let stale = self.sweeper.stale(pass.kernel, self.family, &self.installed)?;
+            for some in stale.chunks(affinity::DELETIONS_PER_TRANSACTION) {
+                let operations = vec![Operation::DeleteElements(SetName::Affinity, some.to_vec())];
+                match self.send(pass, &Transaction { family: self.family, operations }) {
+                    Ok(()) => deleted += some.len(),
+                    // One of them has run out: no fault of anybody, unless it goes on.
+                    Err(error) => {
+                        if error.is_disturbance() {
+                            // Not only the entry is gone, perhaps.
+                            self.distrust();
+                        } else if !matches!(error, SyncError::Commit(CommitError::Refused { .. } | CommitError::Busy)) {
+                            return Err(error);
+                        }
+                        if attempt == affinity::ATTEMPTS {
+                            return Err(error);
+                        }
+                        attempt += 1;
+                        pass.report.family(self.family).failed_commits -= 1;
+                        continue 'look;
+                    }
+                }
+            }
+            return Ok(deleted);
+        }
+    }
+
     fn send(&mut self, pass: &mut Pass<'_>, transaction: &Transaction) -> Result<(), SyncError> {
         if transaction.is_empty() {
             return Ok(());
@@ -581,8 +621,10 @@ impl Table {
                 Operation::DeleteTable => self.elements.clear(),
                 Operation::AddElements(set, elements) => *self.elements.entry(*set).or_default() += elements.len(),
                 Operation::DeleteElements(set, elements) => {
-                    let count = self.elements.entry(*set).or_default();
-                    *count = count.saturating_sub(elements.len());
+                    // Those that the kernel writes are not counted.
+                    if let Some(count) = self.elements.get_mut(set) {
+                        *count = count.saturating_sub(elements.len());
+                    }
                 }
                 _ => {}
             }

@@ -5,12 +5,12 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use nftproxyd::config::NodePortAddresses;
-use nftproxyd::model::{Event, Family, ObjectName, Service};
+use nftproxyd::model::{Conditions, Endpoint, Event, Family, ObjectName, Service, TrafficPolicy};
 use nftproxyd::nftables::Kernel;
 use nftproxyd::nftables::in_memory::{Fault, InMemoryKernel};
 use nftproxyd::ruleset::names::SetName;
 use nftproxyd::ruleset::types::{Data, Element, Key, Value};
-use nftproxyd::sync::Engine;
+use nftproxyd::sync::{Engine, Report};
 
 use crate::support::cluster::{
     Cluster, address, endpoints, facts, ip, name, of_every_kind, plain_service, port, ready, slice_of,
@@ -164,8 +164,10 @@ fn an_entry_that_runs_out_meanwhile_does_not_keep_the_others() {
         engine.sync(now);
         learn(&mut engine.kernel().kernel, &entries);
         races.set(times);
-        engine.sync(now + SECOND);
+        let report = engine.sync(now + SECOND);
         races.set(0);
+        let failed = report.families.v4.expect("it looked").failed_commits;
+        assert_eq!(failed, left, "{times} races: only the last attempt counts");
         assert_eq!(remembered(&engine.kernel().kernel).len(), left, "{times} races");
         // What is left is seen to later.
         assert_eq!(engine.wake_at().is_some(), left > 0);
@@ -192,6 +194,121 @@ fn failures_are_tried_again_at_growing_intervals() {
     engine.sync(now + 64 * SECOND);
     assert_eq!(remembered(engine.kernel()), []);
     assert_eq!(engine.wake_at(), None);
+}
+
+/// `plain-00001` with its node port open for outside as this policy says, and its endpoint 1 on this node, 2 elsewhere.
+fn split(policy: TrafficPolicy) -> [Event; 2] {
+    let here = |last| Endpoint {
+        conditions: Conditions { ready: true, serving: true, terminating: false, local: true },
+        ..ready(address(Family::V4, 10, 124, last))
+    };
+    let endpoints = vec![here(1), ready(address(Family::V4, 10, 124, 2))];
+    let slice = slice_of(&name("plain-00001"), Family::V4, endpoints);
+    [Event::Service(Service { external_policy: policy, ..sticky(1) }), Event::from(slice)]
+}
+
+fn apply<K: Kernel>(engine: &mut Engine<K>, events: impl IntoIterator<Item = Event>) {
+    events.into_iter().for_each(|event| engine.apply(event));
+}
+
+/// A client of a node port that is sent to the endpoint elsewhere: right if it is inside the cluster.
+fn from_inside() -> Element {
+    entry(8, ip("10.125.0.1"), 30_001, 2)
+}
+
+#[test]
+fn clients_that_are_right_are_kept_while_others_lose_theirs() {
+    let (mut engine, start) = start(InMemoryKernel::new());
+    apply(&mut engine, split(TrafficPolicy::Cluster));
+    engine.sync(start);
+    engine.sync(start + 10 * SECOND);
+    // The pause after the last look is over.
+    let start = start + 20 * SECOND;
+    learn(engine.kernel(), &[from_inside()]);
+    // No entry tells whether its client is inside, so at first it is forgotten with those outside.
+    apply(&mut engine, split(TrafficPolicy::Local));
+    engine.sync(start);
+    assert_eq!(remembered(engine.kernel()), []);
+    // Another Service loses an endpoint every 0.4 s. From the second look on the client is remembered.
+    let mut forgotten = Vec::new();
+    for round in 1..=25_u32 {
+        learn(engine.kernel(), &[from_inside()]);
+        let now = start + round * Duration::from_millis(400);
+        engine.apply(endpoints_of(&name("plain-00002"), &[u8::try_from(100 + round).expect("small")]));
+        assert_eq!(engine.sync(now).failures, 0);
+        if remembered(engine.kernel()).is_empty() {
+            forgotten.push(round * 400);
+        }
+    }
+    assert!(forgotten.iter().all(|at| *at < 3_000), "after so many milliseconds: {forgotten:?}");
+}
+
+#[test]
+fn what_is_regained_is_not_forgotten() {
+    let (mut engine, now) = start(InMemoryKernel::new());
+    apply(&mut engine, split(TrafficPolicy::Local));
+    engine.sync(now);
+    apply(&mut engine, split(TrafficPolicy::Cluster));
+    engine.sync(now);
+    apply(&mut engine, split(TrafficPolicy::Local));
+    engine.sync(now);
+    // Everybody may go everywhere again: nothing is left of what was lost, not even for the second look.
+    apply(&mut engine, split(TrafficPolicy::Cluster));
+    engine.sync(now);
+    learn(engine.kernel(), &[from_inside()]);
+    while let Some(wake) = engine.wake_at() {
+        engine.sync(wake);
+    }
+    assert_eq!(remembered(engine.kernel()), [from_inside()]);
+}
+
+#[test]
+fn looks_that_fail_do_not_forget_what_is_regained_meanwhile() {
+    let (mut engine, mut now) = start(InMemoryKernel::new());
+    apply(&mut engine, split(TrafficPolicy::Cluster));
+    engine.sync(now);
+    // Somebody's entry that has to go: each look has something to send, and fails at it.
+    let stubborn = entry(9, cluster_ip(9), 80, 1);
+    now += 10 * SECOND;
+    engine.sync(now);
+    apply(&mut engine, split(TrafficPolicy::Local));
+    engine.sync(now);
+    for _ in 0..4 {
+        learn(engine.kernel(), std::slice::from_ref(&stubborn));
+        now = engine.wake_at().expect("another attempt");
+        engine.kernel().fail_next(Fault::Permission);
+        engine.sync(now);
+    }
+    apply(&mut engine, split(TrafficPolicy::Cluster));
+    engine.sync(now);
+    learn(engine.kernel(), &[from_inside(), stubborn]);
+    now = engine.wake_at().expect("another attempt");
+    engine.sync(now);
+    assert_eq!(remembered(engine.kernel()), [from_inside()]);
+}
+
+#[test]
+fn deletions_are_reported_as_every_transaction_is() {
+    let (mut engine, now) = start(InMemoryKernel::new());
+    engine.apply(endpoints_of(&name("plain-00001"), &[1, 3]));
+    let plain = engine.sync(now);
+    let counts = |report: &Report| {
+        let family = report.families.v4.clone().expect("something was done");
+        (report.transactions, family.commits.len(), family.failed_commits, family.failed_cleanups, family.repaired)
+    };
+    assert_eq!(counts(&plain), (1, 1, 0, 0, false));
+    // One look fails, the next succeeds.
+    learn(engine.kernel(), &[entry(1, cluster_ip(1), 80, 2)]);
+    engine.kernel().fail_next(Fault::Permission);
+    assert_eq!(counts(&engine.sync(now + SECOND)), (0, 0, 1, 1, false));
+    assert_eq!(counts(&engine.sync(now + 2 * SECOND)), (1, 1, 0, 0, false));
+    assert_eq!(remembered(engine.kernel()), []);
+    // That clients are forgotten is no sign that somebody had changed the table.
+    learn(engine.kernel(), &[entry(1, cluster_ip(1), 80, 2)]);
+    engine.distrust(Family::V4);
+    assert_eq!(counts(&engine.sync(now + 9 * SECOND)), (1, 1, 0, 0, false));
+    assert_eq!(remembered(engine.kernel()), []);
+    assert!(!engine.elements(Family::V4).contains_key(&SetName::Affinity), "the kernel's own are not counted");
 }
 
 #[test]
