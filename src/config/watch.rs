@@ -7,10 +7,16 @@ use std::time::Duration;
 use notify::event::{AccessKind, AccessMode, EventKind};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 
 /// How long nothing must happen before the file is read: who writes it in pieces is let finish.
 const QUIET: Duration = Duration::from_millis(100);
+
+/// The longest wait for that. In a folder where something else is written all the time it is never quiet.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
+/// How often the file itself is then looked at, [`QUIET`] apart, until it is as it was the last time.
+const LOOKS: usize = 20;
 
 /// A configuration file that is watched.
 pub struct Watch {
@@ -44,9 +50,11 @@ impl Watch {
     }
 
     /// Waits until the file can be read and its contents are not those that were last known, and returns them. What
-    /// happened before this is called counts too.
+    /// happened before this is called counts too, also if it was called before and not waited for to its end.
     pub async fn changed(&mut self) -> String {
         loop {
+            // First, so that nothing falls between this and the reading.
+            self.follow_links();
             // A file that is missing is about to be replaced, or left behind by somebody who does not need it any more.
             if let Ok(text) = std::fs::read_to_string(&self.path)
                 && text != self.text
@@ -57,14 +65,31 @@ impl Watch {
             if self.events.recv().await.is_none() {
                 return std::future::pending().await;
             }
-            loop {
-                tokio::select! {
-                    biased;
-                    Some(()) = self.events.recv() => {}
-                    () = sleep(QUIET) => break,
-                }
+            self.settle().await;
+        }
+    }
+
+    /// Waits until nothing has happened for a while. Where something always happens, the file alone has to be the same
+    /// for as long.
+    async fn settle(&mut self) {
+        let end = Instant::now() + LONGEST_WAIT;
+        loop {
+            tokio::select! {
+                biased;
+                () = sleep_until(end) => break,
+                Some(()) = self.events.recv() => {}
+                () = sleep(QUIET) => return,
             }
-            self.follow_links();
+        }
+        let read = |path: &Path| std::fs::read(path).ok();
+        let mut before = read(&self.path);
+        for _ in 0..LOOKS {
+            sleep(QUIET).await;
+            let now = read(&self.path);
+            if now == before {
+                return;
+            }
+            before = now;
         }
     }
 
@@ -94,6 +119,9 @@ fn may_matter(kind: EventKind) -> bool {
 mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread::JoinHandle;
 
     use super::*;
 
@@ -151,5 +179,80 @@ mod tests {
         assert_eq!(next(&mut watch).await, "5");
         fs::write(&target, "6").expect("a file");
         assert_eq!(next(&mut watch).await, "6");
+    }
+
+    /// Writes a file beside the configuration every few milliseconds until it is dropped.
+    struct Neighbour(Arc<AtomicBool>, Option<JoinHandle<()>>);
+
+    impl Neighbour {
+        fn of(file: &Path) -> Neighbour {
+            let (file, stop) = (file.with_file_name("neighbour.log"), Arc::new(AtomicBool::new(false)));
+            let stopped = Arc::clone(&stop);
+            let writing = std::thread::spawn(move || {
+                while !stopped.load(Ordering::Relaxed) {
+                    fs::write(&file, "a line").expect("it can be written");
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            });
+            Neighbour(stop, Some(writing))
+        }
+    }
+
+    impl Drop for Neighbour {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+            let _ = self.1.take().map(JoinHandle::join);
+        }
+    }
+
+    /// A change that comes while the watch is waiting: what is there when it begins is seen at once.
+    async fn seen_after(watch: &mut Watch, change: impl FnOnce()) -> String {
+        let later = async {
+            sleep(QUIET * 3).await;
+            change();
+        };
+        tokio::join!(next(watch), later).0
+    }
+
+    #[tokio::test]
+    async fn a_neighbour_that_is_written_all_the_time_hides_nothing() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = |name: &str| folder.path().join(name);
+        let file = path("config");
+        fs::write(&file, "1").expect("it can be written");
+        let mut watch = Watch::new(&file, "1".to_owned()).expect("it can be watched");
+        let _neighbour = Neighbour::of(&file);
+        assert!(tokio::time::timeout(QUIET * 3, watch.changed()).await.is_err(), "nothing has changed");
+        let text = seen_after(&mut watch, || fs::write(&file, "2").expect("it can be written")).await;
+        assert_eq!(text, "2");
+        let text = seen_after(&mut watch, || {
+            fs::write(path("other"), "3").expect("it can be written");
+            fs::rename(path("other"), &file).expect("it can be renamed");
+        })
+        .await;
+        assert_eq!(text, "3");
+        // By a link, and behind it, where it is quiet.
+        let elsewhere = tempfile::tempdir().expect("a temporary folder");
+        let target = elsewhere.path().join("file");
+        let text = seen_after(&mut watch, || {
+            fs::write(&target, "4").expect("a file");
+            symlink(&target, path("link")).expect("a link");
+            fs::rename(path("link"), &file).expect("it can be renamed");
+        })
+        .await;
+        assert_eq!(text, "4");
+        let text = seen_after(&mut watch, || fs::write(&target, "5").expect("a file")).await;
+        assert_eq!(text, "5");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_written_all_the_time_is_read_all_the_same() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = folder.path().join("neighbour.log");
+        fs::write(&file, "1").expect("it can be written");
+        let mut watch = Watch::new(&file, "1".to_owned()).expect("it can be watched");
+        let _itself = Neighbour::of(&file);
+        // It may be read between the two steps of a write.
+        while next(&mut watch).await != "a line" {}
     }
 }
