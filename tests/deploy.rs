@@ -318,3 +318,13 @@ fn the_version_is_the_same_everywhere() {
     let changelog = read("deploy/debian/changelog");
     assert!(changelog.starts_with(&format!("nftproxyd ({version}-1) ")), "{changelog}");
 }
+
+#[test]
+fn the_unit_reloads_by_a_signal_that_the_manual_knows() {
+    let unit = read("deploy/nftproxyd.service");
+    let reload = unit.lines().find_map(|line| line.strip_prefix("ExecReload=")).expect("it can be reloaded");
+    let signal = reload.strip_prefix("/bin/kill -").and_then(|rest| rest.strip_suffix(" $MAINPID"));
+    let signal = signal.expect("by a signal to the daemon");
+    let manual = read("man/nftproxyd.8");
+    assert!(manual.contains(&format!(".It Dv SIG{signal}\nRead the configuration file again")), "{signal}");
+}

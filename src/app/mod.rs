@@ -9,6 +9,7 @@ mod reload;
 mod render;
 mod run;
 mod service_manager;
+mod signals;
 mod take_over;
 
 use std::path::PathBuf;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
+use tokio::signal::unix::Signal;
 use tokio::sync::watch::Sender;
 use tracing::{error, info, warn};
 
@@ -28,24 +29,46 @@ pub(super) fn configz(config: &Config) -> String {
     json!({ "kubeproxy.config.k8s.io": effective(config) }).to_string()
 }
 
-/// Follows the file: what can be applied is, and a file that cannot be used is reported and leaves what was in force.
+/// Follows the file, and reads it again at each of `hangups` (the signal SIGHUP): what can be applied is, and a file that
+/// cannot be used is reported and leaves what was in force.
 ///
 /// # Errors
 /// The file says something that takes a restart: kube-proxy ends with an error too, so that whoever started it does so
 /// again.
-pub(super) async fn follow(file: File, mut current: Config, in_force: Sender<String>) -> anyhow::Result<()> {
-    let File { path, text, overrides } = file;
+pub(super) async fn follow(
+    file: File,
+    mut current: Config,
+    in_force: Sender<String>,
+    mut hangups: Signal,
+) -> anyhow::Result<()> {
+    let File { path, mut text, overrides } = file;
     let shown = path.display();
-    let mut watch = match Watch::new(&path, text) {
-        Ok(watch) => watch,
+    let mut watch = match Watch::new(&path, text.clone()) {
+        Ok(watch) => Some(watch),
         Err(reason) => {
             // A node on which others have used up all inotify watches shall have its Services all the same.
-            warn!("cannot follow {shown}, so that changes take a restart: {reason}");
-            return std::future::pending().await;
+            warn!("cannot follow {shown}, so that changes take the signal SIGHUP or a restart: {reason}");
+            None
         }
     };
     loop {
-        let text = watch.changed().await;
+        text = tokio::select! {
+            changed = changed(watch.as_mut()) => changed,
+            Some(()) = hangups.recv() => match std::fs::read_to_string(&path) {
+                Ok(again) if again == text => {
+                    info!("SIGHUP: {shown} says what it said before");
+                    continue;
+                }
+                Ok(again) => {
+                    watch.iter_mut().for_each(|watch| watch.known(&again));
+                    again
+                }
+                Err(reason) => {
+                    error!("SIGHUP: {shown} cannot be read; what it said before stays in force: {reason}");
+                    continue;
+                }
+            },
+        };
         let loaded = match config::parse(&path, &text, &overrides) {
             Ok(loaded) => loaded,
             Err(reason) => {
@@ -71,6 +94,21 @@ pub(super) async fn follow(file: File, mut current: Config, in_force: Sender<Str
             info!("{shown} has changed in {}: applied", list(&live));
         }
     }
+}
+
+async fn changed(watch: Option<&mut Watch>) -> String {
+    match watch {
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Says at each of `hangups` that there is no file to be read again.
+pub(super) async fn without_a_file(mut hangups: Signal) -> anyhow::Result<()> {
+    while hangups.recv().await.is_some() {
+        info!("SIGHUP: there is no configuration file to read again (manifests are read when they change)");
+    }
+    std::future::pending().await
 }
 
 fn is_live(field: &str) -> bool {

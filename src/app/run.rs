@@ -7,7 +7,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -16,6 +15,7 @@ use tracing::{info, warn};
 use super::observers::{self, Checks, Observers, Start};
 use super::ports::{self, BindPolicy};
 use super::reload::{self, File, follow};
+use super::signals::Signals;
 use super::{configuration, converter, facts, one_shot, service_manager, take_over};
 use crate::addresses;
 use crate::cli::RunArgs;
@@ -85,8 +85,7 @@ async fn supervise(
     first_words: Vec<Notice>,
     take_over: bool,
 ) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
+    let (mut signals, hangups) = Signals::listen()?;
     let (event_sender, events) = mpsc::channel(EVENTS_WAITING);
     let local = addresses::list().context("cannot list the node's addresses")?;
     let (address_sender, addresses) = watch::channel(local);
@@ -115,8 +114,11 @@ async fn supervise(
     });
     let (in_force, configz) = watch::channel(reload::configz(&config));
     match file {
-        Some(file) => drop(tasks.spawn(follow(file, config.clone(), in_force))),
-        None => drop(in_force),
+        Some(file) => drop(tasks.spawn(follow(file, config.clone(), in_force, hangups))),
+        None => {
+            drop(in_force);
+            tasks.spawn(reload::without_a_file(hangups));
+        }
     }
     let convert = converter(&config);
     let node_name = config.node_name.clone();
@@ -163,8 +165,7 @@ async fn supervise(
     });
     let engine = start_engine(config, kernel, inputs, observers, heartbeat)?;
     let result = tokio::select! {
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
+        () = signals.stop() => Ok(()),
         ended = tasks.join_next() => match ended {
             Some(Ok(Ok(()))) | None => Err(anyhow::anyhow!("the source of objects ended")),
             Some(Ok(Err(error))) => Err(error),

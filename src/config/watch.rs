@@ -69,6 +69,11 @@ impl Watch {
         }
     }
 
+    /// Somebody else has read the file: these contents are known.
+    pub fn known(&mut self, text: &str) {
+        text.clone_into(&mut self.text);
+    }
+
     /// Waits until nothing has happened for a while. Where something always happens, the file alone has to be the same
     /// for as long.
     async fn settle(&mut self) {

@@ -306,6 +306,59 @@ fn an_update_of_the_config_map_is_applied_or_ends_the_process() {
 }
 
 #[test]
+fn signals_make_it_read_its_configuration_or_nothing() {
+    use nix::sys::signal::Signal;
+    let Some(world) = node() else { return };
+    let (hidden, manifests) = (folder(), folder());
+    let says = |seconds: u32| format!("{HEADER}conntrack: {{maxPerCore: 0, udpTimeout: {seconds}s}}\n");
+    let config = write(&hidden, "config", &says(61));
+    // A folder that may be passed but not read cannot be watched; for root that takes to be without two capabilities.
+    std::os::unix::fs::chown(hidden.path(), Some(65_534), Some(65_534)).expect("it is ours");
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o711);
+    fs::set_permissions(hidden.path(), mode).expect("it is ours");
+    let limited = ["--bounding-set=-dac_override,-dac_read_search", PROGRAM];
+    let manifests = manifests.path().to_str().expect("text");
+    let arguments = ["--config", &config, "--manifests", manifests, "--hostname-override", "n"];
+    let arguments = [&limited[..], &arguments].concat();
+    let mut daemon = Daemon::start_program(&world, "setpriv", &arguments).expect("it can be started");
+    wait_for(&daemon, "in sync");
+    wait_for(&daemon, "so that changes take the signal SIGHUP or a restart");
+
+    write(&hidden, "config", &says(62));
+    daemon.signal(Signal::SIGHUP).expect("it can be told");
+    wait_for(&daemon, "has changed in conntrack.udpTimeout: applied");
+    assert_eq!(sysctl(&world, "net/netfilter/nf_conntrack_udp_timeout"), "62");
+    daemon.signal(Signal::SIGHUP).expect("it can be told");
+    wait_for(&daemon, "SIGHUP: ");
+    wait_for(&daemon, "says what it said before");
+    fs::remove_file(&config).expect("it is there");
+    daemon.signal(Signal::SIGHUP).expect("it can be told");
+    wait_for(&daemon, "cannot be read; what it said before stays in force");
+    write(&hidden, "config", "nonsense");
+    daemon.signal(Signal::SIGHUP).expect("it can be told");
+    wait_for(&daemon, "cannot be used; what it said before stays in force");
+    for (signal, name) in [(Signal::SIGUSR1, "SIGUSR1"), (Signal::SIGUSR2, "SIGUSR2"), (Signal::SIGALRM, "SIGALRM")] {
+        daemon.signal(signal).expect("it can be told");
+        wait_for(&daemon, &format!("{name} has no meaning here and is ignored"));
+        daemon.signal(signal).expect("it can be told");
+    }
+    assert!(daemon.alive());
+    write(&hidden, "config", &format!("{}clusterCIDR: 10.0.0.0/8\n", says(62)));
+    daemon.signal(Signal::SIGHUP).expect("it can be told");
+    assert_eq!(exit_code(&mut daemon), Some(1));
+    let log = daemon.log();
+    assert_eq!(log.matches(" has no meaning here").count(), 3, "each is said once: {log}");
+    assert!(log.contains("has changed in clusterCIDR: nftproxyd ends to be started again"), "{log}");
+
+    let arguments = ["--manifests", manifests, "--hostname-override", "n"];
+    let mut daemon = Daemon::start(&world, &arguments).expect("it can be started");
+    wait_for(&daemon, "in sync");
+    daemon.signal(Signal::SIGHUP).expect("it can be told");
+    wait_for(&daemon, "SIGHUP: there is no configuration file to read again");
+    assert!(daemon.terminate(PATIENCE).expect("it ends").success(), "{}", daemon.log());
+}
+
+#[test]
 fn one_shots_do_what_they_say() {
     let Some(world) = node() else { return };
     let files = folder();
