@@ -1,10 +1,10 @@
 //! The node's own addresses, and which of them accept node ports.
 //!
-//! kube-proxy computes them at full syncs only, so a new address waits up to an hour; here [`watch()`] follows them.
+//! kube-proxy computes them at full syncs only, so a new address waits up to an hour; here [`Watch`] follows them.
 
 mod watch;
 
-pub use watch::{list, watch};
+pub use watch::Watch;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -40,7 +40,7 @@ impl NodePortAddresses {
     ///
     /// `node` are the node's IPs as detected; a family whose IP is unknown, or a loopback address, counts as one without
     /// a range: it accepts on every address, as in kube-proxy. `local` are all addresses on interfaces of the node, as
-    /// [`watch()`] and [`list`] give them.
+    /// [`Watch`] gives them.
     pub fn accepted(&self, node: &PerFamily<Option<IpAddr>>, local: &BTreeSet<IpAddr>) -> PerFamily<Accepted> {
         self.choose(node, local, |address| !address.is_loopback())
     }

@@ -87,7 +87,12 @@ async fn supervise(
 ) -> anyhow::Result<()> {
     let (mut signals, hangups) = Signals::listen()?;
     let (event_sender, events) = mpsc::channel(EVENTS_WAITING);
-    let local = addresses::list().context("cannot list the node's addresses")?;
+    let mut following = addresses::Watch::new().context("cannot follow the node's addresses")?;
+    // Without them there would be no node ports for a while.
+    let local = tokio::select! {
+        local = following.list() => local,
+        () = signals.stop() => return Ok(()),
+    };
     let (address_sender, addresses) = watch::channel(local);
     let (disturbance_sender, disturbances) = mpsc::channel(16);
     let (attempted_sender, attempted) = oneshot::channel();
@@ -97,7 +102,10 @@ async fn supervise(
 
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
     let own_port = kernel.port();
-    tasks.spawn(async move { addresses::watch(address_sender).await.context("cannot follow the node's addresses") });
+    tasks.spawn(async move {
+        following.follow(address_sender).await;
+        std::future::pending().await
+    });
     let foreign = Arc::clone(&metrics);
     tasks.spawn(async move {
         // While anybody listens, the kernel describes every element of every transaction: not before the cold start.
@@ -179,8 +187,8 @@ async fn supervise(
         // Nobody can say anything any more. What was said last may be the reason of the end.
         let _ = timeout(LAST_EVENTS, publisher).await;
     }
-    let joined = tokio::task::spawn_blocking(move || engine.join()).await?;
-    joined.map_err(|_| anyhow::anyhow!("the sync loop panicked"))??;
+    // Nobody else needs this thread any more.
+    engine.join().map_err(|_| anyhow::anyhow!("the sync loop panicked"))??;
     if result.is_ok() {
         info!("nftproxyd stops; the rules stay");
     }

@@ -2,6 +2,7 @@
 //! addresses and what finds kube-proxy's rules build on it.
 
 mod message;
+mod retry;
 mod socket;
 
 pub(crate) use message::{
@@ -9,4 +10,5 @@ pub(crate) use message::{
     messages, u16_at, u32_at,
 };
 pub(crate) use mnl::Bus;
+pub(crate) use retry::Retry;
 pub(crate) use socket::{Dump, Socket, asynchronous};
