@@ -2,6 +2,7 @@
 
 mod cleanup;
 mod daemon_status;
+mod listen;
 mod observers;
 mod one_shot;
 mod ports;

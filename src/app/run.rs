@@ -1,6 +1,5 @@
 //! `nftproxyd run`: the daemon.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -12,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use super::listen::listen;
 use super::observers::{self, Checks, Observers, Start};
 use super::ports::{self, BindPolicy};
 use super::reload::{self, File, follow};
@@ -27,7 +27,7 @@ use crate::model::{Family, PerFamily};
 use crate::nftables::{Heard, LinuxKernel, Monitor};
 use crate::ruleset::text;
 use crate::source::{Exchange, file, kube};
-use crate::sync::{self, Disturbance, Engine, Inputs, Told};
+use crate::sync::{self, Engine, Inputs, Told};
 use crate::sysctl;
 
 /// Events on their way to the engine. A list that comes faster than it is taken in waits in its source.
@@ -110,7 +110,9 @@ async fn supervise(
     tasks.spawn(async move {
         // While anybody listens, the kernel describes every element of every transaction: not before the cold start.
         if attempted.await.is_ok() {
-            listen(own_port, disturbance_sender, &foreign).await.context("cannot listen to changes of nftables")?;
+            let mut said = PerFamily::default();
+            let told = |heard: &Heard| count_foreign(heard, &mut said, &foreign);
+            listen(|| Monitor::open(own_port)?.asynchronous(), disturbance_sender, told).await;
         }
         std::future::pending().await
     });
@@ -222,36 +224,13 @@ fn start_engine(
     thread::Builder::new().name("sync".to_owned()).spawn(body).context("cannot start a thread")
 }
 
-/// Tells the engine when somebody else changes our tables.
-async fn listen(own_port: u32, disturbances: mpsc::Sender<Disturbance>, metrics: &Metrics) -> anyhow::Result<()> {
-    let mut monitor = Monitor::open(own_port)?.asynchronous()?;
-    let mut told: PerFamily<Told> = PerFamily::default();
-    disturbances.send(Disturbance::Listening).await?;
-    loop {
-        let mut ready = monitor.readable_mut().await?;
-        let Some(heard) = ready.get_inner_mut().read()? else {
-            ready.clear_ready();
-            continue;
-        };
-        let families: BTreeSet<Family> = heard
-            .into_iter()
-            .flat_map(|heard| match heard {
-                Heard::Foreign { family, port, .. } => {
-                    metrics.foreign_changes[family].inc();
-                    if let Some(before) = told[family].again(Instant::now()) {
-                        let table = text::family(family);
-                        warn!(
-                            "table {table} nftproxyd was changed by somebody else (netlink port {port}{before}); \
-                             it is checked"
-                        );
-                    }
-                    vec![family]
-                }
-                Heard::Lost => Family::ALL.to_vec(),
-            })
-            .collect();
-        for family in families {
-            disturbances.send(Disturbance::Table(family)).await?;
+/// Counts foreign changes, and says of them what has not been said lately.
+fn count_foreign(heard: &Heard, told: &mut PerFamily<Told>, metrics: &Metrics) {
+    if let Heard::Foreign { family, port, .. } = heard {
+        metrics.foreign_changes[*family].inc();
+        if let Some(before) = told[*family].again(Instant::now()) {
+            let table = text::family(*family);
+            warn!("table {table} nftproxyd was changed by somebody else (netlink port {port}{before}); it is checked");
         }
     }
 }

@@ -28,6 +28,11 @@ impl Retry {
         Again { pause, first: self.pause.replace(pause).is_none() }
     }
 
+    /// Whether it has failed and has not worked since.
+    pub(crate) fn is_failing(&self) -> bool {
+        self.pause.is_some()
+    }
+
     /// It works; says whether it failed before, which is worth another line.
     pub(crate) fn works(&mut self) -> bool {
         self.pause.take().is_some()
@@ -46,8 +51,8 @@ mod tests {
         let milliseconds: Vec<u128> = pauses.iter().map(|again| again.pause.as_millis()).collect();
         assert_eq!(milliseconds, [100, 200, 400, 800, 1_600, 3_200, 6_400, 10_000, 10_000]);
         assert_eq!(pauses.iter().filter(|again| again.first).count(), 1);
-        assert!(pauses[0].first);
-        assert!(retry.works() && !retry.works());
+        assert!(pauses[0].first && retry.is_failing());
+        assert!(retry.works() && !retry.works() && !retry.is_failing());
         assert_eq!(retry.failed(), pauses[0]);
     }
 }
