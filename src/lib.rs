@@ -43,6 +43,7 @@ pub mod status;
 pub mod sync;
 pub mod sys;
 pub mod sysctl;
+mod threads;
 
 #[cfg(test)]
 mod testing;

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 
 /// The layers, and which others each may use.
-const LAYERS: [(&str, &[&str]); 20] = [
+const LAYERS: [(&str, &[&str]); 21] = [
     ("model", &[]),
     ("config", &["model", "addresses"]),
     ("source", &["model"]),
@@ -20,6 +20,7 @@ const LAYERS: [(&str, &[&str]); 20] = [
     ("netlink", &["sys"]),
     ("errors", &[]),
     ("keyed", &[]),
+    ("threads", &[]),
     ("addresses", &["model", "netlink"]),
     ("conntrack", &["model", "nftables", "netlink"]),
     ("http", &[]),
@@ -33,7 +34,7 @@ const LAYERS: [(&str, &[&str]); 20] = [
 ];
 
 /// What every layer may use, and what uses none of them.
-const COMMON: [&str; 2] = ["errors", "keyed"];
+const COMMON: [&str; 3] = ["errors", "keyed", "threads"];
 
 /// What puts the layers together, and may use all of them; no layer uses these.
 const ASSEMBLY: [&str; 6] = ["app", "cli", "lib", "logging", "main", "sync"];
@@ -78,6 +79,9 @@ const PROGRAM_WITH_NAMESPACES: &str = "src/doctor/mod.rs";
 /// Where inputs of random tests are that have failed once: `replayed` in tests/support/properties.rs.
 const REGRESSIONS: &str = "testdata/proptest-regressions/";
 
+/// The only module that makes threads.
+const THREADS: &str = "src/threads.rs";
+
 /// Lines of a file without its tests.
 const MAX_LINES: usize = 700;
 
@@ -99,6 +103,11 @@ fn kubernetes_types_stay_at_the_border() {
 #[test]
 fn pure_code_has_no_effects() {
     hold(effects);
+}
+
+#[test]
+fn threads_are_made_where_a_failure_is_expected() {
+    hold(threads);
 }
 
 #[test]
@@ -192,6 +201,14 @@ fn effects(file: &SourceFile) -> Vec<String> {
         return Vec::new();
     }
     IMPURE.iter().flat_map(|path| file.mentions(path, "has no place in pure code")).collect()
+}
+
+fn threads(file: &SourceFile) -> Vec<String> {
+    if file.path == THREADS {
+        return Vec::new();
+    }
+    let makers = ["thread::spawn", "thread::Builder", "spawn_blocking", "scope.spawn"];
+    makers.iter().flat_map(|maker| file.mentions(maker, "belongs in src/threads.rs")).collect()
 }
 
 fn length(file: &SourceFile) -> Vec<String> {
@@ -643,7 +660,7 @@ fn other_rules_are_seen_to_be_broken() {
     type Rule = fn(&SourceFile) -> Vec<String>;
     let long = "fn f() {}\n".repeat(MAX_LINES + 1);
     let long_tests = format!("fn f() {{}}\n#[cfg(test)]\nmod tests {{\n{long}}}\n");
-    let cases: [(Rule, &str, &str, usize); 27] = [
+    let cases: [(Rule, &str, &str, usize); 29] = [
         (unsafe_code, "src/nftables/socket.rs", "fn f() { unsafe { g() } }", 1),
         (unsafe_code, "src/sys/nftnl.rs", "fn f() { unsafe { g() } }", 0),
         (unsafe_code, "src/lib.rs", "#![deny(unsafe_code)] // unsafe", 0),
@@ -655,6 +672,8 @@ fn other_rules_are_seen_to_be_broken() {
         (effects, "src/ruleset/build.rs", "async fn f() { tokio::task::yield_now().await; std::fs::read(p); }", 2),
         (effects, "src/health/server.rs", "use tokio::net::TcpListener;", 0),
         (effects, "src/diff/plan.rs", "fn f(now: Instant) {}", 0),
+        (threads, "src/app/run.rs", "fn f() { std::thread::spawn(g); tokio::task::spawn_blocking(g); }", 2),
+        (threads, "src/threads.rs", "fn f() { thread::Builder::new(); }", 0),
         (length, "src/sync.rs", &long, 1),
         (length, "src/sync.rs", &long_tests, 0),
         (namespaces, "tests/support/netns/mod.rs", "fn f() { unshare(CLONE_NEWNET); setns(x, y); var_os(\"CI\") }", 0),

@@ -5,7 +5,6 @@ use std::fmt::Display;
 use std::io;
 use std::net::IpAddr;
 use std::sync::mpsc;
-use std::thread;
 use std::time::Duration;
 
 use nix::libc;
@@ -16,6 +15,7 @@ use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use crate::netlink::{Builder, Bus, DUMP, Dump, Message, REQUEST, Retry, Socket, asynchronous, attributes};
+use crate::threads;
 
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
@@ -174,7 +174,7 @@ impl Lister {
     fn spawn(mut list: impl FnMut() -> Listed + Send + 'static) -> io::Result<Lister> {
         let (requests, inbox) = mpsc::channel::<oneshot::Sender<Listed>>();
         let body = move || inbox.into_iter().for_each(|answer| drop(answer.send(list())));
-        thread::Builder::new().name("addresses".to_owned()).spawn(body)?;
+        threads::spawn("addresses", body)?;
         Ok(Lister { requests })
     }
 

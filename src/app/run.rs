@@ -28,10 +28,16 @@ use crate::nftables::{Heard, LinuxKernel, Monitor};
 use crate::ruleset::text;
 use crate::source::{Exchange, file, kube};
 use crate::sync::{self, Engine, Inputs, Told};
-use crate::sysctl;
+use crate::{sysctl, threads};
 
 /// Events on their way to the engine. A list that comes faster than it is taken in waits in its source.
 const EVENTS_WAITING: usize = 4_096;
+
+/// How many names of servers are looked up at the same time: one that is slow does not keep back the others.
+const NAMES_AT_ONCE: usize = 2;
+
+/// A hundred years.
+const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 /// How long the process waits at its end for the API server to take the last Events.
 const LAST_EVENTS: Duration = Duration::from_secs(2);
@@ -66,7 +72,10 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     sysctl::set_oom_score(Path::new("/"), config.oom_score_adj);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    // Threads are for the names of servers only. They stay, because later there may be none to be had.
+    runtime.enable_all().max_blocking_threads(NAMES_AT_ONCE).thread_keep_alive(FOR_EVER);
+    let runtime = runtime.build().context("cannot start")?;
     let take_over = args.take_over;
     let overrides = args.node.overrides(args.manifests);
     let file = args.node.config.map(|path| File { path, text, overrides });
@@ -142,6 +151,7 @@ async fn supervise(
                 let Exchange { method, host, code, elapsed } = exchange;
                 requests.requested(method, host, *code, *elapsed);
             };
+            threads::first_of_runtime().await?;
             let client = kube::connect_with(&kubeconfig, master.as_deref(), Arc::new(listener)).await?;
             let (sender, notices) = Events::channel();
             events_out = sender;
@@ -221,7 +231,7 @@ fn start_engine(
         });
         Ok(())
     };
-    thread::Builder::new().name("sync".to_owned()).spawn(body).context("cannot start a thread")
+    Ok(threads::spawn("sync", body)?)
 }
 
 /// Counts foreign changes, and says of them what has not been said lately.

@@ -9,6 +9,8 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use crate::threads;
+
 /// How long nothing must happen before the file is read: who writes it in pieces is let finish.
 const QUIET: Duration = Duration::from_millis(100);
 
@@ -36,12 +38,14 @@ impl Watch {
     pub fn new(file: &Path, text: String) -> notify::Result<Watch> {
         let path = std::path::absolute(file)?;
         let (sender, events) = mpsc::channel(1);
-        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        let notice = move |event: notify::Result<notify::Event>| {
             if event.map_or(true, |event| may_matter(event.kind)) {
                 // One that waits stands for all that follow.
                 let _ = sender.try_send(());
             }
-        })?;
+        };
+        let watcher = threads::for_library("inotify", || notify::recommended_watcher(notice));
+        let mut watcher = watcher.map_err(notify::Error::io)??;
         // The folder, not the file: a file that takes its place has another inode.
         watcher.watch(path.parent().unwrap_or(Path::new("/")), RecursiveMode::NonRecursive)?;
         let mut watch = Watch { path, text, watcher, target: None, events };

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::netlink::{Flows, FlowsError, Swept};
 use super::plan::{Frontends, stale};
 use crate::model::{Family, PerFamily};
+use crate::threads;
 
 /// When frontends are checked a second time.
 ///
@@ -68,7 +69,7 @@ impl Worker {
     {
         let (jobs, receiver) = channel();
         let (ends, end) = channel();
-        let thread = std::thread::Builder::new().name("conntrack".to_owned()).spawn(move || {
+        let thread = threads::spawn("conntrack", move || {
             run(flows, report, &receiver);
             drop(ends);
         })?;

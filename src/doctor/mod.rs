@@ -14,6 +14,7 @@ use nix::sched::{CloneFlags, unshare};
 use crate::config::Conntrack;
 use crate::leftovers;
 use crate::nftables::LinuxKernel;
+use crate::threads;
 
 /// How much a finding matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -94,8 +95,12 @@ pub fn report(findings: &[Finding]) -> String {
 fn features() -> Finding {
     let open = || LinuxKernel::open().map_err(anyhow::Error::from);
     let apart = thread::scope(|scope| {
-        let trial = scope.spawn(|| unshare(CloneFlags::CLONE_NEWNET).ok().map(|()| Ok(open()?.try_for_good()?)));
-        trial.join().unwrap_or_else(|_| Some(Err(anyhow!("the trial has failed"))))
+        let trial = || unshare(CloneFlags::CLONE_NEWNET).ok().map(|()| Ok(open()?.try_for_good()?));
+        match threads::spawn_scoped(scope, "trial", trial) {
+            Ok(trial) => trial.join().unwrap_or_else(|_| Some(Err(anyhow!("the trial has failed")))),
+            // Without a namespace it is only checked.
+            Err(_) => None,
+        }
     });
     let where_tried = if apart.is_some() { "tried in a network namespace of its own" } else { "checked, not tried" };
     match apart.unwrap_or_else(|| Ok(open()?.probe()?)) {

@@ -358,6 +358,88 @@ fn signals_make_it_read_its_configuration_or_nothing() {
     assert!(daemon.terminate(PATIENCE).expect("it ends").success(), "{}", daemon.log());
 }
 
+/// The program at a place that everybody can reach.
+fn readable_program(folder: &TempDir) -> String {
+    let mode = std::os::unix::fs::PermissionsExt::from_mode;
+    fs::set_permissions(folder.path(), mode(0o755)).expect("it is ours");
+    let program = folder.path().join("nftproxyd").to_str().expect("temporary paths are text").to_owned();
+    // By another process: a descriptor that a child of another test inherits would keep it from being started.
+    let status = Command::new("cp").args([PROGRAM, &program]).status().expect("cp can be run");
+    assert!(status.success(), "{status}");
+    program
+}
+
+/// Lets an unprivileged user, of whom nobody else has processes, have one thread more each time until the daemon is in
+/// sync. Before, it ends with one line that names the limit, whichever thread it is that cannot be had.
+fn climb(world: &World, program: &str, arguments: &[&str]) {
+    let user = (1 << 20) + std::process::id() % (1 << 20) * 4 + u32::from(arguments.contains(&"--manifests"));
+    let (user_id, group_id) = (format!("--reuid={user}"), format!("--regid={user}"));
+    for (refused, threads) in (1..=16).enumerate() {
+        let limit = format!("--nproc={threads}");
+        let as_user = [&user_id, &group_id, "--clear-groups", "--inh-caps=+net_admin", "--ambient-caps=+net_admin"];
+        let limited = ["prlimit", &limit, program];
+        let all = [&as_user[..], &limited, arguments].concat();
+        let mut daemon = Daemon::start_program(world, "setpriv", &all).expect("it can be started");
+        let end = Instant::now() + PATIENCE;
+        while daemon.alive() && !daemon.log().contains(" in sync services=") {
+            assert!(Instant::now() < end, "{threads} threads: neither in sync nor ended:\n{}", daemon.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let alive = daemon.alive();
+        let status = daemon.terminate(PATIENCE).expect("it ends");
+        let log = daemon.log();
+        assert!(!log.contains("panicked"), "{threads} threads:\n{log}");
+        if alive {
+            assert!(status.success(), "{status}: {log}");
+            assert!(refused >= 3, "only {refused} threads could be refused: this user is not limited\n{log}");
+            return;
+        }
+        let named = log.lines().filter(|line| line.starts_with("Error: ") && line.contains("RLIMIT_NPROC"));
+        assert_eq!((status.code(), named.count()), (Some(1), 1), "{threads} threads:\n{log}");
+    }
+    panic!("never in sync");
+}
+
+#[test]
+fn a_thread_that_cannot_be_had_is_one_clear_line() {
+    let Some(world) = node() else { return };
+    let files = folder();
+    let program = readable_program(&files);
+    let config = write(&files, "config", HEADER);
+    let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/demo");
+    let copied = files.path().join("manifests");
+    fs::create_dir(&copied).expect("a folder");
+    for file in fs::read_dir(manifests).expect("it is there").map(|file| file.expect("an entry")) {
+        fs::copy(file.path(), copied.join(file.file_name())).expect("it can be copied");
+    }
+    let copied = copied.to_str().expect("temporary paths are text");
+    climb(&world, &program, &["--config", &config, "--manifests", copied, "--hostname-override=node-1"]);
+
+    // It tries in a namespace of a thread's own, if it can.
+    let user = format!("--reuid={}", (1 << 28) + std::process::id());
+    let arguments = [
+        &user,
+        "--clear-groups",
+        "--inh-caps=+net_admin",
+        "--ambient-caps=+net_admin",
+        "prlimit",
+        "--nproc=1",
+        &program,
+    ];
+    let arguments = [&arguments[..], &["doctor"]].concat();
+    let mut doctor = Daemon::start_program(&world, "setpriv", &arguments).expect("it can be started");
+    exit_code(&mut doctor);
+    assert!(doctor.log().contains("every feature of nftables that is needed (checked, not tried)"), "{}", doctor.log());
+
+    // The name of the API server is looked up on a thread.
+    let api = world.run(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map(Api::start)).expect("loopback is up");
+    api.apply(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}}));
+    let kubeconfig = api.kubeconfig().replace("127.0.0.1", "localhost");
+    assert!(kubeconfig.contains("//localhost:"), "{kubeconfig}");
+    let kubeconfig = write(&files, "kubeconfig", &kubeconfig);
+    climb(&world, &program, &["--kubeconfig", &kubeconfig, "--hostname-override=node-1"]);
+}
+
 #[test]
 fn one_shots_do_what_they_say() {
     let Some(world) = node() else { return };

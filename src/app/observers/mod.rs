@@ -75,7 +75,7 @@ impl Observers {
                 release_free_memory();
             }
         };
-        let conntrack = Worker::spawn(conntrack, count).context("cannot start a thread")?;
+        let conntrack = Worker::spawn(conntrack, count)?;
         Ok(Observers {
             conntrack,
             health,

@@ -39,6 +39,9 @@ pub enum FolderError {
         #[source]
         source: io::Error,
     },
+    /// There is no thread to read it.
+    #[error(transparent)]
+    NoThread(io::Error),
     /// Changes in it cannot be followed.
     #[error(
         "folder of manifests {}: its changes cannot be followed ({source}). \

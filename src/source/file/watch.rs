@@ -16,6 +16,7 @@ use super::folder::{Folder, format_of};
 use super::{FolderError, load};
 use crate::model::{Event, Reject};
 use crate::source::Convert;
+use crate::threads;
 
 /// How long a file may be missing before what it said is gone.
 pub const REMOVAL_GRACE: Duration = Duration::from_millis(50);
@@ -39,11 +40,8 @@ pub async fn watch(
     let (done, ended) = oneshot::channel();
     let _stop = StopOnDrop(messages.clone());
     let receiver = events.clone();
-    let path = folder.clone();
-    std::thread::Builder::new()
-        .name("manifests".to_owned())
-        .spawn(move || drop(done.send(follow(folder, &node_name, convert, &events, messages, &inbox))))
-        .map_err(|source| FolderError::Unreadable { path, source })?;
+    let body = move || drop(done.send(follow(folder, &node_name, convert, &events, messages, &inbox)));
+    threads::spawn("manifests", body).map_err(FolderError::NoThread)?;
     tokio::select! {
         ended = ended => ended.expect("the thread that reads manifests does not panic"),
         () = receiver.closed() => Ok(()),
@@ -170,7 +168,8 @@ fn follow(
     let absolute = std::path::absolute(&path).map_err(unreadable)?;
     // Before it is watched, so that what is wrong with it is said in simple words.
     std::fs::read_dir(&absolute).map_err(unreadable)?;
-    let mut watched = Watched::new(absolute.clone(), messages).map_err(unwatchable)?;
+    let watched = threads::for_library("inotify", || Watched::new(absolute.clone(), messages));
+    let mut watched = watched.map_err(FolderError::NoThread)?.map_err(unwatchable)?;
     watched.renew().map_err(unwatchable)?;
     let mut folder = Folder::new(&absolute, node_name, convert);
     load(&mut folder, &mut emit).map_err(unreadable)?;
