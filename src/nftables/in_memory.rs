@@ -8,10 +8,14 @@ use nix::errno::Errno;
 
 use super::kernel::{CommitError, Committed, Kernel, KernelError, Snapshot, table_flag};
 use super::linux::words;
+use super::owner::Owner;
 use crate::diff::{Operation, Transaction};
 use crate::model::{Family, PerFamily};
 use crate::ruleset::names::{ChainName, SetName};
 use crate::ruleset::types::{Chain, Data, Element, Hook, Key, Rule, SetDef, Statement, Verdict};
+
+/// Who owns a table that somebody has made its own.
+const OWNER: Owner = Owner { port: 4_242, process: None };
 
 /// What goes wrong at a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -205,7 +209,7 @@ impl InMemoryKernel {
     fn apply(&self, transaction: &Transaction) -> Result<Option<TableState>, CommitError> {
         let mut table = self.tables[transaction.family].clone();
         if table.as_ref().is_some_and(|table| table.flags & table_flag::OWNER != 0) {
-            return Err(CommitError::Permission);
+            return Err(CommitError::Owned(OWNER.clone()));
         }
         for (position, operation) in transaction.operations.iter().enumerate() {
             self.step(&mut table, operation).map_err(|(errno, item)| CommitError::Refused {
@@ -439,6 +443,7 @@ impl Kernel for InMemoryKernel {
         let Some(table) = &self.tables[family] else { return Ok(snapshot) };
         snapshot.table = true;
         snapshot.table_flags = table.flags;
+        snapshot.owner = (table.flags & table_flag::OWNER != 0).then(|| OWNER.clone());
         snapshot.foreign_chains = table.foreign_chains.clone();
         snapshot.foreign_sets = table.foreign_sets.clone();
         snapshot.foreign_other = table.foreign_objects.clone();

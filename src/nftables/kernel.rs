@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::time::Duration;
 
+use super::owner::Owner;
 use crate::diff::Transaction;
 use crate::model::Family;
 use crate::ruleset::names::{ChainName, SetName};
@@ -40,6 +41,8 @@ pub struct Snapshot {
     /// Its flags ([`table_flag`], or others that are not known yet); ours has none. Its user data, a comment, is not read:
     /// it has no effect.
     pub table_flags: u32,
+    /// Who owns it: nobody else can change it.
+    pub owner: Option<Owner>,
     /// Sets of ours whose definition in the kernel is exactly the one asked about.
     pub sets: BTreeSet<SetName>,
     /// Sets of ours that are defined differently: they cannot be changed, only replaced along with the table.
@@ -145,6 +148,9 @@ pub enum CommitError {
     /// `CAP_NET_ADMIN` is missing.
     #[error("no permission to change nftables: run as root or with CAP_NET_ADMIN")]
     Permission,
+    /// The table has an owner (flag `owner`, Linux 5.12): the kernel lets nobody else change it, whatever they may.
+    #[error("the table belongs to {0}, and nobody else may change it: stop that program, or have it give up the table")]
+    Owned(Owner),
     /// It is not known whether the transaction was applied: the kernel's state has to be read back.
     #[error("the outcome of a transaction is not known: {0}")]
     Unknown(#[source] io::Error),

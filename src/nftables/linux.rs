@@ -10,6 +10,7 @@ use super::decode;
 use super::encode::{Batch, EncodeError, Encoder, element_words, encode};
 use super::kernel::{CommitError, Committed, Kernel, KernelError, Snapshot};
 use super::numbers::protocol_family;
+use super::owner::Owner;
 use super::probe::{self, ProbeError};
 use super::request::{NftablesMessage as _, Request, unexpected};
 use super::uapi::{self, msg};
@@ -57,7 +58,7 @@ impl LinuxKernel {
     pub fn tables(&mut self) -> Result<Vec<Family>, KernelError> {
         let mut families = Vec::new();
         for family in Family::ALL {
-            if self.table_flags(family)?.is_some() {
+            if self.ask_table(family)?.is_some() {
                 families.push(family);
             }
         }
@@ -119,8 +120,8 @@ impl LinuxKernel {
         Ok(())
     }
 
-    /// The flags of our table, if it is there.
-    fn table_flags(&mut self, family: Family) -> Result<Option<u32>, KernelError> {
+    /// Our table's flags, and the port id of the socket that owns it, if it is there.
+    fn ask_table(&mut self, family: Family) -> Result<Option<(u32, Option<u32>)>, KernelError> {
         let request = Request {
             kind: msg::GETTABLE,
             family: protocol_family(family),
@@ -129,13 +130,22 @@ impl LinuxKernel {
         };
         let mut found = None;
         let answer = request.ask(&mut self.socket, |message| {
-            found = message.map(|message| decode::number_in(message.attributes(), uapi::NFTA_TABLE_FLAGS).unwrap_or(0));
+            found = message.map(|message| {
+                let number = |kind| decode::number_in(message.attributes(), kind);
+                (number(uapi::NFTA_TABLE_FLAGS).unwrap_or(0), number(uapi::NFTA_TABLE_OWNER))
+            });
         })?;
         match answer {
             Ok(()) => Ok(found),
             Err(NOT_THERE) => Ok(None),
             Err(errno) => Err(unexpected("ask for the table", errno)),
         }
+    }
+
+    /// Who owns our table, if anybody does and the kernel says so.
+    fn owner(&mut self, family: Family) -> Option<Owner> {
+        let (_, owner) = self.ask_table(family).ok()??;
+        owner.map(Owner::of)
     }
 
     /// Asks for all objects of a kind in our table. `each` gets every message of it; `None` means: forget what came.
@@ -361,7 +371,12 @@ impl Kernel for LinuxKernel {
         let batch = encode(transaction, self.socket.next_sequence()).map_err(refuse)?;
         self.socket.used_sequence(batch.last_sequence());
         let start = Instant::now();
-        self.exchange(&batch, batch.bytes(), |operation, item| words(transaction, operation, item))?;
+        let done = self.exchange(&batch, batch.bytes(), |operation, item| words(transaction, operation, item));
+        if let Err(error) = done {
+            let refused = matches!(error, CommitError::Permission);
+            let owner = if refused { self.owner(transaction.family) } else { None };
+            return Err(owner.map_or(error, CommitError::Owned));
+        }
         // The kernel leaves out 0 (`nf_tables_commit`).
         self.generation = self.generation.map(|generation| generation.checked_add(1).unwrap_or(1));
         Ok(Committed { operations, bytes: batch.bytes().len(), elapsed: start.elapsed() })
@@ -376,8 +391,9 @@ impl Kernel for LinuxKernel {
     ) -> Result<Snapshot, KernelError> {
         self.note_generation()?;
         self.disturbed[family] = false;
-        let Some(table_flags) = self.table_flags(family)? else { return Ok(Snapshot::default()) };
-        let mut snapshot = Snapshot { table: true, table_flags, ..Snapshot::default() };
+        let Some((table_flags, owner)) = self.ask_table(family)? else { return Ok(Snapshot::default()) };
+        let owner = owner.map(Owner::of);
+        let mut snapshot = Snapshot { table: true, table_flags, owner, ..Snapshot::default() };
         self.dump_sets(family, sets, &mut snapshot)?;
         self.dump_chains(family, chains, on_demand, &mut snapshot)?;
         for (kinds, what) in

@@ -44,6 +44,8 @@ pub(super) mod msg {
 pub(super) const NFTA_TABLE_FLAGS: u16 = 2;
 /// `NFTA_*_TABLE` is 1 in every message that names a table; `NFTA_TABLE_NAME` too.
 pub(super) const NFTA_TABLE: u16 = 1;
+/// `NFTA_TABLE_OWNER`: the port id of the socket that owns a table (Linux 5.12).
+pub(super) const NFTA_TABLE_OWNER: u16 = 7;
 /// `NFTA_SET_NAME`, `NFTA_OBJ_NAME`, `NFTA_FLOWTABLE_NAME`, `NFTA_SET_ELEM_LIST_SET`, `NFTA_RULE_CHAIN`.
 pub(super) const NFTA_NAME: u16 = 2;
 /// `NFTA_CHAIN_NAME`.

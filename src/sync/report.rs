@@ -106,9 +106,6 @@ pub(super) enum SyncError {
     Read(#[from] KernelError),
     #[error(transparent)]
     Commit(#[from] CommitError),
-    /// Nobody else may change it, and nobody else knows what it will hold next.
-    #[error("it has the flag owner, which keeps it for another program: end that one; \"nft list tables\" names it")]
-    Owned,
     /// The kernel refused something, but perhaps only because others have changed nftables since the table was read.
     #[error("somebody else has changed nftables meanwhile")]
     Disturbed(#[source] CommitError),

@@ -258,7 +258,10 @@ impl Table {
                 }
                 self.failing = Some(failure);
                 // A kernel that did nothing still holds what it held.
-                self.known &= matches!(error, SyncError::Commit(CommitError::Busy | CommitError::Permission));
+                self.known &= matches!(
+                    error,
+                    SyncError::Commit(CommitError::Busy | CommitError::Permission | CommitError::Owned(_))
+                );
                 pass.report.failures += 1;
                 pass.report.fatal.get_or_insert(error);
             }
@@ -312,8 +315,8 @@ impl Table {
         // From here to the end of the sync the work is proportional to what there is: it is a start or a repair.
         self.dirty.append(&mut pass.cluster.services());
         self.dirty.extend(self.installed.services().cloned());
-        if snapshot.table_flags & table_flag::OWNER != 0 {
-            return Err(SyncError::Owned);
+        if let Some(owner) = &snapshot.owner {
+            return Err(CommitError::Owned(owner.clone()).into());
         }
         if must_be_replaced(&frame, &snapshot) {
             self.replace(pass, &frame, &snapshot)?;

@@ -1,5 +1,8 @@
 //! The command line.
 
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
 use serde_json::json;
 
 use super::{Ended, Node, difference, run_to_end, web, write_everything, yaml};
@@ -158,4 +161,37 @@ fn cleanup_removes_our_tables_and_nothing_else() {
     cleanup(&node, &["ip6 nftproxyd"]);
     cleanup(&node, &[]);
     assert_eq!(node.nft(&["list", "ruleset"]).expect("rules can be listed"), others);
+}
+
+#[test]
+fn the_owner_of_a_table_is_named() {
+    let Some(mut node) = Node::new() else { return };
+    let mut nft = Command::new("nft");
+    nft.arg("-i").stdin(Stdio::piped()).stdout(Stdio::null());
+    let mut nft = node.world.spawn(nft).expect("nft can be started");
+    let input = nft.stdin.as_mut().expect("it is piped");
+    input.write_all(b"add table ip nftproxyd { flags owner; }\n").expect("nft reads");
+    node.eventually("there is an owner", |node| match node.nft(&["list", "tables"]) {
+        Ok(tables) if tables.contains("table ip nftproxyd") => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    let owner = format!("belongs to netlink port {0} (perhaps process {0}, nft)", nft.id());
+    // A permission is not what root lacks; who lacks it is told so, owner or not.
+    let ended = run_to_end(&node, true, &["cleanup"]);
+    assert_fails("cleanup of an owned table", &ended, 1, &["table ip nftproxyd", &owner]);
+    assert!(!ended.stderr.contains("root"), "{}", ended.stderr);
+    let ended = run_to_end(&node, false, &["cleanup"]);
+    assert_fails("cleanup without permission", &ended, 1, &["CAP_NET_ADMIN"]);
+    assert!(!ended.stderr.contains("belongs to"), "{}", ended.stderr);
+
+    write_everything(&node);
+    node.spawn(&json!({}));
+    let line = node.wait_for_log("it names the owner", |line| line.contains(&owner));
+    assert!(line.contains("table ip nftproxyd cannot be synced") && !line.contains("root"), "{line}");
+    // The kernel removes an owner's table when the owner goes.
+    nft.kill().expect("it runs");
+    nft.wait().expect("it is our child");
+    node.wait_forward("the table is ours", "172.30.1.1:80", &["10.1.0.1:8080"]);
+    assert_eq!(node.log().matches("belongs to netlink port").count(), 1, "{}", node.log());
+    node.stop();
 }

@@ -189,7 +189,7 @@ fn a_table_with_an_owner_is_left_alone_and_an_orphan_is_replaced() {
             let now = Instant::now();
             let report = engine.sync(now);
             assert!(
-                !engine.standing(family).is_in_line() && report.error_text().contains("flag owner"),
+                !engine.standing(family).is_in_line() && report.error_text().contains("belongs to netlink port"),
                 "{what}: {report:?}"
             );
             assert!(engine.is_family_behind(family), "{what}");

@@ -364,7 +364,10 @@ fn a_table_of_another_owner_is_named_once() {
         assert_eq!(engine.sync(now).failures, 0);
     });
     assert_eq!(log.len(), 2, "{log:#?}");
-    assert!(log[0].contains("ERROR") && log[0].contains("table ip nftproxyd cannot be synced: it has the flag owner"));
+    assert!(
+        log[0].contains("ERROR")
+            && log[0].contains("table ip nftproxyd cannot be synced: the table belongs to netlink port 4242")
+    );
     assert!(log[1].ends_with("is in sync again"), "{log:#?}");
     assert_eq!(engine.installed(Family::V4).frontend_count(), 5);
 }
