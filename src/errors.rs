@@ -1,4 +1,4 @@
-//! Errors in words.
+//! Errors as one line of text.
 
 use std::error::Error;
 

@@ -4,16 +4,29 @@
 //!
 //! ```text
 //!  source ------> model ------> ruleset ------> diff ------> nftables -----> kernel
-//!  (objects in)   (services)    (wanted)        (plan)       (bytes, socket)
-//!      I/O          pure          pure           pure         encode pure, socket I/O
+//!  (objects in)   (services)    (wanted)        (plan)       (its tables)
+//!      I/O          pure          pure           pure         encoding pure, socket I/O
 //!         sync drives the line; only facts (a dump, the result of a commit) come back to it
+//!
+//!                     app: builds all parts, owns every task, observes each sync
+//!        +----------+----------+-----+----+---------+------------+-----------+--------------+
+//!      status     doctor     health     metrics   events     conntrack   addresses      leftovers
+//!     (what is   (what is    (/healthz, (/metrics) (to the    (stale UDP  (of the      (what kube-proxy
+//!      served)    wrong)      checks)               cluster)   flows)      node)         has left)
+//!
+//!         nftables, conntrack, addresses, leftovers  stand on  netlink  (messages, the one socket)
+//!                              nftables and netlink  stand on  sys      (what is in C, all unsafe code)
 //! ```
 //!
-//! Who may use whom: `model` uses nobody. `source` uses `model` (it turns what it reads into model values at once, so
-//! that no full Kubernetes object is kept). `ruleset` uses `model`, `diff` uses both, `nftables` uses all three. `sync`
-//! and `app` may use everything. Beside the line stand `addresses` (of the node), `conntrack`, `health`, `metrics`,
-//! `events`, `sysctl`, `leftovers` (of kube-proxy), `doctor`, `status` and `config`.
-//! `tests/architecture.rs` holds the code to all of this.
+//! Who may use whom is listed in `tests/architecture.rs`, which holds the code to it: to the right and downwards, never
+//! back, and no two files use each other. `source` turns what it reads into model values at once, so that no full Kubernetes object is kept, and nobody else
+//! but `events` sees Kubernetes' types. `ruleset` uses `model`, `diff` uses both, `nftables` uses all three. `sync` and
+//! `app` may use everything. `config` is what the configuration file and the flags come to, `sysctl` what is set below
+//! `/proc`, `http` how all ports are served. Everybody may use `errors`, `keyed` (tables of values that hold their own
+//! key) and `threads` (the only maker of them).
+//!
+//! Whether the proxy is in line with what is wanted has one answer, [`sync::Standing`] of each family: log, readiness,
+//! take-over, health, `status` and metrics ask it.
 //!
 //! A Service is *data*: elements of a fixed number of nftables sets and maps, never a chain or a rule of its own.
 //! [`ruleset`] says how a packet finds its endpoint; [`diff`] how a change of one Service becomes a transaction of

@@ -25,7 +25,7 @@ fn tell(state: NotifyState<'_>) {
     }
 }
 
-/// Makes the two halves of the sign of life that the service manager's watchdog waits for.
+/// Makes the watchdog's heartbeat: the part of the sources' loop, and that of the sync loop.
 ///
 /// A beat goes from the loop that all sources run on to the sync loop, and from there to the service manager: when
 /// either of them hangs, it stops.
@@ -35,7 +35,7 @@ pub(super) fn heartbeat() -> (Pulse, Heartbeat) {
     (Pulse { period, sender }, Heartbeat { receiver })
 }
 
-/// The half of the loop of the sources.
+/// The part that beats, in the loop that all sources run on.
 pub(super) struct Pulse {
     /// `None`: nobody waits for beats.
     period: Option<Duration>,
@@ -58,7 +58,7 @@ impl Pulse {
     }
 }
 
-/// The half of the sync loop.
+/// The part that passes the beats on, in the sync loop.
 pub(super) struct Heartbeat {
     receiver: mpsc::Receiver<()>,
 }

@@ -67,8 +67,8 @@ impl Stage {
     }
 
     /// Stages the removal of frontends and shared elements that were found in the table and that nobody wants. To be
-    /// called after a recovery, when every Service has been staged and committed. What could not be, is `spared`; then
-    /// it has to be called again when the last of these Services has been committed.
+    /// called after a recovery, when every Service has been staged and committed. `spared` are Services that could not be
+    /// committed yet: their elements stay. Call it again once they are committed.
     #[expect(clippy::disallowed_methods, reason = "it all goes into sorted maps")]
     pub fn unclaimed(&mut self, installed: &Installed, spared: &[ServicePart]) {
         self.unclaimed = spared.is_empty();

@@ -128,7 +128,7 @@ fn sources() -> impl Strategy<Value = Option<Box<[Range]>>> {
     }))
 }
 
-/// What some Services want of one table. Each frontend belongs to one of them only, as the claims see to it.
+/// What some Services want of one table. The claims make sure that each frontend belongs to one of them only.
 fn cluster() -> impl Strategy<Value = Vec<(ObjectName, ServicePart)>> {
     let frontends = prop::collection::btree_map(frontend_key(), (0usize..3, action(), sources(), 0u8..2), 0..10);
     let shared = prop::collection::vec(prop::collection::btree_set(0u8..4, 0..3), 3);

@@ -136,7 +136,7 @@ impl CheckServer {
                     }
                     if !std::mem::replace(&mut served.failed, true) {
                         let failure = BindFailure { service: service.clone(), address, source };
-                        tracing::error!("{failure}; it is tried again at each sync");
+                        tracing::error!("{failure}; trying again");
                         failures.push(failure);
                     }
                 }

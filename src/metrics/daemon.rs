@@ -17,7 +17,7 @@ pub struct Daemon {
     pub healthy: bool,
     /// Whether load balancers are to use this node: it is known, and neither being deleted nor about to be.
     pub node_eligible: bool,
-    /// What has to come before everything is in place for the first time, in words; empty from then on.
+    /// What is still awaited before everything is in place for the first time; empty from then on.
     #[serde(default)]
     pub awaited: Vec<String>,
     /// By family: `IPv4`, `IPv6`.

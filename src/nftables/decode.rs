@@ -75,7 +75,7 @@ fn collect(attributes: Attributes<'_>) -> Option<Vec<Attribute<'_>>> {
     attributes.collect::<Result<Vec<_>, _>>().ok()
 }
 
-/// The elements in a message of type `NEWSETELEM`. Those that are not of the set's shape are `Err`, in words.
+/// The elements in a message of type `NEWSETELEM`. Those that are not of the set's shape are `Err`, with the element as text.
 pub(super) fn elements<'a>(
     message: &Message<'a>,
     family: Family,

@@ -54,7 +54,7 @@ pub(super) struct Part {
 pub(super) struct EncodeError {
     /// Position in [`Transaction::operations`].
     pub(super) operation: usize,
-    /// The object, in words.
+    /// The object, as text: `map service-ips, element 10.96.0.1 . tcp . 80`.
     pub(super) object: String,
     /// What is wrong with it.
     pub(super) reason: String,
@@ -465,7 +465,7 @@ fn foreign_name(operation: usize, what: &str, name: &str) -> Result<CName, Encod
     CString::new(name).map_err(|_| error("a name holds no NUL"))
 }
 
-/// An element in words: `map service-ips, element 10.96.0.1 . tcp . 80`.
+/// An element as text: `map service-ips, element 10.96.0.1 . tcp . 80`.
 pub(super) fn element_words(set: SetName, element: &Element) -> String {
     format!("{set}, element {}", KeyWords(&element.key, element.key_end.as_ref().map(|key| key.as_slice())))
 }

@@ -57,7 +57,7 @@ pub struct Snapshot {
     pub foreign_chains: BTreeSet<String>,
     /// Sets and maps in the table that are not ours.
     pub foreign_sets: BTreeSet<String>,
-    /// What else is not ours, in words: objects and flowtables. It goes when the table is replaced.
+    /// What else is not ours, as text: objects and flowtables. It goes when the table is replaced.
     pub foreign_other: BTreeSet<String>,
 }
 
@@ -78,7 +78,7 @@ pub trait Kernel {
     ) -> Result<Snapshot, KernelError>;
 
     /// Gives every element of one set, dynamic ones too, to `each` as it is read; `None` means: forget what came, the set
-    /// is read again. Returns the elements that mean nothing to us, in words. Costs time in proportion to their number.
+    /// is read again. Returns the elements that mean nothing to us, as text. Costs time in proportion to their number.
     fn read_elements(
         &mut self,
         family: Family,
@@ -136,7 +136,7 @@ pub enum CommitError {
     Refused {
         /// Position in [`Transaction::operations`] of the step that it belongs to.
         operation: usize,
-        /// The object, in words: `map service-ips, element 10.96.0.1 . tcp . 80`.
+        /// The object, as text: `map service-ips, element 10.96.0.1 . tcp . 80`.
         object: String,
         /// The errno.
         #[source]

@@ -434,7 +434,7 @@ impl Kernel for LinuxKernel {
     }
 }
 
-/// What an operation is about, in words; `item` is the rule or element, where it is known.
+/// What an operation is about, as text; `item` is the rule or element, where it is known.
 pub(super) fn words(transaction: &Transaction, operation: usize, item: Option<usize>) -> String {
     let count = |elements: &[Element]| match elements {
         [] => "no element".to_owned(),

@@ -25,7 +25,7 @@ pub enum ProbeError {
         release: String,
         /// The family whose table was tried.
         family: Family,
-        /// The feature, in words.
+        /// The feature, for people.
         feature: &'static str,
         /// The first kernel that has it.
         since: &'static str,

@@ -126,7 +126,7 @@ fn frontend_key(family: Family, set: SetName, element: &Element) -> Option<Front
 /// The elements of one frontend.
 ///
 /// Invariant: nothing of an element is lost, so that equal values stand for equal elements, and
-/// [`FrontendElements::elements`] gives them back.
+/// `elements` gives them back.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct FrontendElements {
     /// Elements of verdict maps.

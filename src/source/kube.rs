@@ -8,7 +8,7 @@
 //!   [`Event::ListDone`] says what is gone;
 //! - the server cannot be reached, refuses or fails, or its watches end at once with nothing in them: tried again with
 //!   growing, jittered pauses, for ever; what is known stays in force; logged when it begins, every few minutes, and when
-//!   a watch has lasted again ([`pace`]);
+//!   a watch has lasted again (`pace`);
 //! - an object cannot be read: reported as [`Event::Rejects`], the stream goes on, and what the object said before
 //!   stays in force until the next list.
 

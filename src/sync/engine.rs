@@ -261,7 +261,8 @@ impl<K: Kernel> Engine<K> {
         std::mem::replace(&mut self.service_facts, now) != now
     }
 
-    /// Runs when a fact that every Service depends on has changed: the node's zone or what comes from its address.
+    /// Marks all Services to be looked at. In proportion to them: only for a change of a fact that all depend on, which is
+    /// the node's zone or what comes from its address.
     fn touch_all(&mut self) {
         let names: Vec<ObjectName> = self.store.services().map(|service| service.name.clone()).collect();
         names.iter().for_each(|name| self.touch(name));

@@ -12,7 +12,7 @@ pub(super) struct Failure {
     pub(super) at: Instant,
     /// How long that is after the last time.
     pub(super) wait: Duration,
-    /// What went wrong, in words: said again only when it changes.
+    /// What went wrong, for the log: said again only when it changes.
     pub(super) error: String,
 }
 

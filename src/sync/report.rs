@@ -67,7 +67,7 @@ pub struct UdpChange {
 }
 
 impl Report {
-    /// The first error that kept a whole table from being synced, in words; empty if there is none.
+    /// The first error that kept a whole table from being synced, as text; empty if there is none.
     pub fn error_text(&self) -> String {
         self.fatal.as_ref().map(|error| errors::text(error)).unwrap_or_default()
     }

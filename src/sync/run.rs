@@ -182,7 +182,7 @@ fn log<K: Kernel>(engine: &Engine<K>, report: &Report, start: Instant, starting:
     }
 }
 
-/// The Services that the kernel refuses, in words, if there are any.
+/// The Services that the kernel refuses, for the log, if there are any.
 fn refused<K: Kernel>(engine: &Engine<K>) -> Option<String> {
     let refused = Family::ALL.into_iter().filter_map(|family| match engine.standing(family) {
         Standing::InLineBut(refused) => Some(refused.to_string()),

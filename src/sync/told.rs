@@ -13,7 +13,7 @@ pub struct Told {
 }
 
 impl Told {
-    /// Whether one more is told now, and in words how many were not since the last that was.
+    /// Whether one more is told now; with the text that says how many were not since the last that was.
     pub fn again(&mut self, now: Instant) -> Option<String> {
         if self.last.is_some_and(|last| now.saturating_duration_since(last) < TOLD_AGAIN) {
             self.since += 1;

@@ -6,7 +6,7 @@
 //! * An owned value holds a pointer that libnftnl allocated, that nobody else holds, and that is freed once, on drop.
 //! * libnftnl and libmnl write messages without looking at the size of the buffer. Each owned value therefore keeps
 //!   `bound`, an upper limit of the bytes that its payload takes: every setter adds what its attribute can add at most.
-//!   [`Messages`] reserves that much before it lets the library write.
+//!   `Messages` reserves that much before it lets the library write.
 #![allow(unsafe_code, reason = "libnftnl, libmnl, one socket option and the heap are C")]
 
 mod expression;

@@ -35,7 +35,7 @@ pub struct Owner<'a> {
     pub service: &'a ObjectName,
     /// The name of its port.
     pub port: &'a str,
-    /// As what it has the key.
+    /// Why it owns the key: as a cluster IP, a load-balancer IP, an external IP or a node port.
     pub role: Role,
 }
 

@@ -39,7 +39,7 @@ impl Chunk<'_> {
     }
 }
 
-/// Splits a file into its documents. Nothing that is wrong with one document hides another, as far as that can be.
+/// Splits a file into its documents. A document that is wrong hides another only where it cannot be told where it ends.
 pub(super) fn split(text: &str, format: Format) -> Vec<Chunk<'_>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     match format {
