@@ -10,9 +10,10 @@ use ipnet::IpNet;
 use tracing::warn;
 
 use super::cluster::Cluster;
+use super::pass::Pass;
 use super::report::Report;
 use super::standing::Standing;
-use super::table::{Pass, Table};
+use super::table::Table;
 use super::udp::Unchecked;
 use crate::addresses::{Accepted, NodePortAddresses};
 use crate::config::DetectLocal;

@@ -14,6 +14,7 @@ mod cluster;
 mod engine;
 mod failure;
 mod mend;
+mod pass;
 mod report;
 mod reports;
 mod run;

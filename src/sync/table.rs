@@ -1,5 +1,7 @@
 //! One family's table: what the kernel holds of it, which Services have to be looked at again, what went wrong.
 
+mod sweep;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::net::IpAddr;
@@ -7,17 +9,17 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, error, info, warn};
 
-use super::affinity::{self, Sweeper};
-use super::cluster::Cluster;
+use super::affinity::Sweeper;
 use super::failure::{FIRST_RETRY, Failure};
 use super::mend::{frame_repairs, must_be_replaced, new_table};
-use super::report::{Report, SyncError};
+use super::pass::Pass;
+use super::report::SyncError;
 use super::standing::{MOST_NAMED, Refused, Standing};
 use super::told::Told;
 use crate::diff::{self, Installed, Operation, Stage, Transaction};
 use crate::errors;
 use crate::model::{Family, ObjectName};
-use crate::nftables::{CommitError, Kernel, Snapshot, table_flag};
+use crate::nftables::{CommitError, Snapshot, table_flag};
 use crate::ruleset::Ruleset;
 use crate::ruleset::base::{self, Frame, FrameFacts};
 use crate::ruleset::names::{SetName, TABLE};
@@ -36,27 +38,6 @@ const BUSY_ATTEMPTS: u32 = 5;
 /// The least pause after a sync that somebody else disturbed. It is as long as that sync was, up to [`FIRST_RETRY`]: what is
 /// undone again and again takes at most half of a processor, and there is at most one such sync for each change of others.
 const DISTURBED_PAUSE: Duration = Duration::from_millis(20);
-
-/// One sync: what it works with, and what it has to tell.
-pub(super) struct Pass<'a> {
-    pub(super) kernel: &'a mut dyn Kernel,
-    pub(super) cluster: &'a Cluster<'a>,
-    pub(super) now: Instant,
-    pub(super) report: &'a mut Report,
-    /// The Services that are refused for another reason than before, or for the first time.
-    newly_refused: usize,
-}
-
-impl<'a> Pass<'a> {
-    pub(super) fn new(
-        kernel: &'a mut dyn Kernel,
-        cluster: &'a Cluster<'a>,
-        now: Instant,
-        report: &'a mut Report,
-    ) -> Pass<'a> {
-        Pass { kernel, cluster, now, report, newly_refused: 0 }
-    }
-}
 
 /// One family's table.
 pub(super) struct Table {
@@ -524,47 +505,6 @@ impl Table {
         pass.report.note_stage(&stage, &self.installed);
         stage.commit(&mut self.installed, &transaction);
         Ok(())
-    }
-
-    /// Forgets the clients of endpoints that are gone, if it is time to look.
-    fn sweep(&mut self, pass: &mut Pass<'_>) {
-        if self.sweeper.begins(pass.now) {
-            let started = Instant::now();
-            let forgotten = self.forget_stale(pass);
-            pass.report.family(self.family).failed_cleanups += usize::from(forgotten.is_err());
-            self.sweeper.ends(self.family, pass.now, started.elapsed(), &forgotten);
-        }
-    }
-
-    /// Returns how many entries were deleted.
-    fn forget_stale(&mut self, pass: &mut Pass<'_>) -> Result<usize, SyncError> {
-        let mut attempt = 1;
-        let mut deleted = 0;
-        'look: loop {
-            let stale = self.sweeper.stale(pass.kernel, self.family, &self.installed)?;
-            for some in stale.chunks(affinity::DELETIONS_PER_TRANSACTION) {
-                let operations = vec![Operation::DeleteElements(SetName::Affinity, some.to_vec())];
-                match self.send(pass, &Transaction { family: self.family, operations }) {
-                    Ok(()) => deleted += some.len(),
-                    // One of them has run out: no fault of anybody, unless it goes on.
-                    Err(error) => {
-                        if error.is_disturbance() {
-                            // Not only the entry is gone, perhaps.
-                            self.distrust();
-                        } else if !matches!(error, SyncError::Commit(CommitError::Refused { .. } | CommitError::Busy)) {
-                            return Err(error);
-                        }
-                        if attempt == affinity::ATTEMPTS {
-                            return Err(error);
-                        }
-                        attempt += 1;
-                        pass.report.family(self.family).failed_commits -= 1;
-                        continue 'look;
-                    }
-                }
-            }
-            return Ok(deleted);
-        }
     }
 
     fn send(&mut self, pass: &mut Pass<'_>, transaction: &Transaction) -> Result<(), SyncError> {

@@ -2,8 +2,8 @@
 
 use crate::source::SourceFile;
 use crate::{
-    MAX_LINES, borders, effects, forgotten_failures, ignored_without_reason, kubernetes_types, length, namespaces,
-    threads, unsafe_code,
+    LAYERS, MAX_LINES, borders, circles, effects, forgotten_failures, idle_permissions, ignored_without_reason,
+    kubernetes_types, length, namespaces, threads, unsafe_code,
 };
 
 #[test]
@@ -122,4 +122,170 @@ fn other_rules_are_seen_to_be_broken() {
         let complaints = rule(&SourceFile::new(path, code));
         assert_eq!(complaints.len(), expected, "{path}: {complaints:?}");
     }
+}
+
+#[test]
+fn a_permission_without_a_use_is_seen() {
+    let all: Vec<(String, String)> = LAYERS
+        .iter()
+        .map(|(layer, uses)| {
+            (format!("src/{layer}/mod.rs"), uses.iter().map(|used| format!("use crate::{used};\n")).collect())
+        })
+        .collect();
+    let all: Vec<SourceFile> = all.iter().map(|(path, code)| SourceFile::new(path, code)).collect();
+    assert_eq!(idle_permissions(&all), [""; 0]);
+    let mut few = all;
+    few.retain(|file| file.path != "src/cli/mod.rs");
+    few.push(SourceFile::new("src/cli/mod.rs", "// use crate::config;\n#[cfg(test)]\nuse crate::config;"));
+    few.push(SourceFile::new("src/cli/tests.rs", "use crate::config;"));
+    assert_eq!(idle_permissions(&few), ["LAYERS: `cli` does not use `config`: take it out"]);
+}
+
+/// Made-up files, and the arrows that tie them, as `from -> to`.
+type Room<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [&'a str]);
+
+#[test]
+fn circles_are_seen() {
+    let cases: [Room<'_>; 13] = [
+        (
+            "two",
+            &[("src/m/a.rs", "use super::b::B;"), ("src/m/b.rs", "fn f() { crate::m::a::f() }")],
+            &["a->b", "b->a"],
+        ),
+        (
+            "three, and one that only looks on",
+            &[
+                ("src/m/a.rs", "use crate::m::{self, b::{B, C as D}};"),
+                ("src/m/b.rs", "use super::c;\nfn f() -> Vec<c::C> {}"),
+                ("src/m/c.rs", "pub(super) use super::a::A;"),
+                ("src/m/d.rs", "use super::a::A;"),
+                ("src/m/mod.rs", "mod a; mod b; mod c; mod d;"),
+            ],
+            &["a->b", "b->c", "c->a"],
+        ),
+        (
+            "through what a mod.rs passes on, under another name too",
+            &[
+                ("src/m/a.rs", "use crate::n::B;"),
+                ("src/n/mod.rs", "mod b; pub use b::{Inner as B};"),
+                ("src/n/b.rs", "use crate::m::{A, X};"),
+                ("src/m/mod.rs", "mod a;\npub use self::a::A;"),
+            ],
+            &["a->b", "b->a"],
+        ),
+        (
+            "through what a mod.rs only imports for itself",
+            &[
+                ("src/m/mod.rs", "mod a; mod b; use b::B;"),
+                ("src/m/a.rs", "use super::B;"),
+                ("src/m/b.rs", "use super::a::A;"),
+            ],
+            &["a->b", "b->a"],
+        ),
+        (
+            "through a module that is imported first",
+            &[
+                ("src/m/a.rs", "use crate::n;\nfn f() { n::f() }"),
+                ("src/n/mod.rs", "mod b; pub use b::f;"),
+                ("src/n/b.rs", "use crate::m::a;"),
+            ],
+            &["a->b", "b->a"],
+        ),
+        (
+            "by paths in code, out of a module in braces",
+            &[
+                ("src/m/a.rs", "mod inner { fn f() { super::super::b::f() } }\nfn g() {}"),
+                ("src/m/b.rs", "fn f() { g(1, super::a::g()) }"),
+            ],
+            &["a->b", "b->a"],
+        ),
+        (
+            "of cousins, by child modules and everything of a module",
+            &[
+                ("src/m/mod.rs", "mod a; mod n;"),
+                ("src/m/a.rs", "use super::n::b::*;"),
+                ("src/m/n/mod.rs", "mod b; mod c;"),
+                ("src/m/n/b.rs", "use super::c;"),
+                ("src/m/n/c.rs", "use super::super::a;"),
+            ],
+            &["a->b", "b->c", "c->a"],
+        ),
+        // None:
+        ("one way", &[("src/m/a.rs", "use super::b::B;"), ("src/m/b.rs", "use crate::m::c;"), ("src/m/c.rs", "")], &[]),
+        (
+            "a room",
+            &[
+                ("src/m/mod.rs", "mod a; pub use a::A; fn f() { a::f() }"),
+                ("src/m/a.rs", "use super::f; use crate::m::g;"),
+                ("src/lib.rs", "mod m; pub use m::A;"),
+            ],
+            &[],
+        ),
+        (
+            "two that pass by each other in one room",
+            &[
+                ("src/m/mod.rs", "mod a; pub use a::A; pub struct M;"),
+                ("src/m/a.rs", "use crate::n::M;"),
+                ("src/n/mod.rs", "mod b; pub use b::B; pub struct M;"),
+                ("src/n/b.rs", "use crate::m::M;"),
+            ],
+            &[],
+        ),
+        (
+            "tests, comments and texts",
+            &[
+                ("src/m/a.rs", "use super::b::B;"),
+                ("src/m/b.rs", "// super::a::A\nconst A: &str = \"super::a\";\n#[cfg(test)]\nuse super::a::A;"),
+                ("src/m/tests.rs", "use super::b::B;\nuse super::a::A;"),
+            ],
+            &[],
+        ),
+        (
+            "names that are no modules here",
+            &[
+                ("src/m/a.rs", "use std::b::B; use b::X;\nfn f() { c::b::f(); B::new(); x.b::<u8>() }"),
+                ("src/m/b.rs", "use super::a;"),
+            ],
+            &[],
+        ),
+        ("another crate", &[("src/main.rs", "use crate::a::A;"), ("src/a.rs", "use crate::main::f;")], &[]),
+    ];
+    for (what, files, expected) in cases {
+        let files: Vec<SourceFile> = files.iter().map(|(path, code)| SourceFile::new(path, code)).collect();
+        let complaints = circles::between_files(&files);
+        let stem = |path: &str| path.rsplit('/').next().unwrap_or(path).trim_end_matches(".rs").to_owned();
+        let arrows: Vec<String> = circles::arrows(&files)
+            .into_iter()
+            .filter(|arrow| complaints.iter().any(|complaint| complaint.contains(&arrow.to_string())))
+            .map(|arrow| format!("{}->{}", stem(arrow.from), stem(arrow.to)))
+            .collect();
+        assert_eq!(arrows, expected, "{what}: {complaints:?}");
+        assert_eq!(complaints.len(), usize::from(!expected.is_empty()), "{what}: {complaints:?}");
+    }
+}
+
+#[test]
+fn a_circle_says_what_ties_it() {
+    let files = [
+        SourceFile::new("src/m/a.rs", "\nuse crate::n::b::{\n    B,\n};"),
+        SourceFile::new("src/n/b.rs", "fn f() { crate::m::a::f() }\nuse crate::o::O;"),
+        SourceFile::new("src/o.rs", ""),
+    ];
+    let arrows = "\n    src/m/a.rs:3 uses src/n/b.rs by `n::b::B`\n    src/n/b.rs:1 uses src/m/a.rs by `m::a::f`";
+    assert_eq!(circles::between_files(&files), [format!("a circle of 2 files:{arrows}")]);
+    assert_eq!(circles::between_rooms(&files), [format!("a circle of 2 rooms:{arrows}")]);
+}
+
+/// No two files need each other, and yet neither room can be understood without the other.
+#[test]
+fn circles_of_rooms_are_seen_without_one_of_files() {
+    let files = [
+        SourceFile::new("src/m/a.rs", "use crate::n::b::B;"),
+        SourceFile::new("src/m/c.rs", ""),
+        SourceFile::new("src/n/b.rs", ""),
+        SourceFile::new("src/n/d.rs", "use crate::m::c::C;"),
+    ];
+    assert_eq!(circles::between_files(&files), [""; 0]);
+    let complaints = circles::between_rooms(&files);
+    assert!(matches!(&complaints[..], [one] if one.starts_with("a circle of 2 rooms:")), "{complaints:?}");
 }

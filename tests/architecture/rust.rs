@@ -14,7 +14,7 @@ impl Token {
 }
 
 /// Whether a character can be part of a word.
-fn is_word(character: char) -> bool {
+pub(crate) fn is_word(character: char) -> bool {
     character.is_alphanumeric() || character == '_'
 }
 
