@@ -1,8 +1,8 @@
 //! A kernel in memory, for tests of what stands above: atomic like the real one, and as strict about what refers to what.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::io;
 use std::time::Duration;
+use std::{fmt, io};
 
 use nix::errno::Errno;
 
@@ -60,16 +60,38 @@ struct TableState {
     chains_touched: bool,
 }
 
+/// Is called before a commit is done, may change the kernel, and says what goes wrong.
+type OnCommit = Box<dyn FnMut(&mut InMemoryKernel, &Transaction) -> Option<Fault> + Send>;
+/// Is called before the elements of a set are read, and may change the kernel.
+type OnElements = Box<dyn FnMut(&mut InMemoryKernel, &SetDef) + Send>;
+
+/// Those who look on, and may interfere.
+#[derive(Default)]
+struct Hooks {
+    commit: Option<OnCommit>,
+    elements: Option<OnElements>,
+}
+
+impl fmt::Debug for Hooks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Hooks { commit, elements } = self;
+        let is_set = [commit.is_some(), elements.is_some()];
+        f.debug_struct("Hooks").field("commit", &is_set[0]).field("elements", &is_set[1]).finish()
+    }
+}
+
 /// The tables of both families, and a record of what was done to them.
 #[derive(Debug, Default)]
 pub struct InMemoryKernel {
     tables: PerFamily<Option<TableState>>,
     faults: VecDeque<Fault>,
-    /// Tables that belong to somebody else.
-    owned: PerFamily<bool>,
     refused: BTreeMap<(SetName, Option<Key>), Errno>,
     committed: Vec<Transaction>,
     attempts: usize,
+    dumps: usize,
+    hooks: Hooks,
+    /// Whether commits are written down only.
+    keeps_no_tables: bool,
     /// Whether somebody else has changed something, by the methods for that, since a family was read or asked about.
     disturbed: PerFamily<bool>,
 }
@@ -80,14 +102,31 @@ impl InMemoryKernel {
         Self::default()
     }
 
+    /// One that takes everything and keeps no tables, only the record of what was sent: for what is too large to be copied
+    /// at each commit. It reads back as empty.
+    pub fn recorder() -> Self {
+        InMemoryKernel { keeps_no_tables: true, ..Self::default() }
+    }
+
+    /// Calls `hook` before each commit. It may change the kernel, as somebody else would, and may let the commit go wrong.
+    /// There is one such hook at a time; while it runs there is none.
+    pub fn on_commit(&mut self, hook: impl FnMut(&mut InMemoryKernel, &Transaction) -> Option<Fault> + Send + 'static) {
+        self.hooks.commit = Some(Box::new(hook));
+    }
+
+    /// The same before the elements of a set are read.
+    pub fn on_elements(&mut self, hook: impl FnMut(&mut InMemoryKernel, &SetDef) + Send + 'static) {
+        self.hooks.elements = Some(Box::new(hook));
+    }
+
+    /// Forgets the hooks.
+    pub fn forget_hooks(&mut self) {
+        self.hooks = Hooks::default();
+    }
+
     /// Makes the next commits go wrong, one after the other.
     pub fn fail_next(&mut self, fault: Fault) {
         self.faults.push_back(fault);
-    }
-
-    /// Somebody else owns the table of a family, or gives it up: as long as he does there is no permission to change it.
-    pub fn set_owned(&mut self, family: Family, owned: bool) {
-        self.owned[family] = owned;
     }
 
     /// Refuses every element of a set that is added, or only the one with this key, until [`InMemoryKernel::accept_all`].
@@ -123,6 +162,11 @@ impl InMemoryKernel {
     /// How often a commit was tried.
     pub fn attempts(&self) -> usize {
         self.attempts
+    }
+
+    /// How often a table was read.
+    pub fn dumps(&self) -> usize {
+        self.dumps
     }
 
     /// Whether the table of a family exists.
@@ -413,17 +457,19 @@ fn set_of(statement: &Statement) -> Option<SetName> {
 impl Kernel for InMemoryKernel {
     fn commit(&mut self, transaction: &Transaction) -> Result<Committed, CommitError> {
         self.attempts += 1;
-        if self.owned[transaction.family] {
-            return Err(CommitError::Permission);
-        }
-        let fault = self.faults.pop_front();
+        let mut hook = self.hooks.commit.take();
+        let fault = hook.as_mut().and_then(|hook| hook(self, transaction));
+        self.hooks.commit = self.hooks.commit.take().or(hook);
+        let fault = fault.or_else(|| self.faults.pop_front());
         match fault {
             Some(Fault::Busy) => return Err(CommitError::Busy),
             Some(Fault::Permission) => return Err(CommitError::Permission),
             Some(Fault::Unknown { applied: false }) => return Err(CommitError::Unknown(Errno::ENOBUFS.into())),
             Some(Fault::Unknown { applied: true }) | None => {}
         }
-        self.tables[transaction.family] = self.apply(transaction)?;
+        if !self.keeps_no_tables {
+            self.tables[transaction.family] = self.apply(transaction)?;
+        }
         self.committed.push(transaction.clone());
         match fault {
             None => Ok(Committed { operations: transaction.len(), bytes: 0, elapsed: Duration::ZERO }),
@@ -439,6 +485,7 @@ impl Kernel for InMemoryKernel {
         on_demand: &dyn Fn(ChainName) -> Option<Chain>,
     ) -> Result<Snapshot, KernelError> {
         let mut snapshot = Snapshot::default();
+        self.dumps += 1;
         self.disturbed[family] = false;
         let Some(table) = &self.tables[family] else { return Ok(snapshot) };
         snapshot.table = true;
@@ -486,6 +533,11 @@ impl Kernel for InMemoryKernel {
         set: &SetDef,
         each: &mut dyn FnMut(Option<Element>),
     ) -> Result<BTreeSet<String>, KernelError> {
+        let mut hook = self.hooks.elements.take();
+        if let Some(hook) = &mut hook {
+            hook(self, set);
+        }
+        self.hooks.elements = self.hooks.elements.take().or(hook);
         each(None);
         self.elements_of(family, set.name).into_iter().for_each(|element| each(Some(element)));
         Ok(BTreeSet::new())
@@ -493,5 +545,44 @@ impl Kernel for InMemoryKernel {
 
     fn undisturbed(&mut self, family: Family) -> Result<bool, KernelError> {
         Ok(!std::mem::take(&mut self.disturbed[family]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hooks_see_each_commit_before_it_is_done_and_may_interfere() {
+        let create = Transaction { family: Family::V4, operations: vec![Operation::AddTable] };
+        let flush = Operation::FlushChain(ChainName::Services);
+        let flush = Transaction { family: Family::V4, operations: vec![flush] };
+        let mut kernel = InMemoryKernel::new();
+        kernel.commit(&create).expect("it is empty");
+        kernel.fail_next(Fault::Busy);
+        kernel.on_commit(|kernel, transaction| {
+            if transaction.operations == [Operation::AddTable] {
+                return Some(Fault::Permission);
+            }
+            kernel.delete_table(Family::V4);
+            None
+        });
+        assert!(matches!(kernel.commit(&create), Err(CommitError::Permission)), "the hook comes first");
+        assert!(kernel.has_table(Family::V4));
+        assert!(matches!(kernel.commit(&flush), Err(CommitError::Busy)), "what was to fail fails all the same");
+        assert!(!kernel.has_table(Family::V4), "the hook stays");
+        kernel.forget_hooks();
+        kernel.commit(&create).expect("nobody is in the way");
+        assert_eq!((kernel.attempts(), kernel.committed().len()), (4, 2));
+    }
+
+    #[test]
+    fn a_recorder_keeps_what_was_sent_and_no_table() {
+        let create = Transaction { family: Family::V4, operations: vec![Operation::AddTable] };
+        let mut kernel = InMemoryKernel::recorder();
+        kernel.commit(&create).expect("it takes everything");
+        assert_eq!(kernel.committed(), [create]);
+        assert_eq!(kernel.dump(Family::V4, &[], &[], &|_| None).ok(), Some(Snapshot::default()));
+        assert_eq!((kernel.has_table(Family::V4), kernel.dumps()), (false, 1));
     }
 }

@@ -19,7 +19,7 @@ use crate::diff::Transaction;
 use crate::health::{Moment, State};
 use crate::model::FrontendAt;
 use crate::model::Kind;
-use crate::nftables::in_memory::InMemoryKernel;
+use crate::nftables::in_memory::{Fault, InMemoryKernel};
 use crate::nftables::{CommitError, Committed, DumpedElement, KernelError, Snapshot};
 use crate::ruleset::elements::element_key;
 use crate::ruleset::names::{ChainName, SetName};
@@ -42,6 +42,11 @@ struct Shared {
 impl Shared {
     fn get(&self) -> std::sync::MutexGuard<'_, InMemoryKernel> {
         self.kernel.lock().expect("no panic")
+    }
+
+    /// There is no permission to change the table of a family, until the hooks are forgotten.
+    fn deny(&self, denied: Family) {
+        self.get().on_commit(move |_, transaction| (transaction.family == denied).then_some(Fault::Permission));
     }
 }
 
@@ -278,7 +283,7 @@ const BOTH_WAYS: [(Family, Family); 2] = [(Family::V4, Family::V6), (Family::V6,
 fn nothing_is_ready_or_taken_over_while_a_family_was_never_in_line() {
     for (failing, other) in BOTH_WAYS {
         let log = with_loop(Duration::ZERO, |mut outside| async move {
-            outside.kernel.get().set_owned(failing, true);
+            outside.kernel.deny(failing);
             outside.lists(&[("web", "TCP")]).await;
             for _ in 0..20 {
                 outside.churn("web", other, "TCP").await;
@@ -293,7 +298,7 @@ fn nothing_is_ready_or_taken_over_while_a_family_was_never_in_line() {
             assert_eq!(outside.did.try_recv().ok(), None, "nothing is removed");
             outside.attempted.try_recv().expect("what others do is listened to all the same");
 
-            outside.kernel.get().set_owned(failing, false);
+            outside.kernel.get().forget_hooks();
             sleep(MINUTE).await;
             assert_eq!(outside.did.recv_timeout(PATIENCE), Ok(Did::TookOver));
             wait_done(&mut outside);
@@ -318,7 +323,7 @@ fn a_family_that_fails_later_is_unhealthy_whatever_the_other_does() {
             assert!(outside.health.healthy() && outside.in_sync(failing) && outside.in_sync(other));
             let last = outside.metrics.sync_last[failing].get();
 
-            outside.kernel.get().set_owned(failing, true);
+            outside.kernel.deny(failing);
             outside.churn("web", failing, "TCP").await;
             for _ in 0..20 {
                 outside.churn("web", other, "TCP").await;
@@ -326,13 +331,13 @@ fn a_family_that_fails_later_is_unhealthy_whatever_the_other_does() {
                 assert_eq!((outside.in_sync(failing), outside.in_sync(other)), (false, true));
                 assert_eq!(outside.metrics.sync_last[failing].get(), last);
             }
-            outside.kernel.get().set_owned(failing, false);
+            outside.kernel.get().forget_hooks();
             sleep(MINUTE).await;
             assert!(outside.health.healthy() && outside.in_sync(failing) && outside.in_sync(other));
             assert!(outside.metrics.sync_last[failing].get() > last);
 
             // The same when somebody has been at the table and it cannot be repaired.
-            outside.kernel.get().set_owned(failing, true);
+            outside.kernel.deny(failing);
             outside.kernel.get().delete_table(failing);
             outside.disturbances.send(Disturbance::Table(failing)).await.expect("the loop runs");
             for _ in 0..20 {
@@ -384,11 +389,11 @@ fn a_service_that_the_kernel_refuses_is_named_and_keeps_nobody_back() {
 #[test]
 fn flows_that_kube_proxys_rules_made_meanwhile_are_looked_at_once_they_are_gone() {
     with_loop(Duration::ZERO, |outside| async move {
-        outside.kernel.get().set_owned(Family::V6, true);
+        outside.kernel.deny(Family::V6);
         outside.lists(&[("dns", "UDP")]).await;
         outside.churn("dns", Family::V4, "UDP").await;
         assert_eq!(outside.did.recv_timeout(PATIENCE), Ok(Did::Looked(Family::V4)), "nothing holds up stale flows");
-        outside.kernel.get().set_owned(Family::V6, false);
+        outside.kernel.get().forget_hooks();
         sleep(MINUTE).await;
         let taken_over = outside.did.iter().position(|did| did == Did::TookOver);
         taken_over.expect("it comes before the thread ends");

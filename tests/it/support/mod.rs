@@ -5,7 +5,6 @@ pub(crate) mod cluster;
 pub(crate) mod daemon;
 pub(crate) mod http;
 pub(crate) mod judge;
-pub(crate) mod kernels;
 pub(crate) mod namespace;
 pub(crate) mod nft;
 pub(crate) mod objects;

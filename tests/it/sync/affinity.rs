@@ -1,12 +1,10 @@
 //! Clients are forgotten when the endpoint that they are remembered with goes.
 
-use std::cell::Cell;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use nftproxyd::config::NodePortAddresses;
 use nftproxyd::model::{Conditions, Endpoint, Event, Family, ObjectName, Service, TrafficPolicy};
-use nftproxyd::nftables::Kernel;
 use nftproxyd::nftables::in_memory::{Fault, InMemoryKernel};
 use nftproxyd::ruleset::names::SetName;
 use nftproxyd::ruleset::types::{Data, Element, Key, Value};
@@ -15,7 +13,6 @@ use nftproxyd::sync::{Engine, Report};
 use crate::support::cluster::{
     Cluster, address, endpoints, facts, ip, name, of_every_kind, plain_service, port, ready, slice_of,
 };
-use crate::support::kernels::{Call, Disturbed};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -37,7 +34,7 @@ fn cluster() -> Cluster {
 }
 
 /// An engine in sync that has done its sweeps of the start, and the time by then.
-fn start<K: Kernel>(kernel: K) -> (Engine<K>, Instant) {
+fn start(kernel: InMemoryKernel) -> (Engine<InMemoryKernel>, Instant) {
     let mut engine = cluster().engine(kernel, facts(NodePortAddresses::All));
     let mut now = Instant::now();
     assert_eq!(engine.sync(now).failures, 0);
@@ -146,33 +143,32 @@ fn what_went_while_nobody_looked_is_forgotten_at_the_start() {
 #[test]
 fn an_entry_that_runs_out_meanwhile_does_not_keep_the_others() {
     // The first client's entry is gone when its deletion arrives.
-    let races = Cell::new(0);
-    let disturb = |call, kernel: &mut InMemoryKernel| {
-        if call == Call::Commit && races.get() > 0 {
-            let learnt = remembered(kernel);
-            if let Some(entry) = learnt.iter().find(|entry| entry.data == self::entry(1, cluster_ip(1), 80, 2).data) {
-                kernel.remove(Family::V4, SetName::Affinity, &entry.key);
-                races.set(races.get() - 1);
-            }
-        }
-    };
     for (times, left) in [(1, 0), (3, 0), (9, 1)] {
-        let (mut engine, now) = start(Disturbed { kernel: InMemoryKernel::new(), disturb });
+        let (mut engine, now) = start(InMemoryKernel::new());
         let entries: Vec<Element> = (1..=6).map(|client| entry(client, cluster_ip(1), 80, 2)).collect();
         engine.apply(endpoints_of(&name("plain-00001"), &[1, 3]));
         // The change itself is not disturbed: there is nothing to remove yet.
         engine.sync(now);
-        learn(&mut engine.kernel().kernel, &entries);
-        races.set(times);
+        learn(engine.kernel(), &entries);
+        let mut races = times;
+        engine.kernel().on_commit(move |kernel, _| {
+            let learnt = remembered(kernel);
+            let gone = learnt.iter().find(|entry| entry.data == self::entry(1, cluster_ip(1), 80, 2).data);
+            if let Some(entry) = gone.filter(|_| races > 0) {
+                kernel.remove(Family::V4, SetName::Affinity, &entry.key);
+                races -= 1;
+            }
+            None
+        });
         let report = engine.sync(now + SECOND);
-        races.set(0);
+        engine.kernel().forget_hooks();
         let failed = report.families.v4.expect("it looked").failed_commits;
         assert_eq!(failed, left, "{times} races: only the last attempt counts");
-        assert_eq!(remembered(&engine.kernel().kernel).len(), left, "{times} races");
+        assert_eq!(remembered(engine.kernel()).len(), left, "{times} races");
         // What is left is seen to later.
         assert_eq!(engine.wake_at().is_some(), left > 0);
         engine.sync(now + 2 * SECOND);
-        assert_eq!(remembered(&engine.kernel().kernel), []);
+        assert_eq!(remembered(engine.kernel()), []);
     }
 }
 
@@ -207,7 +203,7 @@ fn split(policy: TrafficPolicy) -> [Event; 2] {
     [Event::Service(Service { external_policy: policy, ..sticky(1) }), Event::from(slice)]
 }
 
-fn apply<K: Kernel>(engine: &mut Engine<K>, events: impl IntoIterator<Item = Event>) {
+fn apply(engine: &mut Engine<InMemoryKernel>, events: impl IntoIterator<Item = Event>) {
     events.into_iter().for_each(|event| engine.apply(event));
 }
 
@@ -332,11 +328,13 @@ fn many_clients_go_in_portions() {
 #[test]
 fn looking_takes_a_tenth_of_the_time_at_most() {
     let slow = Duration::from_millis(20);
-    let disturb = |call, _: &mut InMemoryKernel| {
+    let mut kernel = InMemoryKernel::new();
+    kernel.on_elements(move |_, set| {
         let start = Instant::now();
-        while call == Call::Elements && start.elapsed() < slow {}
-    };
-    let (mut engine, now) = start(Disturbed { kernel: InMemoryKernel::new(), disturb });
+        // That is the set which the kernel itself writes.
+        while set.dynamic_size.is_some() && start.elapsed() < slow {}
+    });
+    let (mut engine, now) = start(kernel);
     engine.apply(endpoints_of(&name("plain-00001"), &[1, 3]));
     engine.sync(now);
     engine.apply(endpoints_of(&name("plain-00001"), &[1]));

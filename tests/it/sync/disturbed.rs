@@ -1,11 +1,9 @@
 //! Somebody else changes nftables while the tables are written: no Service is to blame, and it costs little.
 
-use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
 use nftproxyd::config::NodePortAddresses;
 use nftproxyd::model::{Event, Family};
-use nftproxyd::nftables::Kernel;
 use nftproxyd::nftables::in_memory::InMemoryKernel;
 use nftproxyd::ruleset::elements::element_key;
 use nftproxyd::ruleset::names::{ChainName, SetName};
@@ -14,7 +12,6 @@ use nix::errno::Errno;
 
 use super::refusals::{engine, key, log_of, plain};
 use crate::support::cluster::{Cluster, endpoints, facts, plain_service, slice_of};
-use crate::support::kernels::{Call, Disturbed};
 
 /// Enough for several transactions.
 const SERVICES: u16 = 700;
@@ -31,7 +28,7 @@ fn cluster() -> Cluster {
 
 /// Syncs whenever it is time, as the loop does, until the tables are in line, and returns how often. The time of a sync is
 /// that of the test.
-fn settle<K: Kernel>(engine: &mut Engine<K>, now: &mut Instant) -> usize {
+fn settle(engine: &mut Engine<InMemoryKernel>, now: &mut Instant) -> usize {
     let mut took = Duration::ZERO;
     for syncs in 1..200 {
         let started = Instant::now();
@@ -89,24 +86,22 @@ fn a_start_that_is_disturbed_begins_again_and_blames_nobody() {
     assert!(commits >= 8, "{commits}");
     for (what, harm) in HARMS {
         for at in 1..=commits + 1 {
-            let count = Cell::new(0);
-            let disturb = |call, kernel: &mut InMemoryKernel| {
-                if call == Call::Commit {
-                    count.set(count.get() + 1);
-                    if count.get() == at {
-                        harm(kernel);
-                    }
+            let mut kernel = InMemoryKernel::new();
+            kernel.on_commit(move |kernel, _| {
+                if kernel.attempts() == at {
+                    harm(kernel);
                 }
-            };
+                None
+            });
             let log = log_of(|| {
-                let mut engine = engine(&cluster(), Disturbed { kernel: InMemoryKernel::new(), disturb });
+                let mut engine = engine(&cluster(), kernel);
                 let mut now = Instant::now();
                 settle(&mut engine, &mut now);
                 // As the loop does at the end of a start.
                 engine.check_undisturbed();
                 settle(&mut engine, &mut now);
-                assert_whole(&engine.kernel().kernel);
-                let tried = engine.kernel().kernel.attempts();
+                assert_whole(engine.kernel());
+                let tried = engine.kernel().attempts();
                 assert!(tried <= 2 * commits + 2, "{what} before commit {at}: {tried} commits instead of {commits}");
             });
             no_blame(&log, 4);
@@ -120,24 +115,23 @@ fn a_storm_costs_a_commit_or_two_for_each_flush() {
     const FLUSHES: usize = 30;
     let commits = undisturbed_start();
     for every in 1..commits {
-        let (count, flushes) = (Cell::new(0), Cell::new(0));
-        let disturb = |call, kernel: &mut InMemoryKernel| {
-            if call == Call::Commit {
-                count.set(count.get() + 1);
-                if count.get() % every == 0 && flushes.get() < FLUSHES {
-                    flushes.set(flushes.get() + 1);
-                    Family::ALL.into_iter().for_each(|family| kernel.delete_table(family));
-                }
+        let mut flushes = 0;
+        let mut kernel = InMemoryKernel::new();
+        kernel.on_commit(move |kernel, _| {
+            if kernel.attempts() % every == 0 && flushes < FLUSHES {
+                flushes += 1;
+                Family::ALL.into_iter().for_each(|family| kernel.delete_table(family));
             }
-        };
+            None
+        });
         let log = log_of(|| {
-            let mut engine = engine(&cluster(), Disturbed { kernel: InMemoryKernel::new(), disturb });
+            let mut engine = engine(&cluster(), kernel);
             let mut now = Instant::now();
             settle(&mut engine, &mut now);
             engine.check_undisturbed();
             settle(&mut engine, &mut now);
-            assert_whole(&engine.kernel().kernel);
-            let tried = engine.kernel().kernel.attempts();
+            assert_whole(engine.kernel());
+            let tried = engine.kernel().attempts();
             assert!(tried <= FLUSHES * every + 2 * commits + 2, "every {every}: {tried} commits");
         });
         no_blame(&log, 6);
@@ -148,33 +142,30 @@ fn a_storm_costs_a_commit_or_two_for_each_flush() {
 #[test]
 fn a_repair_that_is_disturbed_begins_again() {
     for at in 1..4 {
-        let count = Cell::new(usize::MAX);
-        let disturb = |call, kernel: &mut InMemoryKernel| {
-            if call == Call::Commit {
-                count.set(count.get().wrapping_sub(1));
-                if count.get() == 0 {
-                    kernel.delete_table(Family::V4);
-                }
-            }
-        };
         let log = log_of(|| {
-            let mut engine = engine(&plain(20), Disturbed { kernel: InMemoryKernel::new(), disturb });
+            let mut engine = engine(&plain(20), InMemoryKernel::new());
             let mut now = Instant::now();
             settle(&mut engine, &mut now);
-            engine.kernel().kernel.flush_chain(Family::V4, ChainName::Services);
+            engine.kernel().flush_chain(Family::V4, ChainName::Services);
             engine.distrust(Family::V4);
             for index in 0..20 {
                 let slice = slice_of(&plain_service(index).name, Family::V4, endpoints(Family::V4, 3));
                 engine.apply(Event::from(slice));
             }
-            count.set(at);
+            let at = engine.kernel().attempts() + at;
+            engine.kernel().on_commit(move |kernel, _| {
+                if kernel.attempts() == at {
+                    kernel.delete_table(Family::V4);
+                }
+                None
+            });
             settle(&mut engine, &mut now);
-            count.set(usize::MAX);
+            engine.kernel().forget_hooks();
             // After the last commit there is nothing that could notice.
             engine.check_undisturbed();
             settle(&mut engine, &mut now);
-            assert_eq!(engine.kernel().kernel.elements_of(Family::V4, SetName::ServiceIps).len(), 20);
-            assert_eq!(engine.kernel().kernel.elements_of(Family::V4, SetName::Endpoints).len(), 60);
+            assert_eq!(engine.kernel().elements_of(Family::V4, SetName::ServiceIps).len(), 20);
+            assert_eq!(engine.kernel().elements_of(Family::V4, SetName::Endpoints).len(), 60);
         });
         no_blame(&log, 4);
     }
@@ -187,14 +178,16 @@ fn a_service_that_is_refused_with_the_error_of_a_lost_table_is_found() {
     for (errno, churn) in
         [Errno::ENOENT, Errno::EEXIST, Errno::EBUSY, Errno::EINVAL].into_iter().flat_map(|e| [(e, false), (e, true)])
     {
-        let disturb = |call, kernel: &mut InMemoryKernel| {
-            if churn && call == Call::Commit {
+        let mut kernel = InMemoryKernel::new();
+        kernel.on_commit(move |kernel, _| {
+            if churn {
                 kernel.disturb();
             }
-        };
+            None
+        });
         let log = log_of(|| {
-            let mut engine = engine(&plain(256), Disturbed { kernel: InMemoryKernel::new(), disturb });
-            engine.kernel().kernel.refuse_with(SetName::ServiceIps, Some(element_key(&key(100))), errno);
+            let mut engine = engine(&plain(256), kernel);
+            engine.kernel().refuse_with(SetName::ServiceIps, Some(element_key(&key(100))), errno);
             let mut now = Instant::now();
             let syncs = settle(&mut engine, &mut now);
             assert!(syncs <= 2, "{errno}, {churn}: {syncs} syncs");
@@ -204,7 +197,7 @@ fn a_service_that_is_refused_with_the_error_of_a_lost_table_is_found() {
             assert!(refused.contains(&plain_service(100).name) && refused.services().count() == 1);
             assert_eq!(engine.installed(Family::V4).frontend_count(), 255);
             // As much as without: both frames, the whole, two halves at each of eight levels; and once more if disturbed.
-            assert!(engine.kernel().kernel.attempts() <= 30, "{}", engine.kernel().kernel.attempts());
+            assert!(engine.kernel().attempts() <= 30, "{}", engine.kernel().attempts());
 
             // Again and again: no reading back, which costs what there is.
             for _ in 0..5 {
@@ -216,15 +209,15 @@ fn a_service_that_is_refused_with_the_error_of_a_lost_table_is_found() {
             }
 
             // Now the table is lost after all, when others are to be sent with it.
-            engine.kernel().kernel.delete_table(Family::V4);
+            engine.kernel().delete_table(Family::V4);
             for index in 0..200 {
                 let slice = slice_of(&plain_service(index).name, Family::V4, endpoints(Family::V4, 3));
                 engine.apply(Event::from(slice));
             }
             settle(&mut engine, &mut now);
             assert_eq!(engine.installed(Family::V4).frontend_count(), 255);
-            assert_eq!(engine.kernel().kernel.elements_of(Family::V4, SetName::ServiceIps).len(), 255);
-            engine.kernel().kernel.accept_all();
+            assert_eq!(engine.kernel().elements_of(Family::V4, SetName::ServiceIps).len(), 255);
+            engine.kernel().accept_all();
             engine.sync(engine.wake_at().expect("another attempt"));
             assert_eq!(engine.standing(Family::V4), Standing::InLine);
         });
@@ -237,21 +230,20 @@ fn a_service_that_is_refused_with_the_error_of_a_lost_table_is_found() {
 /// Both families are disturbed at once, and what the one learns is not lost to the other.
 #[test]
 fn what_disturbs_one_family_is_not_forgotten_for_the_other() {
-    let deleted = RefCell::new(false);
-    let disturb = |call, kernel: &mut InMemoryKernel| {
-        if call == Call::Commit && std::mem::take(&mut *deleted.borrow_mut()) {
-            Family::ALL.into_iter().for_each(|family| kernel.delete_table(family));
-        }
-    };
     let log = log_of(|| {
         let cluster = crate::support::cluster::of_every_kind(40, None);
-        let kernel = Disturbed { kernel: InMemoryKernel::new(), disturb };
-        let mut engine = cluster.engine(kernel, facts(NodePortAddresses::All));
+        let mut engine = cluster.engine(InMemoryKernel::new(), facts(NodePortAddresses::All));
         let mut now = Instant::now();
         settle(&mut engine, &mut now);
         let whole = Family::ALL.map(|family| engine.installed(family).frontend_count());
         // Changes of both families meet a kernel that has lost both tables.
-        *deleted.borrow_mut() = true;
+        let mut lost = false;
+        engine.kernel().on_commit(move |kernel, _| {
+            if !std::mem::replace(&mut lost, true) {
+                Family::ALL.into_iter().for_each(|family| kernel.delete_table(family));
+            }
+            None
+        });
         let names: Vec<_> = cluster.services.keys().cloned().collect();
         names.iter().for_each(|name| engine.apply(Event::ServiceGone(name.clone())));
         let report = engine.sync(now);

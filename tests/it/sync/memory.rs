@@ -6,19 +6,20 @@ use allocation_counter::{AllocationInfo, measure, opt_out};
 use nftproxyd::config::NodePortAddresses;
 use nftproxyd::diff::recover;
 use nftproxyd::model::{Event, Family, Kind, Service, Slice};
+use nftproxyd::nftables::in_memory::InMemoryKernel;
 use nftproxyd::ruleset::read::Contents;
 use nftproxyd::sync::Engine;
 
 use crate::support::cluster::{Cluster, address, endpoints, facts, of_every_kind, plain_service, ready, slice_of};
-use crate::support::kernels::Recorder;
 
 /// An engine that has synced so many plain Services with so many endpoints each, and what it keeps of them: its own
 /// objects, as a source would hand them over, each with texts of its own.
-fn synced(services: u16, per_service: u8) -> (Engine<Recorder>, AllocationInfo) {
+fn synced(services: u16, per_service: u8) -> (Engine<InMemoryKernel>, AllocationInfo) {
     let node = of_every_kind(0, None).node;
-    let mut engine = Cluster { node, ..Cluster::default() }.engine(Recorder::default(), facts(NodePortAddresses::All));
+    let kernel = InMemoryKernel::recorder();
+    let mut engine = Cluster { node, ..Cluster::default() }.engine(kernel, facts(NodePortAddresses::All));
     engine.sync(Instant::now());
-    engine.kernel().take();
+    engine.kernel().take_committed();
     let kept = measure(|| {
         for kind in [Kind::Service, Kind::EndpointSlice] {
             engine.apply(Event::ListStarted(kind));
@@ -31,7 +32,7 @@ fn synced(services: u16, per_service: u8) -> (Engine<Recorder>, AllocationInfo) 
             engine.apply(Event::ListDone(kind));
         }
         assert_eq!(engine.sync(Instant::now()).failures, 0);
-        engine.kernel().take();
+        engine.kernel().take_committed();
     });
     (engine, kept)
 }
@@ -91,7 +92,7 @@ fn a_change_allocates_what_it_changes() {
                 let report = engine.sync(Instant::now());
                 opt_out(|| assert_eq!((report.transactions, report.operations), (1, 2)));
             });
-            engine.kernel().take();
+            engine.kernel().take_committed();
             counts.push(info.count_total);
         }
         counts.last().copied()

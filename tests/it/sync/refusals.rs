@@ -8,13 +8,12 @@ use nftproxyd::config::NodePortAddresses;
 use nftproxyd::diff::Operation;
 use nftproxyd::model::{Event, Family, FrontendAt, FrontendKey, Protocol, Service};
 use nftproxyd::nftables::in_memory::{Fault, InMemoryKernel};
-use nftproxyd::nftables::{Kernel, table_flag};
+use nftproxyd::nftables::table_flag;
 use nftproxyd::ruleset::elements::element_key;
 use nftproxyd::ruleset::names::SetName;
 use nftproxyd::sync::{Engine, Standing};
 
 use crate::support::cluster::{Cluster, LONGEST_RETRY, endpoints, facts, of_every_kind, plain_service, port, slice_of};
-use crate::support::kernels::Recorder;
 
 /// So many plain Services with two endpoints each.
 pub(super) fn plain(count: u16) -> Cluster {
@@ -27,7 +26,7 @@ pub(super) fn plain(count: u16) -> Cluster {
     cluster
 }
 
-pub(super) fn engine<K: Kernel>(cluster: &Cluster, kernel: K) -> Engine<K> {
+pub(super) fn engine(cluster: &Cluster, kernel: InMemoryKernel) -> Engine<InMemoryKernel> {
     cluster.engine(kernel, facts(NodePortAddresses::Primary))
 }
 
@@ -316,11 +315,11 @@ fn one_familys_failure_does_not_keep_back_the_other() {
 
 #[test]
 fn without_the_first_lists_nothing_is_touched() {
-    let mut engine = Engine::new(Recorder::default(), facts(NodePortAddresses::All));
+    let mut engine = Engine::new(InMemoryKernel::recorder(), facts(NodePortAddresses::All));
     engine.apply(Event::Service(plain_service(0)));
     assert!(!engine.is_due(Instant::now()));
     assert_eq!(engine.sync(Instant::now()).transactions, 0);
-    assert_eq!(engine.kernel().dumps, 0);
+    assert_eq!(engine.kernel().dumps(), 0);
 }
 
 #[test]

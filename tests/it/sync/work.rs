@@ -12,12 +12,11 @@ use nftproxyd::ruleset::types::{Element, Value};
 use nftproxyd::sync::Engine;
 
 use crate::support::cluster::{Cluster, address, endpoints, facts, of_every_kind, plain_service, ready, slice_of};
-use crate::support::kernels::Recorder;
 
 const SERVICES: u16 = 10_000;
 
 /// A cluster of plain Services with ten endpoints each, synced.
-fn large() -> Engine<Recorder> {
+fn large() -> Engine<InMemoryKernel> {
     let mut cluster = Cluster { node: of_every_kind(0, None).node, ..Cluster::default() };
     for index in 0..SERVICES {
         let service = plain_service(index);
@@ -25,16 +24,16 @@ fn large() -> Engine<Recorder> {
         cluster.slices.insert(slice.name.clone(), slice);
         cluster.services.insert(service.name.clone(), service);
     }
-    let mut engine = cluster.engine(Recorder::default(), facts(NodePortAddresses::All));
+    let mut engine = cluster.engine(InMemoryKernel::recorder(), facts(NodePortAddresses::All));
     let report = engine.sync(Instant::now());
     assert_eq!(report.failures, 0);
     // Verdict, cluster IP and endpoints; the largest transaction is far from holding all.
-    let elements = engine.kernel().sent.iter().flat_map(|transaction| &transaction.operations);
+    let elements = engine.kernel().committed().iter().flat_map(|transaction| &transaction.operations);
     let elements = elements.filter(|operation| matches!(operation, Operation::AddElements(..)));
     assert_eq!(elements.map(Operation::len).sum::<usize>(), usize::from(SERVICES) * 12);
-    let most = engine.kernel().sent.iter().map(nftproxyd::diff::Transaction::len).max();
+    let most = engine.kernel().committed().iter().map(nftproxyd::diff::Transaction::len).max();
     assert!(most.is_some_and(|most| most < 8_000), "{most:?}");
-    engine.kernel().take();
+    engine.kernel().take_committed();
     engine
 }
 
@@ -49,25 +48,30 @@ fn addresses_without_a_service_are_dropped_only_when_all_services_are_in_place()
         cluster.services.insert(service.name.clone(), service);
     }
     assert!(!cluster.cidrs.is_empty());
-    let mut engine = cluster.engine(Recorder::default(), facts(NodePortAddresses::All));
+    let mut engine = cluster.engine(InMemoryKernel::recorder(), facts(NodePortAddresses::All));
     assert_eq!(engine.sync(Instant::now()).failures, 0);
-    let sent = engine.kernel().sent.iter().filter(|sent| sent.family == Family::V4);
+    let sent = engine.kernel().committed().iter().filter(|sent| sent.family == Family::V4);
     let texts: Vec<String> = sent.map(ToString::to_string).collect();
     let drops = texts.iter().position(|text| text.contains("jump unserved")).expect("it is sent");
     let last = texts.iter().rposition(|text| text.contains("add element")).expect("there are Services");
     assert!(drops > last && last > 2, "{drops} of {}, elements until {last}", texts.len());
 }
 
+/// What was sent since the last time, in one list.
+fn take(engine: &mut Engine<InMemoryKernel>) -> Vec<Operation> {
+    engine.kernel().take_committed().into_iter().flat_map(|transaction| transaction.operations).collect()
+}
+
 /// Applies an event, syncs, and returns what was sent. All of it has to be about this one Service.
-fn change(engine: &mut Engine<Recorder>, index: u16, event: Event) -> Vec<Operation> {
+fn change(engine: &mut Engine<InMemoryKernel>, index: u16, event: Event) -> Vec<Operation> {
     let service = plain_service(index);
-    let dumps = engine.kernel().dumps;
+    let dumps = engine.kernel().dumps();
     engine.apply(event);
     let report = engine.sync(Instant::now());
     assert_eq!((report.failures, report.transactions), (0, 1));
     assert_eq!(report.services, BTreeSet::from([service.name.clone()]), "nobody else was looked at");
-    assert_eq!(engine.kernel().dumps, dumps, "nothing was read");
-    let operations = engine.kernel().take();
+    assert_eq!(engine.kernel().dumps(), dumps, "nothing was read");
+    let operations = take(engine);
     assert_eq!(operations.iter().map(Operation::len).sum::<usize>(), report.operations);
     for operation in &operations {
         if let Operation::AddElements(_, elements) | Operation::DeleteElements(_, elements) = operation {
@@ -158,14 +162,14 @@ fn three_of_ten_here(internal_policy: TrafficPolicy) -> Cluster {
 #[test]
 fn a_traffic_policy_changes_in_one_transaction() {
     let mut engine =
-        three_of_ten_here(TrafficPolicy::Cluster).engine(Recorder::default(), facts(NodePortAddresses::All));
+        three_of_ten_here(TrafficPolicy::Cluster).engine(InMemoryKernel::recorder(), facts(NodePortAddresses::All));
     engine.sync(Instant::now());
-    engine.kernel().take();
+    engine.kernel().take_committed();
     let mut set = |internal_policy| {
         engine.apply(Event::Service(Service { internal_policy, ..plain_service(1) }));
         let report = engine.sync(Instant::now());
         assert_eq!((report.failures, report.transactions), (0, 1));
-        counts(&engine.kernel().take())
+        counts(&take(&mut engine))
     };
     // The verdict and all slots; and cluster-pick-local-3 with two rules.
     assert_eq!(set(TrafficPolicy::Local), (11, 4, 3));
@@ -202,7 +206,8 @@ fn a_cluster_ip_with_policy_local_of_an_earlier_version_is_taken_over_at_once() 
 #[test]
 fn the_number_of_services_does_not_show_in_the_frame() {
     let shape = |count: u16| {
-        let mut engine = of_every_kind(count, Some(60)).engine(Recorder::default(), facts(NodePortAddresses::Primary));
+        let mut engine =
+            of_every_kind(count, Some(60)).engine(InMemoryKernel::recorder(), facts(NodePortAddresses::Primary));
         assert_eq!(engine.sync(Instant::now()).failures, 0);
         Family::ALL.map(|family| {
             let ruleset = engine.ruleset(family);
