@@ -38,11 +38,11 @@ use tracing::{debug, info, warn};
 
 pub use self::connect::{ConnectError, connect, connect_with};
 use self::pace::{Failed, First, LIVED, Pace};
-use super::convert::{HEADLESS_LABEL, SERVICE_PROXY_NAME_LABEL};
+use super::Key;
+use super::convert::{Converter, HEADLESS_LABEL, SERVICE_PROXY_NAME_LABEL};
 use super::object::{self, Object};
 use super::rejects::Reported;
 use super::shape::Shape;
-use super::{Convert, Key};
 use crate::errors;
 use crate::model::{Event, Kind, Reject};
 
@@ -62,7 +62,7 @@ const MAX_REASON: usize = 300;
 ///
 /// # Panics
 /// When a task of it panicked.
-pub async fn watch(client: Client, node_name: &str, convert: Arc<dyn Convert>, events: Sender<Event>) {
+pub async fn watch(client: Client, node_name: &str, convert: Arc<Converter>, events: Sender<Event>) {
     let all = || ListParams::default().limit(PAGE_SIZE);
     let services = all().labels(&format!("!{SERVICE_PROXY_NAME_LABEL}")).fields("spec.clusterIP!=None");
     let slices = all().labels(&format!("!{HEADLESS_LABEL}"));
@@ -89,7 +89,7 @@ pub async fn watch(client: Client, node_name: &str, convert: Arc<dyn Convert>, e
 struct Closed;
 
 /// Follows one kind. Ends when the receiver of events is gone.
-async fn follow<T>(client: Client, list: ListParams, convert: Arc<dyn Convert>, events: Sender<Event>) -> Closed
+async fn follow<T>(client: Client, list: ListParams, convert: Arc<Converter>, events: Sender<Event>) -> Closed
 where
     T: Object + Resource<DynamicType = ()> + std::fmt::Debug,
 {
@@ -387,7 +387,7 @@ where
 
 /// Says what arrives.
 struct Output {
-    convert: Arc<dyn Convert>,
+    convert: Arc<Converter>,
     events: Sender<Event>,
     reported: Reported,
     /// Whether [`Event::ListStarted`] was sent for the list that is under way.
@@ -418,7 +418,7 @@ impl Output {
     async fn object<T: Object>(&mut self, object: Guarded<T>) -> Result<(), Closed> {
         let Some(key) = key::<T>(&object.metadata) else { return Ok(()) };
         let events = match &object.object {
-            Ok(object) => object::events(object, &key, &*self.convert),
+            Ok(object) => object::events(object, &key, &self.convert),
             Err(reject) => vec![Event::Rejects { object: key.to_string(), rejects: vec![reject.clone()] }],
         };
         drop(object);

@@ -13,48 +13,10 @@ mod rejects;
 mod shape;
 
 use arcstr::ArcStr;
-use k8s_openapi::api::core::v1::{Node, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::ServiceCIDR;
 
 pub use exchange::{Exchange, ExchangeListener};
 
-use self::convert::Converter;
 use crate::model::{Event, Kind, ObjectName};
-
-/// Turns objects of the API into events with model values.
-///
-/// Each method returns what is to be said about an object that is there: its value, or that it is gone where it is not
-/// one for the proxy, and an [`Event::Rejects`] for what could not be used of it (which a source passes on only where
-/// it says something new).
-pub trait Convert: Send + Sync {
-    /// A Service that no other proxy has claimed.
-    fn service(&self, service: &Service) -> Vec<Event>;
-    /// An EndpointSlice of a Service that is not headless.
-    fn slice(&self, slice: &EndpointSlice) -> Vec<Event>;
-    /// This node's Node.
-    fn node(&self, node: &Node) -> Vec<Event>;
-    /// A ServiceCIDR.
-    fn service_cidr(&self, cidr: &ServiceCIDR) -> Vec<Event>;
-}
-
-impl Convert for Converter {
-    fn service(&self, service: &Service) -> Vec<Event> {
-        Converter::service(self, service)
-    }
-
-    fn slice(&self, slice: &EndpointSlice) -> Vec<Event> {
-        Converter::slice(self, slice)
-    }
-
-    fn node(&self, node: &Node) -> Vec<Event> {
-        Converter::node(self, node)
-    }
-
-    fn service_cidr(&self, cidr: &ServiceCIDR) -> Vec<Event> {
-        Converter::service_cidr(self, cidr)
-    }
-}
 
 /// What tells objects apart.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

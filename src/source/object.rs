@@ -7,8 +7,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::convert::{HEADLESS_LABEL, SERVICE_PROXY_NAME_LABEL};
-use super::{Convert, Key};
+use super::Key;
+use super::convert::{Converter, HEADLESS_LABEL, SERVICE_PROXY_NAME_LABEL};
 use crate::model::{Event, Kind, Reject};
 
 /// A kind of object that the proxy reads.
@@ -19,7 +19,7 @@ pub(super) trait Object: DeserializeOwned + Clone + Send + 'static {
     /// Whether the selectors of the API, which a folder of manifests does not have, would let it through.
     fn selected(&self) -> bool;
     /// What there is to say about it.
-    fn events(&self, convert: &dyn Convert) -> Vec<Event>;
+    fn events(&self, convert: &Converter) -> Vec<Event>;
 }
 
 fn has_label(metadata: &ObjectMeta, label: &str) -> bool {
@@ -40,7 +40,7 @@ macro_rules! object {
                 selected(self)
             }
 
-            fn events(&self, convert: &dyn Convert) -> Vec<Event> {
+            fn events(&self, convert: &Converter) -> Vec<Event> {
                 convert.$convert(self)
             }
         }
@@ -68,7 +68,7 @@ pub(super) fn parse<T: DeserializeOwned>(object: &Value) -> Result<T, Reject> {
 }
 
 /// The events of an object: its conversion, or that it is gone where the selectors do not want it.
-pub(super) fn events<T: Object>(object: &T, key: &Key, convert: &dyn Convert) -> Vec<Event> {
+pub(super) fn events<T: Object>(object: &T, key: &Key, convert: &Converter) -> Vec<Event> {
     if object.selected() { object.events(convert) } else { key.gone().into_iter().collect() }
 }
 

@@ -4,8 +4,6 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use nftproxyd::model::Event;
@@ -14,7 +12,7 @@ use tempfile::TempDir;
 use tokio::sync::mpsc::{Receiver, channel};
 use tokio::task::JoinHandle;
 
-use crate::support::{DEADLINE, NODE, Picture, Plain};
+use crate::support::{DEADLINE, NODE, Picture, converter};
 
 /// Makes a document with a Service in the namespace `default`.
 fn service(name: &str, address: &str) -> String {
@@ -32,7 +30,6 @@ fn faulty(name: &str) -> String {
 struct Watched {
     root: TempDir,
     picture: Picture,
-    convert: Arc<Plain>,
     events: Receiver<Event>,
     task: JoinHandle<Result<(), FolderError>>,
     barriers: usize,
@@ -53,10 +50,9 @@ impl Watched {
         for (name, text) in files {
             fs::write(folder.join(name), text).expect("written");
         }
-        let convert = Arc::new(Plain::default());
         let (sender, events) = channel(16);
-        let task = tokio::spawn(watch(folder, NODE.to_owned(), Arc::<Plain>::clone(&convert), sender));
-        let mut watched = Watched { root, picture: Picture::default(), convert, events, task, barriers: 0 };
+        let task = tokio::spawn(watch(folder, NODE.to_owned(), converter(), sender));
+        let mut watched = Watched { root, picture: Picture::default(), events, task, barriers: 0 };
         watched.until("the folder is listed", Picture::listed).await;
         watched
     }
@@ -106,7 +102,7 @@ impl Watched {
 
 fn load(folder: &Path) -> Picture {
     let mut picture = Picture::default();
-    load_once(folder, NODE, Arc::new(Plain::default()), &mut |event| picture.apply(event)).expect("it can be read");
+    load_once(folder, NODE, converter(), &mut |event| picture.apply(event)).expect("it can be read");
     picture
 }
 
@@ -117,15 +113,15 @@ fn everything_that_a_manifest_can_hold() {
     write("several.yaml", &format!("# two\n{}{}", service("a", "10.0.0.1"), service("b", "10.0.0.2")));
     write(
         "list.yml",
-        "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Service, metadata: {name: c, namespace: shop}, spec: {clusterIP: 10.0.0.3}}\n- {apiVersion: v1, kind: ConfigMap, metadata: {name: x}}\n",
+        "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Service, metadata: {name: c, namespace: shop}, spec: {clusterIP: 10.0.0.3, ports: [{port: 80}]}}\n- {apiVersion: v1, kind: ConfigMap, metadata: {name: x}}\n",
     );
     write(
         "typed.json",
-        r#"{"apiVersion": "v1", "kind": "ServiceList", "items": [{"metadata": {"name": "d"}, "spec": {"clusterIP": "10.0.0.4"}}]}"#,
+        r#"{"apiVersion": "v1", "kind": "ServiceList", "items": [{"metadata": {"name": "d"}, "spec": {"clusterIP": "10.0.0.4", "ports": [{"port": 80}]}}]}"#,
     );
     write(
         "slice.json",
-        r#"{"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "a-1"}, "addressType": "IPv4", "endpoints": [{"addresses": ["10.1.0.1"]}]}
+        r#"{"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "a-1", "labels": {"kubernetes.io/service-name": "a"}}, "addressType": "IPv4", "endpoints": [{"addresses": ["10.1.0.1"]}]}
         {"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"}, "spec": {"cidrs": ["10.0.0.0/16"]}}"#,
     );
     write(
@@ -210,14 +206,14 @@ fn faults_are_named() {
 fn a_folder_that_cannot_be_read_is_named() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let missing = folder.path().join("missing");
-    let err = load_once(&missing, NODE, Arc::new(Plain::default()), &mut |_| ()).expect_err("it is missing");
+    let err = load_once(&missing, NODE, converter(), &mut |_| ()).expect_err("it is missing");
     assert!(err.to_string().contains(&missing.display().to_string()), "{err}");
 }
 
 #[tokio::test]
 async fn a_folder_that_is_missing_at_start_is_an_error() {
     let (sender, _events) = channel(16);
-    let watch = watch("/nowhere/at-all".into(), NODE.to_owned(), Arc::new(Plain::default()), sender);
+    let watch = watch("/nowhere/at-all".into(), NODE.to_owned(), converter(), sender);
     let result = tokio::time::timeout(DEADLINE, watch).await.expect("it answers");
     assert!(matches!(&result, Err(FolderError::Unreadable { .. })), "{result:?}");
 }
@@ -439,11 +435,12 @@ async fn only_what_changed_is_read() {
     };
     let mut watched = Watched::start(&[("big.yaml", text("10.0.0.1"))]).await;
     assert_eq!(watched.picture.services.len(), SERVICES);
-    let before = watched.convert.services.load(Ordering::Relaxed);
-    assert_eq!(before, SERVICES);
+    assert_eq!(watched.picture.service_events, SERVICES);
     watched.write("big.yaml", &text("10.0.0.2"));
     watched.until_service("s-77", Some("10.0.0.2")).await;
-    assert_eq!(watched.convert.services.load(Ordering::Relaxed) - before, 1);
+    // All that it says comes before what follows.
+    watched.settle().await;
+    assert_eq!(watched.picture.service_events - SERVICES, 1 + 1, "the one that changed, and the one to settle");
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use tokio::sync::mpsc::{Receiver, channel};
 use tokio::task::JoinHandle;
 
 use crate::api::{Api, Gone, Request, Verb, Watches, synthetic};
-use crate::support::{DEADLINE, NODE, Picture, Plain};
+use crate::support::{DEADLINE, NODE, Picture, converter};
 
 fn service(name: &str, address: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "shop"},
@@ -25,7 +25,8 @@ fn service(name: &str, address: &str) -> Value {
 fn slice(name: &str, endpoints: usize) -> Value {
     let endpoints: Vec<_> = (1..=endpoints).map(|number| json!({"addresses": [format!("10.1.0.{number}")]})).collect();
     json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
-           "metadata": {"name": name, "namespace": "shop"}, "endpoints": endpoints})
+           "metadata": {"name": name, "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
+           "ports": [{"port": 8080}], "endpoints": endpoints})
 }
 
 fn node(name: &str, zone: &str) -> Value {
@@ -60,7 +61,7 @@ impl Watched {
 
     fn with(client: ::kube::Client) -> Watched {
         let (sender, events) = channel(16);
-        let task = tokio::spawn(watch(client, NODE, Arc::new(Plain::default()), sender));
+        let task = tokio::spawn(watch(client, NODE, converter(), sender));
         Watched { picture: Picture::default(), events, task }
     }
 

@@ -1,100 +1,22 @@
-//! What the tests of both sources share: a simple conversion, and a picture of what events add up to.
+//! What the tests of both sources share: the conversion, and a picture of what events add up to.
 
 #![expect(unreachable_pub, reason = "for the other modules of this test binary")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
-use arcstr::ArcStr;
-use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::ServiceCIDR;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use nftproxyd::model::{
-    Event, Family, Kind, Node, ObjectName, PerFamily, Reject, Service, ServiceCidr, ServicePort, Slice, TrafficPolicy,
-};
-use nftproxyd::source::Convert;
+use nftproxyd::model::{Event, Family, Kind, Reject};
+use nftproxyd::source::convert::{Converter, Options};
 use tokio::sync::mpsc::Receiver;
 
 /// Generous: it only decides how long a failing test takes.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 pub const NODE: &str = "worker-a";
 
-/// Converts as little as tells objects apart: the cluster IP of a Service, the number of endpoints of a slice.
-#[derive(Default)]
-pub struct Plain {
-    /// How many Services were converted.
-    pub services: AtomicUsize,
-}
-
-fn object_name(metadata: &ObjectMeta) -> ObjectName {
-    let text = |field: &Option<String>| field.clone().unwrap_or_default();
-    ObjectName::new(&text(&metadata.namespace), &text(&metadata.name)).expect("sources pass on named objects only")
-}
-
-impl Convert for Plain {
-    fn service(&self, service: &core::Service) -> Vec<Event> {
-        self.services.fetch_add(1, Ordering::Relaxed);
-        let name = object_name(&service.metadata);
-        let spec = service.spec.clone().unwrap_or_default();
-        let Some(Ok(address)) = spec.cluster_ip.as_ref().map(|address| address.parse()) else {
-            return vec![Event::ServiceGone(name)];
-        };
-        let mut cluster_ips = PerFamily::default();
-        cluster_ips[Family::of(address)] = Some(address);
-        let rejects = spec.external_ips.unwrap_or_default().into_iter().enumerate().map(|(index, address)| Reject {
-            field: format!("spec.externalIPs[{index}]"),
-            reason: format!("{address}: not wanted"),
-        });
-        let rejects = Event::Rejects { object: format!("Service {name}"), rejects: rejects.collect() };
-        let service = Service {
-            name,
-            cluster_ips,
-            ports: Box::<[ServicePort]>::default(),
-            external_ips: Box::default(),
-            load_balancer_ips: Box::default(),
-            has_external_ips: PerFamily::default(),
-            source_ranges: Box::default(),
-            internal_policy: TrafficPolicy::Cluster,
-            external_policy: TrafficPolicy::Cluster,
-            affinity: None,
-            health_check_node_port: None,
-            created: i64::MAX,
-        };
-        vec![Event::Service(service), rejects]
-    }
-
-    fn slice(&self, slice: &EndpointSlice) -> Vec<Event> {
-        let name = object_name(&slice.metadata);
-        let endpoints = slice.endpoints.iter().flatten().filter_map(|endpoint| {
-            Some(nftproxyd::model::Endpoint {
-                address: endpoint.addresses.first()?.parse().ok()?,
-                conditions: nftproxyd::model::Conditions {
-                    ready: true,
-                    serving: true,
-                    terminating: false,
-                    local: endpoint.node_name.as_deref() == Some(NODE),
-                },
-                hints: None,
-            })
-        });
-        let endpoints = endpoints.collect();
-        let ports = Box::default();
-        vec![Slice { service: name.clone(), name, family: Family::V4, ports, endpoints }.into()]
-    }
-
-    fn node(&self, node: &core::Node) -> Vec<Event> {
-        let zone = node.metadata.labels.as_ref().and_then(|labels| labels.get("topology.kubernetes.io/zone"));
-        vec![Event::Node(Node { zone: zone.map(|zone| zone.as_str().into()), ..Node::default() })]
-    }
-
-    fn service_cidr(&self, cidr: &ServiceCIDR) -> Vec<Event> {
-        let cidrs = cidr.spec.iter().flat_map(|spec| spec.cidrs.iter().flatten());
-        let cidrs = cidrs.map(|cidr| cidr.parse().expect("valid in these tests")).collect();
-        let name: ArcStr = cidr.metadata.name.as_deref().unwrap_or_default().into();
-        vec![Event::ServiceCidr(ServiceCidr { name, cidrs })]
-    }
+/// As the daemon's on the node [`NODE`].
+pub fn converter() -> Arc<Converter> {
+    Arc::new(Converter::new(Options { node_name: NODE.to_owned(), allow_external_ips: false }))
 }
 
 /// What events add up to.
@@ -109,6 +31,8 @@ pub struct Picture {
     pub service_cidrs: BTreeSet<String>,
     /// What is wrong with what, as `field: reason`.
     pub rejects: BTreeMap<String, Vec<String>>,
+    /// How often a Service was said to be there.
+    pub service_events: usize,
     /// Everything that was said to be gone, one by one, in that order.
     pub gone: Vec<String>,
     /// How many lists of each kind were completed.
@@ -127,6 +51,7 @@ impl Picture {
             Event::Service(service) => {
                 let name = service.name.as_str().to_owned();
                 self.came(Kind::Service, &name);
+                self.service_events += 1;
                 let address = Family::ALL.into_iter().find_map(|family| service.cluster_ips[family]);
                 self.services.insert(name, address.map(|address| address.to_string()).unwrap_or_default());
             }

@@ -11,9 +11,10 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use crate::model::{Event, Kind, Reject};
+use crate::source::Key;
+use crate::source::convert::Converter;
 use crate::source::object::{self, Object};
 use crate::source::shape::Shape;
-use crate::source::{Convert, Key};
 
 /// How a file is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,7 +120,7 @@ pub(super) struct Contents {
 /// Reads documents.
 pub(super) struct Reader<'a> {
     pub(super) node_name: &'a str,
-    pub(super) convert: &'a dyn Convert,
+    pub(super) convert: &'a Converter,
 }
 
 impl Reader<'_> {

@@ -15,8 +15,9 @@ use tracing::info;
 use super::document::{self, Format, Reader};
 use super::update::{Document, Update, winners};
 use crate::model::{Event, Reject};
+use crate::source::Key;
+use crate::source::convert::Converter;
 use crate::source::rejects::Reported;
-use crate::source::{Convert, Key};
 
 /// File systems stamp changes with a coarse clock (10 ms at most): a file that changed this short before it was read
 /// may have changed again under the same stamp.
@@ -27,7 +28,7 @@ const STAMP_RESOLUTION: Duration = Duration::from_millis(50);
 pub(super) struct Folder {
     path: PathBuf,
     node_name: String,
-    convert: Arc<dyn Convert>,
+    convert: Arc<Converter>,
     files: BTreeMap<Arc<OsStr>, File>,
     /// Which files give an object; the last name wins. Nearly always one, kept in place.
     claims: BTreeMap<Key, Givers>,
@@ -124,7 +125,7 @@ pub(super) fn format_of(name: &OsStr) -> Option<Format> {
 }
 
 impl Folder {
-    pub(super) fn new(path: &Path, node_name: &str, convert: Arc<dyn Convert>) -> Folder {
+    pub(super) fn new(path: &Path, node_name: &str, convert: Arc<Converter>) -> Folder {
         Folder {
             path: path.to_owned(),
             node_name: node_name.to_owned(),
@@ -228,7 +229,7 @@ impl Folder {
     fn read(&mut self, name: &Arc<OsStr>, text: &str, format: Format, stamp: Option<Stamp>, wanted: &BTreeSet<Key>) {
         let before = self.files.remove(name).unwrap_or_default();
         let winners_before = winners(&before.documents);
-        let reader = Reader { node_name: &self.node_name, convert: &*self.convert };
+        let reader = Reader { node_name: &self.node_name, convert: &self.convert };
         let mut update =
             Update::new(before.documents, document::split(text, format), |chunk| reader.read(chunk, format));
         let winners = winners(&update.documents);

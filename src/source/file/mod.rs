@@ -21,7 +21,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::Convert;
+use super::convert::Converter;
 use crate::model::{Event, Kind};
 use folder::Folder;
 
@@ -66,7 +66,7 @@ pub enum FolderError {
 pub fn load_once(
     folder: &Path,
     node_name: &str,
-    convert: Arc<dyn Convert>,
+    convert: Arc<Converter>,
     emit: &mut dyn FnMut(Event),
 ) -> Result<(), FolderError> {
     load(&mut Folder::new(folder, node_name, convert), emit)

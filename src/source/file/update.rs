@@ -124,3 +124,35 @@ fn hold_on(documents: &mut [Document], contents: &BTreeMap<usize, Contents>, lef
         documents[index].objects.extend(held.map(|&key| (key.clone(), false)));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::super::document::{Format, split};
+    use super::*;
+
+    #[test]
+    fn only_documents_that_changed_are_read() {
+        let read = Cell::new(0);
+        let update = |before: Vec<Document>, text: &str| {
+            read.set(0);
+            let count = |_: Chunk<'_>| {
+                read.set(read.get() + 1);
+                Contents::default()
+            };
+            Update::new(before, split(text, Format::Yaml), count).documents
+        };
+        let documents = update(Vec::new(), "a: 1\n---\nb: 2\n---\nc: 3\n");
+        assert_eq!((read.get(), documents.len()), (3, 3));
+        for (text, expected) in [
+            ("a: 1\n---\nb: 2\n---\nc: 3\n", 0),
+            ("a: 1\n---\nb: 5\n---\nc: 3\n", 1),
+            ("a: 1\n---\nc: 3\n", 0),
+            ("a: 1\n---\nb: 2\n---\nb: 2\n---\nc: 3\n", 1),
+        ] {
+            update(documents.clone(), text);
+            assert_eq!(read.get(), expected, "{text}");
+        }
+    }
+}

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use super::folder::{Folder, format_of};
 use super::{FolderError, load};
 use crate::model::{Event, Reject};
-use crate::source::Convert;
+use crate::source::convert::Converter;
 use crate::threads;
 
 /// How long a file may be missing before what it said is gone.
@@ -33,7 +33,7 @@ pub const REMOVAL_GRACE: Duration = Duration::from_millis(50);
 pub async fn watch(
     folder: PathBuf,
     node_name: String,
-    convert: Arc<dyn Convert>,
+    convert: Arc<Converter>,
     events: Sender<Event>,
 ) -> Result<(), FolderError> {
     let (messages, inbox) = mpsc::channel();
@@ -157,7 +157,7 @@ struct Work {
 fn follow(
     path: PathBuf,
     node_name: &str,
-    convert: Arc<dyn Convert>,
+    convert: Arc<Converter>,
     events: &Sender<Event>,
     messages: mpsc::Sender<Message>,
     inbox: &mpsc::Receiver<Message>,
