@@ -37,6 +37,44 @@ impl fmt::Display for Kind {
     }
 }
 
+/// What a report can be about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RefKind {
+    /// An object of this kind.
+    Api(Kind),
+    /// A file of manifests, or a document in one.
+    File,
+    /// The folder of manifests.
+    Folder,
+}
+
+impl fmt::Display for RefKind {
+    /// The kind, or `file`, `folder`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RefKind::Api(kind) => kind.fmt(f),
+            RefKind::File => f.write_str("file"),
+            RefKind::Folder => f.write_str("folder"),
+        }
+    }
+}
+
+/// An object or a file as an administrator names it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectRef {
+    /// What it is.
+    pub kind: RefKind,
+    /// Which: `shop/web`, `shop.yaml, document 2`.
+    pub name: ArcStr,
+}
+
+impl fmt::Display for ObjectRef {
+    /// `Service shop/web`, `file shop.yaml, document 2`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind, self.name)
+    }
+}
+
 /// What a source says. Objects arrive as model values, one by one, so that a list never has to be held as a whole.
 ///
 /// A list is bracketed: between `ListStarted` and `ListDone` of a kind come all objects of that kind that there are;
@@ -71,8 +109,8 @@ pub enum Event {
     ServiceCidrGone(ArcStr),
     /// What could not be used of one object (or file); an empty list says that nothing is wrong with it any more.
     Rejects {
-        /// The object as an administrator would name it: `Service shop/web`, `file shop.yaml, document 2`.
-        object: String,
+        /// Which.
+        object: ObjectRef,
         /// What is wrong with it.
         rejects: Vec<Reject>,
     },

@@ -8,6 +8,7 @@
 pub mod claims;
 mod endpoint;
 mod event;
+pub mod faults;
 mod ids;
 mod node;
 pub mod parse;
@@ -16,7 +17,7 @@ mod service;
 pub mod store;
 
 pub use endpoint::{Conditions, Endpoint, Hints, Slice, SlicePort};
-pub use event::{Event, Kind, Reject};
+pub use event::{Event, Kind, ObjectRef, RefKind, Reject};
 pub use ids::{Family, FrontendAt, FrontendKey, ObjectName, PerFamily, Protocol, ServicePortName};
 pub use node::{Node, ServiceCidr};
 pub use service::{Role, Service, ServicePort, TrafficPolicy};

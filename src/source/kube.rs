@@ -419,7 +419,7 @@ impl Output {
         let Some(key) = key::<T>(&object.metadata) else { return Ok(()) };
         let events = match &object.object {
             Ok(object) => object::events(object, &key, &self.convert),
-            Err(reject) => vec![Event::Rejects { object: key.to_string(), rejects: vec![reject.clone()] }],
+            Err(reject) => vec![Event::Rejects { object: key.object(), rejects: vec![reject.clone()] }],
         };
         drop(object);
         for event in events {
@@ -432,7 +432,7 @@ impl Output {
 
     async fn gone<T: Object>(&mut self, object: Guarded<T>) -> Result<(), Closed> {
         let Some(key) = key::<T>(&object.metadata) else { return Ok(()) };
-        let report = self.reported.withdraw(&key.to_string());
+        let report = self.reported.withdraw(&key.object());
         for event in key.gone().into_iter().chain(report) {
             self.send(event).await?;
         }

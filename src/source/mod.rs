@@ -16,7 +16,7 @@ use arcstr::ArcStr;
 
 pub use exchange::{Exchange, ExchangeListener};
 
-use crate::model::{Event, Kind, ObjectName};
+use crate::model::{Event, Kind, ObjectName, ObjectRef, RefKind};
 
 /// What tells objects apart.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -37,6 +37,11 @@ impl Key {
         Some(Key { kind, name })
     }
 
+    /// The object, for a report about it.
+    fn object(&self) -> ObjectRef {
+        ObjectRef { kind: RefKind::Api(self.kind), name: self.name.clone() }
+    }
+
     /// Says that the object is gone.
     fn gone(&self) -> Option<Event> {
         let object_name = || self.name.split_once('/').and_then(|(namespace, name)| ObjectName::new(namespace, name));
@@ -50,8 +55,8 @@ impl Key {
 }
 
 impl std::fmt::Display for Key {
-    /// `Service shop/web`, as in [`Event::Rejects`].
+    /// `Service shop/web`.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}", self.kind, self.name)
+        self.object().fmt(f)
     }
 }

@@ -1,15 +1,16 @@
-//! Which objects have been reported as faulty, so that a report is withdrawn when it no longer holds.
+//! Which objects have been reported as faulty, so that a report is withdrawn when it no longer holds. What is new in a
+//! report is for those to tell who hear it ([`Faults`](crate::model::faults::Faults)).
 
 use std::collections::BTreeSet;
 
-use crate::model::Event;
+use crate::model::{Event, ObjectRef};
 
-/// Objects with a report that has not been withdrawn. Holds a text for each faulty object and nothing for the others.
+/// Objects with a report that has not been withdrawn. Holds the name of each faulty object and nothing for the others.
 #[derive(Debug, Default)]
 pub(super) struct Reported {
-    standing: BTreeSet<String>,
+    standing: BTreeSet<ObjectRef>,
     /// Faulty objects that did not come up yet in the list that is under way.
-    unseen: BTreeSet<String>,
+    unseen: BTreeSet<ObjectRef>,
 }
 
 impl Reported {
@@ -25,9 +26,9 @@ impl Reported {
     }
 
     /// Withdraws what was reported about `object`.
-    pub(super) fn withdraw(&mut self, object: &str) -> Option<Event> {
+    pub(super) fn withdraw(&mut self, object: &ObjectRef) -> Option<Event> {
         self.unseen.remove(object);
-        self.standing.remove(object).then(|| Event::Rejects { object: object.to_owned(), rejects: Vec::new() })
+        self.standing.remove(object).then(|| Event::Rejects { object: object.clone(), rejects: Vec::new() })
     }
 
     /// A list begins: objects that do not come up until [`Reported::list_done`] are gone.
@@ -45,29 +46,33 @@ impl Reported {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Reject;
+    use crate::model::{Kind, RefKind, Reject};
 
-    fn report(object: &str, faulty: bool) -> Event {
+    fn object(name: &str) -> ObjectRef {
+        ObjectRef { kind: RefKind::Api(Kind::Service), name: name.into() }
+    }
+
+    fn report(name: &str, faulty: bool) -> Event {
         let reject = Reject { field: "spec".into(), reason: "odd".into() };
-        Event::Rejects { object: object.into(), rejects: if faulty { vec![reject] } else { Vec::new() } }
+        Event::Rejects { object: object(name), rejects: if faulty { vec![reject] } else { Vec::new() } }
     }
 
     #[test]
     fn only_standing_reports_are_withdrawn() {
         let mut reported = Reported::default();
-        assert!(!reported.is_news(&report("Service a/b", false)), "nothing was reported");
-        assert!(reported.is_news(&report("Service a/b", true)));
-        assert!(reported.is_news(&report("Service a/b", true)), "the reasons may have changed");
-        assert!(reported.is_news(&report("Service a/b", false)));
-        assert!(!reported.is_news(&report("Service a/b", false)));
-        assert_eq!(reported.withdraw("Service a/b"), None);
+        assert!(!reported.is_news(&report("a/b", false)), "nothing was reported");
+        assert!(reported.is_news(&report("a/b", true)));
+        assert!(reported.is_news(&report("a/b", true)), "the reasons may have changed");
+        assert!(reported.is_news(&report("a/b", false)));
+        assert!(!reported.is_news(&report("a/b", false)));
+        assert_eq!(reported.withdraw(&object("a/b")), None);
     }
 
     #[test]
     fn a_list_withdraws_what_it_lacks() {
         let mut reported = Reported::default();
-        for object in ["a", "b", "c"] {
-            assert!(reported.is_news(&report(object, true)));
+        for name in ["a", "b", "c"] {
+            assert!(reported.is_news(&report(name, true)));
         }
         reported.list_started();
         assert!(reported.is_news(&report("b", true)));

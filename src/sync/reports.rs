@@ -8,12 +8,22 @@ use ipnet::IpNet;
 use tracing::{info, warn};
 
 use super::engine::Overlap;
-use crate::model::{Event, Family, PerFamily, Reject};
+use crate::model::faults::{Faults, News};
+use crate::model::{Event, Family, PerFamily};
 
-/// The faults that have been said and still hold. Holds nothing for objects without faults.
+/// Logs what an event says of faults beside those that are `known`.
+pub(super) fn log_faults(known: &Faults, event: &Event) {
+    let Event::Rejects { object, rejects } = event else { return };
+    match known.news(object, rejects) {
+        News::Faults(faults) => faults.iter().for_each(|fault| warn!("{object}: {fault}")),
+        News::Over => info!("{object}: nothing is wrong any more"),
+        News::None => {}
+    }
+}
+
+/// What has been said of ServiceCIDRs and still holds.
 #[derive(Debug, Default)]
 pub(super) struct Reports {
-    standing: BTreeMap<String, Vec<Reject>>,
     overlaps: PerFamily<BTreeMap<(ArcStr, IpNet), BTreeSet<IpAddr>>>,
 }
 
@@ -21,16 +31,6 @@ pub(super) struct Reports {
 const NAMED: usize = 3;
 
 impl Reports {
-    /// Logs what is new in an [`Event::Rejects`]. Sources repeat faults, as whenever an object changes or is listed again.
-    pub(super) fn log(&mut self, event: &Event) {
-        let Event::Rejects { object, rejects } = event else { return };
-        match self.note(object, rejects) {
-            News::Faults(faults) => faults.iter().for_each(|fault| warn!("{object}: {fault}")),
-            News::Over => info!("{object}: nothing is wrong any more"),
-            News::None => {}
-        }
-    }
-
     /// Logs what is new about ServiceCIDRs of a family that hold addresses of the node; these are all.
     pub(super) fn overlaps(&mut self, family: Family, overlaps: &[Overlap]) {
         for Overlap { object, range, addresses } in overlaps {
@@ -53,43 +53,5 @@ impl Reports {
         for (object, range) in before.keys().filter(|key| !self.overlaps[family].contains_key(*key)) {
             info!("ServiceCIDR {object}: spec.cidrs: {range} holds no address of this node any more");
         }
-    }
-
-    fn note<'a>(&mut self, object: &str, rejects: &'a [Reject]) -> News<'a> {
-        if rejects.is_empty() {
-            return if self.standing.remove(object).is_some() { News::Over } else { News::None };
-        }
-        let known = self.standing.insert(object.to_owned(), rejects.to_vec()).unwrap_or_default();
-        let faults: Vec<&Reject> = rejects.iter().filter(|reject| !known.contains(reject)).collect();
-        if faults.is_empty() { News::None } else { News::Faults(faults) }
-    }
-}
-
-/// What a report says that was not known.
-#[derive(Debug, PartialEq)]
-enum News<'a> {
-    None,
-    Faults(Vec<&'a Reject>),
-    Over,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_fault_is_news_once() {
-        let fault = |field: &str| Reject { field: field.to_owned(), reason: "odd".to_owned() };
-        let (a, b) = (fault("a"), fault("b"));
-        let mut reports = Reports::default();
-        assert_eq!(reports.note("Service x/y", &[]), News::None, "nothing was wrong");
-        assert_eq!(reports.note("Service x/y", std::slice::from_ref(&a)), News::Faults(vec![&a]));
-        assert_eq!(reports.note("Service x/y", std::slice::from_ref(&a)), News::None);
-        assert_eq!(reports.note("Service x/y", &[a.clone(), b.clone()]), News::Faults(vec![&b]));
-        assert_eq!(reports.note("Service x/z", std::slice::from_ref(&b)), News::Faults(vec![&b]), "another object");
-        assert_eq!(reports.note("Service x/y", std::slice::from_ref(&b)), News::None);
-        assert_eq!(reports.note("Service x/y", std::slice::from_ref(&a)), News::Faults(vec![&a]), "it is back");
-        assert_eq!(reports.note("Service x/y", &[]), News::Over);
-        assert_eq!(reports.note("Service x/y", &[]), News::None);
     }
 }

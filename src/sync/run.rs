@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 
 use super::engine::Engine;
 use super::report::Report;
-use super::reports::Reports;
+use super::reports::{self, Reports};
 use super::standing::Standing;
 use crate::model::{Event, Family};
 use crate::nftables::Kernel;
@@ -108,7 +108,7 @@ pub async fn run<K: Kernel>(
                 if count == 0 {
                     return;
                 }
-                take(engine, &mut reports, observer, &mut events);
+                take(engine, observer, &mut events);
             }
             Some(disturbance) = inputs.disturbances.recv() => disturb(engine, disturbance),
             Ok(()) = inputs.addresses.changed() => {
@@ -143,14 +143,9 @@ fn now() -> Instant {
 }
 
 /// Takes in the events at hand.
-fn take<K: Kernel>(
-    engine: &mut Engine<K>,
-    reports: &mut Reports,
-    observer: &mut impl Observer<K>,
-    events: &mut Vec<Event>,
-) {
+fn take<K: Kernel>(engine: &mut Engine<K>, observer: &mut impl Observer<K>, events: &mut Vec<Event>) {
     for event in events.drain(..) {
-        reports.log(&event);
+        reports::log_faults(engine.store().faults(), &event);
         observer.hears(engine, &event);
         engine.apply(event);
     }

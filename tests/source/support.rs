@@ -76,10 +76,10 @@ impl Picture {
             }
             Event::ServiceCidrGone(name) => drop(self.service_cidrs.remove(&*name)),
             Event::Rejects { object, rejects } if rejects.is_empty() => {
-                assert!(self.rejects.remove(&object).is_some(), "{object} had no report to withdraw");
+                assert!(self.rejects.remove(&object.to_string()).is_some(), "{object} had no report to withdraw");
             }
             Event::Rejects { object, rejects } => {
-                self.rejects.insert(object, rejects.iter().map(Reject::to_string).collect());
+                self.rejects.insert(object.to_string(), rejects.iter().map(Reject::to_string).collect());
             }
         }
     }

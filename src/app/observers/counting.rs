@@ -22,10 +22,6 @@ pub(super) struct Counting {
     waiting: PerFamily<BTreeMap<ObjectName, Vec<SystemTime>>>,
     changed_services: BTreeSet<ObjectName>,
     changed_slices: usize,
-    /// Objects of which something cannot be used.
-    rejected: BTreeSet<String>,
-    /// How many of them, by kind.
-    rejected_of: BTreeMap<String, usize>,
     no_local: BTreeMap<ObjectName, NoLocal>,
     no_local_sum: NoLocal,
 }
@@ -43,8 +39,6 @@ impl Counting {
             waiting: PerFamily::default(),
             changed_services: BTreeSet::new(),
             changed_slices: 0,
-            rejected: BTreeSet::new(),
-            rejected_of: BTreeMap::new(),
             no_local: BTreeMap::new(),
             no_local_sum: NoLocal::default(),
         }
@@ -68,7 +62,6 @@ impl Counting {
                 self.metrics.endpoint_changes.inc();
                 self.changed_slices += 1;
             }
-            Event::Rejects { object, rejects } => self.rejects(object, !rejects.is_empty()),
             _ => {}
         }
     }
@@ -79,6 +72,9 @@ impl Counting {
         let now = metrics::timestamp(SystemTime::now());
         for family in Family::ALL.into_iter().filter(|family| engine.is_family_behind(*family)) {
             self.metrics.sync_last_queued[family].set(now);
+        }
+        for (kind, objects) in engine.store().faults().by_kind() {
+            self.metrics.set_rejected_objects(&kind.to_string(), objects);
         }
         self.metrics.service_changes_pending.set(self.changed_services.len() as f64);
         self.metrics.endpoint_changes_pending.set(self.changed_slices as f64);
@@ -158,17 +154,6 @@ impl Counting {
         // What happened before the start would tell how long the proxy was not there.
         if let Some(at) = changed_at.filter(|at| *at > self.started) {
             self.waiting[slice.family].entry(slice.service.clone()).or_default().push(at);
-        }
-    }
-
-    fn rejects(&mut self, object: &str, faulty: bool) {
-        let changes = if faulty { self.rejected.insert(object.to_owned()) } else { self.rejected.remove(object) };
-        if changes {
-            // The first word, as in `Service shop/web` and `file shop.yaml`.
-            let kind = object.split(' ').next().unwrap_or_default();
-            let objects = self.rejected_of.entry(kind.to_owned()).or_default();
-            *objects = if faulty { *objects + 1 } else { *objects - 1 };
-            self.metrics.set_rejected_objects(kind, *objects);
         }
     }
 

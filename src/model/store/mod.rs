@@ -15,6 +15,7 @@ use ipnet::IpNet;
 use smallvec::SmallVec;
 
 use self::lists::{ListNumber, Lists};
+use super::faults::Faults;
 use super::{Event, Family, Kind, Node, ObjectName, Service, ServiceCidr, Slice, policy};
 use crate::keyed::{Keyed, KeyedTable};
 
@@ -91,6 +92,7 @@ pub struct Store {
     slices: KeyedTable<Filed>,
     node: Option<(Node, ListNumber)>,
     service_cidrs: BTreeMap<ArcStr, (ServiceCidr, ListNumber)>,
+    faults: Faults,
     lists: Lists,
 }
 
@@ -130,7 +132,7 @@ impl Keyed for Filed {
 }
 
 impl Store {
-    /// Takes in an event. [`Event::Rejects`] changes nothing here.
+    /// Takes in an event. [`Event::Rejects`] changes no Service, only [`Store::faults`].
     pub fn apply(&mut self, event: Event) -> Changes {
         match event {
             Event::ListStarted(kind) => {
@@ -154,7 +156,10 @@ impl Store {
             Event::ServiceCidrGone(name) => {
                 Changes { service_cidrs: self.service_cidrs.remove(&name).is_some(), ..Changes::default() }
             }
-            Event::Rejects { .. } => Changes::default(),
+            Event::Rejects { object, rejects } => {
+                self.faults.note(object, rejects);
+                Changes::default()
+            }
         }
     }
 
@@ -166,6 +171,11 @@ impl Store {
     /// The kinds that have not been listed yet.
     pub fn awaited(&self) -> Vec<Kind> {
         self.lists.awaited()
+    }
+
+    /// What could not be used of objects and files.
+    pub fn faults(&self) -> &Faults {
+        &self.faults
     }
 
     /// A Service, if there is one of this name that is to be proxied.

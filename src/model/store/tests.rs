@@ -2,7 +2,9 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 
-use super::super::{Conditions, Endpoint, PerFamily, Protocol, Reject, ServicePort, SlicePort, TrafficPolicy};
+use super::super::{
+    Conditions, Endpoint, ObjectRef, PerFamily, Protocol, RefKind, Reject, ServicePort, SlicePort, TrafficPolicy,
+};
 use super::*;
 
 fn name(text: &str) -> ObjectName {
@@ -228,10 +230,12 @@ fn what_a_list_lacks_is_gone() {
 }
 
 #[test]
-fn rejects_change_nothing() {
+fn rejects_change_no_service() {
     let reject = Reject { field: "spec".into(), reason: "bad".into() };
-    let event = Event::Rejects { object: "Service shop/web".into(), rejects: vec![reject] };
-    assert!(Store::default().apply(event).is_empty());
+    let object = ObjectRef { kind: RefKind::Api(Kind::Service), name: "shop/web".into() };
+    let mut store = Store::default();
+    assert!(store.apply(Event::Rejects { object: object.clone(), rejects: vec![reject.clone()] }).is_empty());
+    assert_eq!(store.faults().of(&object), [reject]);
 }
 
 /// The sizes that decide how much memory a cluster takes. A Service with one port, one slice and names of 20 bytes

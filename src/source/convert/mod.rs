@@ -22,7 +22,7 @@ pub use pool::Pool;
 pub use service::{SERVICE_PROXY_NAME_LABEL, service};
 pub use slice::{HEADLESS_LABEL, LAST_CHANGE, SERVICE_NAME_LABEL, slice};
 
-use crate::model::{Event, Kind, ObjectName, Reject};
+use crate::model::{Event, Kind, ObjectName, ObjectRef, RefKind, Reject};
 
 /// What the meaning of objects depends on, fixed while the daemon runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,17 +102,18 @@ fn events<T, N>(
     gone: impl FnOnce(N) -> Event,
 ) -> Vec<Event> {
     let event = converted.value.map(there).or_else(|| converted.name.map(gone));
-    let rejects = Event::Rejects { object: described(kind, metadata), rejects: converted.rejects };
+    let rejects = Event::Rejects { object: object_ref(kind, metadata), rejects: converted.rejects };
     event.into_iter().chain([rejects]).collect()
 }
 
-/// An object as an administrator names it: `Service shop/web`, `Node n1`.
-fn described(kind: Kind, metadata: &ObjectMeta) -> String {
+/// An object that may have no usable name: `Service shop/web`, `Node (no name)`.
+fn object_ref(kind: Kind, metadata: &ObjectMeta) -> ObjectRef {
     let name = metadata.name.as_deref().filter(|name| !name.is_empty()).unwrap_or("(no name)");
-    match metadata.namespace.as_deref() {
-        Some(namespace) if !namespace.is_empty() => format!("{kind} {namespace}/{name}"),
-        _ => format!("{kind} {name}"),
-    }
+    let name = match metadata.namespace.as_deref() {
+        Some(namespace) if !namespace.is_empty() => format!("{namespace}/{name}").into(),
+        _ => name.into(),
+    };
+    ObjectRef { kind: RefKind::Api(kind), name }
 }
 
 #[cfg(test)]

@@ -509,7 +509,7 @@ fn events_of_objects() {
     let name = |text: &str| ObjectName::new("shop", text).expect("a name");
     let rejects = |object: &str, fields: &[&str], events: &[Event]| {
         let Some(Event::Rejects { object: of, rejects }) = events.last() else { panic!("no rejects: {events:?}") };
-        assert_eq!(of, object);
+        assert_eq!(of.to_string(), object);
         assert_eq!(rejects.iter().map(|reject| &*reject.field).collect::<Vec<_>>(), fields, "{object}");
     };
 

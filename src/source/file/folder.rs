@@ -14,7 +14,7 @@ use tracing::info;
 
 use super::document::{self, Format, Reader};
 use super::update::{Document, Update, winners};
-use crate::model::{Event, Reject};
+use crate::model::{Event, ObjectRef, RefKind, Reject};
 use crate::source::Key;
 use crate::source::convert::Converter;
 use crate::source::rejects::Reported;
@@ -39,7 +39,7 @@ pub(super) struct Folder {
     /// Files whose reports may have to change.
     unreported: BTreeSet<Arc<OsStr>>,
     /// Reports about files that are gone.
-    withdrawn: Vec<String>,
+    withdrawn: Vec<ObjectRef>,
     reported: Reported,
     other_kinds: BTreeSet<String>,
     /// Those of them that have not been logged yet.
@@ -222,7 +222,7 @@ impl Folder {
         for key in winners(&file.documents).keys() {
             self.release(name, key);
         }
-        self.withdrawn.extend(file.reported.keys().map(|&number| describe(name, number)));
+        self.withdrawn.extend(file.reported.keys().map(|&number| object(name, number)));
         self.unreported.remove(name);
     }
 
@@ -299,7 +299,7 @@ impl Folder {
         for (key, events) in std::mem::take(&mut self.changes) {
             if events.is_empty() && !self.claims.contains_key(&key) {
                 key.gone().into_iter().for_each(&mut *emit);
-                self.reported.withdraw(&key.to_string()).into_iter().for_each(&mut *emit);
+                self.reported.withdraw(&key.object()).into_iter().for_each(&mut *emit);
             }
             events.into_iter().filter(|event| self.reported.is_news(event)).for_each(&mut *emit);
         }
@@ -318,7 +318,7 @@ impl Folder {
             for number in numbers {
                 if wanted.get(&number) != file.reported.get(&number) {
                     let rejects = wanted.get(&number).cloned().unwrap_or_default();
-                    emit(Event::Rejects { object: describe(&name, number), rejects });
+                    emit(Event::Rejects { object: object(&name, number), rejects });
                 }
             }
             if let Some(file) = self.files.get_mut(&name) {
@@ -356,12 +356,13 @@ impl Folder {
     }
 }
 
-/// How a report names a document, or with number 0 the file.
-fn describe(file: &OsStr, document: usize) -> String {
-    match document {
-        0 => format!("file {}", file.display()),
-        number => format!("file {}, document {number}", file.display()),
-    }
+/// A document, or with number 0 the file, for a report about it.
+fn object(file: &OsStr, document: usize) -> ObjectRef {
+    let name = match document {
+        0 => file.display().to_string(),
+        number => format!("{}, document {number}", file.display()),
+    };
+    ObjectRef { kind: RefKind::File, name: name.into() }
 }
 
 fn is_hidden(name: &OsStr) -> bool {

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::folder::{Folder, format_of};
 use super::{FolderError, load};
-use crate::model::{Event, Reject};
+use crate::model::{Event, ObjectRef, RefKind, Reject};
 use crate::source::convert::Converter;
 use crate::threads;
 
@@ -244,7 +244,7 @@ impl Work {
 
 /// Reports that the folder cannot be read, or that it can again.
 fn report_folder(path: &Path, error: Option<String>, reported: &mut bool, emit: &mut dyn FnMut(Event)) {
-    let object = format!("folder {}", path.display());
+    let object = ObjectRef { kind: RefKind::Folder, name: path.display().to_string().into() };
     let rejects = error.map(|error| Reject {
         field: "the folder".to_owned(),
         reason: format!("cannot be read ({error}); what it said before stays in force"),

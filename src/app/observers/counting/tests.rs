@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::config::{self, Overrides};
-use crate::model::Reject;
+use crate::model::{ObjectRef, RefKind, Reject};
 use crate::nftables::in_memory::{Fault, InMemoryKernel};
 use crate::source::convert::{Converter, LAST_CHANGE, Options};
 use crate::sync::Engine;
@@ -227,18 +227,24 @@ fn service_ports_without_a_local_endpoint_are_counted() {
 #[test]
 fn faulty_objects_are_counted_by_kind() {
     let mut proxy = Proxy::new();
-    let rejects = |object: &str, faulty: bool| {
+    const SERVICE: RefKind = RefKind::Api(Kind::Service);
+    const FILE: RefKind = RefKind::File;
+    let rejects = |kind: RefKind, name: &str, faulty: bool| {
         let reject = Reject { field: "spec".to_owned(), reason: "odd".to_owned() };
         let rejects = if faulty { vec![reject] } else { Vec::new() };
-        Event::Rejects { object: object.to_owned(), rejects }
+        Event::Rejects { object: ObjectRef { kind, name: name.into() }, rejects }
     };
     let values = |proxy: &Proxy| {
         ["Service", "file"].map(|kind| proxy.value(&format!("nftproxyd_rejected_objects{{kind=\"{kind}\"}}")))
     };
-    proxy.hear([rejects("Service shop/a", true), rejects("Service shop/a", true), rejects("file x.yaml", true)]);
+    proxy.hear([rejects(SERVICE, "shop/a", true), rejects(SERVICE, "shop/a", true), rejects(FILE, "x.yaml", true)]);
     assert_eq!(values(&proxy), [1.0, 1.0]);
-    proxy.hear([rejects("Service shop/b", true), rejects("file x.yaml", false)]);
+    proxy.hear([rejects(SERVICE, "shop/b", true), rejects(FILE, "x.yaml", false)]);
     assert_eq!(values(&proxy), [2.0, 0.0]);
-    proxy.hear([rejects("Service shop/a", false), rejects("Service shop/a", false), rejects("Service shop/b", false)]);
+    proxy.hear([
+        rejects(SERVICE, "shop/a", false),
+        rejects(SERVICE, "shop/a", false),
+        rejects(SERVICE, "shop/b", false),
+    ]);
     assert_eq!(values(&proxy), [0.0, 0.0]);
 }
