@@ -132,6 +132,13 @@ pub struct Reject {
     pub reason: String,
 }
 
+impl Reject {
+    /// A reject of a field. `reason` says what is wrong and what happens instead.
+    pub fn new(field: impl Into<String>, reason: impl fmt::Display) -> Reject {
+        Reject { field: field.into(), reason: reason.to_string() }
+    }
+}
+
 impl fmt::Display for Reject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.field, self.reason)

@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn each_fault_is_news_once() {
-        let fault = |field: &str| Reject { field: field.to_owned(), reason: "odd".to_owned() };
+        let fault = |field: &str| Reject::new(field, "odd");
         let (a, b) = (fault("a"), fault("b"));
         let mut faults = Faults::default();
         let mut told = |name: &str, rejects: &[&Reject], expected: News<'_>| {
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn objects_are_counted_by_kind_and_not_by_name() {
-        let fault = || vec![Reject { field: "spec".to_owned(), reason: "odd".to_owned() }];
+        let fault = || vec![Reject::new("spec", "odd")];
         let file = ObjectRef { kind: RefKind::File, name: "Service x/y".into() };
         let mut faults = Faults::default();
         for object in [service("x/y"), service("x/y"), service("x/z"), file.clone()] {

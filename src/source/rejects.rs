@@ -53,7 +53,7 @@ mod tests {
     }
 
     fn report(name: &str, faulty: bool) -> Event {
-        let reject = Reject { field: "spec".into(), reason: "odd".into() };
+        let reject = Reject::new("spec", "odd");
         Event::Rejects { object: object(name), rejects: if faulty { vec![reject] } else { Vec::new() } }
     }
 

@@ -231,7 +231,7 @@ fn what_a_list_lacks_is_gone() {
 
 #[test]
 fn rejects_change_no_service() {
-    let reject = Reject { field: "spec".into(), reason: "bad".into() };
+    let reject = Reject::new("spec", "bad");
     let object = ObjectRef { kind: RefKind::Api(Kind::Service), name: "shop/web".into() };
     let mut store = Store::default();
     assert!(store.apply(Event::Rejects { object: object.clone(), rejects: vec![reject.clone()] }).is_empty());

@@ -1,6 +1,5 @@
-//! Reading single fields: numbers, protocols, names, labels; and collecting what cannot be read.
+//! Reading single fields: numbers, protocols, names, labels.
 
-use std::fmt::Display;
 use std::num::NonZeroU16;
 
 use ipnet::IpNet;
@@ -8,17 +7,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::model::parse::{self, shown};
 use crate::model::{ObjectName, Protocol, Reject};
-
-/// Collects rejects.
-#[derive(Debug, Default)]
-pub(super) struct Rejects(pub(super) Vec<Reject>);
-
-impl Rejects {
-    /// Notes that a field cannot be used. `reason` says what is wrong and what happens instead.
-    pub(super) fn add(&mut self, field: impl Into<String>, reason: impl Display) {
-        self.0.push(Reject { field: field.into(), reason: reason.to_string() });
-    }
-}
 
 /// The name of a namespaced object, or which part of it is missing or bad.
 pub(super) fn object_name(metadata: &ObjectMeta) -> Result<ObjectName, Reject> {
@@ -28,7 +16,7 @@ pub(super) fn object_name(metadata: &ObjectMeta) -> Result<ObjectName, Reject> {
         let bad = |part: &str| part.is_empty() || part.contains('/');
         let (field, value) = if bad(namespace) { ("namespace", namespace) } else { ("name", name) };
         let what = if value.is_empty() { "missing".to_owned() } else { format!("{} has a \"/\"", shown(value)) };
-        Reject { field: format!("metadata.{field}"), reason: format!("{what}; the object is not used") }
+        Reject::new(format!("metadata.{field}"), format_args!("{what}; the object is not used"))
     })
 }
 
@@ -58,11 +46,11 @@ pub(super) fn protocol(field: Option<&str>) -> Result<Protocol, String> {
 }
 
 /// CIDRs in their order; bad ones are rejected as `field[i]`.
-pub(super) fn cidrs(texts: &[String], field: &str, rejects: &mut Rejects) -> Box<[IpNet]> {
+pub(super) fn cidrs(texts: &[String], field: &str, rejects: &mut Vec<Reject>) -> Box<[IpNet]> {
     let read = |(i, text): (usize, &String)| match parse::cidr(text) {
         Ok(cidr) => Some(cidr),
         Err(error) => {
-            rejects.add(format!("{field}[{i}]"), format_args!("{error}; skipped"));
+            rejects.push(Reject::new(format!("{field}[{i}]"), format_args!("{error}; skipped")));
             None
         }
     };

@@ -7,10 +7,10 @@ use std::num::NonZeroU16;
 use arcstr::ArcStr;
 use k8s_openapi::api::core::v1 as core;
 
-use super::fields::{Rejects, cidrs, label, list, object_name, port_number, protocol, sorted_set};
+use super::fields::{cidrs, label, list, object_name, port_number, protocol, sorted_set};
 use super::{Converted, Options, Pool};
 use crate::model::parse::{self, shown};
-use crate::model::{Family, PerFamily, Protocol, Service, ServicePort, TrafficPolicy};
+use crate::model::{Family, PerFamily, Protocol, Reject, Service, ServicePort, TrafficPolicy};
 
 /// A Service with this label, whatever its value, belongs to another proxy.
 pub const SERVICE_PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
@@ -25,9 +25,9 @@ pub fn service(object: &core::Service, options: &Options, pool: &mut Pool) -> Co
         Ok(name) => name,
         Err(reject) => return Converted { name: None, value: None, rejects: vec![reject] },
     };
-    let mut rejects = Rejects::default();
+    let mut rejects = Vec::new();
     let Some(spec) = proxied_spec(object) else {
-        return Converted { name: Some(name), value: None, rejects: rejects.0 };
+        return Converted { name: Some(name), value: None, rejects };
     };
 
     let cluster_ips = cluster_ips(spec, &mut rejects);
@@ -61,7 +61,7 @@ pub fn service(object: &core::Service, options: &Options, pool: &mut Pool) -> Co
         created: object.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second()),
     };
     let usable = Family::ALL.iter().any(|family| value.cluster_ips[*family].is_some()) && !value.ports.is_empty();
-    Converted { name: Some(name), value: usable.then_some(value), rejects: rejects.0 }
+    Converted { name: Some(name), value: usable.then_some(value), rejects }
 }
 
 /// The spec of a Service that is for this proxy: not headless, not ExternalName, not another proxy's.
@@ -82,13 +82,14 @@ enum Type {
     LoadBalancer,
 }
 
-fn service_type(spec: &core::ServiceSpec, rejects: &mut Rejects) -> Type {
+fn service_type(spec: &core::ServiceSpec, rejects: &mut Vec<Reject>) -> Type {
     match spec.type_.as_deref().unwrap_or_default() {
         "" | "ClusterIP" => Type::ClusterIp,
         "NodePort" => Type::NodePort,
         "LoadBalancer" => Type::LoadBalancer,
         other => {
-            rejects.add("spec.type", format_args!("{} is not a type; treated as ClusterIP", shown(other)));
+            rejects
+                .push(Reject::new("spec.type", format_args!("{} is not a type; treated as ClusterIP", shown(other))));
             Type::ClusterIp
         }
     }
@@ -96,53 +97,58 @@ fn service_type(spec: &core::ServiceSpec, rejects: &mut Rejects) -> Type {
 
 /// The cluster IP of each family. `spec.ipFamilies` says which of `spec.clusterIPs` is whose; objects from before
 /// dual-stack have only `spec.clusterIP`.
-fn cluster_ips(spec: &core::ServiceSpec, rejects: &mut Rejects) -> PerFamily<Option<IpAddr>> {
+fn cluster_ips(spec: &core::ServiceSpec, rejects: &mut Vec<Reject>) -> PerFamily<Option<IpAddr>> {
     let mut found = PerFamily::default();
     let families = list(&spec.ip_families);
     if families.is_empty() {
         match parse::address(spec.cluster_ip.as_deref().unwrap_or_default()) {
             Ok(address) => found[Family::of(address)] = Some(address),
-            Err(error) => rejects.add("spec.clusterIP", format_args!("{error}; the Service is not proxied")),
+            Err(error) => {
+                rejects.push(Reject::new("spec.clusterIP", format_args!("{error}; the Service is not proxied")));
+            }
         }
         return found;
     }
     let mut seen = PerFamily::<bool>::default();
     for (i, (family, text)) in families.iter().zip(list(&spec.cluster_ips)).enumerate() {
         let Some(family) = Family::ALL.into_iter().find(|known| known.to_string() == *family) else {
-            rejects
-                .add(format!("spec.ipFamilies[{i}]"), format_args!("{} is not IPv4 or IPv6; skipped", shown(family)));
+            let reason = format_args!("{} is not IPv4 or IPv6; skipped", shown(family));
+            rejects.push(Reject::new(format!("spec.ipFamilies[{i}]"), reason));
             continue;
         };
         let field = || format!("spec.clusterIPs[{i}]");
         if std::mem::replace(&mut seen[family], true) {
-            rejects.add(field(), format_args!("a second cluster IP of {family}; skipped"));
+            rejects.push(Reject::new(field(), format_args!("a second cluster IP of {family}; skipped")));
             continue;
         }
         match parse::address(text) {
             Ok(address) if Family::of(address) == family => found[family] = Some(address),
-            Ok(address) => rejects.add(
+            Ok(address) => rejects.push(Reject::new(
                 field(),
                 format_args!("{address} is not of {family}, as spec.ipFamilies[{i}] says; not proxied in {family}"),
-            ),
-            Err(error) => rejects.add(field(), format_args!("{error}; not proxied in {family}")),
+            )),
+            Err(error) => rejects.push(Reject::new(field(), format_args!("{error}; not proxied in {family}"))),
         }
     }
     found
 }
 
-fn ports(spec: &core::ServiceSpec, rejects: &mut Rejects, pool: &mut Pool) -> Box<[ServicePort]> {
+fn ports(spec: &core::ServiceSpec, rejects: &mut Vec<Reject>, pool: &mut Pool) -> Box<[ServicePort]> {
     let mut seen: BTreeSet<(ArcStr, Protocol)> = BTreeSet::new();
     let mut ports = Vec::new();
     for (i, object) in list(&spec.ports).iter().enumerate() {
         let Some(port) = port_number(object.port) else {
             let reason = format_args!("{} is not from 1 to 65535; the port is skipped", object.port);
-            rejects.add(format!("spec.ports[{i}].port"), reason);
+            rejects.push(Reject::new(format!("spec.ports[{i}].port"), reason));
             continue;
         };
         let protocol = match protocol(object.protocol.as_deref()) {
             Ok(protocol) => protocol,
             Err(error) => {
-                rejects.add(format!("spec.ports[{i}].protocol"), format_args!("{error}; the port is skipped"));
+                rejects.push(Reject::new(
+                    format!("spec.ports[{i}].protocol"),
+                    format_args!("{error}; the port is skipped"),
+                ));
                 continue;
             }
         };
@@ -150,14 +156,14 @@ fn ports(spec: &core::ServiceSpec, rejects: &mut Rejects, pool: &mut Pool) -> Bo
             0 => None,
             number => port_number(number).or_else(|| {
                 let reason = format_args!("{number} is not from 1 to 65535; the port has no node port");
-                rejects.add(format!("spec.ports[{i}].nodePort"), reason);
+                rejects.push(Reject::new(format!("spec.ports[{i}].nodePort"), reason));
                 None
             }),
         };
         let name = pool.share(object.name.as_deref().unwrap_or_default());
         if !seen.insert((ArcStr::clone(&name), protocol)) {
             let reason = format_args!("a second {protocol} port of the name {}; skipped", shown(&name));
-            rejects.add(format!("spec.ports[{i}].name"), reason);
+            rejects.push(Reject::new(format!("spec.ports[{i}].name"), reason));
             continue;
         }
         ports.push(ServicePort { name, protocol, port, node_port });
@@ -166,21 +172,21 @@ fn ports(spec: &core::ServiceSpec, rejects: &mut Rejects, pool: &mut Pool) -> Bo
 }
 
 /// All valid external IPs, whatever the feature gate says.
-fn external_ips(spec: &core::ServiceSpec, rejects: &mut Rejects) -> Box<[IpAddr]> {
+fn external_ips(spec: &core::ServiceSpec, rejects: &mut Vec<Reject>) -> Box<[IpAddr]> {
     let mut addresses = Vec::new();
     for (i, text) in list(&spec.external_ips).iter().enumerate() {
         match parse::address(text) {
             Ok(address) => addresses.push(address),
             // Blank entries are common in old objects and mean nothing.
             Err(_) if text.trim().is_empty() => {}
-            Err(error) => rejects.add(format!("spec.externalIPs[{i}]"), format_args!("{error}; skipped")),
+            Err(error) => rejects.push(Reject::new(format!("spec.externalIPs[{i}]"), format_args!("{error}; skipped"))),
         }
     }
     sorted_set(addresses)
 }
 
 /// Addresses of load balancers whose packets arrive with that address as their destination (KEP-1860, `ipMode: VIP`).
-fn load_balancer_ips(object: &core::Service, rejects: &mut Rejects) -> Box<[IpAddr]> {
+fn load_balancer_ips(object: &core::Service, rejects: &mut Vec<Reject>) -> Box<[IpAddr]> {
     let status = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let mut addresses = Vec::new();
     for (i, ingress) in status.map(|status| list(&status.ingress)).unwrap_or_default().iter().enumerate() {
@@ -189,42 +195,44 @@ fn load_balancer_ips(object: &core::Service, rejects: &mut Rejects) -> Box<[IpAd
         match ingress.ip_mode.as_deref() {
             None | Some("VIP") => match parse::address(text) {
                 Ok(address) => addresses.push(address),
-                Err(error) => rejects.add(field("ip"), format_args!("{error}; skipped")),
+                Err(error) => rejects.push(Reject::new(field("ip"), format_args!("{error}; skipped"))),
             },
             Some("Proxy") => {}
             Some(other) => {
-                rejects.add(field("ipMode"), format_args!("{} is not VIP or Proxy; skipped", shown(other)));
+                rejects
+                    .push(Reject::new(field("ipMode"), format_args!("{} is not VIP or Proxy; skipped", shown(other))));
             }
         }
     }
     sorted_set(addresses)
 }
 
-fn source_ranges(spec: &core::ServiceSpec, rejects: &mut Rejects) -> Box<[ipnet::IpNet]> {
+fn source_ranges(spec: &core::ServiceSpec, rejects: &mut Vec<Reject>) -> Box<[ipnet::IpNet]> {
     // White space around a source range has always been accepted, unlike around addresses.
     let trimmed: Vec<String> =
         list(&spec.load_balancer_source_ranges).iter().map(|text| text.trim().to_owned()).collect();
     sorted_set(cidrs(&trimmed, "spec.loadBalancerSourceRanges", rejects).into_vec())
 }
 
-fn traffic_policy(value: Option<&str>, field: &str, rejects: &mut Rejects) -> TrafficPolicy {
+fn traffic_policy(value: Option<&str>, field: &str, rejects: &mut Vec<Reject>) -> TrafficPolicy {
     match value.unwrap_or_default() {
         "" | "Cluster" => TrafficPolicy::Cluster,
         "Local" => TrafficPolicy::Local,
         other => {
-            rejects.add(field, format_args!("{} is not Cluster or Local; treated as Cluster", shown(other)));
+            rejects
+                .push(Reject::new(field, format_args!("{} is not Cluster or Local; treated as Cluster", shown(other))));
             TrafficPolicy::Cluster
         }
     }
 }
 
-fn affinity(spec: &core::ServiceSpec, rejects: &mut Rejects) -> Option<u32> {
+fn affinity(spec: &core::ServiceSpec, rejects: &mut Vec<Reject>) -> Option<u32> {
     match spec.session_affinity.as_deref().unwrap_or_default() {
         "" | "None" => return None,
         "ClientIP" => {}
         other => {
             let reason = format_args!("{} is not None or ClientIP; treated as None", shown(other));
-            rejects.add("spec.sessionAffinity", reason);
+            rejects.push(Reject::new("spec.sessionAffinity", reason));
             return None;
         }
     }
@@ -237,17 +245,17 @@ fn affinity(spec: &core::ServiceSpec, rejects: &mut Rejects) -> Option<u32> {
         },
     };
     let reason = format_args!("{problem}; the default of {DEFAULT_AFFINITY_SECONDS} is used");
-    rejects.add("spec.sessionAffinityConfig.clientIP.timeoutSeconds", reason);
+    rejects.push(Reject::new("spec.sessionAffinityConfig.clientIP.timeoutSeconds", reason));
     Some(DEFAULT_AFFINITY_SECONDS)
 }
 
-fn health_check_node_port(spec: &core::ServiceSpec, rejects: &mut Rejects) -> Option<NonZeroU16> {
+fn health_check_node_port(spec: &core::ServiceSpec, rejects: &mut Vec<Reject>) -> Option<NonZeroU16> {
     let number = spec.health_check_node_port.unwrap_or(0);
     let port = port_number(number);
     if port.is_none() {
         let problem = if number == 0 { "missing".to_owned() } else { format!("{number} is not from 1 to 65535") };
         let reason = format_args!("{problem}; a load balancer cannot ask whether this node has endpoints");
-        rejects.add("spec.healthCheckNodePort", reason);
+        rejects.push(Reject::new("spec.healthCheckNodePort", reason));
     }
     port
 }

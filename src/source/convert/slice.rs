@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use jiff::Timestamp;
 use k8s_openapi::api::discovery::v1 as discovery;
 
-use super::fields::{Rejects, label, list, object_name, port_number, protocol};
+use super::fields::{label, list, object_name, port_number, protocol};
 use super::{Converted, Options, Pool};
 use crate::model::parse::{self, shown};
 use crate::model::{Conditions, Endpoint, Family, Hints, ObjectName, Reject, Slice, SlicePort};
@@ -24,7 +24,7 @@ pub(super) fn last_change(object: &discovery::EndpointSlice, rejects: &mut Vec<R
     let time = text.parse::<Timestamp>().ok();
     if time.is_none() {
         let reason = format!("{} is not a time; how long the change took is not measured", shown(text));
-        rejects.push(Reject { field: format!("metadata.annotations[{LAST_CHANGE}]"), reason });
+        rejects.push(Reject::new(format!("metadata.annotations[{LAST_CHANGE}]"), reason));
     }
     time.map(SystemTime::from)
 }
@@ -35,16 +35,16 @@ pub fn slice(object: &discovery::EndpointSlice, options: &Options, pool: &mut Po
         Ok(name) => name,
         Err(reject) => return Converted { name: None, value: None, rejects: vec![reject] },
     };
-    let mut rejects = Rejects::default();
+    let mut rejects = Vec::new();
     let value = value(object, &name, options, &mut rejects, pool);
-    Converted { name: Some(name), value, rejects: rejects.0 }
+    Converted { name: Some(name), value, rejects }
 }
 
 fn value(
     object: &discovery::EndpointSlice,
     name: &ObjectName,
     options: &Options,
-    rejects: &mut Rejects,
+    rejects: &mut Vec<Reject>,
     pool: &mut Pool,
 ) -> Option<Slice> {
     let service = used_by(object, name, rejects)?;
@@ -56,7 +56,7 @@ fn value(
 }
 
 /// The Service that the slice belongs to, if it is to be used at all.
-fn used_by(object: &discovery::EndpointSlice, name: &ObjectName, rejects: &mut Rejects) -> Option<ObjectName> {
+fn used_by(object: &discovery::EndpointSlice, name: &ObjectName, rejects: &mut Vec<Reject>) -> Option<ObjectName> {
     if label(&object.metadata, HEADLESS_LABEL).is_some() {
         return None;
     }
@@ -64,25 +64,25 @@ fn used_by(object: &discovery::EndpointSlice, name: &ObjectName, rejects: &mut R
     let joined = ObjectName::new(name.namespace(), service);
     if joined.is_none() {
         let reason = format_args!("{} is not the name of a Service; the slice is not used", shown(service));
-        rejects.add(format!("metadata.labels[{SERVICE_NAME_LABEL}]"), reason);
+        rejects.push(Reject::new(format!("metadata.labels[{SERVICE_NAME_LABEL}]"), reason));
     }
     joined
 }
 
-fn family(object: &discovery::EndpointSlice, rejects: &mut Rejects) -> Option<Family> {
+fn family(object: &discovery::EndpointSlice, rejects: &mut Vec<Reject>) -> Option<Family> {
     let family = Family::ALL.into_iter().find(|family| family.to_string() == object.address_type);
     if family.is_none() {
         let reason = format_args!("{} is not IPv4 or IPv6; the slice is not used", shown(&object.address_type));
-        rejects.add("addressType", reason);
+        rejects.push(Reject::new("addressType", reason));
     }
     family
 }
 
-fn ports(object: &discovery::EndpointSlice, rejects: &mut Rejects, pool: &mut Pool) -> Box<[SlicePort]> {
+fn ports(object: &discovery::EndpointSlice, rejects: &mut Vec<Reject>, pool: &mut Pool) -> Box<[SlicePort]> {
     let mut ports = Vec::new();
     for (i, object) in list(&object.ports).iter().enumerate() {
         let mut reject = |field: &str, problem: &str| {
-            rejects.add(format!("ports[{i}].{field}"), format_args!("{problem}; the port is skipped"));
+            rejects.push(Reject::new(format!("ports[{i}].{field}"), format_args!("{problem}; the port is skipped")));
         };
         let Some(name) = object.name.as_deref() else {
             reject("name", "missing (the unnamed port of a Service is \"\")");
@@ -109,7 +109,7 @@ fn endpoint(
     object: &discovery::Endpoint,
     family: Family,
     options: &Options,
-    rejects: &mut Rejects,
+    rejects: &mut Vec<Reject>,
     pool: &mut Pool,
 ) -> Option<Endpoint> {
     let address = match object.addresses.first() {
@@ -126,7 +126,7 @@ fn endpoint(
         Err(problem) => {
             let first = if object.addresses.is_empty() { "" } else { "[0]" };
             let reason = format_args!("{problem}; the endpoint is skipped");
-            rejects.add(format!("endpoints[{i}].addresses{first}"), reason);
+            rejects.push(Reject::new(format!("endpoints[{i}].addresses{first}"), reason));
             return None;
         }
     };

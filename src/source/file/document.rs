@@ -201,7 +201,7 @@ impl Reader<'_> {
         };
         if found != wanted {
             let reason = format!("{found} is not read; write {wanted}");
-            return contents.faulty(key, path, Reject { field: "apiVersion".to_owned(), reason });
+            return contents.faulty(key, path, Reject::new("apiVersion", reason));
         }
         Shape::of(T::KIND).prune(&mut value);
         match object::parse::<T>(&value) {
@@ -223,13 +223,12 @@ impl Contents {
             "" => "the document".to_owned(),
             field => field.to_owned(),
         };
-        self.rejects.push(Reject { field, reason });
+        self.rejects.push(Reject::new(field, reason));
         self.unclear = true;
     }
 
     fn faulty(&mut self, key: Key, path: &str, reject: Reject) {
-        self.rejects
-            .push(Reject { field: format!("{path}{}", reject.field), reason: format!("{key}: {}", reject.reason) });
+        self.rejects.push(Reject::new(format!("{path}{}", reject.field), format_args!("{key}: {}", reject.reason)));
         self.objects.insert(key, None);
     }
 }

@@ -191,7 +191,7 @@ impl Folder {
             Err(err) => {
                 let reason = format!("cannot be read ({err}); what it said before stays in force");
                 let file = self.files.entry(Arc::clone(&name)).or_default();
-                file.unreadable = Some(Box::new(Reject { field: "the file".to_owned(), reason }));
+                file.unreadable = Some(Box::new(Reject::new("the file", reason)));
                 file.stamp = None;
                 file.documents.iter_mut().for_each(|document| document.must_be_said(wanted));
                 self.unreported.insert(name);
@@ -345,7 +345,7 @@ impl Folder {
                     (None, None) => return None,
                 };
                 let reason = format!("{key} is not used from here: it is also in {by}");
-                Some(Reject { field: "metadata.name".to_owned(), reason })
+                Some(Reject::new("metadata.name", reason))
             });
             let rejects: Vec<_> = document.rejects.iter().cloned().chain(overruled).collect();
             if !rejects.is_empty() {

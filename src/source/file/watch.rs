@@ -245,10 +245,8 @@ impl Work {
 /// Reports that the folder cannot be read, or that it can again.
 fn report_folder(path: &Path, error: Option<String>, reported: &mut bool, emit: &mut dyn FnMut(Event)) {
     let object = ObjectRef { kind: RefKind::Folder, name: path.display().to_string().into() };
-    let rejects = error.map(|error| Reject {
-        field: "the folder".to_owned(),
-        reason: format!("cannot be read ({error}); what it said before stays in force"),
-    });
+    let reason = error.map(|error| format!("cannot be read ({error}); what it said before stays in force"));
+    let rejects = reason.map(|reason| Reject::new("the folder", reason));
     if rejects.is_some() || std::mem::take(reported) {
         *reported = rejects.is_some();
         emit(Event::Rejects { object, rejects: rejects.into_iter().collect() });

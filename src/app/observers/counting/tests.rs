@@ -230,7 +230,7 @@ fn faulty_objects_are_counted_by_kind() {
     const SERVICE: RefKind = RefKind::Api(Kind::Service);
     const FILE: RefKind = RefKind::File;
     let rejects = |kind: RefKind, name: &str, faulty: bool| {
-        let reject = Reject { field: "spec".to_owned(), reason: "odd".to_owned() };
+        let reject = Reject::new("spec", "odd");
         let rejects = if faulty { vec![reject] } else { Vec::new() };
         Event::Rejects { object: ObjectRef { kind, name: name.into() }, rejects }
     };
