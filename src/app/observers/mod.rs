@@ -1,5 +1,6 @@
 //! Tells conntrack, health, metrics and the health checks of Services about each sync.
 
+mod checks;
 mod counting;
 mod flows;
 
@@ -8,18 +9,15 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use tokio::sync::{oneshot, watch};
-use tokio::time::timeout;
 use tracing::warn;
 
+pub(super) use self::checks::{Checks, serve_health_checks};
 use self::counting::Counting;
-use super::LISTEN_AGAIN;
-use crate::addresses::Accepted;
 use crate::config::{self, Config, Host};
 use crate::conntrack::{Conntrack, Sweep, Worker};
-use crate::events::{Events, Notice};
-use crate::health::{BindFailure, CheckServer, Health, HealthCheck, HealthChecks};
+use crate::health::Health;
 use crate::metrics::Metrics;
-use crate::model::{Event, Family, ObjectName, PerFamily, policy};
+use crate::model::{Event, Family, PerFamily};
 use crate::nftables::Kernel;
 use crate::sync::{Engine, Observer, Report, Standing};
 use crate::sys::release_free_memory;
@@ -28,14 +26,6 @@ use crate::sysctl;
 /// So many UDP frontends are checked at once only after a start or a repair, where their list takes some megabytes: 10 of
 /// them with 44,000 Services.
 const MANY_FRONTENDS: usize = 1_000;
-
-/// The health checks of Services and where they listen.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Checks {
-    checks: HealthChecks,
-    /// `None` before the first sync.
-    listening: Option<PerFamily<Accepted>>,
-}
 
 /// Hears of every sync and tells the others.
 pub(super) struct Observers {
@@ -155,72 +145,11 @@ impl<K: Kernel> Observer<K> for Observers {
             self.begin(start);
         }
         self.conntrack.clean(flows::to_check(engine, report, all_flows));
-        self.checks.send_if_modified(|checks| update_checks(checks, engine, report));
+        self.checks.send_if_modified(|checks| checks::update_checks(checks, engine, report));
         // A start, or a repair: everything has been listed, read and written at once.
         if Family::ALL.into_iter().any(|family| report.families[family].as_ref().is_some_and(|family| family.full)) {
             release_free_memory();
         }
-    }
-}
-
-/// Looks at the Services that were synced; says whether any health check has changed.
-fn update_checks<K: Kernel>(checks: &mut Checks, engine: &Engine<K>, report: &Report) -> bool {
-    let mut changed = false;
-    for name in &report.examined {
-        for family in Family::ALL {
-            let key = (name.clone(), family);
-            let wanted = health_check(engine, name, family);
-            changed |= checks.checks.get(&key) != wanted.as_ref();
-            match wanted {
-                Some(check) => drop(checks.checks.insert(key, check)),
-                None => drop(checks.checks.remove(&key)),
-            }
-        }
-    }
-    let listening = engine.health_check_addresses();
-    if checks.listening.as_ref() != Some(&listening) {
-        checks.listening = Some(listening);
-        changed = true;
-    }
-    changed
-}
-
-fn health_check<K: Kernel>(engine: &Engine<K>, name: &ObjectName, family: Family) -> Option<HealthCheck> {
-    let service = engine.store().service(name).filter(|service| service.cluster_ips[family].is_some())?;
-    let port = service.health_check_node_port?;
-    Some(HealthCheck { port, local_endpoints: policy::ready_on_this_node(family, engine.store().slices(name)) })
-}
-
-/// Serves the health checks of Services for ever.
-pub(super) async fn serve_health_checks(
-    mut checks: watch::Receiver<Checks>,
-    health: Health,
-    node_name: String,
-    events: Events,
-) -> anyhow::Result<()> {
-    let nowhere = PerFamily::from_fn(|_| Accepted::Only(Default::default()));
-    let mut server = CheckServer::new(nowhere, health);
-    let mut failing = false;
-    loop {
-        // An address that is new on the node cannot be listened on at once, and no event says when it can.
-        let changed = if failing {
-            timeout(LISTEN_AGAIN, checks.changed()).await.unwrap_or(Ok(()))
-        } else {
-            checks.changed().await
-        };
-        if changed.is_err() {
-            return std::future::pending().await;
-        }
-        let Checks { checks: wanted, listening } = checks.borrow_and_update().clone();
-        if let Some(listening) = listening {
-            server.listen_on(listening);
-        }
-        for BindFailure { service, address, source } in server.update(&wanted).await {
-            let port = address.port();
-            let note = format!("node {node_name} failed to start healthcheck \"{service}\" on port {port}: {source}");
-            events.say(Notice::health_check_failed(service, note));
-        }
-        failing = server.is_failing();
     }
 }
 
