@@ -1,6 +1,7 @@
 //! What several tests need: a network namespace of their own, an HTTP client, and a memory of inputs that failed.
 
 pub(crate) mod http;
+pub(crate) mod log;
 #[path = "../../tests/support/netns/mod.rs"]
 pub(crate) mod netns;
 #[path = "../../tests/support/properties.rs"]

@@ -2,10 +2,9 @@
 //! family's rules, or one Service, and not the others.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{LazyLock, Mutex, mpsc as threads};
+use std::sync::{Mutex, mpsc as threads};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -27,6 +26,7 @@ use crate::ruleset::types::{Chain, SetDef};
 use crate::source::convert::{Converter, Options};
 use crate::sync;
 use crate::sync::{Disturbance, Facts, Inputs};
+use crate::testing::log::captured;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -192,23 +192,8 @@ fn wait_done(outside: &mut Outside) {
 
 /// Runs the loop and a script that talks to it, and returns the log.
 fn with_loop<F: Future<Output = ()>>(min_sync_period: Duration, script: impl FnOnce(Outside) -> F) -> String {
-    // With one subscriber alone, a callsite that a thread without any meets first is switched off for all.
-    static ANOTHER: LazyLock<tracing::Dispatch> = LazyLock::new(|| {
-        tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_writer(io::sink).finish().into()
-    });
-    LazyLock::force(&ANOTHER);
-    let (log, writer) = log();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::INFO)
-        .with_ansi(false)
-        .without_time()
-        .with_writer(move || writer.clone())
-        .finish();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-    tracing::subscriber::with_default(subscriber, || {
-        runtime.expect("a runtime").block_on(run_with(min_sync_period, script));
-    });
-    String::from_utf8(log.lock().expect("no panic").clone()).expect("UTF-8")
+    captured(|| runtime.expect("a runtime").block_on(run_with(min_sync_period, script)))
 }
 
 async fn run_with<F: Future<Output = ()>>(min_sync_period: Duration, script: impl FnOnce(Outside) -> F) {
@@ -255,25 +240,6 @@ async fn run_with<F: Future<Output = ()>>(min_sync_period: Duration, script: imp
     };
     let inputs = Inputs { events, addresses, disturbances };
     tokio::join!(sync::run(&mut engine, inputs, min_sync_period, &mut observers), script(outside));
-}
-
-#[derive(Clone)]
-struct Writer(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Writer {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().expect("no panic").extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-fn log() -> (Arc<Mutex<Vec<u8>>>, Writer) {
-    let log = Arc::new(Mutex::new(Vec::new()));
-    (Arc::clone(&log), Writer(log))
 }
 
 /// Each family as the one whose table cannot be written, with the other.
