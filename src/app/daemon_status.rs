@@ -7,8 +7,8 @@ use crate::metrics::daemon::{Daemon, FamilyState, Standing};
 use crate::metrics::{Metrics, timestamp};
 use crate::model::Family;
 
-/// All that is known at the moment.
-pub(super) fn daemon_status(metrics: &Metrics, health: &Health) -> Daemon {
+/// All that is known at the moment; `awaited` is what the start waits for.
+pub(super) fn daemon_status(metrics: &Metrics, health: &Health, awaited: Vec<String>) -> Daemon {
     let report = health.report();
     let now = timestamp(SystemTime::now());
     let count = |value: f64| value.max(0.0) as u64;
@@ -28,12 +28,11 @@ pub(super) fn daemon_status(metrics: &Metrics, health: &Health) -> Daemon {
             repairs: count(metrics.repairs[family].get()),
         }
     };
-    let never_synced = Family::ALL.into_iter().filter(|family| metrics.sync_last[*family].get() == 0.0);
     Daemon {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         healthy: report.healthy(),
         node_eligible: report.node_eligible,
-        awaited: never_synced.map(|family| format!("the first sync of {family}")).collect(),
+        awaited,
         families: Family::ALL.into_iter().map(|family| (family.to_string(), family_state(family))).collect(),
         service_changes_pending: count(metrics.service_changes_pending.get()),
         endpoint_changes_pending: count(metrics.endpoint_changes_pending.get()),
@@ -55,21 +54,21 @@ mod tests {
         let metrics = Metrics::new();
         let health = Health::new(State::new(Family::ALL, Duration::from_secs(30), Moment::now()));
         let now = timestamp(SystemTime::now());
-        let state = |metrics: &Metrics| daemon_status(metrics, &health).families[&FAMILY.to_string()].clone();
+        let status = |metrics: &Metrics, health: &Health| daemon_status(metrics, health, vec!["all".to_owned()]);
+        let state = |metrics: &Metrics| status(metrics, &health).families[&FAMILY.to_string()].clone();
 
         assert_eq!(state(&metrics).standing, Standing::Behind, "nothing is known");
         // As the sync loop leaves it at the start.
         Family::ALL.into_iter().for_each(|family| metrics.sync_last_queued[family].set(now - 100.0));
-        let daemon = daemon_status(&metrics, &health);
+        let daemon = status(&metrics, &health);
         assert!(daemon.healthy && !daemon.node_eligible, "nothing waits, and the node is not known");
-        assert_eq!(daemon.awaited, ["the first sync of IPv4", "the first sync of IPv6"]);
+        assert_eq!(daemon.awaited, ["all"]);
         let first = state(&metrics);
         assert_eq!((first.standing, first.synced_seconds_ago), (Standing::Behind, None));
         assert!(first.lag_seconds >= 100, "{first:?}");
 
         metrics.sync_last[FAMILY].set(now - 50.0);
-        let daemon = daemon_status(&metrics, &health);
-        assert_eq!(daemon.awaited, ["the first sync of IPv6"]);
+        let daemon = status(&metrics, &health);
         assert_eq!(daemon.families["IPv6"].standing, Standing::Behind);
         let synced = state(&metrics);
         assert_eq!((synced.standing, synced.lag_seconds), (Standing::InLine, 0));
@@ -83,7 +82,7 @@ mod tests {
         let mut waits = State::new(Family::ALL, Duration::from_secs(30), earlier);
         waits.change_queued(FAMILY, earlier);
         waits.set_node_eligible(true);
-        let daemon = daemon_status(&metrics, &Health::new(waits));
+        let daemon = status(&metrics, &Health::new(waits));
         assert!(!daemon.healthy && daemon.node_eligible);
         let state = &daemon.families["IPv4"];
         assert_eq!(state.standing, Standing::Behind);
@@ -94,7 +93,7 @@ mod tests {
         metrics.set_rejected_objects("Service", 3);
         metrics.set_rejected_objects("Node", 0);
         metrics.service_changes_pending.set(4.0);
-        let daemon = daemon_status(&metrics, &health);
+        let daemon = status(&metrics, &health);
         let state = &daemon.families["IPv4"];
         assert_eq!((state.refused_services, state.repairs, daemon.service_changes_pending), (2, 1, 4));
         assert_eq!(daemon.rejected_objects.into_iter().collect::<Vec<_>>(), [("Service".to_owned(), 3)]);

@@ -6,6 +6,7 @@ mod listen;
 mod observers;
 mod one_shot;
 mod ports;
+mod ready;
 mod reload;
 mod render;
 mod run;

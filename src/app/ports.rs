@@ -10,10 +10,11 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::LISTEN_AGAIN;
-use super::daemon_status::daemon_status;
+use super::ready::{Awaited, Readiness};
 use crate::events::{Events, Notice};
 use crate::health::{self, Health, Question};
 use crate::http;
+use crate::metrics::daemon::Daemon;
 use crate::metrics::{self, Metrics};
 
 /// How an address that cannot be listened on is dealt with.
@@ -22,22 +23,25 @@ pub(super) struct BindPolicy {
     /// Whether it ends the process (`bindAddressHardFail`); otherwise it is tried again.
     pub(super) hard_fail: bool,
     pub(super) events: Events,
+    pub(super) readiness: Readiness,
 }
 
-/// Serves `/healthz` and `/livez` for ever.
+/// Serves `/healthz`, `/livez` and `/readyz` for ever.
 pub(super) async fn serve_health(
     bind_policy: BindPolicy,
     address: SocketAddr,
     health: Health,
     metrics: Arc<Metrics>,
 ) -> anyhow::Result<()> {
-    let listener = bind_policy.bind(address, "/healthz", "FailedToStartProxierHealthcheck").await?;
-    info!(%address, "serving /healthz and /livez");
+    let listener =
+        bind_policy.bind(address, "/healthz", "FailedToStartProxierHealthcheck", Awaited::HealthPort).await?;
+    info!(%address, "serving /healthz, /livez and /readyz");
+    let readiness = bind_policy.readiness;
     let asked = move |question, code| match question {
         Question::Healthz => metrics.healthz_answered(code),
         Question::Livez => metrics.livez_answered(code),
     };
-    health::serve(listener, health, asked).await;
+    health::serve(listener, health, asked, move || readiness.held_up_by()).await;
     Ok(())
 }
 
@@ -47,23 +51,32 @@ pub(super) async fn serve_metrics(
     address: SocketAddr,
     metrics: Arc<Metrics>,
     configz: Receiver<String>,
-    health: Health,
+    status: impl Fn() -> Daemon + Send + Sync + 'static,
 ) -> anyhow::Result<()> {
-    let listener = bind_policy.bind(address, "/metrics", "FailedToStartMetricServer").await?;
+    let listener = bind_policy.bind(address, "/metrics", "FailedToStartMetricServer", Awaited::MetricsPort).await?;
     info!(%address, "serving /metrics");
-    let known = Arc::clone(&metrics);
-    metrics::serve(listener, metrics, configz, move || daemon_status(&known, &health)).await;
+    metrics::serve(listener, metrics, configz, status).await;
     Ok(())
 }
 
 impl BindPolicy {
-    async fn bind(&self, address: SocketAddr, path: &str, reason: &'static str) -> io::Result<TcpListener> {
+    async fn bind(
+        &self,
+        address: SocketAddr,
+        path: &str,
+        reason: &'static str,
+        port: fn(SocketAddr) -> Awaited,
+    ) -> io::Result<TcpListener> {
         let mut said = false;
         loop {
             let error = match http::bind(address) {
-                Ok(listener) => return Ok(listener),
+                Ok(listener) => {
+                    self.readiness.comes(port(address));
+                    return Ok(listener);
+                }
                 Err(error) => error,
             };
+            self.readiness.awaits(port(address), Some(&error.to_string()));
             let what = format!("cannot listen on {address} for {path} ({error})");
             if self.hard_fail {
                 self.events.say(Notice::start_failed(reason, what.clone()));
@@ -95,7 +108,10 @@ mod tests {
             let address = ADDRESS.parse().expect("an address");
             let taken = http::bind(address).expect("free");
             let (events, mut notices) = Events::channel();
-            let bind_policy = BindPolicy { hard_fail: true, events };
+            let health_address = ADDRESS.parse().map(Awaited::HealthPort).expect("an address");
+            let readiness = Readiness::new([health_address, Awaited::MetricsPort(address)]);
+            let bind_policy = BindPolicy { hard_fail: true, events, readiness: readiness.clone() };
+            let status = || unreachable!("nobody asks");
             let metrics = Arc::new(Metrics::new());
             let health = Health::new(State::new(Family::ALL, Duration::from_secs(30), Moment::now()));
 
@@ -104,7 +120,7 @@ mod tests {
                 address,
                 Arc::clone(&metrics),
                 tokio::sync::watch::channel(String::new()).1,
-                health.clone(),
+                status,
             )
             .await;
             let error = ended.expect_err("the port is taken").to_string();
@@ -118,6 +134,9 @@ mod tests {
             let serving = tokio::spawn(serve_health(patient, address, health, Arc::clone(&metrics)));
             tokio::task::yield_now().await;
             assert!(!serving.is_finished());
+            let awaited = readiness.awaited();
+            let named = format!("the health port {ADDRESS} (Address already in use (os error 98))");
+            assert!(awaited.contains(&named), "{awaited:?}");
             drop(taken);
             let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
             while tokio::net::TcpStream::connect(ADDRESS).await.is_err() {
@@ -126,6 +145,11 @@ mod tests {
             }
             assert_eq!(request(ADDRESS, "GET", "/healthz").await.status, 503);
             assert_eq!(request(ADDRESS, "GET", "/livez").await.status, 200);
+            assert!(!readiness.awaited().iter().any(|awaited| awaited.contains("health port")));
+            let answer = request(ADDRESS, "GET", "/readyz").await;
+            let lines: Vec<String> =
+                readiness.held_up_by().iter().map(|awaited| format!("waiting for: {awaited}\n")).collect();
+            assert_eq!((answer.status, answer.body), (503, lines.concat()));
             assert!(notices.try_recv().is_err(), "nothing is said of what may yet succeed");
             serving.abort();
             let text = metrics.text();

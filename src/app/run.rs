@@ -11,9 +11,11 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use super::daemon_status::daemon_status;
 use super::listen::listen;
-use super::observers::{self, Checks, Observers, Start};
+use super::observers::{self, Checks, Observers, Published, TakeOver};
 use super::ports::{self, BindPolicy};
+use super::ready::{Awaited, Readiness};
 use super::reload::{self, File, follow};
 use super::signals::Signals;
 use super::{configuration, converter, facts, one_shot, service_manager, take_over};
@@ -105,8 +107,13 @@ async fn supervise(
     let (address_sender, addresses) = watch::channel(local);
     let (disturbance_sender, disturbances) = mpsc::channel(16);
     let (attempted_sender, attempted) = oneshot::channel();
-    let (started_sender, started) = oneshot::channel();
     let metrics = Arc::new(Metrics::new());
+    let others = [
+        take_over.then_some(Awaited::TakeOver),
+        config.healthz_bind_address.map(Awaited::HealthPort),
+        Some(Awaited::MetricsPort(config.metrics_bind_address)),
+    ];
+    let readiness = Readiness::new(others.into_iter().flatten());
     let (mut events_out, mut publisher) = (Events::nowhere(), None);
 
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
@@ -125,10 +132,9 @@ async fn supervise(
         }
         std::future::pending().await
     });
+    let awaited = readiness.clone();
     tasks.spawn(async move {
-        if started.await.is_ok() {
-            service_manager::ready();
-        }
+        awaited.follow(service_manager::ready).await;
         std::future::pending().await
     });
     let (in_force, configz) = watch::channel(reload::configz(&config));
@@ -168,16 +174,22 @@ async fn supervise(
     let (checks_sender, checks) = watch::channel(Checks::default());
     let name = config.node_name.clone();
     tasks.spawn(observers::serve_health_checks(checks, health.clone(), name, events_out.clone()));
-    let listening = BindPolicy { hard_fail: config.bind_address_hard_fail, events: events_out };
+    let hard_fail = config.bind_address_hard_fail;
+    let listening = BindPolicy { hard_fail, events: events_out, readiness: readiness.clone() };
     if let Some(address) = config.healthz_bind_address {
         tasks.spawn(ports::serve_health(listening.clone(), address, health.clone(), Arc::clone(&metrics)));
     }
+    let status = {
+        let (metrics, health) = (Arc::clone(&metrics), health.clone());
+        let readiness = readiness.clone();
+        move || daemon_status(&metrics, &health, readiness.awaited())
+    };
     let address = config.metrics_bind_address;
-    tasks.spawn(ports::serve_metrics(listening, address, Arc::clone(&metrics), configz, health.clone()));
+    tasks.spawn(ports::serve_metrics(listening, address, Arc::clone(&metrics), configz, status));
     let mark = 1 << config.masquerade_bit;
-    let take_over = take_over.then(|| -> Box<dyn FnOnce() + Send> { Box::new(move || take_over::take_over(mark)) });
-    let start = Start { take_over, done: started_sender };
-    let observers = Observers::new(start, attempted_sender, config.clone(), health, metrics, checks_sender)?;
+    let take_over = take_over.then(|| -> TakeOver { Box::new(move || take_over::take_over(mark)) });
+    let published = Published { health, metrics, readiness, checks: checks_sender };
+    let observers = Observers::new(take_over, attempted_sender, config.clone(), published)?;
     let (pulse, heartbeat) = service_manager::heartbeat();
     tasks.spawn(async move {
         pulse.beat().await;

@@ -1,4 +1,4 @@
-//! `/healthz` and `/livez`.
+//! `/healthz`, `/livez` and `/readyz`.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -15,10 +15,17 @@ use super::{FamilyHealth, Health, HealthReport};
 use crate::http;
 
 /// Answers for ever on `/healthz` (for load balancers: is this node to get connections?) and `/livez` (for whoever
-/// restarts the proxy: does it work?). Everything is closed when the future is dropped.
+/// restarts the proxy: does it work?), and on `/readyz` (is the start over?). Everything is closed when the future is
+/// dropped.
 ///
-/// `asked` is called with each question and the status code of the answer.
-pub async fn serve(listener: TcpListener, health: Health, asked: impl Fn(Question, u16) + Send + Sync + 'static) {
+/// `asked` is called with each question that kube-proxy has, too, and the status code of the answer. `held_up_by` says
+/// what the start still waits for, in words; nothing once it is over.
+pub async fn serve(
+    listener: TcpListener,
+    health: Health,
+    asked: impl Fn(Question, u16) + Send + Sync + 'static,
+    held_up_by: impl Fn() -> Vec<String> + Send + Sync + 'static,
+) {
     let state = Arc::new((health, asked));
     let app = Router::new();
     let app = [("/healthz", Question::Healthz), ("/livez", Question::Livez)].into_iter().fold(
@@ -34,6 +41,8 @@ pub async fn serve(listener: TcpListener, health: Health, asked: impl Fn(Questio
             app.route(path, any(handler))
         },
     );
+    let held_up_by = Arc::new(held_up_by);
+    let app = app.route("/readyz", any(async move || readiness(&held_up_by())));
     http::serve(listener, app).await;
 }
 
@@ -78,6 +87,16 @@ impl From<FamilyHealth> for FamilyStatus {
     }
 }
 
+/// Whether the start is over, and if not what it waits for, a line each.
+fn readiness(held_up_by: &[String]) -> Response {
+    let headers = [(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
+    if held_up_by.is_empty() {
+        return (headers, "ok").into_response();
+    }
+    let lines: String = held_up_by.iter().map(|awaited| format!("waiting for: {awaited}\n")).collect();
+    (StatusCode::SERVICE_UNAVAILABLE, headers, lines).into_response()
+}
+
 fn answer(report: &HealthReport, asks_for_node: bool) -> Response {
     let (status, body) = render(report, asks_for_node);
     let headers = [(header::CONTENT_TYPE, "application/json"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
@@ -109,6 +128,7 @@ fn rfc3339(time: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use std::io;
+    use std::sync::Mutex;
     use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
@@ -185,14 +205,24 @@ mod tests {
     }
 
     #[test]
-    fn both_paths_are_served_on_both_families() {
+    fn all_paths_are_served_on_both_families() {
         in_network_namespace_async(async || {
             let health = Health::new(State::new(Family::ALL, Duration::from_secs(30), Moment::now()));
             let listener = http::bind("0.0.0.0:10256".parse().expect("an address")).expect("free");
+            let held_up_by = Arc::new(Mutex::new(vec![
+                "the first list of Nodes".to_owned(),
+                "table ip6 nftproxyd (why)".to_owned(),
+            ]));
+            let of_start = Arc::clone(&held_up_by);
             let (serving, answers) = {
                 let (sender, answers) = std::sync::mpsc::channel();
                 let asked = move |question, code| sender.send((question, code)).expect("the test listens");
-                (tokio::spawn(serve(listener, health.clone(), asked)), answers)
+                (
+                    tokio::spawn(serve(listener, health.clone(), asked, move || {
+                        of_start.lock().expect("no panic").clone()
+                    })),
+                    answers,
+                )
             };
             for address in ["127.0.0.1:10256", "[::1]:10256"] {
                 for (method, path, status) in [
@@ -213,6 +243,17 @@ mod tests {
             }
             let of_one_client = [(Question::Healthz, 503), (Question::Livez, 200), (Question::Livez, 200)];
             assert_eq!(answers.try_iter().collect::<Vec<_>>(), [of_one_client, of_one_client].concat());
+            let awaited = "waiting for: the first list of Nodes\nwaiting for: table ip6 nftproxyd (why)\n";
+            for (now_held_up_by, status, body) in [(true, 503, awaited), (false, 200, "ok")] {
+                if !now_held_up_by {
+                    held_up_by.lock().expect("no panic").clear();
+                }
+                let answer = request("[::1]:10256", "GET", "/readyz").await;
+                assert_eq!((answer.status, answer.body.as_str()), (status, body));
+                assert_eq!(answer.header("content-type"), Some("text/plain; charset=utf-8"));
+                assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
+            }
+            assert_eq!(answers.try_iter().count(), 0, "kube-proxy has nothing to count that as");
             health.set_node_eligible(true);
             assert_eq!(request("[::1]:10256", "GET", "/healthz").await.status, 200);
 

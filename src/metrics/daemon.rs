@@ -17,7 +17,8 @@ pub struct Daemon {
     pub healthy: bool,
     /// Whether load balancers are to use this node: it is known, and neither being deleted nor about to be.
     pub node_eligible: bool,
-    /// What is still awaited before everything is in place for the first time; empty from then on.
+    /// What the start still waits for: lists, tables, the take-over, which all have to come before the proxy is ready, and
+    /// ports, which need not.
     #[serde(default)]
     pub awaited: Vec<String>,
     /// By family: `IPv4`, `IPv6`.

@@ -623,13 +623,17 @@ fn a_table_that_was_never_synced_is_not_said_to_be_in_sync() {
             std::thread::sleep(Duration::from_millis(5));
         }
     };
-    let said = wait_until("in line in IPv4", &|said| standing(said)[0] == "InLine");
+    let said = wait_until("the other waits for its table", &|said| {
+        standing(said)[0] == "InLine" && said["awaited"][0].as_str().is_some_and(|awaited| awaited.contains("(it has"))
+    });
     assert_ne!(standing(&said)[1], "InLine", "{said}");
-    assert_eq!(said["awaited"], json!(["the first sync of IPv6"]));
+    let awaited = said["awaited"][0].as_str().expect("a text");
+    assert!(awaited.starts_with("table ip6 nftproxyd (it has the flag owner"), "{said}");
+    assert_eq!(said["awaited"], json!([awaited]));
     assert_eq!(said["families"]["IPv6"]["syncedSecondsAgo"], json!(null));
     let text = stdout(&run(&world, &["status"]));
     assert!(text.contains("\nIPv4      in sync; ") && !text.contains("\nIPv6      in sync"), "{text}");
-    assert!(text.contains("\nstart     waits for the first sync of IPv6\n"), "{text}");
+    assert!(text.contains(&format!("\nstart     waits for {awaited}\n")), "{text}");
 
     // Its table goes with it.
     drop(input);

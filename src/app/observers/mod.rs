@@ -13,6 +13,7 @@ use tracing::warn;
 
 pub(super) use self::checks::{Checks, serve_health_checks};
 use self::counting::Counting;
+use super::ready::{Awaited, Readiness};
 use crate::config::{self, Config, Host};
 use crate::conntrack::{Conntrack, Sweep, Worker};
 use crate::health::Health;
@@ -33,30 +34,34 @@ pub(super) struct Observers {
     health: Health,
     counting: Counting,
     checks: watch::Sender<Checks>,
-    start: Option<Start>,
+    readiness: Readiness,
+    /// Removes kube-proxy's leftovers, if that is to be done, when the tables of all families are in line for the first time.
+    take_over: Option<TakeOver>,
     /// To be told when no table waits for its first attempt any more: from then on changes are small.
     attempted: Option<oneshot::Sender<()>>,
     /// Until the Node is known, and what is odd about the two has been said.
     unchecked: Option<Config>,
 }
 
-/// What follows when the tables of all families are in line for the first time.
-pub(super) struct Start {
-    /// Removes kube-proxy's leftovers, if that is to be done.
-    pub(super) take_over: Option<Box<dyn FnOnce() + Send>>,
-    /// To be told when that is done, too.
-    pub(super) done: oneshot::Sender<()>,
+/// What is written here for others to read.
+pub(super) struct Published {
+    pub(super) health: Health,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) readiness: Readiness,
+    pub(super) checks: watch::Sender<Checks>,
 }
+
+/// What removes kube-proxy's leftovers.
+pub(super) type TakeOver = Box<dyn FnOnce() + Send>;
 
 impl Observers {
     pub(super) fn new(
-        start: Start,
+        take_over: Option<TakeOver>,
         attempted: oneshot::Sender<()>,
         config: Config,
-        health: Health,
-        metrics: Arc<Metrics>,
-        checks: watch::Sender<Checks>,
+        published: Published,
     ) -> anyhow::Result<Observers> {
+        let Published { health, metrics, readiness, checks } = published;
         let conntrack = Conntrack::open().context("cannot use connection tracking")?;
         let counted = Arc::clone(&metrics);
         let count = move |pass: &Sweep| {
@@ -71,31 +76,20 @@ impl Observers {
             health,
             counting: Counting::new(metrics),
             checks,
-            start: Some(start),
+            readiness,
+            take_over,
             attempted: Some(attempted),
             unchecked: Some(config),
         })
-    }
-
-    fn begin(&self, Start { take_over, done }: Start) {
-        // Nobody listens any more when the daemon is about to end.
-        let tell = || {
-            let _ = done.send(());
-        };
-        match take_over {
-            // Before the pass over the flows that those rules may have made.
-            Some(take_over) => self.conntrack.before(|| {
-                take_over();
-                tell();
-            }),
-            None => tell(),
-        }
     }
 }
 
 impl<K: Kernel> Observer<K> for Observers {
     fn hears(&mut self, engine: &Engine<K>, event: &Event) {
         self.counting.hears(engine, event);
+        if let Event::ListDone(kind) = event {
+            self.readiness.comes(Awaited::FirstList(*kind));
+        }
     }
 
     fn queued(&mut self, engine: &Engine<K>) {
@@ -107,6 +101,7 @@ impl<K: Kernel> Observer<K> for Observers {
                 self.health.nothing_waits(family);
             }
         }
+        self.readiness.tables(|family| engine.standing(family));
         // A change of the Node alone needs no sync.
         if let Some(node) = engine.store().node() {
             self.health.set_node_eligible(!node.leaving);
@@ -132,6 +127,7 @@ impl<K: Kernel> Observer<K> for Observers {
             }
         }
         self.counting.synced(engine, report);
+        self.readiness.tables(|family| engine.standing(family));
         if Family::ALL.into_iter().all(|family| engine.standing(family) != Standing::Behind)
             && let Some(attempted) = self.attempted.take()
         {
@@ -139,10 +135,15 @@ impl<K: Kernel> Observer<K> for Observers {
             let _ = attempted.send(());
         }
         let mut all_flows = report.udp_all;
-        if let Some(start) = self.start.take_if(|_| engine.is_in_line()) {
+        if let Some(take_over) = self.take_over.take_if(|_| engine.is_in_line()) {
             // What is taken over from has made flows until then, which may be long after the first sync.
-            all_flows = PerFamily::from_fn(|family| all_flows[family] || start.take_over.is_some());
-            self.begin(start);
+            all_flows = PerFamily::from_fn(|_| true);
+            let readiness = self.readiness.clone();
+            // Before the pass over the flows that those rules may have made.
+            self.conntrack.before(move || {
+                take_over();
+                readiness.comes(Awaited::TakeOver);
+            });
         }
         self.conntrack.clean(flows::to_check(engine, report, all_flows));
         self.checks.send_if_modified(|checks| checks::update_checks(checks, engine, report));

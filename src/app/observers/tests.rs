@@ -111,7 +111,7 @@ struct Outside {
     addresses: watch::Sender<BTreeSet<IpAddr>>,
     disturbances: mpsc::Sender<Disturbance>,
     attempted: oneshot::Receiver<()>,
-    done: oneshot::Receiver<()>,
+    readiness: Readiness,
     did: threads::Receiver<Did>,
     convert: Converter,
     next: AtomicUsize,
@@ -175,17 +175,26 @@ impl Outside {
         self.metrics.in_sync[family].get() == 1.0
     }
 
-    /// Whether the service manager was told, and kube-proxy's rules removed. The loop runs.
-    fn is_done(&mut self) -> bool {
-        self.done.try_recv().is_ok()
+    /// What holds up the start: the service manager is told that the proxy is ready when nothing does.
+    fn held_up_by(&self) -> Vec<String> {
+        self.readiness.held_up_by()
     }
 }
 
+/// Why a table that somebody else owns cannot be synced.
+const OWNED: &str = "no permission to change nftables: run as root or with CAP_NET_ADMIN";
+
+/// How the start names the table of a family that has an owner.
+fn owned(family: Family) -> String {
+    let table = if family == Family::V4 { "table ip nftproxyd" } else { "table ip6 nftproxyd" };
+    format!("{table} ({OWNED})")
+}
+
 /// Waits for the thread that takes over.
-fn wait_done(outside: &mut Outside) {
+fn wait_done(outside: &Outside) {
     let end = std::time::Instant::now() + PATIENCE;
-    while !outside.is_done() {
-        assert!(std::time::Instant::now() < end, "it is never ready");
+    while !outside.held_up_by().is_empty() {
+        assert!(std::time::Instant::now() < end, "it is never ready: {:?}", outside.held_up_by());
         std::thread::yield_now();
     }
 }
@@ -206,7 +215,7 @@ async fn run_with<F: Future<Output = ()>>(min_sync_period: Duration, script: imp
     let (address_sender, addresses) = watch::channel(BTreeSet::new());
     let (disturbance_sender, disturbances) = mpsc::channel(16);
     let (attempted_sender, attempted) = oneshot::channel();
-    let (done_sender, done) = oneshot::channel();
+    let readiness = Readiness::new([Awaited::TakeOver]);
     let (did_sender, did) = threads::channel();
     let metrics = Arc::new(Metrics::new());
     // Whoever waits at all is unhealthy at once.
@@ -221,7 +230,8 @@ async fn run_with<F: Future<Output = ()>>(min_sync_period: Duration, script: imp
         health: health.clone(),
         counting: Counting::new(Arc::clone(&metrics)),
         checks: watch::channel(Checks::default()).0,
-        start: Some(Start { take_over: Some(Box::new(take_over)), done: done_sender }),
+        readiness: readiness.clone(),
+        take_over: Some(Box::new(take_over)),
         attempted: Some(attempted_sender),
         unchecked: None,
     };
@@ -233,7 +243,7 @@ async fn run_with<F: Future<Output = ()>>(min_sync_period: Duration, script: imp
         addresses: address_sender,
         disturbances: disturbance_sender,
         attempted,
-        done,
+        readiness,
         did,
         convert: Converter::new(Options { node_name: "n1".to_owned(), allow_external_ips: true }),
         next: AtomicUsize::new(1),
@@ -250,11 +260,12 @@ fn nothing_is_ready_or_taken_over_while_a_family_was_never_in_line() {
     for (failing, other) in BOTH_WAYS {
         let log = with_loop(Duration::ZERO, |mut outside| async move {
             outside.kernel.deny(failing);
+            assert_eq!(outside.held_up_by().len(), Kind::ALL.len() + 3);
             outside.lists(&[("web", "TCP")]).await;
             for _ in 0..20 {
                 outside.churn("web", other, "TCP").await;
                 assert!(outside.kernel.get().has_table(other) && !outside.kernel.get().has_table(failing));
-                assert!(!outside.is_done(), "{failing} was never in line");
+                assert_eq!(outside.held_up_by(), [owned(failing), "the take-over from kube-proxy".to_owned()]);
                 assert_eq!((outside.healthy(failing), outside.healthy(other)), (false, true));
                 assert_eq!((outside.in_sync(failing), outside.in_sync(other)), (false, true));
                 assert_eq!(outside.metrics.sync_last[failing].get(), 0.0);
@@ -267,7 +278,7 @@ fn nothing_is_ready_or_taken_over_while_a_family_was_never_in_line() {
             outside.kernel.get().forget_hooks();
             sleep(MINUTE).await;
             assert_eq!(outside.did.recv_timeout(PATIENCE), Ok(Did::TookOver));
-            wait_done(&mut outside);
+            wait_done(&outside);
             assert_eq!((outside.healthy(failing), outside.healthy(other)), (true, true));
             assert_eq!((outside.in_sync(failing), outside.in_sync(other)), (true, true));
             assert!(outside.metrics.sync_last[failing].get() > 0.0);
@@ -296,6 +307,7 @@ fn a_family_that_fails_later_is_unhealthy_whatever_the_other_does() {
                 assert_eq!((outside.healthy(failing), outside.healthy(other)), (false, true));
                 assert_eq!((outside.in_sync(failing), outside.in_sync(other)), (false, true));
                 assert_eq!(outside.metrics.sync_last[failing].get(), last);
+                assert_eq!(outside.held_up_by(), Vec::<String>::new(), "the start is over");
             }
             outside.kernel.get().forget_hooks();
             sleep(MINUTE).await;
@@ -318,7 +330,7 @@ fn a_family_that_fails_later_is_unhealthy_whatever_the_other_does() {
 #[test]
 fn a_service_that_the_kernel_refuses_is_named_and_keeps_nobody_back() {
     for (family, _) in BOTH_WAYS {
-        let log = with_loop(Duration::ZERO, |mut outside| async move {
+        let log = with_loop(Duration::ZERO, |outside| async move {
             let refuse = |outside: &Outside| {
                 let address = if family == Family::V4 { "10.96.0.1" } else { "fd00::1" };
                 let at = FrontendAt::Address(address.parse().expect("an address"));
@@ -330,7 +342,7 @@ fn a_service_that_the_kernel_refuses_is_named_and_keeps_nobody_back() {
             outside.lists(&[("web", "TCP"), ("api", "TCP")]).await;
             sleep(MINUTE).await;
             assert_eq!(outside.did.recv_timeout(PATIENCE), Ok(Did::TookOver), "no pass without a failure came by");
-            wait_done(&mut outside);
+            wait_done(&outside);
             assert!(outside.health.healthy() && outside.in_sync(family));
             assert_eq!(outside.metrics.refused_services[family].get(), 1.0);
             assert!(outside.metrics.sync_last[family].get() > 0.0);
@@ -418,5 +430,30 @@ fn a_change_that_is_taken_back_before_it_was_synced_waits_no_longer() {
         outside.addresses.send(BTreeSet::new()).expect("the loop runs");
         sleep(Duration::from_secs(1)).await;
         assert_eq!((outside.healthy(Family::V4), outside.in_sync(Family::V4)), (true, true));
+    });
+}
+
+/// A list is awaited until it is complete, and then the tables, which are written when all are.
+#[test]
+fn the_start_names_the_lists_that_are_missing() {
+    with_loop(Duration::ZERO, |outside| async move {
+        let (mut missing, last) = (Kind::ALL.to_vec(), Kind::EndpointSlice);
+        missing.retain(|kind| *kind != last);
+        let all = outside.held_up_by();
+        for kind in missing {
+            let name = format!("the first list of {kind}s");
+            assert!(all.contains(&name) && outside.held_up_by().contains(&name), "{all:?}");
+            outside.send(vec![Event::ListStarted(kind)]).await;
+            sleep(MINUTE).await;
+            assert!(outside.held_up_by().contains(&name), "it has only begun");
+            outside.send(vec![Event::ListDone(kind)]).await;
+            sleep(MINUTE).await;
+            assert!(!outside.held_up_by().contains(&name), "{kind}");
+        }
+        let rest = ["the first list of EndpointSlices", "table ip nftproxyd", "table ip6 nftproxyd"];
+        assert_eq!(outside.held_up_by()[..3], rest);
+        outside.send(vec![Event::ListStarted(last), Event::ListDone(last)]).await;
+        sleep(MINUTE).await;
+        wait_done(&outside);
     });
 }

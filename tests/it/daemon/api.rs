@@ -11,7 +11,7 @@ use crate::support::objects::service_cidr;
 use crate::support::outcome::{Fate, Passed};
 
 /// A node with an API server in it.
-fn node_with_api() -> Option<(Node, Api)> {
+pub(super) fn node_with_api() -> Option<(Node, Api)> {
     let node = Node::new()?;
     let listener = node.world.run(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).expect("loopback has free ports");
     let api = Api::start(listener);

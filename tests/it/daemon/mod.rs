@@ -10,6 +10,7 @@ mod health;
 mod manifests;
 mod proxies;
 mod readers;
+mod ready;
 mod repair;
 mod stale_flows;
 mod take_over;

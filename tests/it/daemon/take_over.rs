@@ -162,10 +162,10 @@ fn from_mode_nftables() {
 }
 
 /// Somebody else who owns a table of ours, until this is dropped. `None` where the kernel knows no owners (before 5.12).
-struct Owner(Child);
+pub(super) struct Owner(Child);
 
 impl Owner {
-    fn of(node: &Node, table: &str) -> Option<Owner> {
+    pub(super) fn of(node: &Node, table: &str) -> Option<Owner> {
         let mut command = Command::new("nft");
         command.arg("-i").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut owner = Owner(node.world.spawn(command).expect("nft is installed"));
@@ -237,6 +237,14 @@ fn nothing_is_taken_over_while_a_family_is_not_in_line() {
     let is_there = ["table ip kube-proxy", "table ip6 kube-proxy"].map(str::to_owned);
     assert!(is_there.iter().all(|table| tables(&node).contains(table)), "{:?}", tables(&node));
     assert_eq!(heard(), None, "the service manager hears nothing");
+    let awaited = health::get(&node, &health, "/readyz").expect("it is served").expect("somebody listens");
+    let lines: Vec<&str> = awaited.body.lines().collect();
+    assert_eq!(awaited.status, 503);
+    assert!(
+        matches!(lines[..], [table, "waiting for: the take-over from kube-proxy"]
+            if table.starts_with("waiting for: table ip6 nftproxyd (it has the flag owner")),
+        "{lines:?}"
+    );
     let log = node.log();
     assert!(!log.contains("in sync") && !log.contains("taken over"), "{log}");
 
