@@ -1,30 +1,38 @@
 //! What the daemon says of itself.
 
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
+use super::observers::FamilyStanding;
 use crate::health::Health;
-use crate::metrics::daemon::{Daemon, FamilyState, Standing};
+use crate::metrics::daemon::{Daemon, FamilyState};
 use crate::metrics::{Metrics, timestamp};
-use crate::model::Family;
+use crate::model::{Family, PerFamily};
 
 /// All that is known at the moment; `awaited` is what the start waits for.
-pub(super) fn daemon_status(metrics: &Metrics, health: &Health, awaited: Vec<String>) -> Daemon {
+pub(super) fn daemon_status(
+    metrics: &Metrics,
+    health: &Health,
+    standings: PerFamily<FamilyStanding>,
+    awaited: Vec<String>,
+) -> Daemon {
     let report = health.report();
     let now = timestamp(SystemTime::now());
     let count = |value: f64| value.max(0.0) as u64;
     let family_state = |family| {
+        let stands: &FamilyStanding = &standings[family];
         let (synced, queued) = (metrics.sync_last[family].get(), metrics.sync_last_queued[family].get());
         // What the metrics know is counted from the newest change.
         let since_newest = if queued > synced { count(now - queued) } else { 0 };
         let since_oldest =
             report.families[family].and_then(|family| family.waiting).map_or(0, |waiting| waiting.as_secs());
         FamilyState {
-            standing: if synced > 0.0 && queued <= synced { Standing::InLine } else { Standing::Behind },
-            reason: None,
+            standing: stands.standing,
+            reason: stands.reason.clone(),
+            in_line_seconds_ago: stands.in_line_seconds_ago(Instant::now()),
             synced_seconds_ago: (synced > 0.0).then(|| count(now - synced)),
             lag_seconds: since_oldest.max(since_newest),
-            refused_services: count(metrics.refused_services[family].get()),
-            refused: Default::default(),
+            refused_services: stands.refused_services as u64,
+            refused: stands.refused.iter().map(|(name, why)| (name.to_string(), why.clone())).collect(),
             repairs: count(metrics.repairs[family].get()),
         }
     };
@@ -46,6 +54,7 @@ mod tests {
 
     use super::*;
     use crate::health::{Moment, State};
+    use crate::metrics::daemon::Standing;
 
     const FAMILY: Family = Family::V4;
 
@@ -54,10 +63,12 @@ mod tests {
         let metrics = Metrics::new();
         let health = Health::new(State::new(Family::ALL, Duration::from_secs(30), Moment::now()));
         let now = timestamp(SystemTime::now());
-        let status = |metrics: &Metrics, health: &Health| daemon_status(metrics, health, vec!["all".to_owned()]);
+        let status = |metrics: &Metrics, health: &Health| {
+            daemon_status(metrics, health, PerFamily::default(), vec!["all".to_owned()])
+        };
         let state = |metrics: &Metrics| status(metrics, &health).families[&FAMILY.to_string()].clone();
 
-        assert_eq!(state(&metrics).standing, Standing::Behind, "nothing is known");
+        assert_eq!((state(&metrics).standing, state(&metrics).in_line_seconds_ago), (Standing::Behind, None));
         // As the sync loop leaves it at the start.
         Family::ALL.into_iter().for_each(|family| metrics.sync_last_queued[family].set(now - 100.0));
         let daemon = status(&metrics, &health);
@@ -68,10 +79,8 @@ mod tests {
         assert!(first.lag_seconds >= 100, "{first:?}");
 
         metrics.sync_last[FAMILY].set(now - 50.0);
-        let daemon = status(&metrics, &health);
-        assert_eq!(daemon.families["IPv6"].standing, Standing::Behind);
         let synced = state(&metrics);
-        assert_eq!((synced.standing, synced.lag_seconds), (Standing::InLine, 0));
+        assert_eq!((synced.standing, synced.lag_seconds), (Standing::Behind, 0), "times say nothing of the table");
         assert!(synced.synced_seconds_ago.is_some_and(|seconds| seconds >= 50), "{synced:?}");
 
         // A change comes, and another: the first one has been waiting for longer.
@@ -88,14 +97,13 @@ mod tests {
         assert_eq!(state.standing, Standing::Behind);
         assert!(state.lag_seconds >= 70, "{state:?}");
 
-        metrics.refused_services[FAMILY].set(2.0);
         metrics.repairs[FAMILY].inc();
         metrics.set_rejected_objects("Service", 3);
         metrics.set_rejected_objects("Node", 0);
         metrics.service_changes_pending.set(4.0);
         let daemon = status(&metrics, &health);
         let state = &daemon.families["IPv4"];
-        assert_eq!((state.refused_services, state.repairs, daemon.service_changes_pending), (2, 1, 4));
+        assert_eq!((state.repairs, daemon.service_changes_pending), (1, 4));
         assert_eq!(daemon.rejected_objects.into_iter().collect::<Vec<_>>(), [("Service".to_owned(), 3)]);
     }
 }

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::daemon_status::daemon_status;
 use super::listen::listen;
-use super::observers::{self, Checks, Observers, Published, TakeOver};
+use super::observers::{self, Checks, Observers, Published, Standings, TakeOver};
 use super::ports::{self, BindPolicy};
 use super::ready::{Awaited, Readiness};
 use super::reload::{self, File, follow};
@@ -179,16 +179,21 @@ async fn supervise(
     if let Some(address) = config.healthz_bind_address {
         tasks.spawn(ports::serve_health(listening.clone(), address, health.clone(), Arc::clone(&metrics)));
     }
+    let standings = Standings::default();
     let status = {
         let (metrics, health) = (Arc::clone(&metrics), health.clone());
-        let readiness = readiness.clone();
-        move || daemon_status(&metrics, &health, readiness.awaited())
+        let (standings, readiness) = (standings.clone(), readiness.clone());
+        move || {
+            // In this order: what is ready is in line.
+            let awaited = readiness.awaited();
+            daemon_status(&metrics, &health, standings.get(), awaited)
+        }
     };
     let address = config.metrics_bind_address;
     tasks.spawn(ports::serve_metrics(listening, address, Arc::clone(&metrics), configz, status));
     let mark = 1 << config.masquerade_bit;
     let take_over = take_over.then(|| -> TakeOver { Box::new(move || take_over::take_over(mark)) });
-    let published = Published { health, metrics, readiness, checks: checks_sender };
+    let published = Published { health, metrics, readiness, standings, checks: checks_sender };
     let observers = Observers::new(take_over, attempted_sender, config.clone(), published)?;
     let (pulse, heartbeat) = service_manager::heartbeat();
     tasks.spawn(async move {

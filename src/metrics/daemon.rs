@@ -38,15 +38,18 @@ pub struct Daemon {
 pub struct FamilyState {
     /// How it stands to what is wanted of it.
     pub standing: Standing,
-    /// Why, if it is known.
+    /// Why, if the last attempt failed.
     pub reason: Option<String>,
+    /// Seconds since it was last in line: 0 while it is, `None` if it never was.
+    #[serde(default)]
+    pub in_line_seconds_ago: Option<u64>,
     /// Seconds since the last sync that succeeded; `None` before the first.
     pub synced_seconds_ago: Option<u64>,
     /// How long the oldest change has been waiting, in seconds; 0 if none waits.
     pub lag_seconds: u64,
     /// Services of which the kernel refuses a change: they stay as they were. The rest may be in line.
     pub refused_services: u64,
-    /// The first of them with the reason, if they are known by name.
+    /// The first 20 of them, by name, with the reason; left out while the table is not in line.
     #[serde(default)]
     pub refused: BTreeMap<String, String>,
     /// How often the table was repaired since the daemon has started.

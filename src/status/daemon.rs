@@ -116,16 +116,21 @@ pub fn daemon_text(daemon: &Daemon) -> String {
 }
 
 fn family_text(state: &FamilyState) -> String {
-    let mut text = match state.standing {
-        Standing::InLine => "in sync",
-        Standing::Behind if state.synced_seconds_ago.is_none() => "NEVER IN SYNC",
-        Standing::Behind => "BEHIND",
-        Standing::Failing => "FAILING",
-        Standing::Unknown => "in a state that this version does not know",
+    let named: Vec<String> = state.refused.iter().map(|(name, why)| format!("{name} ({why})")).collect();
+    let more = state.refused_services.saturating_sub(named.len() as u64);
+    let mut text = match (state.standing, state.in_line_seconds_ago) {
+        (Standing::InLine, _) if named.is_empty() => "in sync".to_owned(),
+        (Standing::InLine, _) => format!("in sync but for {}", named.join(", ")),
+        (Standing::Unknown, _) => "in a state that this version does not know".to_owned(),
+        (Standing::Behind | Standing::Failing, Some(seconds)) => format!("NOT IN SYNC, was {seconds} s ago"),
+        (Standing::Behind | Standing::Failing, None) if state.synced_seconds_ago.is_some() => "NOT IN SYNC".to_owned(),
+        (Standing::Behind | Standing::Failing, None) => "NEVER IN SYNC".to_owned(),
+    };
+    if !named.is_empty() && more > 0 {
+        let _ = write!(text, " and {more} more");
     }
-    .to_owned();
     if let Some(reason) = &state.reason {
-        let _ = write!(text, " ({reason})");
+        let _ = write!(text, ": {reason}");
     }
     if let Some(seconds) = state.synced_seconds_ago {
         let _ = write!(text, "; last synced {seconds} s ago");
@@ -133,13 +138,8 @@ fn family_text(state: &FamilyState) -> String {
     if state.lag_seconds > 0 {
         let _ = write!(text, "; CHANGES HAVE WAITED FOR {} s", state.lag_seconds);
     }
-    if state.refused_services > 0 {
-        let _ = write!(text, "; the kernel refuses {} Services", state.refused_services);
-        let named: Vec<String> = state.refused.iter().map(|(name, why)| format!("{name}: {why}")).collect();
-        let _ = match &named[..] {
-            [] => write!(text, " (see the log)"),
-            named => write!(text, " ({})", named.join("; ")),
-        };
+    if named.is_empty() && more > 0 {
+        let _ = write!(text, "; the kernel refuses {more} Services (see the log)");
     }
     if state.repairs > 0 {
         let _ = write!(text, "; repaired {} times", state.repairs);
@@ -160,6 +160,7 @@ mod tests {
         FamilyState {
             standing,
             reason: None,
+            in_line_seconds_ago: Some(if standing == Standing::InLine { 0 } else { 12 }),
             synced_seconds_ago: Some(9),
             lag_seconds: 0,
             refused_services: 0,
@@ -169,12 +170,17 @@ mod tests {
     }
 
     fn daemon() -> Daemon {
-        let v6 = FamilyState { synced_seconds_ago: None, lag_seconds: 7, ..state(Standing::Behind) };
+        let v6 = FamilyState {
+            in_line_seconds_ago: None,
+            synced_seconds_ago: None,
+            lag_seconds: 7,
+            ..state(Standing::Behind)
+        };
         Daemon {
             version: "0.1.0".to_owned(),
             healthy: true,
             node_eligible: true,
-            awaited: vec!["the first sync of IPv6".to_owned()],
+            awaited: vec!["table ip6 nftproxyd (no permission)".to_owned()],
             families: [("IPv4".to_owned(), state(Standing::InLine)), ("IPv6".to_owned(), v6)].into(),
             service_changes_pending: 4,
             endpoint_changes_pending: 0,
@@ -190,7 +196,7 @@ mod tests {
             "daemon    nftproxyd 0.1.0, healthy\n\
              IPv4      in sync; last synced 9 s ago\n\
              IPv6      NEVER IN SYNC; CHANGES HAVE WAITED FOR 7 s\n\
-             start     waits for the first sync of IPv6\n\
+             start     waits for table ip6 nftproxyd (no permission)\n\
              objects   with parts that cannot be used: 2 Service (see the log)\n"
         );
         (daemon.healthy, daemon.node_eligible) = (false, false);
@@ -203,10 +209,18 @@ mod tests {
         let expected = "in sync; last synced 9 s ago; the kernel refuses 2 Services (see the log); repaired 3 times";
         assert_eq!(family_text(&but), expected);
         let named = FamilyState { refused: [("shop/web".to_owned(), "why".to_owned())].into(), ..but };
-        assert!(family_text(&named).contains("refuses 2 Services (shop/web: why); "), "{}", family_text(&named));
-        assert_eq!(family_text(&state(Standing::Behind)), "BEHIND; last synced 9 s ago");
+        let expected = "in sync but for shop/web (why) and 1 more; last synced 9 s ago; repaired 3 times";
+        assert_eq!(family_text(&named), expected);
+        let all = FamilyState { refused_services: 1, repairs: 0, ..named };
+        assert_eq!(family_text(&all), "in sync but for shop/web (why); last synced 9 s ago");
+        assert_eq!(family_text(&state(Standing::Behind)), "NOT IN SYNC, was 12 s ago; last synced 9 s ago");
         let failing = FamilyState { reason: Some("no permission".to_owned()), ..state(Standing::Failing) };
-        assert_eq!(family_text(&failing), "FAILING (no permission); last synced 9 s ago");
+        assert_eq!(family_text(&failing), "NOT IN SYNC, was 12 s ago: no permission; last synced 9 s ago");
+        let never = FamilyState { in_line_seconds_ago: None, synced_seconds_ago: None, ..failing.clone() };
+        assert_eq!(family_text(&never), "NEVER IN SYNC: no permission");
+        // Of a version that does not say when it was.
+        let before = FamilyState { in_line_seconds_ago: None, ..failing };
+        assert_eq!(family_text(&before), "NOT IN SYNC: no permission; last synced 9 s ago");
     }
 
     #[test]

@@ -627,13 +627,18 @@ fn a_table_that_was_never_synced_is_not_said_to_be_in_sync() {
         standing(said)[0] == "InLine" && said["awaited"][0].as_str().is_some_and(|awaited| awaited.contains("(it has"))
     });
     assert_ne!(standing(&said)[1], "InLine", "{said}");
-    let awaited = said["awaited"][0].as_str().expect("a text");
-    assert!(awaited.starts_with("table ip6 nftproxyd (it has the flag owner"), "{said}");
-    assert_eq!(said["awaited"], json!([awaited]));
+    let reason = said["families"]["IPv6"]["reason"].as_str().expect("it is known");
+    assert!(reason.starts_with("it has the flag owner"), "{said}");
+    assert_eq!(said["awaited"], json!([format!("table ip6 nftproxyd ({reason})")]));
+    assert_eq!(
+        (&said["families"]["IPv6"]["standing"], &said["families"]["IPv6"]["inLineSecondsAgo"]),
+        (&json!("Failing"), &json!(null))
+    );
     assert_eq!(said["families"]["IPv6"]["syncedSecondsAgo"], json!(null));
     let text = stdout(&run(&world, &["status"]));
     assert!(text.contains("\nIPv4      in sync; ") && !text.contains("\nIPv6      in sync"), "{text}");
-    assert!(text.contains(&format!("\nstart     waits for {awaited}\n")), "{text}");
+    assert!(text.contains(&format!("\nIPv6      NEVER IN SYNC: {reason}")), "{text}");
+    assert!(text.contains(&format!("\nstart     waits for table ip6 nftproxyd ({reason})\n")), "{text}");
 
     // Its table goes with it.
     drop(input);

@@ -3,6 +3,7 @@
 mod checks;
 mod counting;
 mod flows;
+mod standings;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use tracing::warn;
 
 pub(super) use self::checks::{Checks, serve_health_checks};
 use self::counting::Counting;
+pub(super) use self::standings::{FamilyStanding, Standings};
 use super::ready::{Awaited, Readiness};
 use crate::config::{self, Config, Host};
 use crate::conntrack::{Conntrack, Sweep, Worker};
@@ -35,6 +37,7 @@ pub(super) struct Observers {
     counting: Counting,
     checks: watch::Sender<Checks>,
     readiness: Readiness,
+    standings: Standings,
     /// Removes kube-proxy's leftovers, if that is to be done, when the tables of all families are in line for the first time.
     take_over: Option<TakeOver>,
     /// To be told when no table waits for its first attempt any more: from then on changes are small.
@@ -48,6 +51,7 @@ pub(super) struct Published {
     pub(super) health: Health,
     pub(super) metrics: Arc<Metrics>,
     pub(super) readiness: Readiness,
+    pub(super) standings: Standings,
     pub(super) checks: watch::Sender<Checks>,
 }
 
@@ -61,7 +65,7 @@ impl Observers {
         config: Config,
         published: Published,
     ) -> anyhow::Result<Observers> {
-        let Published { health, metrics, readiness, checks } = published;
+        let Published { health, metrics, readiness, standings, checks } = published;
         let conntrack = Conntrack::open().context("cannot use connection tracking")?;
         let counted = Arc::clone(&metrics);
         let count = move |pass: &Sweep| {
@@ -77,10 +81,17 @@ impl Observers {
             counting: Counting::new(metrics),
             checks,
             readiness,
+            standings,
             take_over,
             attempted: Some(attempted),
             unchecked: Some(config),
         })
+    }
+
+    /// Says how the tables stand to those who ask, and then to those who wait for them: what is said to be ready is in line.
+    fn tell_standing<K: Kernel>(&self, engine: &Engine<K>) {
+        self.standings.tell(engine);
+        self.readiness.tables(|family| engine.standing(family));
     }
 }
 
@@ -101,7 +112,7 @@ impl<K: Kernel> Observer<K> for Observers {
                 self.health.nothing_waits(family);
             }
         }
-        self.readiness.tables(|family| engine.standing(family));
+        self.tell_standing(engine);
         // A change of the Node alone needs no sync.
         if let Some(node) = engine.store().node() {
             self.health.set_node_eligible(!node.leaving);
@@ -127,7 +138,7 @@ impl<K: Kernel> Observer<K> for Observers {
             }
         }
         self.counting.synced(engine, report);
-        self.readiness.tables(|family| engine.standing(family));
+        self.tell_standing(engine);
         if Family::ALL.into_iter().all(|family| engine.standing(family) != Standing::Behind)
             && let Some(attempted) = self.attempted.take()
         {

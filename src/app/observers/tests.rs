@@ -16,6 +16,7 @@ use crate::config::{NodePortAddresses, Overrides};
 use crate::conntrack::{Flow, Flows, FlowsError, Swept};
 use crate::diff::Transaction;
 use crate::health::{Moment, State};
+use crate::metrics::daemon::Standing as Told;
 use crate::model::FrontendAt;
 use crate::model::Kind;
 use crate::nftables::in_memory::{Fault, InMemoryKernel};
@@ -112,6 +113,7 @@ struct Outside {
     disturbances: mpsc::Sender<Disturbance>,
     attempted: oneshot::Receiver<()>,
     readiness: Readiness,
+    standings: Standings,
     did: threads::Receiver<Did>,
     convert: Converter,
     next: AtomicUsize,
@@ -175,6 +177,11 @@ impl Outside {
         self.metrics.in_sync[family].get() == 1.0
     }
 
+    /// How a family's table is told to stand.
+    fn told(&self, family: Family) -> FamilyStanding {
+        self.standings.get()[family].clone()
+    }
+
     /// What holds up the start: the service manager is told that the proxy is ready when nothing does.
     fn held_up_by(&self) -> Vec<String> {
         self.readiness.held_up_by()
@@ -183,6 +190,11 @@ impl Outside {
 
 /// Why a table that somebody else owns cannot be synced.
 const OWNED: &str = "no permission to change nftables: run as root or with CAP_NET_ADMIN";
+
+/// A minute from now, but for the time that the test takes.
+fn later() -> std::time::Instant {
+    std::time::Instant::now() + MINUTE
+}
 
 /// How the start names the table of a family that has an owner.
 fn owned(family: Family) -> String {
@@ -216,6 +228,7 @@ async fn run_with<F: Future<Output = ()>>(min_sync_period: Duration, script: imp
     let (disturbance_sender, disturbances) = mpsc::channel(16);
     let (attempted_sender, attempted) = oneshot::channel();
     let readiness = Readiness::new([Awaited::TakeOver]);
+    let standings = Standings::default();
     let (did_sender, did) = threads::channel();
     let metrics = Arc::new(Metrics::new());
     // Whoever waits at all is unhealthy at once.
@@ -231,6 +244,7 @@ async fn run_with<F: Future<Output = ()>>(min_sync_period: Duration, script: imp
         counting: Counting::new(Arc::clone(&metrics)),
         checks: watch::channel(Checks::default()).0,
         readiness: readiness.clone(),
+        standings: standings.clone(),
         take_over: Some(Box::new(take_over)),
         attempted: Some(attempted_sender),
         unchecked: None,
@@ -244,6 +258,7 @@ async fn run_with<F: Future<Output = ()>>(min_sync_period: Duration, script: imp
         disturbances: disturbance_sender,
         attempted,
         readiness,
+        standings,
         did,
         convert: Converter::new(Options { node_name: "n1".to_owned(), allow_external_ips: true }),
         next: AtomicUsize::new(1),
@@ -266,6 +281,10 @@ fn nothing_is_ready_or_taken_over_while_a_family_was_never_in_line() {
                 outside.churn("web", other, "TCP").await;
                 assert!(outside.kernel.get().has_table(other) && !outside.kernel.get().has_table(failing));
                 assert_eq!(outside.held_up_by(), [owned(failing), "the take-over from kube-proxy".to_owned()]);
+                assert_eq!((outside.told(other).standing, outside.told(other).reason), (Told::InLine, None));
+                let told = outside.told(failing);
+                assert_eq!((told.standing, told.reason.as_deref()), (Told::Failing, Some(OWNED)));
+                assert_eq!(told.in_line_seconds_ago(later()), None, "it never was");
                 assert_eq!((outside.healthy(failing), outside.healthy(other)), (false, true));
                 assert_eq!((outside.in_sync(failing), outside.in_sync(other)), (false, true));
                 assert_eq!(outside.metrics.sync_last[failing].get(), 0.0);
@@ -299,6 +318,7 @@ fn a_family_that_fails_later_is_unhealthy_whatever_the_other_does() {
             assert_eq!(outside.did.recv_timeout(PATIENCE), Ok(Did::TookOver));
             assert!(outside.health.healthy() && outside.in_sync(failing) && outside.in_sync(other));
             let last = outside.metrics.sync_last[failing].get();
+            assert_eq!(outside.told(failing).in_line_seconds_ago(later()), Some(0));
 
             outside.kernel.deny(failing);
             outside.churn("web", failing, "TCP").await;
@@ -307,11 +327,17 @@ fn a_family_that_fails_later_is_unhealthy_whatever_the_other_does() {
                 assert_eq!((outside.healthy(failing), outside.healthy(other)), (false, true));
                 assert_eq!((outside.in_sync(failing), outside.in_sync(other)), (false, true));
                 assert_eq!(outside.metrics.sync_last[failing].get(), last);
+                let told = outside.told(failing);
+                assert_eq!((told.standing, told.reason.as_deref()), (Told::Failing, Some(OWNED)));
+                let ago = told.in_line_seconds_ago(later()).expect("it was once");
+                assert!((60..120).contains(&ago), "{ago}");
+                assert_eq!(outside.told(other).standing, Told::InLine);
                 assert_eq!(outside.held_up_by(), Vec::<String>::new(), "the start is over");
             }
             outside.kernel.get().forget_hooks();
             sleep(MINUTE).await;
             assert!(outside.health.healthy() && outside.in_sync(failing) && outside.in_sync(other));
+            assert_eq!((outside.told(failing).standing, outside.told(failing).reason), (Told::InLine, None));
             assert!(outside.metrics.sync_last[failing].get() > last);
 
             // The same when somebody has been at the table and it cannot be repaired.
@@ -345,6 +371,11 @@ fn a_service_that_the_kernel_refuses_is_named_and_keeps_nobody_back() {
             wait_done(&outside);
             assert!(outside.health.healthy() && outside.in_sync(family));
             assert_eq!(outside.metrics.refused_services[family].get(), 1.0);
+            let told = outside.told(family);
+            assert_eq!((told.standing, told.refused_services), (Told::InLine, 1));
+            let [(name, why)] = &told.refused[..] else { panic!("{told:?}") };
+            assert_eq!(name.to_string(), "shop/web");
+            assert!(why.contains("Invalid argument"), "{why}");
             assert!(outside.metrics.sync_last[family].get() > 0.0);
             let frontends = || outside.kernel.get().elements_of(family, SetName::ServiceIps).len();
             assert_eq!(frontends(), 1, "the other is there");
@@ -356,6 +387,8 @@ fn a_service_that_the_kernel_refuses_is_named_and_keeps_nobody_back() {
             outside.kernel.get().accept_all();
             sleep(MINUTE).await;
             assert_eq!(outside.metrics.refused_services[family].get(), 0.0);
+            let told = outside.told(family);
+            assert_eq!((told.standing, told.refused_services, told.refused), (Told::InLine, 0, Vec::new()));
             assert_eq!(frontends(), 2);
         });
         let line = log.lines().find(|line| line.contains("in sync but for ")).expect("it is said");
@@ -427,9 +460,11 @@ fn a_change_that_is_taken_back_before_it_was_synced_waits_no_longer() {
         outside.addresses.send(address).expect("the loop runs");
         sleep(Duration::from_secs(1)).await;
         assert_eq!((outside.healthy(Family::V4), outside.in_sync(Family::V4)), (false, false), "it waits");
+        assert_eq!(outside.told(Family::V4).standing, Told::Behind);
         outside.addresses.send(BTreeSet::new()).expect("the loop runs");
         sleep(Duration::from_secs(1)).await;
         assert_eq!((outside.healthy(Family::V4), outside.in_sync(Family::V4)), (true, true));
+        assert_eq!(outside.told(Family::V4).standing, Told::InLine);
     });
 }
 
@@ -452,8 +487,24 @@ fn the_start_names_the_lists_that_are_missing() {
         }
         let rest = ["the first list of EndpointSlices", "table ip nftproxyd", "table ip6 nftproxyd"];
         assert_eq!(outside.held_up_by()[..3], rest);
+        assert!(Family::ALL.into_iter().all(|family| outside.told(family).standing == Told::Behind));
         outside.send(vec![Event::ListStarted(last), Event::ListDone(last)]).await;
         sleep(MINUTE).await;
         wait_done(&outside);
+    });
+}
+
+/// The names are bounded, and the count is not.
+#[test]
+fn of_many_refused_services_some_are_named() {
+    with_loop(Duration::ZERO, |outside| async move {
+        outside.kernel.get().refuse(SetName::ServiceIps, None);
+        let names: Vec<String> = (1..=50).map(|nth| format!("web-{nth:02}")).collect();
+        let services: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "TCP")).collect();
+        outside.lists(&services).await;
+        sleep(MINUTE).await;
+        let told = outside.told(Family::V6);
+        assert_eq!((told.standing, told.refused_services, told.refused.len()), (Told::InLine, 50, 20));
+        assert_eq!(told.refused[19].0.to_string(), "shop/web-20");
     });
 }
