@@ -81,10 +81,14 @@ pub(super) fn doctor(args: &NodeArgs) -> anyhow::Result<()> {
 pub(super) fn status(args: &StatusArgs) -> anyhow::Result<()> {
     let mut kernel = LinuxKernel::open()?;
     let families = kernel.tables()?;
-    anyhow::ensure!(!families.is_empty(), "there is no table of nftproxyd: nothing is proxied on this node");
-    let frontends = status::read(&mut kernel, &families)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     let daemon = runtime.block_on(status::ask(args.metrics_bind_address));
+    // A daemon that has no table yet says what it waits for.
+    let no_table = || anyhow::anyhow!("there is no table of nftproxyd: nothing is proxied on this node");
+    if families.is_empty() && daemon.is_err() {
+        return Err(no_table());
+    }
+    let frontends = status::read(&mut kernel, &families)?;
     let text = match args.output {
         Output::Table => {
             let daemon = match daemon {
@@ -99,5 +103,6 @@ pub(super) fn status(args: &StatusArgs) -> anyhow::Result<()> {
             serde_json::to_string_pretty(&status).context("cannot write JSON")? + "\n"
         }
     };
-    io::stdout().write_all(text.as_bytes()).context("cannot write")
+    io::stdout().write_all(text.as_bytes()).context("cannot write")?;
+    if families.is_empty() { Err(no_table()) } else { Ok(()) }
 }

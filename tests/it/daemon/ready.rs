@@ -107,6 +107,29 @@ fn a_start_names_what_it_waits_for() {
     node.stop();
 }
 
+/// Without a table of any kind, too, `status` says what the daemon waits for, and that nothing is proxied.
+#[test]
+fn status_says_what_a_daemon_without_tables_waits_for() {
+    let Some((mut node, api)) = node_with_api() else { return };
+    api.set_absent(&["services"]);
+    api.apply(service_cidr());
+    api.apply(node_object(&[]));
+    let kubeconfig = node.file("kubeconfig");
+    let nobody = run_to_end(&node, true, &["status"]);
+    assert_eq!((nobody.status, nobody.stdout.as_str()), (Some(1), ""));
+    spawn(&mut node, &json!({"clientConnection": {"kubeconfig": kubeconfig}}), &[]);
+    let names = ["the first list of Services", "table ip nftproxyd", "table ip6 nftproxyd"];
+    node.eventually("the other lists are there", |node| match awaited(node)? {
+        said if said == names => Ok(()),
+        said => Err(format!("{said:?}")),
+    });
+    let status = run_to_end(&node, true, &["status"]);
+    assert!(status.stdout.contains(&format!("start     waits for {}\n", names.join(", "))), "{}", status.stdout);
+    assert_eq!(status.status, Some(1));
+    assert!(status.stderr.contains("there is no table of nftproxyd"), "{}", status.stderr);
+    node.stop();
+}
+
 /// A port that somebody else has, as a kube-proxy that is to be taken over from may, is named and holds up nobody.
 #[test]
 fn a_busy_port_is_named_and_does_not_hold_up_the_start() {
