@@ -60,12 +60,12 @@ struct TableState {
     chains_touched: bool,
 }
 
-/// Is called before a commit is done, may change the kernel, and says what goes wrong.
+/// Called before each commit: may change the kernel, and returns what is to go wrong.
 type OnCommit = Box<dyn FnMut(&mut InMemoryKernel, &Transaction) -> Option<Fault> + Send>;
-/// Is called before the elements of a set are read, and may change the kernel.
+/// Called before the elements of a set are read: may change the kernel.
 type OnElements = Box<dyn FnMut(&mut InMemoryKernel, &SetDef) + Send>;
 
-/// Those who look on, and may interfere.
+/// Functions that see what is asked of the kernel, and may interfere.
 #[derive(Default)]
 struct Hooks {
     commit: Option<OnCommit>,
@@ -90,7 +90,7 @@ pub struct InMemoryKernel {
     attempts: usize,
     dumps: usize,
     hooks: Hooks,
-    /// Whether commits are written down only.
+    /// Whether commits are only recorded, not applied.
     keeps_no_tables: bool,
     /// Whether somebody else has changed something, by the methods for that, since a family was read or asked about.
     disturbed: PerFamily<bool>,
@@ -102,14 +102,14 @@ impl InMemoryKernel {
         Self::default()
     }
 
-    /// One that takes everything and keeps no tables, only the record of what was sent: for what is too large to be copied
-    /// at each commit. It reads back as empty.
+    /// A kernel that accepts everything and keeps no tables, only the record of what was sent: for clusters that are too
+    /// large to be copied at each commit. Read back, it is empty.
     pub fn recorder() -> Self {
         InMemoryKernel { keeps_no_tables: true, ..Self::default() }
     }
 
-    /// Calls `hook` before each commit. It may change the kernel, as somebody else would, and may let the commit go wrong.
-    /// There is one such hook at a time; while it runs there is none.
+    /// Calls `hook` before each commit. It may change the kernel, as somebody else would, and may make the commit fail.
+    /// There is one such hook at a time, and it is not called for what it does itself.
     pub fn on_commit(&mut self, hook: impl FnMut(&mut InMemoryKernel, &Transaction) -> Option<Fault> + Send + 'static) {
         self.hooks.commit = Some(Box::new(hook));
     }
@@ -119,7 +119,7 @@ impl InMemoryKernel {
         self.hooks.elements = Some(Box::new(hook));
     }
 
-    /// Forgets the hooks.
+    /// Removes the hooks.
     pub fn forget_hooks(&mut self) {
         self.hooks = Hooks::default();
     }
@@ -139,12 +139,12 @@ impl InMemoryKernel {
         self.refused.insert((set, key), errno);
     }
 
-    /// Somebody else changes something that is none of ours.
+    /// Somebody else changes a table that is not ours.
     pub fn disturb(&mut self) {
         self.disturbed = PerFamily::from_fn(|_| true);
     }
 
-    /// Forgets what is to be refused.
+    /// Refuses nothing any more.
     pub fn accept_all(&mut self) {
         self.refused.clear();
     }

@@ -61,7 +61,7 @@ const MAX_REASON: usize = 300;
 /// page for each kind.
 ///
 /// # Panics
-/// When a task of it panicked.
+/// If one of its tasks panicked.
 pub async fn watch(client: Client, node_name: &str, convert: Arc<Converter>, events: Sender<Event>) {
     let all = || ListParams::default().limit(PAGE_SIZE);
     let services = all().labels(&format!("!{SERVICE_PROXY_NAME_LABEL}")).fields("spec.clusterIP!=None");

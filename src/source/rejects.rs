@@ -1,5 +1,5 @@
 //! Which objects have been reported as faulty, so that a report is withdrawn when it no longer holds. What is new in a
-//! report is for those to tell who hear it ([`Faults`](crate::model::faults::Faults)).
+//! report is found out by those who receive it ([`Faults`](crate::model::faults::Faults)).
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use crate::model::{Event, ObjectRef};
 #[derive(Debug, Default)]
 pub(super) struct Reported {
     standing: BTreeSet<ObjectRef>,
-    /// Faulty objects that did not come up yet in the list that is under way.
+    /// Faulty objects that have not come up yet in the list that is under way.
     unseen: BTreeSet<ObjectRef>,
 }
 

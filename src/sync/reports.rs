@@ -1,4 +1,5 @@
-//! What is said about objects that are faulty, or in the way of the node: each fault once, and that it is over.
+//! What is logged about faulty objects, and about ranges that hold addresses of the node: each fault once, and when it
+//! is over.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -11,7 +12,7 @@ use super::engine::Overlap;
 use crate::model::faults::{Faults, News};
 use crate::model::{Event, Family, PerFamily};
 
-/// Logs what an event says of faults beside those that are `known`.
+/// Logs the faults in an event that are not `known` yet, or that they are over.
 pub(super) fn log_faults(known: &Faults, event: &Event) {
     let Event::Rejects { object, rejects } = event else { return };
     match known.news(object, rejects) {
@@ -21,13 +22,13 @@ pub(super) fn log_faults(known: &Faults, event: &Event) {
     }
 }
 
-/// What has been said of ServiceCIDRs and still holds.
+/// What has been logged about ServiceCIDRs and still holds.
 #[derive(Debug, Default)]
 pub(super) struct Reports {
     overlaps: PerFamily<BTreeMap<(ArcStr, IpNet), BTreeSet<IpAddr>>>,
 }
 
-/// So many addresses are named.
+/// At most this many addresses are named.
 const NAMED: usize = 3;
 
 impl Reports {

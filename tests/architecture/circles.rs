@@ -24,9 +24,9 @@ struct Mention {
 pub(crate) struct Arrow<'a> {
     pub(crate) from: &'a str,
     pub(crate) to: &'a str,
-    /// Where it says so first.
+    /// Where it first does.
     line: usize,
-    /// By what.
+    /// The path that it mentions there.
     path: String,
 }
 
@@ -98,7 +98,7 @@ impl Names<'_> {
     /// The module whose file defines what a path names.
     fn home(&self, path: &[String]) -> Option<&Path> {
         let mut path = path.to_vec();
-        // More steps than there are modules would be going round.
+        // With more steps than there are modules it would go round for ever.
         for _ in 0..=self.modules.len() {
             let (module, _) = (0..=path.len()).rev().find_map(|length| self.modules.get_key_value(&path[..length]))?;
             let next = path.get(module.len()).and_then(|name| self.imported.get(module)?.get(name));

@@ -210,7 +210,7 @@ fn borders(file: &SourceFile) -> Vec<String> {
         .collect()
 }
 
-/// Permissions that tell of a use that there is not.
+/// Entries of [`LAYERS`] that nothing makes use of.
 fn idle_permissions(files: &[SourceFile]) -> Vec<String> {
     let is_used = |layer: &str, other: &str| {
         let mut files = files.iter().filter(|file| file.top_module() == layer && !is_for_tests(&file.path));

@@ -211,7 +211,7 @@ async fn expired_versions_are_listed_again() {
 
 #[tokio::test]
 async fn watches_that_end_at_once_are_not_repeated_without_a_pause() {
-    // As they stand in the pace: all four kinds at most 4 requests a second, beside the first list and watch of each.
+    // As `pace` has it: all four kinds at most 4 requests a second, beside the first list and watch of each.
     const LOOKED_AT: Duration = Duration::from_secs(5);
     const ALLOWED: usize = 8 + 4 * 5;
     let modes = [
@@ -236,7 +236,7 @@ async fn watches_that_end_at_once_are_not_repeated_without_a_pause() {
         api.apply(node(NODE, "zone-a"));
         let mut watched = Watched::start(&api).await;
         watched.until_listed().await;
-        // What is in vain is tried again all the same: the test meets its case.
+        // A watch that brought nothing is tried again: the test does reach its case.
         let what = format!("{watches:?}: another watch");
         watched.until_requests(&api, &what, |requests| watches_of(requests, "services") >= 2).await;
         let counted = async {

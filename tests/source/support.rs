@@ -14,7 +14,7 @@ use tokio::sync::mpsc::Receiver;
 pub const DEADLINE: Duration = Duration::from_secs(20);
 pub const NODE: &str = "worker-a";
 
-/// As the daemon's on the node [`NODE`].
+/// The conversion that a daemon on the node [`NODE`] uses.
 pub fn converter() -> Arc<Converter> {
     Arc::new(Converter::new(Options { node_name: NODE.to_owned(), allow_external_ips: false }))
 }

@@ -23,8 +23,8 @@ use crate::source::rejects::Reported;
 /// may have changed again under the same stamp.
 const STAMP_RESOLUTION: Duration = Duration::from_millis(50);
 
-/// The folder, and which file gave which object. Objects themselves are not kept: where an object of another file comes
-/// to count, that file is read again.
+/// The folder, and which file gave which object. Objects themselves are not kept: where an object is to be taken
+/// from another file, that file is read again.
 pub(super) struct Folder {
     path: PathBuf,
     node_name: String,
@@ -34,7 +34,7 @@ pub(super) struct Folder {
     claims: BTreeMap<Key, Givers>,
     /// What is to be said about objects, collected so that an object that moves from file to file is never gone.
     changes: BTreeMap<Key, Vec<Event>>,
-    /// Objects that come to count because a file that had won them no longer has them.
+    /// Objects that another file gave until now, and that are to be taken from these files instead.
     restore: BTreeMap<Arc<OsStr>, BTreeSet<Key>>,
     /// Files whose reports may have to change.
     unreported: BTreeSet<Arc<OsStr>>,
@@ -257,7 +257,7 @@ impl Folder {
         documents.shrink_to_fit();
         self.files.insert(Arc::clone(name), File { documents, unreadable: None, stamp, reported: before.reported });
         self.unreported.insert(Arc::clone(name));
-        // What is wanted from here but became faulty while another file had it is as good as gone.
+        // An object that is to be taken from this file, but became faulty while another file gave it, counts as gone.
         let faulty = wanted.iter().filter(|key| winners.get(key).is_some_and(|winner| !winner.usable));
         for key in winners_before.keys().filter(|key| !winners.contains_key(*key)).chain(faulty) {
             self.release(name, key);
@@ -369,13 +369,13 @@ fn is_hidden(name: &OsStr) -> bool {
     name.as_encoded_bytes().starts_with(b".")
 }
 
-/// Reads a file; `None` where there is none. Where it is changing under the hands, without a stamp.
+/// Reads a file; `None` where there is none. There is no stamp if the file may be changing.
 fn read(path: &Path) -> io::Result<Option<(String, Option<Stamp>)>> {
     let found = |result: io::Result<fs::Metadata>| match result {
         Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
         result => result.map(Some),
     };
-    // Looked at before it is opened: to open a pipe can block.
+    // Checked before it is opened: opening a pipe can block.
     let Some(metadata) = found(fs::metadata(path))? else { return Ok(None) };
     if !metadata.is_file() {
         return Err(io::Error::other("it is not a regular file"));

@@ -29,7 +29,7 @@ pub const REMOVAL_GRACE: Duration = Duration::from_millis(50);
 /// The folder cannot be read or watched at start. What happens to it later is reported by [`Event::Rejects`].
 ///
 /// # Panics
-/// When the thread panicked.
+/// If the thread that reads the folder panicked.
 pub async fn watch(
     folder: PathBuf,
     node_name: String,

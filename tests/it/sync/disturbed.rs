@@ -172,7 +172,7 @@ fn a_repair_that_is_disturbed_begins_again() {
 }
 
 /// What the kernel does not find may be something else than the table, such as a module: it is found, whether nobody else
-/// changes anything or somebody all the time changes tables of his own.
+/// changes anything or somebody keeps changing other tables.
 #[test]
 fn a_service_that_is_refused_with_the_error_of_a_lost_table_is_found() {
     for (errno, churn) in
