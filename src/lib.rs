@@ -18,12 +18,12 @@
 //!                              nftables and netlink  stand on  sys      (what is in C, all unsafe code)
 //! ```
 //!
-//! Who may use whom is listed in `tests/architecture.rs`, which holds the code to it: to the right and downwards, never
-//! back, and no two files use each other. `source` turns what it reads into model values at once, so that no full Kubernetes object is kept, and nobody else
-//! but `events` sees Kubernetes' types. `ruleset` uses `model`, `diff` uses both, `nftables` uses all three. `sync` and
-//! `app` may use everything. `config` is what the configuration file and the flags come to, `sysctl` what is set below
-//! `/proc`, `http` how all ports are served. Everybody may use `errors`, `keyed` (tables of values that hold their own
-//! key) and `threads` (the only maker of them).
+//! Who may use whom is listed in `tests/architecture`, which holds the code to it: to the left and downwards, never
+//! back, and no two files use each other. `source` turns what it reads into model values at once, so that no full
+//! Kubernetes object is kept, and nobody else but `events` sees Kubernetes' types. `ruleset` uses `model`, `diff` uses
+//! both, `nftables` uses all three, and `sync` the whole line. `config` is what the configuration file and the flags come
+//! to, `sysctl` what is set below `/proc`, `http` how all ports are served. Everybody may use `errors`, `keyed` (tables of
+//! values that hold their own key) and `threads` (which makes all of them); only `app` knows everybody.
 //!
 //! Whether the proxy is in line with what is wanted has one answer, [`sync::Standing`] of each family: log, readiness,
 //! take-over, health, `status` and metrics ask it.
