@@ -624,11 +624,12 @@ fn a_table_that_was_never_synced_is_not_said_to_be_in_sync() {
         }
     };
     let said = wait_until("the other waits for its table", &|said| {
-        standing(said)[0] == "InLine" && said["awaited"][0].as_str().is_some_and(|awaited| awaited.contains("(it has"))
+        standing(said)[0] == "InLine"
+            && said["awaited"][0].as_str().is_some_and(|awaited| awaited.contains("(the table belongs"))
     });
     assert_ne!(standing(&said)[1], "InLine", "{said}");
     let reason = said["families"]["IPv6"]["reason"].as_str().expect("it is known");
-    assert!(reason.starts_with("it has the flag owner"), "{said}");
+    assert!(reason.starts_with("the table belongs to netlink port"), "{said}");
     assert_eq!(said["awaited"], json!([format!("table ip6 nftproxyd ({reason})")]));
     assert_eq!(
         (&said["families"]["IPv6"]["standing"], &said["families"]["IPv6"]["inLineSecondsAgo"]),

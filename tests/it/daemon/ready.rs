@@ -82,14 +82,17 @@ fn a_start_names_what_it_waits_for() {
     assert_eq!(manager.heard(), None);
 
     api.set_absent(&[]);
-    let table = "waiting for: table ip6 nftproxyd (it has the flag owner";
+    let table = "waiting for: table ip6 nftproxyd (the table belongs to netlink port";
     node.eventually("one table is in line", |node| match readyz(node)? {
         (503, said) if matches!(&said[..], [line] if line.starts_with(table)) => Ok(()),
         said => Err(format!("{said:?}")),
     });
     let status = run_to_end(&node, true, &["status"]).stdout;
-    assert!(status.contains("IPv4      in sync; ") && status.contains("IPv6      NEVER IN SYNC: it has"), "{status}");
-    assert!(status.contains("start     waits for table ip6 nftproxyd (it has the flag owner"), "{status}");
+    assert!(
+        status.contains("IPv4      in sync; ") && status.contains("IPv6      NEVER IN SYNC: the table belongs"),
+        "{status}"
+    );
+    assert!(status.contains("start     waits for table ip6 nftproxyd (the table belongs to netlink port"), "{status}");
     assert_eq!(manager.heard(), None);
     assert!(!node.log().lines().any(|line| line.ends_with(" ready")), "{}", node.log());
 

@@ -242,7 +242,7 @@ fn nothing_is_taken_over_while_a_family_is_not_in_line() {
     assert_eq!(awaited.status, 503);
     assert!(
         matches!(lines[..], [table, "waiting for: the take-over from kube-proxy"]
-            if table.starts_with("waiting for: table ip6 nftproxyd (it has the flag owner")),
+            if table.starts_with("waiting for: table ip6 nftproxyd (the table belongs to netlink port")),
         "{lines:?}"
     );
     let log = node.log();
