@@ -42,8 +42,9 @@ pub struct Outcome {
     pub kept: Vec<Remaining>,
     /// What is still there otherwise.
     pub remains: Vec<Remaining>,
-    /// What of others drops the traffic of Services on its way through the node. Looked for where there was anything of
-    /// kube-proxy.
+    /// What of others drops the traffic of Services on its way through the node. Looked for even where there is nothing of
+    /// kube-proxy: the rules of its mode `iptables` that had accepted it are only in the kernel, and do not survive a
+    /// start of the node.
     pub dropping: Vec<Remaining>,
 }
 
@@ -75,9 +76,6 @@ pub fn remove(root: &Path, mark: u32) -> Outcome {
     ipvs::remove(root, &node_ports, &mut outcome);
     device::remove(&mut outcome);
     ipset::remove(root, &mut outcome);
-    if outcome.removed.is_empty() && outcome.kept.is_empty() {
-        outcome.dropping.clear();
-    }
     outcome
 }
 

@@ -418,6 +418,33 @@ fn a_table_of_nft_that_drops_is_named() {
     net.node.stop();
 }
 
+/// After a start of the node there is nothing of kube-proxy any more, nor what it had accepted: that is said, not that all
+/// is well.
+#[test]
+fn a_policy_that_nobody_opens_any_more_is_named() {
+    const DROPS: &str =
+        "connections to Services may fail: chain ip filter FORWARD drops what no rule accepts, at hook forward";
+    let Some(mut net) = Net::new() else { return };
+    net.run("iptables-nft -P FORWARD DROP", "");
+    net.take_over(&Net::config(), "there is nothing of kube-proxy to take over from");
+    net.node.wait_for_log(DROPS, |line| line.contains(" WARN ") && line.contains(DROPS));
+    net.connect(NFT.service()).expect_err("nobody accepts it");
+    let log = net.node.log();
+    let (_, fix) = log.split_once(DROPS).and_then(|(_, rest)| rest.split_once("nodes: ")).expect("there is a fix");
+    let (fix, _) = fix.split_once('\n').expect("a line");
+    let cleaned = run_to_end(&net.node, true, &["cleanup", "--kube-proxy"]);
+    assert_eq!(cleaned.status, Some(0), "{} {}", cleaned.stdout, cleaned.stderr);
+    assert!(cleaned.stdout.starts_with("there is nothing of kube-proxy\ncheck: "), "{}", cleaned.stdout);
+    // Said again by each start, until it is mended.
+    net.run(fix, "");
+    net.connect(NFT.service()).expect("it helps");
+    net.node.stop();
+    net.take_over(&Net::config(), "there is nothing of kube-proxy to take over from");
+    net.connect(NFT.service()).expect("it still does");
+    net.node.stop();
+    assert!(!net.node.log().contains("may fail"), "{}", net.node.log());
+}
+
 /// `cleanup --kube-proxy` by hand, beside a daemon that has not been told to take over.
 #[test]
 fn a_clean_up_by_hand_cuts_nobody_off() {
