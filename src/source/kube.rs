@@ -6,6 +6,9 @@
 //! - a connection breaks: the watch is resumed from the last version seen, so no change is lost;
 //! - the server no longer has that version (410), or sends what is no event: the kind is listed again, and
 //!   [`Event::ListDone`] says what is gone;
+//! - the server's own version is behind the one last seen, as after its store was restored from a snapshot: the same. It
+//!   is seen in a list, a bookmark or an event, and looked for before a watch is resumed, except where the watch before
+//!   ended as it should: a server that is behind sends nothing on a watch, for ever (`version`);
 //! - the server cannot be reached, refuses or fails, or its watches end at once with nothing in them: tried again with
 //!   growing, jittered pauses, for ever; what is known stays in force; logged when it begins, every few minutes, and when
 //!   a watch has lasted again (`pace`);
@@ -16,6 +19,7 @@ mod connect;
 mod pace;
 mod proxy;
 mod server;
+mod version;
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -28,6 +32,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ListParams, WatchEvent, WatchParams};
+use kube::core::Status;
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeSeed as _;
 use serde::{Deserialize, Deserializer};
@@ -52,6 +57,8 @@ pub const PAGE_SIZE: u32 = 500;
 const PAGE_TIMEOUT: Duration = Duration::from_secs(90);
 /// How often to look whether a server has begun to have, or to allow, an optional kind.
 const ABSENT_KIND_RETRY: Duration = Duration::from_secs(300);
+/// A watch that lasted so long ended because its time was over: it is asked for with just under five minutes.
+const WHOLE_WATCH: Duration = Duration::from_secs(240);
 /// Characters of a reason in the log: a gateway may answer with a page of HTML.
 const MAX_REASON: usize = 300;
 
@@ -101,7 +108,17 @@ where
         ..WatchParams::default()
     };
     let api = Api::<Guarded<T>>::all(client);
-    let mut follower = Follower { api, list, watch, output, link: Link::Listing, pace: Pace::default(), listed: false };
+    let mut follower = Follower {
+        api,
+        list,
+        watch,
+        output,
+        link: Link::Listing,
+        pace: Pace::default(),
+        listed: false,
+        version: String::new(),
+        unsure: false,
+    };
     loop {
         if let Err(closed) = follower.list_and_watch().await {
             return closed;
@@ -128,6 +145,8 @@ enum Failure {
     Late,
     #[error("a list or an event without metadata.resourceVersion")]
     NoVersion,
+    #[error("its version {now} is behind {known}, the one last seen")]
+    WentBack { known: String, now: String },
     #[error("the watch ends after {} ms without an event", .0.as_millis())]
     EndsAtOnce(Duration),
     #[error("{}", describe(.0))]
@@ -165,12 +184,29 @@ impl From<Closed> for NoList {
 enum End {
     /// Properly, or with its connection.
     Over(Option<kube::Error>),
-    /// The server no longer has the version that it was to begin with.
-    Expired(Failure),
+    /// The server no longer has the version that it was to begin with, or does not have it yet.
+    Stale(Failure),
     /// The server does not answer, or refuses: to be tried again with the same version.
     Refused(Failure),
     /// With something that is no event, so that it is not known what happened.
     Unknown(Failure),
+}
+
+/// What a watch has brought.
+#[derive(Default)]
+struct Heard {
+    anything: bool,
+    /// The version of the last change; a bookmark is none.
+    change: Option<String>,
+}
+
+/// Whether the server does not have the version asked for: no longer (410), or not yet, as a server that went back
+/// (`NewTooLargeResourceVersionError` in apimachinery's `storage/errors.go`).
+fn is_stale(status: &Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    status.code == 410
+        || causes.into_iter().any(|cause| cause.reason == "ResourceVersionTooLarge")
+        || status.message.starts_with("Too large resource version")
 }
 
 /// How to go on.
@@ -188,6 +224,10 @@ struct Follower<T> {
     pace: Pace,
     /// Whether there ever was a complete list.
     listed: bool,
+    /// The version last seen, from which a watch begins.
+    version: String,
+    /// Whether something happened after which the server may be behind that version.
+    unsure: bool,
 }
 
 impl<T> Follower<T>
@@ -196,8 +236,13 @@ where
 {
     /// Returns when there has to be another list.
     async fn list_and_watch(&mut self) -> Result<(), Closed> {
-        let mut version = self.list().await?;
-        while let Next::Watch = self.watch(&mut version).await? {}
+        let version = self.list().await?;
+        self.unsure = false;
+        if version::is_before(&version, &self.version) {
+            self.says_it_went_back(&Failure::WentBack { known: self.version.clone(), now: version.clone() });
+        }
+        self.version = version;
+        while let Next::Watch = self.watch().await? {}
         Ok(())
     }
 
@@ -242,23 +287,22 @@ where
         }
     }
 
-    /// Watches from `version`, which moves with what arrives, until the watch ends.
-    async fn watch(&mut self, version: &mut String) -> Result<Next, Closed> {
-        let from = version.clone();
-        let mut changed = None;
-        let (end, lived) = match self.api.watch(&self.watch, version).await {
+    /// Watches from the version last seen until the watch ends.
+    async fn watch(&mut self) -> Result<Next, Closed> {
+        let from = self.version.clone();
+        let mut heard = Heard::default();
+        let (end, lived) = match self.begin_watch().await {
             Ok(stream) => {
                 // Counted from the head of the answer: a server that thinks for long has not been followed meanwhile.
                 let began = Instant::now();
-                (self.changes(pin!(stream), version, &mut changed).await?, began.elapsed())
+                (self.changes(pin!(stream), &mut heard).await?, began.elapsed())
             }
-            Err(kube::Error::Api(status)) if status.code == 410 => {
-                (End::Expired(kube::Error::Api(status).into()), Duration::ZERO)
-            }
-            Err(err) => (End::Refused(err.into()), Duration::ZERO),
+            Err(end) => (end, Duration::ZERO),
         };
+        // A server that is behind says nothing at all, not even a bookmark.
+        self.unsure = !(matches!(end, End::Over(None)) && lived >= WHOLE_WATCH && heard.anything);
         // Not by any event: there are servers that send the same ones again and again.
-        if lived >= LIVED || changed.is_some_and(|changed| changed != from) {
+        if lived >= LIVED || heard.change.is_some_and(|changed| changed != from) {
             self.works();
             if let End::Over(err) = end {
                 let error = err.as_ref().map(|err| errors::text(err));
@@ -268,12 +312,19 @@ where
             }
         }
         match end {
-            End::Expired(_) if self.pace.expired() => {
-                info!(kind = %T::KIND, "the API server no longer has the version last seen; listing again");
+            End::Stale(failure) if self.pace.expired() => {
+                match failure {
+                    Failure::WentBack { .. } => self.says_it_went_back(&failure),
+                    _ => info!(
+                        kind = %T::KIND,
+                        reason = failure.to_string(),
+                        "the API server does not have the version last seen; listing again"
+                    ),
+                }
                 tokio::time::sleep(pace::short()).await;
                 Ok(Next::List)
             }
-            End::Expired(failure) | End::Unknown(failure) => {
+            End::Stale(failure) | End::Unknown(failure) => {
                 self.failed(&failure).await;
                 Ok(Next::List)
             }
@@ -288,12 +339,41 @@ where
         }
     }
 
-    /// Sends what a watch brings. `changed`: the version of the last change in it; a bookmark is none.
+    /// Asks for a watch, and before that, if need be, whether the server still has what it had.
+    async fn begin_watch(&self) -> Result<impl Stream<Item = kube::Result<WatchEvent<Guarded<T>>>> + use<T>, End> {
+        if self.unsure && version::is_comparable(&self.version) {
+            self.check_version().await?;
+        }
+        self.api.watch(&self.watch, &self.version).await.map_err(|err| match err {
+            kube::Error::Api(status) if is_stale(&status) => End::Stale(kube::Error::Api(status).into()),
+            err => End::Refused(err.into()),
+        })
+    }
+
+    /// Asks what the server's version is, with a list of one object: one without a version in the question is answered
+    /// from the server's store, whatever server it is.
+    async fn check_version(&self) -> Result<(), End> {
+        let list = self.list.clone().limit(1);
+        let page = tokio::time::timeout(PAGE_TIMEOUT, self.api.list(&list)).await;
+        let page = page.map_err(|_| End::Refused(Failure::Late))?;
+        let page = page.map_err(|err| End::Refused(err.into()))?;
+        let now = page.metadata.resource_version.unwrap_or_default();
+        self.goes_on(&now).map_err(End::Stale)
+    }
+
+    /// Whether a version that the server has now is not behind the one last seen.
+    fn goes_on(&self, now: &str) -> Result<(), Failure> {
+        if version::is_before(now, &self.version) {
+            return Err(Failure::WentBack { known: self.version.clone(), now: now.to_owned() });
+        }
+        Ok(())
+    }
+
+    /// Sends what a watch brings.
     async fn changes(
         &mut self,
         mut stream: Pin<&mut impl Stream<Item = kube::Result<WatchEvent<Guarded<T>>>>>,
-        version: &mut String,
-        changed: &mut Option<String>,
+        heard: &mut Heard,
     ) -> Result<End, Closed> {
         let mut lives = pin!(tokio::time::sleep(LIVED));
         let mut lived = false;
@@ -311,13 +391,21 @@ where
                 Some(Ok(WatchEvent::Added(object) | WatchEvent::Modified(object))) => (object, false),
                 Some(Ok(WatchEvent::Deleted(object))) => (object, true),
                 Some(Ok(WatchEvent::Bookmark(bookmark))) => {
-                    *version = bookmark.metadata.resource_version;
+                    let now = bookmark.metadata.resource_version;
+                    if now.is_empty() {
+                        return Ok(End::Unknown(Failure::NoVersion));
+                    }
+                    if let Err(failure) = self.goes_on(&now) {
+                        return Ok(End::Stale(failure));
+                    }
+                    self.version = now;
+                    heard.anything = true;
                     continue;
                 }
                 Some(Ok(WatchEvent::Error(status))) => {
-                    let expired = status.code == 410;
+                    let stale = is_stale(&status);
                     let failure = kube::Error::Api(status.boxed()).into();
-                    return Ok(if expired { End::Expired(failure) } else { End::Unknown(failure) });
+                    return Ok(if stale { End::Stale(failure) } else { End::Unknown(failure) });
                 }
                 Some(Err(err @ (kube::Error::SerdeError(_) | kube::Error::Api(_)))) => {
                     return Ok(End::Unknown(err.into()));
@@ -327,13 +415,16 @@ where
             let Some(now) = object.metadata.resource_version.clone().filter(|version| !version.is_empty()) else {
                 return Ok(End::Unknown(Failure::NoVersion));
             };
+            if let Err(failure) = self.goes_on(&now) {
+                return Ok(End::Stale(failure));
+            }
             if is_gone {
                 self.output.gone(object).await?;
             } else {
                 self.output.object(object).await?;
             }
-            version.clone_from(&now);
-            *changed = Some(now);
+            self.version.clone_from(&now);
+            *heard = Heard { anything: true, change: Some(now) };
         }
     }
 
@@ -352,6 +443,14 @@ where
             );
         }
         true
+    }
+
+    fn says_it_went_back(&self, failure: &Failure) {
+        warn!(
+            kind = %T::KIND,
+            reason = failure.to_string(),
+            "the API server went back, as one whose store was restored from a snapshot; only what it lists is in force"
+        );
     }
 
     /// A watch works.

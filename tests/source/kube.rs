@@ -14,7 +14,7 @@ use socket2::{Domain, Socket, Type};
 use tokio::sync::mpsc::{Receiver, channel};
 use tokio::task::JoinHandle;
 
-use crate::api::{Api, Gone, Request, Verb, Watches, synthetic};
+use crate::api::{Ahead, Api, Gone, Request, Verb, Watches, synthetic};
 use crate::support::{DEADLINE, NODE, Picture, converter};
 
 fn service(name: &str, address: &str) -> Value {
@@ -209,6 +209,72 @@ async fn expired_versions_are_listed_again() {
     }
 }
 
+/// How the watches end after which it is to be seen that the server went back.
+#[derive(Debug, Clone, Copy)]
+enum Cut {
+    Connections,
+    Watches,
+}
+
+#[tokio::test]
+async fn a_server_that_went_back_is_listed_again() {
+    let one = |(cut, ahead): (Cut, Ahead)| async move {
+        let api = Api::local();
+        api.set_ahead(ahead);
+        api.apply(service("web", "10.96.0.1"));
+        let snapshot = api.snapshot();
+        api.apply(service("lost", "10.96.0.2"));
+        for _ in 0..50 {
+            api.advance();
+        }
+        let mut watched = Watched::start(&api).await;
+        watched.until_listed().await;
+        watched.until_requests(&api, "watches", |requests| watches_of(requests, "services") > 0).await;
+        api.restore(snapshot);
+        api.apply(service("new", "10.96.0.3"));
+        match cut {
+            Cut::Connections => api.disconnect_all(),
+            Cut::Watches => api.end_watches(),
+        }
+        watched.until_service("shop/new", "10.96.0.3").await;
+        let gone = |picture: &Picture| !picture.services.contains_key("shop/lost");
+        watched.until(&format!("{cut:?} {ahead:?}: what the snapshot lacks is gone"), gone).await;
+        // It is followed from there.
+        api.apply(service("newer", "10.96.0.4"));
+        watched.until_service("shop/newer", "10.96.0.4").await;
+        assert_eq!(watched.picture.lists[&Kind::Service], 2, "{cut:?} {ahead:?}: listed once more");
+    };
+    let cases = [Ahead::Silent, Ahead::AsStatus, Ahead::InStream].map(|ahead| (Cut::Connections, ahead));
+    futures::future::join_all(cases.into_iter().chain([(Cut::Watches, Ahead::Silent)]).map(one)).await;
+}
+
+#[tokio::test]
+async fn versions_that_go_back_in_a_watch_are_listed_again() {
+    for watches in [Watches::OldBookmark, Watches::OldEvents] {
+        let api = Api::local();
+        api.apply(service("web", "10.96.0.1"));
+        api.advance();
+        api.set_watches(watches);
+        let mut watched = Watched::start(&api).await;
+        let again = |picture: &Picture| picture.lists.get(&Kind::Service).is_some_and(|lists| *lists >= 2);
+        watched.until(&format!("{watches:?}: a second list"), again).await;
+    }
+}
+
+#[tokio::test]
+async fn only_a_watch_that_did_not_end_as_it_should_is_resumed_with_a_look_at_the_version() {
+    let api = Api::local();
+    api.apply(service("web", "10.96.0.1"));
+    let mut watched = Watched::start(&api).await;
+    watched.until_listed().await;
+    for round in 1..=3 {
+        watched.until_requests(&api, "watches", |requests| watches_of(requests, "services") >= round).await;
+        let looks = api.requests_for("services", Verb::List).iter().filter(|list| list.limit == Some(1)).count();
+        assert_eq!(looks, round - 1, "one for each cut");
+        api.disconnect_all();
+    }
+}
+
 #[tokio::test]
 async fn watches_that_end_at_once_are_not_repeated_without_a_pause() {
     // As `pace` has it: all four kinds at most 4 requests a second, beside the first list and watch of each.
@@ -386,8 +452,10 @@ async fn failures_leave_what_is_known() {
 
         api.set_status(Some(status));
         api.disconnect_all();
-        let refused = |request: &Request| request.verb == Verb::Watch && request.status == status;
-        until_request(&mut watched, &api, "a watch is refused", refused).await;
+        let refused = |request: &Request| {
+            (request.verb == Verb::Watch || request.limit == Some(1)) && request.status == status
+        };
+        until_request(&mut watched, &api, "a watch, or the look before it, is refused", refused).await;
         assert_eq!(watched.picture.services.len(), 1, "{status}");
         api.apply(service("new", "10.96.0.2"));
         api.set_status(None);

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use super::selector::Selector;
 use super::store::{Seen, WatchEvent};
-use super::{Gone, KINDS, Request, Resource, Shared, Verb, Watches, lock};
+use super::{Ahead, Faults, Gone, KINDS, Request, Resource, Shared, Verb, Watches, lock};
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 type Query = BTreeMap<String, String>;
@@ -105,7 +105,7 @@ async fn answer(shared: Arc<Shared>, request: hyper::Request<Incoming>) -> Resul
             } else if record.verb == Verb::Watch {
                 match unfollowed(&shared, resource, &query, faults.watches) {
                     Some(response) => response,
-                    None => watch(&shared, resource, &query, faults.gone),
+                    None => watch(&shared, resource, &query, &faults),
                 }
             } else {
                 list(&shared, resource, &query)
@@ -237,9 +237,17 @@ fn unfollowed(shared: &Shared, resource: &Resource, query: &Query, watches: Watc
             let lines = objects.iter().map(|object| format!("{{\"type\":\"ADDED\",\"object\":{}}}\n", object.text));
             stream(lines.map(Ok).collect())
         }
-        Watches::Garbage => {
-            let rest = futures::stream::once(async { Ok(Frame::data(Bytes::from("hello\n"))) });
-            respond(200, BodyExt::boxed_unsync(StreamBody::new(rest.chain(futures::stream::pending()))))
+        Watches::Garbage => then_nothing("hello\n".to_owned()),
+        Watches::OldBookmark => then_nothing(bookmark(resource, 1) + "\n"),
+        Watches::OldEvents => {
+            let page = lock(&shared.store).list(resource.plural, &selector(query), usize::MAX, None);
+            let objects = page.expect("without a version, none is too old").objects;
+            let lines = objects.iter().map(|object| {
+                let mut value: Value = serde_json::from_str(&object.text).expect("a text that was a value");
+                value["metadata"]["resourceVersion"] = "1".into();
+                format!("{}\n", json!({"type": "MODIFIED", "object": value}))
+            });
+            then_nothing(lines.collect())
         }
     };
     let headers = response.headers_mut();
@@ -250,6 +258,12 @@ fn unfollowed(shared: &Shared, resource: &Resource, query: &Query, watches: Watc
         _ => {}
     }
     Some(response)
+}
+
+/// A watch that sends this and then stays open.
+fn then_nothing(lines: String) -> Response<Body> {
+    let lines = futures::stream::once(async { Ok(Frame::data(Bytes::from(lines))) });
+    respond(200, BodyExt::boxed_unsync(StreamBody::new(lines.chain(futures::stream::pending()))))
 }
 
 /// The answer to a watch whose version is too old.
@@ -263,6 +277,19 @@ fn too_old(gone: Gone) -> Response<Body> {
     }
 }
 
+/// The answer to a watch from a version that is still to come (`NewTooLargeResourceVersionError` of apiserver).
+fn too_large(ahead: Ahead, asked: u64, version: u64) -> Response<Body> {
+    let message = format!("Too large resource version: {asked}, current: {version}");
+    let mut object = status_object(504, &message);
+    object["reason"] = "Timeout".into();
+    object["details"] = json!({"causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],
+                               "retryAfterSeconds": 1});
+    match ahead {
+        Ahead::InStream => respond(200, full(format!("{}\n", json!({"type": "ERROR", "object": object})))),
+        _ => respond(504, full(object.to_string())),
+    }
+}
+
 fn bookmark(resource: &Resource, version: u64) -> String {
     let metadata = json!({"resourceVersion": version.to_string(), "creationTimestamp": null});
     json!({"type": "BOOKMARK", "object":
@@ -270,14 +297,18 @@ fn bookmark(resource: &Resource, version: u64) -> String {
     .to_string()
 }
 
-fn watch(shared: &Arc<Shared>, resource: &'static Resource, query: &Query, gone: Gone) -> Response<Body> {
+fn watch(shared: &Arc<Shared>, resource: &'static Resource, query: &Query, faults: &Faults) -> Response<Body> {
     let selector = selector(query);
     let asked = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
     let changed = shared.changed.subscribe();
     let began = lock(&shared.store).watch_from(asked);
     let Ok(seen) = began else {
-        return too_old(gone);
+        return too_old(faults.gone);
     };
+    let version = lock(&shared.store).version();
+    if asked > version && faults.ahead != Ahead::Silent {
+        return too_large(faults.ahead, asked, version);
+    }
     let timeout = query.get("timeoutSeconds").and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs);
     let watching = Watching {
         shared: Arc::clone(shared),
@@ -287,6 +318,7 @@ fn watch(shared: &Arc<Shared>, resource: &'static Resource, query: &Query, gone:
         seen,
         changed,
         connection: *shared.connections.borrow(),
+        ended: shared.ended.subscribe(),
         ends: Instant::now() + timeout.unwrap_or(WATCH_TIMEOUT),
     };
     let lines = futures::stream::unfold(watching, |mut watching| async move {
@@ -305,6 +337,7 @@ struct Watching {
     changed: tokio::sync::watch::Receiver<u64>,
     /// How often connections had been closed when this one was new.
     connection: u64,
+    ended: tokio::sync::watch::Receiver<u64>,
     ends: Instant,
 }
 
@@ -336,6 +369,7 @@ impl Watching {
             }
             tokio::select! {
                 changed = self.changed.changed() => changed.ok()?,
+                _ = self.ended.changed() => return None,
                 () = tokio::time::sleep_until(self.ends) => return None,
             }
         }

@@ -23,6 +23,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::sync::watch;
 
+pub use store::Snapshot;
 use store::Store;
 
 /// The plural of each kind in URLs, the group and version, the kind, and whether it has namespaces.
@@ -82,6 +83,18 @@ pub enum Gone {
     AsStatus,
 }
 
+/// What becomes of watches from a version that the server does not have yet. Real servers do any of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Ahead {
+    /// Nothing comes until the server has that version.
+    #[default]
+    Silent,
+    /// Status 504, "Too large resource version".
+    AsStatus,
+    /// Status 200, then an `ERROR` event that says the same.
+    InStream,
+}
+
 /// What becomes of watches that begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Watches {
@@ -108,6 +121,10 @@ pub enum Watches {
     Replay,
     /// A line that is no event, then nothing more.
     Garbage,
+    /// A bookmark with version 1, then nothing more.
+    OldBookmark,
+    /// All objects that there are, with version 1, then nothing more.
+    OldEvents,
 }
 
 /// How the server misbehaves.
@@ -119,6 +136,7 @@ struct Faults {
     /// Plurals of kinds that do not exist.
     absent: Vec<String>,
     gone: Gone,
+    ahead: Ahead,
     watches: Watches,
 }
 
@@ -132,6 +150,8 @@ struct Shared {
     changed: watch::Sender<u64>,
     /// Counts up when connections are to be closed.
     connections: watch::Sender<u64>,
+    /// Counts up when watches are to end.
+    ended: watch::Sender<u64>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -162,6 +182,7 @@ impl Api {
             events: Mutex::new(Vec::new()),
             changed: watch::Sender::new(0),
             connections: watch::Sender::new(0),
+            ended: watch::Sender::new(0),
         });
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let of_server = Arc::clone(&shared);
@@ -230,6 +251,21 @@ impl Api {
         version
     }
 
+    /// What there is, to come back to with [`Api::restore`].
+    pub fn snapshot(&self) -> Snapshot {
+        lock(&self.shared.store).snapshot()
+    }
+
+    /// Goes back to what there was, with the version of then. Watches that are running, and clients, are not told.
+    pub fn restore(&self, snapshot: Snapshot) {
+        lock(&self.shared.store).restore(snapshot);
+    }
+
+    /// Ends all watches properly; the connections stay.
+    pub fn end_watches(&self) {
+        self.shared.ended.send_modify(|count| *count += 1);
+    }
+
     /// Closes all connections at once, in the middle of whatever they carry.
     pub fn disconnect_all(&self) {
         self.shared.connections.send_modify(|count| *count += 1);
@@ -253,6 +289,11 @@ impl Api {
     /// How versions that are too old are refused on watch.
     pub fn set_gone(&self, gone: Gone) {
         lock(&self.shared.faults).gone = gone;
+    }
+
+    /// What becomes of watches from a version that is still to come.
+    pub fn set_ahead(&self, ahead: Ahead) {
+        lock(&self.shared.faults).ahead = ahead;
     }
 
     /// What becomes of watches that begin from now on. Those that are running go on.

@@ -45,6 +45,12 @@ pub struct Store {
     bookmarks: u64,
 }
 
+/// What there was at one time.
+pub struct Snapshot {
+    objects: BTreeMap<(&'static str, String), Arc<Object>>,
+    version: u64,
+}
+
 /// A page of a list.
 pub struct Page {
     pub version: u64,
@@ -60,7 +66,7 @@ pub enum WatchEvent {
     Bookmark(u64),
 }
 
-/// The version asked for is no longer, or not yet, known.
+/// The version asked for is no longer known.
 #[derive(Debug)]
 pub struct Expired;
 
@@ -145,10 +151,24 @@ impl Store {
         Ok(Page { version, objects, rest })
     }
 
-    /// Where a watch from this version begins.
+    /// Where a watch from this version begins, which may be in the future.
     pub fn watch_from(&self, version: u64) -> Result<Seen, Expired> {
-        let known = (self.oldest..=self.version).contains(&version);
-        known.then_some(Seen { version, bookmarks: self.bookmarks }).ok_or(Expired)
+        (version >= self.oldest).then_some(Seen { version, bookmarks: self.bookmarks }).ok_or(Expired)
+    }
+
+    /// The version of what there is.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// What there is, to come back to.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot { objects: self.objects.clone(), version: self.version }
+    }
+
+    /// Goes back to what there was. What happened before is no longer known.
+    pub fn restore(&mut self, Snapshot { objects, version }: Snapshot) {
+        *self = Store { objects, history: VecDeque::new(), version, oldest: version, bookmarks: self.bookmarks };
     }
 
     /// What happened after `seen` that a watch with this selector sees; moves `seen` to the present.
@@ -166,6 +186,10 @@ impl Store {
                 (Some(before), None) => Some(WatchEvent::Object("DELETED", Arc::new(before.at(*version)))),
                 (None, None) => None,
             });
+        }
+        // Like the real one, a watch from a version that is still to come says nothing until then.
+        if seen.version > self.version {
+            return events;
         }
         seen.version = self.version;
         if seen.bookmarks != self.bookmarks {
