@@ -16,6 +16,7 @@
 //!   stays in force until the next list.
 
 mod connect;
+mod guarded;
 mod pace;
 mod proxy;
 mod server;
@@ -30,26 +31,22 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::core::Status;
 use kube::{Api, Client, Resource};
-use serde::de::DeserializeSeed as _;
-use serde::{Deserialize, Deserializer};
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 pub use self::connect::{ConnectError, connect, connect_with};
+use self::guarded::{Guarded, key};
 use self::pace::{Failed, First, LIVED, Pace};
-use super::Key;
 use super::convert::{Converter, HEADLESS_LABEL, SERVICE_PROXY_NAME_LABEL};
 use super::object::{self, Object};
 use super::rejects::Reported;
-use super::shape::Shape;
 use crate::errors;
-use crate::model::{Event, Kind, Reject};
+use crate::model::{Event, Kind};
 
 /// Objects in one answer to a list request. What a page holds is all that is ever in memory as a whole.
 pub const PAGE_SIZE: u32 = 500;
@@ -540,63 +537,6 @@ impl Output {
 
     async fn send(&self, event: Event) -> Result<(), Closed> {
         self.events.send(event).await.map_err(|_| Closed)
-    }
-}
-
-fn key<T: Object>(metadata: &ObjectMeta) -> Option<Key> {
-    let text = |field: &Option<String>| field.clone().unwrap_or_default();
-    Key::new(T::KIND, &text(&metadata.namespace), &text(&metadata.name))
-}
-
-/// An object that may be faulty, so that one that cannot be read does not stop the list or watch it comes in. (Unlike
-/// `kube::core::DeserializeGuard` it says which field is at fault, and copies nothing.)
-#[derive(Debug, Clone)]
-struct Guarded<T> {
-    /// Of a faulty object: name, namespace and version only.
-    metadata: ObjectMeta,
-    object: Result<T, Reject>,
-}
-
-impl<'de, T: Object> Deserialize<'de> for Guarded<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = Shape::of(T::KIND).deserialize(deserializer)?;
-        let text = |field: &str| Some(value.get("metadata")?.get(field)?.as_str()?.to_owned());
-        let metadata = ObjectMeta {
-            name: text("name"),
-            namespace: text("namespace"),
-            resource_version: text("resourceVersion"),
-            ..ObjectMeta::default()
-        };
-        Ok(Guarded { metadata, object: object::parse(&value) })
-    }
-}
-
-impl<T: Resource> Resource for Guarded<T> {
-    type DynamicType = T::DynamicType;
-    type Scope = T::Scope;
-
-    fn kind(dt: &T::DynamicType) -> std::borrow::Cow<'_, str> {
-        T::kind(dt)
-    }
-
-    fn group(dt: &T::DynamicType) -> std::borrow::Cow<'_, str> {
-        T::group(dt)
-    }
-
-    fn version(dt: &T::DynamicType) -> std::borrow::Cow<'_, str> {
-        T::version(dt)
-    }
-
-    fn plural(dt: &T::DynamicType) -> std::borrow::Cow<'_, str> {
-        T::plural(dt)
-    }
-
-    fn meta(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
     }
 }
 

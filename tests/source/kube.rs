@@ -452,9 +452,8 @@ async fn failures_leave_what_is_known() {
 
         api.set_status(Some(status));
         api.disconnect_all();
-        let refused = |request: &Request| {
-            (request.verb == Verb::Watch || request.limit == Some(1)) && request.status == status
-        };
+        let refused =
+            |request: &Request| (request.verb == Verb::Watch || request.limit == Some(1)) && request.status == status;
         until_request(&mut watched, &api, "a watch, or the look before it, is refused", refused).await;
         assert_eq!(watched.picture.services.len(), 1, "{status}");
         api.apply(service("new", "10.96.0.2"));
