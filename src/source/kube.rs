@@ -12,10 +12,14 @@
 //! - the server cannot be reached, refuses or fails, or its watches end at once with nothing in them: tried again with
 //!   growing, jittered pauses, for ever; what is known stays in force; logged when it begins, every few minutes, and when
 //!   a watch has lasted again (`pace`);
+//! - what comes is no list of the kind: that is a failure, not a list in which there is nothing;
 //! - an object cannot be read: reported as [`Event::Rejects`], the stream goes on, and what the object said before
-//!   stays in force until the next list.
+//!   stays in force until the next list. One whose name cannot be read is reported with its place in the list.
 
+mod answer;
+mod ask;
 mod connect;
+mod failure;
 mod guarded;
 mod pace;
 mod proxy;
@@ -31,34 +35,30 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
-use kube::api::{ListParams, WatchEvent, WatchParams};
-use kube::core::Status;
-use kube::{Api, Client, Resource};
+use kube::api::{ListParams, WatchParams};
+use kube::{Client, Resource};
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use self::answer::Change;
+use self::ask::Ask;
 pub use self::connect::{ConnectError, connect, connect_with};
+use self::failure::Failure;
 use self::guarded::{Guarded, key};
-use self::pace::{Failed, First, LIVED, Pace};
+use self::pace::{Failed, LIVED, Pace};
 use super::convert::{Converter, HEADLESS_LABEL, SERVICE_PROXY_NAME_LABEL};
 use super::object::{self, Object};
 use super::rejects::Reported;
-use crate::errors;
-use crate::model::{Event, Kind};
+use crate::model::{Event, Kind, ObjectRef, RefKind, Reject};
 
 /// Objects in one answer to a list request. What a page holds is all that is ever in memory as a whole.
 pub const PAGE_SIZE: u32 = 500;
-/// A page that takes longer is asked for again. API servers give up after 60 s by themselves.
-const PAGE_TIMEOUT: Duration = Duration::from_secs(90);
 /// How often to look whether a server has begun to have, or to allow, an optional kind.
 const ABSENT_KIND_RETRY: Duration = Duration::from_secs(300);
 /// A watch that lasted so long ended because its time was over: it is asked for with just under five minutes.
 const WHOLE_WATCH: Duration = Duration::from_secs(240);
-/// Characters of a reason in the log: a gateway may answer with a page of HTML.
-const MAX_REASON: usize = 300;
-
 /// Follows all kinds and sends what happens to `events`, until the receiver is dropped.
 ///
 /// Only the Node named `node_name` is read. Slow receivers are waited for; nothing is queued beyond the channel and one
@@ -97,16 +97,24 @@ async fn follow<T>(client: Client, list: ListParams, convert: Arc<Converter>, ev
 where
     T: Object + Resource<DynamicType = ()> + std::fmt::Debug,
 {
-    let output = Output { convert, events, reported: Reported::default(), started: false };
+    let output = Output {
+        convert,
+        events,
+        reported: Reported::default(),
+        started: false,
+        came: 0,
+        nameless: Vec::new(),
+        nameless_count: 0,
+    };
     // With bookmarks, and a length that the client library asks for: just under five minutes.
     let watch = WatchParams {
         label_selector: list.label_selector.clone(),
         field_selector: list.field_selector.clone(),
         ..WatchParams::default()
     };
-    let api = Api::<Guarded<T>>::all(client);
+    let ask = Ask::<T>::new(client);
     let mut follower = Follower {
-        api,
+        ask,
         list,
         watch,
         output,
@@ -135,36 +143,6 @@ enum Link {
     },
 }
 
-/// Why a list or a watch failed.
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    #[error("no answer within {} s", PAGE_TIMEOUT.as_secs())]
-    Late,
-    #[error("a list or an event without metadata.resourceVersion")]
-    NoVersion,
-    #[error("its version {now} is behind {known}, the one last seen")]
-    WentBack { known: String, now: String },
-    #[error("the watch ends after {} ms without an event", .0.as_millis())]
-    EndsAtOnce(Duration),
-    #[error("{}", describe(.0))]
-    Client(kube::Error),
-}
-
-impl Failure {
-    fn first_pause(&self) -> First {
-        match self {
-            Failure::Client(kube::Error::Service(_) | kube::Error::HyperError(_)) => First::NoAnswer,
-            _ => First::Answer,
-        }
-    }
-}
-
-impl From<kube::Error> for Failure {
-    fn from(err: kube::Error) -> Failure {
-        Failure::Client(err)
-    }
-}
-
 /// Why a list has no end.
 enum NoList {
     Closed(Closed),
@@ -180,7 +158,7 @@ impl From<Closed> for NoList {
 /// How a watch ended.
 enum End {
     /// Properly, or with its connection.
-    Over(Option<kube::Error>),
+    Over(Option<Failure>),
     /// The server no longer has the version that it was to begin with, or does not have it yet.
     Stale(Failure),
     /// The server does not answer, or refuses: to be tried again with the same version.
@@ -197,15 +175,6 @@ struct Heard {
     change: Option<String>,
 }
 
-/// Whether the server does not have the version asked for: no longer (410), or not yet, as a server that went back
-/// (`NewTooLargeResourceVersionError` in apimachinery's `storage/errors.go`).
-fn is_stale(status: &Status) -> bool {
-    let causes = status.details.iter().flat_map(|details| &details.causes);
-    status.code == 410
-        || causes.into_iter().any(|cause| cause.reason == "ResourceVersionTooLarge")
-        || status.message.starts_with("Too large resource version")
-}
-
 /// How to go on.
 enum Next {
     Watch,
@@ -213,7 +182,7 @@ enum Next {
 }
 
 struct Follower<T> {
-    api: Api<Guarded<T>>,
+    ask: Ask<T>,
     list: ListParams,
     watch: WatchParams,
     output: Output,
@@ -263,20 +232,16 @@ where
         self.output.begin_list();
         let mut params = self.list.clone();
         loop {
-            let page = tokio::time::timeout(PAGE_TIMEOUT, self.api.list(&params)).await;
-            let page = page.map_err(|_| NoList::Failed(Failure::Late))?;
-            let page = page.map_err(|err| NoList::Failed(err.into()))?;
-            let more = page.metadata.continue_.filter(|token| !token.is_empty());
-            let version = page.metadata.resource_version.filter(|version| !version.is_empty());
-            if more.is_none() && version.is_none() {
+            let page = self.ask.list(&params).await.map_err(NoList::Failed)?;
+            if page.rest.is_none() && page.version.is_none() {
                 return Err(NoList::Failed(Failure::NoVersion));
             }
             self.output.start_list(T::KIND).await?;
             for object in page.items {
-                self.output.object(object).await?;
+                self.output.object_of_list(object).await?;
             }
-            params.continue_token = more;
-            if let (None, Some(version)) = (&params.continue_token, version) {
+            params.continue_token = page.rest;
+            if let (None, Some(version)) = (&params.continue_token, page.version) {
                 self.output.end_list(T::KIND).await?;
                 self.listed = true;
                 return Ok(version);
@@ -302,7 +267,7 @@ where
         if lived >= LIVED || heard.change.is_some_and(|changed| changed != from) {
             self.works();
             if let End::Over(err) = end {
-                let error = err.as_ref().map(|err| errors::text(err));
+                let error = err.map(|err| err.to_string());
                 debug!(kind = %T::KIND, error, "watch ended; resuming it");
                 tokio::time::sleep(pace::short()).await;
                 return Ok(Next::Watch);
@@ -326,7 +291,7 @@ where
                 Ok(Next::List)
             }
             End::Over(err) => {
-                self.failed(&err.map_or(Failure::EndsAtOnce(lived), Failure::Client)).await;
+                self.failed(&err.unwrap_or(Failure::EndsAtOnce(lived))).await;
                 Ok(Next::Watch)
             }
             End::Refused(failure) => {
@@ -337,25 +302,20 @@ where
     }
 
     /// Asks for a watch, and before that, if need be, whether the server still has what it had.
-    async fn begin_watch(&self) -> Result<impl Stream<Item = kube::Result<WatchEvent<Guarded<T>>>> + use<T>, End> {
+    async fn begin_watch(&self) -> Result<impl Stream<Item = Result<Change<T>, Failure>> + use<T>, End> {
         if self.unsure && version::is_comparable(&self.version) {
             self.check_version().await?;
         }
-        self.api.watch(&self.watch, &self.version).await.map_err(|err| match err {
-            kube::Error::Api(status) if is_stale(&status) => End::Stale(kube::Error::Api(status).into()),
-            err => End::Refused(err.into()),
-        })
+        let watch = self.ask.watch(&self.watch, &self.version).await;
+        watch.map_err(|failure| if failure.is_stale() { End::Stale(failure) } else { End::Refused(failure) })
     }
 
     /// Asks what the server's version is, with a list of one object: one without a version in the question is answered
     /// from the server's store, whatever server it is.
     async fn check_version(&self) -> Result<(), End> {
         let list = self.list.clone().limit(1);
-        let page = tokio::time::timeout(PAGE_TIMEOUT, self.api.list(&list)).await;
-        let page = page.map_err(|_| End::Refused(Failure::Late))?;
-        let page = page.map_err(|err| End::Refused(err.into()))?;
-        let now = page.metadata.resource_version.unwrap_or_default();
-        self.goes_on(&now).map_err(End::Stale)
+        let page = self.ask.list(&list).await.map_err(End::Refused)?;
+        self.goes_on(&page.version.unwrap_or_default()).map_err(End::Stale)
     }
 
     /// Whether a version that the server has now is not behind the one last seen.
@@ -369,7 +329,7 @@ where
     /// Sends what a watch brings.
     async fn changes(
         &mut self,
-        mut stream: Pin<&mut impl Stream<Item = kube::Result<WatchEvent<Guarded<T>>>>>,
+        mut stream: Pin<&mut impl Stream<Item = Result<Change<T>, Failure>>>,
         heard: &mut Heard,
     ) -> Result<End, Closed> {
         let mut lives = pin!(tokio::time::sleep(LIVED));
@@ -385,10 +345,9 @@ where
             };
             let (object, is_gone) = match event {
                 None => return Ok(End::Over(None)),
-                Some(Ok(WatchEvent::Added(object) | WatchEvent::Modified(object))) => (object, false),
-                Some(Ok(WatchEvent::Deleted(object))) => (object, true),
-                Some(Ok(WatchEvent::Bookmark(bookmark))) => {
-                    let now = bookmark.metadata.resource_version;
+                Some(Ok(Change::There(object))) => (object, false),
+                Some(Ok(Change::Gone(object))) => (object, true),
+                Some(Ok(Change::Bookmark(now))) => {
                     if now.is_empty() {
                         return Ok(End::Unknown(Failure::NoVersion));
                     }
@@ -399,15 +358,12 @@ where
                     heard.anything = true;
                     continue;
                 }
-                Some(Ok(WatchEvent::Error(status))) => {
-                    let stale = is_stale(&status);
-                    let failure = kube::Error::Api(status.boxed()).into();
-                    return Ok(if stale { End::Stale(failure) } else { End::Unknown(failure) });
+                Some(Ok(Change::Refused(status))) => {
+                    let failure = Failure::Refused(status);
+                    return Ok(if failure.is_stale() { End::Stale(failure) } else { End::Unknown(failure) });
                 }
-                Some(Err(err @ (kube::Error::SerdeError(_) | kube::Error::Api(_)))) => {
-                    return Ok(End::Unknown(err.into()));
-                }
-                Some(Err(err)) => return Ok(End::Over(Some(err))),
+                Some(Err(failure @ Failure::Broken(_))) => return Ok(End::Over(Some(failure))),
+                Some(Err(failure)) => return Ok(End::Unknown(failure)),
             };
             let Some(now) = object.metadata.resource_version.clone().filter(|version| !version.is_empty()) else {
                 return Ok(End::Unknown(Failure::NoVersion));
@@ -428,12 +384,12 @@ where
     /// Whether the server does not have this kind, or does not let it be read, although it may: then there are none.
     /// Not once there was a list: what works stays.
     fn is_absent(&mut self, failure: &Failure) -> bool {
-        let Failure::Client(kube::Error::Api(status)) = failure else { return false };
-        if T::KIND != Kind::ServiceCidr || self.listed || !matches!(status.code, 403 | 404) {
+        let Some(status) = failure.status().filter(|status| matches!(status, 403 | 404)) else { return false };
+        if T::KIND != Kind::ServiceCidr || self.listed {
             return false;
         }
-        if self.link != Link::Absent(status.code) {
-            self.link = Link::Absent(status.code);
+        if self.link != Link::Absent(status) {
+            self.link = Link::Absent(status);
             info!(
                 reason = failure.to_string(),
                 "no ServiceCIDRs to read (API servers have them since 1.33): unallocated Service addresses are not dropped"
@@ -488,11 +444,22 @@ struct Output {
     reported: Reported,
     /// Whether [`Event::ListStarted`] was sent for the list that is under way.
     started: bool,
+    /// Objects that came in that list.
+    came: usize,
+    /// What is wrong with those of them that have no name; not more than [`MAX_NAMELESS`].
+    nameless: Vec<Reject>,
+    /// How many of those there are.
+    nameless_count: usize,
 }
+
+/// Objects without a name that are told one by one.
+const MAX_NAMELESS: usize = 3;
 
 impl Output {
     fn begin_list(&mut self) {
         self.started = false;
+        (self.came, self.nameless_count) = (0, 0);
+        self.nameless.clear();
     }
 
     /// Says that a list begins, once there is something to say about it.
@@ -505,10 +472,41 @@ impl Output {
     }
 
     async fn end_list(&mut self, kind: Kind) -> Result<(), Closed> {
+        if let Some(event) = self.report_nameless(kind)
+            && self.reported.is_news(&event)
+        {
+            self.send(event).await?;
+        }
         for event in self.reported.list_done() {
             self.send(event).await?;
         }
         self.send(Event::ListDone(kind)).await
+    }
+
+    /// What is wrong with the objects without a name, which are told together.
+    fn report_nameless(&mut self, kind: Kind) -> Option<Event> {
+        let mut rejects = std::mem::take(&mut self.nameless);
+        let more = self.nameless_count - rejects.len();
+        if more > 0 {
+            rejects.push(Reject { field: "items".into(), reason: format!("{more} more without a name are not used") });
+        }
+        let object = ObjectRef { kind: RefKind::Api(kind), name: arcstr::literal!("without a name") };
+        (!rejects.is_empty()).then_some(Event::Rejects { object, rejects })
+    }
+
+    async fn object_of_list<T: Object>(&mut self, object: Guarded<T>) -> Result<(), Closed> {
+        if let (false, Err(reject)) = (object.is_named(), &object.object) {
+            if self.nameless.len() < MAX_NAMELESS {
+                let field = match &*reject.field {
+                    "the object" => format!("items[{}]", self.came),
+                    field => format!("items[{}].{field}", self.came),
+                };
+                self.nameless.push(Reject { field, reason: reject.reason.clone() });
+            }
+            self.nameless_count += 1;
+        }
+        self.came += 1;
+        self.object(object).await
     }
 
     async fn object<T: Object>(&mut self, object: Guarded<T>) -> Result<(), Closed> {
@@ -538,19 +536,4 @@ impl Output {
     async fn send(&self, event: Event) -> Result<(), Closed> {
         self.events.send(event).await.map_err(|_| Closed)
     }
-}
-
-/// What the server answered where it did, else what went wrong on the way: one line that is not too long, whatever
-/// stands before the server answers.
-fn describe(err: &kube::Error) -> String {
-    let text = match err {
-        kube::Error::Api(status) => format!("{} {}: {}", status.code, status.reason, status.message),
-        err => errors::text(err),
-    };
-    let mut text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    if let Some((end, _)) = text.char_indices().nth(MAX_REASON) {
-        text.truncate(end);
-        text.push_str(" ...");
-    }
-    text
 }

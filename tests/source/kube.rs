@@ -14,7 +14,7 @@ use socket2::{Domain, Socket, Type};
 use tokio::sync::mpsc::{Receiver, channel};
 use tokio::task::JoinHandle;
 
-use crate::api::{Ahead, Api, Gone, Request, Verb, Watches, synthetic};
+use crate::api::{Ahead, Api, Gone, Lists, Request, Verb, Watches, synthetic};
 use crate::support::{DEADLINE, NODE, Picture, converter};
 
 fn service(name: &str, address: &str) -> Value {
@@ -414,6 +414,111 @@ async fn malformed_objects_do_not_stop_the_others() {
     api.delete("Service", "shop", "bad");
     watched.until("it is gone", |picture| !picture.services.contains_key("shop/bad")).await;
     watched.until("so is its report", |picture| picture.rejects.is_empty()).await;
+}
+
+#[tokio::test]
+async fn events_that_cannot_be_read_lead_to_a_list() {
+    // The event is lost for good; what it would have said is in the list.
+    let one = |bytes: &'static [u8]| async move {
+        let api = Api::local();
+        api.set_watches(Watches::Raw(bytes));
+        let mut watched = Watched::start(&api).await;
+        watched.until_listed().await;
+        let shown = String::from_utf8_lossy(bytes);
+        watched.until_requests(&api, &shown, |requests| watches_of(requests, "services") > 0).await;
+        api.apply(service("new", "10.96.0.2"));
+        watched.until_service("shop/new", "10.96.0.2").await;
+    };
+    let cases: [&[u8]; 9] = [
+        br#"{"type":"ADDED","object":{"metadata":{"name":"a","namespace":"b","resourceVersion":"9"},"spec":{"ports":[{"port":1e999}]}}}
+"#,
+        br#"{"type":"ADDED","object":{"metadata":{"name":"a","namespace":"b","resourceVersion":"9","labels":{"kubernetes.io/service-name":"\ud800"}}}}
+"#,
+        b"{\"type\":\"ADDED\",\"object\":{\"metadata\":{\"name\":\"a\xff\",\"namespace\":\"b\",\"resourceVersion\":\"9\"}}}\n",
+        br#"{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"9"}}}{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"9"}}}
+"#,
+        br#"{"type":"PATCHED","object":{"metadata":{"name":"a","namespace":"b","resourceVersion":"9"}}}
+"#,
+        b"{\"type\":\"ADDED\",\"object\":{\"metadata\":\n",
+        b"{\"type\":\"ADDED\",\"object\":{\"metadata\":{\"resourceVersion\":\"9\"}}}\n",
+        b"{\"type\":\"DELETED\",\"object\":null}\n",
+        b"{\"type\":\"BOOKMARK\",\"object\":{\"metadata\":{\"resourceVersion\":\"\"}}}\n",
+    ];
+    futures::future::join_all(cases.map(one)).await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_of_a_list_is_named_and_the_rest_is_used() {
+    let cases: [(&[u8], &str, &str); 9] = [
+        (
+            br#"{"metadata":{"name":"bad","namespace":"shop"},"spec":{"ports":[{"port":1e999}]}}"#,
+            "Service shop/bad",
+            "spec.ports[0].port: number out of range",
+        ),
+        (
+            br#"{"metadata":{"name":"bad","namespace":"shop"},"spec":{"clusterIP":"\ud800"}}"#,
+            "Service shop/bad",
+            "spec.clusterIP: ",
+        ),
+        (
+            b"{\"metadata\":{\"name\":\"bad\",\"namespace\":\"shop\"},\"spec\":{\"clusterIP\":\"\xff\"}}",
+            "Service shop/bad",
+            "spec.clusterIP: ",
+        ),
+        (
+            b"{\"metadata\":{\"name\":\"b\xff\",\"namespace\":\"shop\"}}",
+            "Service without a name",
+            "items[1].metadata.name: ",
+        ),
+        (b"null", "Service without a name", "items[1]: null is no Service"),
+        (b"5, [], {}, null", "Service without a name", "items[1]: 5 is no Service"),
+        (b"{}", "Service without a name", "items[1].metadata.name: null in the namespace null is no name"),
+        (
+            br#"{"metadata":{"name":"","namespace":"shop"}}"#,
+            "Service without a name",
+            "items[1].metadata.name: \"\" in",
+        ),
+        (br#"{"metadata":{"name":5,"namespace":"shop"}}"#, "Service without a name", "items[1].metadata.name: 5 in"),
+    ];
+    let one = |(bytes, object, reason): (&'static [u8], &'static str, &'static str)| async move {
+        let api = Api::local();
+        api.apply(service("web", "10.96.0.1"));
+        api.set_lists(Lists::With(bytes));
+        let mut watched = Watched::start(&api).await;
+        watched.until_listed().await;
+        assert_eq!(watched.picture.services.keys().collect::<Vec<_>>(), ["shop/web"]);
+        assert_eq!(watched.picture.rejects.keys().collect::<Vec<_>>(), [object]);
+        let rejects = &watched.picture.rejects[object];
+        assert!(rejects[0].starts_with(reason), "{rejects:?}");
+        assert_eq!(rejects.len(), bytes.split(|byte| *byte == b' ').count(), "{rejects:?}");
+        // Followed all the same; once a list is whole, the report is withdrawn.
+        api.apply(service("new", "10.96.0.2"));
+        watched.until_service("shop/new", "10.96.0.2").await;
+        api.set_lists(Lists::Whole);
+        api.expire();
+        api.disconnect_all();
+        watched.until("the report is withdrawn", |picture| picture.rejects.is_empty()).await;
+    };
+    futures::future::join_all(cases.map(one)).await;
+}
+
+#[tokio::test]
+async fn a_list_of_another_kind_takes_nothing_away() {
+    let api = Api::local();
+    api.apply(service("web", "10.96.0.1"));
+    let mut watched = Watched::start(&api).await;
+    watched.until_listed().await;
+    api.set_lists(Lists::OfKind("PodList"));
+    api.expire();
+    api.disconnect_all();
+    let lists = |requests: &[Request]| {
+        requests.iter().filter(|request| request.resource == "services" && request.verb == Verb::List).count()
+    };
+    watched.until_requests(&api, "lists in vain", |requests| lists(requests) >= 4).await;
+    assert_eq!(watched.picture.services.len(), 1, "what is known stays");
+    api.set_lists(Lists::Whole);
+    api.apply(service("new", "10.96.0.2"));
+    watched.until_service("shop/new", "10.96.0.2").await;
 }
 
 #[tokio::test]

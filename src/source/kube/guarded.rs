@@ -1,14 +1,17 @@
 //! An object that may be faulty.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::Resource;
 use serde::de::DeserializeSeed as _;
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 use crate::model::Reject;
 use crate::source::Key;
 use crate::source::object::{self, Object};
 use crate::source::shape::Shape;
+
+/// Characters of a value that stands where there should be a name.
+const MAX_SHOWN: usize = 80;
 
 pub(super) fn key<T: Object>(metadata: &ObjectMeta) -> Option<Key> {
     let text = |field: &Option<String>| field.clone().unwrap_or_default();
@@ -21,12 +24,35 @@ pub(super) fn key<T: Object>(metadata: &ObjectMeta) -> Option<Key> {
 pub(super) struct Guarded<T> {
     /// Of a faulty object: name, namespace and version only.
     pub(super) metadata: ObjectMeta,
+    /// Without a name, it is faulty.
     pub(super) object: Result<T, Reject>,
 }
 
-impl<'de, T: Object> Deserialize<'de> for Guarded<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = Shape::of(T::KIND).deserialize(deserializer)?;
+impl<T: Object> Guarded<T> {
+    /// Reads an object that may be no proper JSON: then what is read of it is its name, if that can be.
+    pub(super) fn read(text: &str) -> Guarded<T> {
+        let mut deserializer = serde_json::Deserializer::from_str(text);
+        let mut track = serde_path_to_error::Track::new();
+        match Shape::of(T::KIND).deserialize(serde_path_to_error::Deserializer::new(&mut deserializer, &mut track)) {
+            Ok(value) => Guarded::of(&value),
+            Err(err) => {
+                let field = match track.path().to_string() {
+                    path if path == "." => "the object".to_owned(),
+                    path => path,
+                };
+                let reject = Reject { field, reason: format!("{err}; the object is not used") };
+                let Named { metadata } = serde_json::from_str(text).unwrap_or_default();
+                Guarded { metadata: metadata.into(), object: Err(reject) }
+            }
+        }
+    }
+
+    /// Whether it has a name that an object of this kind can have.
+    pub(super) fn is_named(&self) -> bool {
+        key::<T>(&self.metadata).is_some()
+    }
+
+    fn of(value: &Value) -> Guarded<T> {
         let text = |field: &str| Some(value.get("metadata")?.get(field)?.as_str()?.to_owned());
         let metadata = ObjectMeta {
             name: text("name"),
@@ -34,35 +60,53 @@ impl<'de, T: Object> Deserialize<'de> for Guarded<T> {
             resource_version: text("resourceVersion"),
             ..ObjectMeta::default()
         };
-        Ok(Guarded { metadata, object: object::parse(&value) })
+        let object = if key::<T>(&metadata).is_some() {
+            object::parse(value)
+        } else {
+            Err(nameless(value, &T::KIND.to_string()))
+        };
+        Guarded { metadata, object }
     }
 }
 
-impl<T: Resource> Resource for Guarded<T> {
-    type DynamicType = T::DynamicType;
-    type Scope = T::Scope;
-
-    fn kind(dt: &T::DynamicType) -> std::borrow::Cow<'_, str> {
-        T::kind(dt)
+impl<'de, T: Object> Deserialize<'de> for Guarded<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Guarded::of(&Shape::of(T::KIND).deserialize(deserializer)?))
     }
+}
 
-    fn group(dt: &T::DynamicType) -> std::borrow::Cow<'_, str> {
-        T::group(dt)
-    }
+/// What is read of an object that cannot be read.
+#[derive(Default, Deserialize)]
+struct Named {
+    metadata: Names,
+}
 
-    fn version(dt: &T::DynamicType) -> std::borrow::Cow<'_, str> {
-        T::version(dt)
-    }
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Names {
+    name: Option<String>,
+    namespace: Option<String>,
+    resource_version: Option<String>,
+}
 
-    fn plural(dt: &T::DynamicType) -> std::borrow::Cow<'_, str> {
-        T::plural(dt)
+impl From<Names> for ObjectMeta {
+    fn from(Names { name, namespace, resource_version }: Names) -> ObjectMeta {
+        ObjectMeta { name, namespace, resource_version, ..ObjectMeta::default() }
     }
+}
 
-    fn meta(&self) -> &ObjectMeta {
-        &self.metadata
+/// What is wrong with an object whose name says nothing.
+fn nameless(value: &Value, kind: &str) -> Reject {
+    let shown = |value: &Value| {
+        let text = value.to_string();
+        let end = text.char_indices().nth(MAX_SHOWN).map_or(text.len(), |(end, _)| end);
+        format!("{}{}", &text[..end], if end < text.len() { "..." } else { "" })
+    };
+    if !value.is_object() {
+        return Reject { field: "the object".into(), reason: format!("{} is no {kind}; it is not used", shown(value)) };
     }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
+    let field = |field: &str| value.get("metadata").and_then(|metadata| metadata.get(field)).unwrap_or(&Value::Null);
+    let (name, namespace) = (shown(field("name")), shown(field("namespace")));
+    let reason = format!("{name} in the namespace {namespace} is no name of a {kind}; the object is not used");
+    Reject { field: "metadata.name".into(), reason }
 }

@@ -166,7 +166,7 @@ fn watches_that_end_at_once_are_said_once_until_one_lasts() {
 
 #[test]
 fn watches_that_a_gateway_answers_are_said_once_until_one_lasts() {
-    let why = "502 Failed to parse error data: <html> <body>Please log in.</body> </html>";
+    let why = "502 Bad Gateway: <html> <body>Please log in.</body> </html>";
     said_once(Watches::Html(502), why);
 }
 

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use super::selector::Selector;
 use super::store::{Seen, WatchEvent};
-use super::{Ahead, Faults, Gone, KINDS, Request, Resource, Shared, Verb, Watches, lock};
+use super::{Ahead, Faults, Gone, KINDS, Lists, Request, Resource, Shared, Verb, Watches, lock};
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 type Query = BTreeMap<String, String>;
@@ -108,7 +108,7 @@ async fn answer(shared: Arc<Shared>, request: hyper::Request<Incoming>) -> Resul
                     None => watch(&shared, resource, &query, &faults),
                 }
             } else {
-                list(&shared, resource, &query)
+                list(&shared, resource, &query, faults.lists)
             }
         }
         (None, _) => status(404, "the server could not find the requested resource"),
@@ -177,7 +177,7 @@ async fn create_event(shared: &Shared, request: hyper::Request<Incoming>) -> Res
     respond(201, full(body))
 }
 
-fn list(shared: &Shared, resource: &Resource, query: &Query) -> Response<Body> {
+fn list(shared: &Shared, resource: &Resource, query: &Query, lists: Lists) -> Response<Body> {
     let limit = query.get("limit").and_then(|limit| limit.parse().ok()).filter(|&limit| limit > 0);
     let token = query.get("continue").map(|token| token.split_once(':').unwrap_or((token, "")));
     let from = match token.map(|(version, key)| (version.parse(), key)) {
@@ -194,6 +194,10 @@ fn list(shared: &Shared, resource: &Resource, query: &Query) -> Response<Body> {
         metadata["continue"] = format!("{}:{last}", page.version).into();
     }
     let size = page.objects.iter().map(|object| object.text.len() + 1).sum::<usize>();
+    if let Lists::OfKind(kind) = lists {
+        let list = json!({"kind": kind, "apiVersion": "v1", "metadata": metadata, "items": []});
+        return respond(200, full(list.to_string()));
+    }
     let mut text = String::with_capacity(size + 512);
     text.push_str(&format!(
         r#"{{"kind":"{}List","apiVersion":"{}","metadata":{metadata},"items":["#,
@@ -205,7 +209,12 @@ fn list(shared: &Shared, resource: &Resource, query: &Query) -> Response<Body> {
         }
         text.push_str(&object.text);
     }
-    text.push_str("]}");
+    let mut text = text.into_bytes();
+    if let (Lists::With(more), "Service", None) = (lists, resource.kind, metadata.get("continue")) {
+        text.extend_from_slice(if page.objects.is_empty() { b"" } else { b"," });
+        text.extend_from_slice(more);
+    }
+    text.extend_from_slice(b"]}");
     respond(200, full(text))
 }
 
@@ -237,8 +246,9 @@ fn unfollowed(shared: &Shared, resource: &Resource, query: &Query, watches: Watc
             let lines = objects.iter().map(|object| format!("{{\"type\":\"ADDED\",\"object\":{}}}\n", object.text));
             stream(lines.map(Ok).collect())
         }
-        Watches::Garbage => then_nothing("hello\n".to_owned()),
-        Watches::OldBookmark => then_nothing(bookmark(resource, 1) + "\n"),
+        Watches::Garbage => then_nothing("hello\n".into()),
+        Watches::Raw(bytes) => then_nothing(bytes.into()),
+        Watches::OldBookmark => then_nothing((bookmark(resource, 1) + "\n").into()),
         Watches::OldEvents => {
             let page = lock(&shared.store).list(resource.plural, &selector(query), usize::MAX, None);
             let objects = page.expect("without a version, none is too old").objects;
@@ -247,7 +257,7 @@ fn unfollowed(shared: &Shared, resource: &Resource, query: &Query, watches: Watc
                 value["metadata"]["resourceVersion"] = "1".into();
                 format!("{}\n", json!({"type": "MODIFIED", "object": value}))
             });
-            then_nothing(lines.collect())
+            then_nothing(lines.collect::<String>().into())
         }
     };
     let headers = response.headers_mut();
@@ -261,8 +271,8 @@ fn unfollowed(shared: &Shared, resource: &Resource, query: &Query, watches: Watc
 }
 
 /// A watch that sends this and then stays open.
-fn then_nothing(lines: String) -> Response<Body> {
-    let lines = futures::stream::once(async { Ok(Frame::data(Bytes::from(lines))) });
+fn then_nothing(lines: Bytes) -> Response<Body> {
+    let lines = futures::stream::once(async { Ok(Frame::data(lines)) });
     respond(200, BodyExt::boxed_unsync(StreamBody::new(lines.chain(futures::stream::pending()))))
 }
 

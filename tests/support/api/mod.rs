@@ -121,10 +121,24 @@ pub enum Watches {
     Replay,
     /// A line that is no event, then nothing more.
     Garbage,
+    /// These bytes, then nothing more.
+    Raw(&'static [u8]),
     /// A bookmark with version 1, then nothing more.
     OldBookmark,
     /// All objects that there are, with version 1, then nothing more.
     OldEvents,
+}
+
+/// What becomes of lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Lists {
+    /// They are as they should be.
+    #[default]
+    Whole,
+    /// Each is an empty one of this kind, of `v1`.
+    OfKind(&'static str),
+    /// The last page of those of Services ends with these bytes among its objects.
+    With(&'static [u8]),
 }
 
 /// How the server misbehaves.
@@ -138,6 +152,7 @@ struct Faults {
     gone: Gone,
     ahead: Ahead,
     watches: Watches,
+    lists: Lists,
 }
 
 struct Shared {
@@ -299,6 +314,11 @@ impl Api {
     /// What becomes of watches that begin from now on. Those that are running go on.
     pub fn set_watches(&self, watches: Watches) {
         lock(&self.shared.faults).watches = watches;
+    }
+
+    /// What becomes of lists from now on.
+    pub fn set_lists(&self, lists: Lists) {
+        lock(&self.shared.faults).lists = lists;
     }
 
     /// All requests so far, in the order of their answers.

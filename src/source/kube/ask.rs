@@ -1,0 +1,157 @@
+//! Asks an API server for a kind of object. The client of kube is the transport; what is made of an answer stands in
+//! `answer`.
+
+use std::time::Duration;
+
+use axum::http::Request;
+use axum::http::StatusCode;
+use bytes::{Bytes, BytesMut};
+use futures::{Stream, StreamExt, stream};
+use http_body_util::{BodyExt, Limited};
+use kube::api::{ListParams, WatchParams};
+use kube::client::Body;
+use kube::core::{Request as Path, Status};
+use kube::{Client, Resource};
+
+use super::answer::{self, Change, Page};
+use super::failure::Failure;
+use crate::source::object::Object;
+
+/// A page that takes longer is asked for again. API servers give up after 60 s by themselves.
+const PAGE_TIMEOUT: Duration = Duration::from_secs(90);
+/// Bytes of an answer that says why there is nothing better.
+const MAX_REFUSAL: usize = 64 << 10;
+
+/// Asks for one kind.
+pub(super) struct Ask<T> {
+    client: Client,
+    path: Path,
+    kind: std::marker::PhantomData<fn() -> T>,
+}
+
+impl<T> Ask<T>
+where
+    T: Object + Resource<DynamicType = ()>,
+{
+    pub(super) fn new(client: Client) -> Ask<T> {
+        Ask { client, path: Path::new(T::url_path(&(), None)), kind: std::marker::PhantomData }
+    }
+
+    /// A page of a list.
+    pub(super) async fn list(&self, params: &ListParams) -> Result<Page<T>, Failure> {
+        let asked = async {
+            let answer = self.send(self.path.list(params)).await?;
+            let body = answer.collect().await.map_err(Failure::Broken)?;
+            answer::page(&body.to_bytes())
+        };
+        tokio::time::timeout(PAGE_TIMEOUT, asked).await.unwrap_or(Err(Failure::Late(PAGE_TIMEOUT)))
+    }
+
+    /// What happens after this version. Ends with the connection; an error that is [`Failure::Broken`] is the last.
+    pub(super) async fn watch(
+        &self,
+        params: &WatchParams,
+        version: &str,
+    ) -> Result<impl Stream<Item = Result<Change<T>, Failure>> + use<T>, Failure> {
+        let body = self.send(self.path.watch(params, version)).await?;
+        let frames = body.into_data_stream();
+        Ok(lines(frames).filter_map(|line| {
+            let change = match line {
+                Ok(line) if line.is_complete => Some(answer::change(&line.text)),
+                // The rest of a connection that broke: it comes again.
+                Ok(line) => answer::change(&line.text).ok().map(Ok),
+                Err(err) => Some(Err(Failure::Broken(err))),
+            };
+            std::future::ready(change)
+        }))
+    }
+
+    /// The body of a good answer.
+    async fn send(&self, request: Result<Request<Vec<u8>>, kube::core::request::Error>) -> Result<Body, Failure> {
+        let request = request.map_err(|err| Failure::NoAnswer(kube::Error::BuildRequest(err)))?;
+        let answer = self.client.send(request.map(Body::from)).await.map_err(Failure::NoAnswer)?;
+        let code = answer.status();
+        if code.is_success() {
+            return Ok(answer.into_body());
+        }
+        let text = Limited::new(answer.into_body(), MAX_REFUSAL).collect().await;
+        let text = text.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        Err(Failure::Refused(Box::new(refusal(code, &text))))
+    }
+}
+
+/// What an answer that is no good one says.
+fn refusal(code: StatusCode, text: &[u8]) -> Status {
+    let mut status = answer::status(text).unwrap_or_else(|| {
+        let reason = code.canonical_reason().unwrap_or_default();
+        Status::failure(&String::from_utf8_lossy(text), reason)
+    });
+    if status.code == 0 {
+        status.code = code.as_u16();
+    }
+    status
+}
+
+struct Line {
+    text: Bytes,
+    /// Whether it had an end.
+    is_complete: bool,
+}
+
+/// The lines of a body, without empty ones.
+fn lines(frames: impl Stream<Item = kube::Result<Bytes>>) -> impl Stream<Item = kube::Result<Line>> {
+    let start = (Box::pin(frames), BytesMut::new(), 0);
+    stream::unfold(Some(start), async |state| {
+        let (mut frames, mut buffer, mut seen) = state?;
+        loop {
+            if let Some(end) = buffer[seen..].iter().position(|byte| *byte == b'\n') {
+                let text = buffer.split_to(seen + end + 1).freeze();
+                seen = 0;
+                if text.trim_ascii().is_empty() {
+                    continue;
+                }
+                return Some((Ok(Line { text, is_complete: true }), Some((frames, buffer, 0))));
+            }
+            seen = buffer.len();
+            match frames.next().await {
+                Some(Ok(frame)) => buffer.extend_from_slice(&frame),
+                Some(Err(err)) => return Some((Err(err), None)),
+                None if buffer.trim_ascii().is_empty() => return None,
+                None => return Some((Ok(Line { text: buffer.freeze(), is_complete: false }), None)),
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn lines_are_put_together() {
+        let whole = b"one\n\n \ntwo\r\nthree";
+        for cut in 0..whole.len() {
+            let frames = [&whole[..cut], &whole[cut..]].map(|frame| Ok(Bytes::copy_from_slice(frame)));
+            let lines = lines(stream::iter(frames)).collect::<Vec<_>>().await;
+            let lines: Vec<_> = lines.into_iter().map(|line| line.expect("no error")).collect();
+            let texts: Vec<_> = lines.iter().map(|line| (line.text.trim_ascii(), line.is_complete)).collect();
+            assert_eq!(texts, [(&b"one"[..], true), (b"two", true), (b"three", false)], "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn refusals_are_told_in_the_servers_words() {
+        let said = |code: u16, text: &str| {
+            let code = StatusCode::from_u16(code).expect("a code");
+            Failure::Refused(Box::new(refusal(code, text.as_bytes()))).to_string()
+        };
+        let status = r#"{"kind":"Status","code":403,"reason":"Forbidden","message":"no, me"}"#;
+        assert_eq!(said(403, status), "403 Forbidden: no, me");
+        assert_eq!(
+            said(429, "The apiserver is\n shutting down"),
+            "429 Too Many Requests: The apiserver is shutting down"
+        );
+        assert_eq!(said(302, ""), "302 Found:");
+        assert_eq!(said(500, r#"{"kind":"Pod"}"#), r#"500 Internal Server Error: {"kind":"Pod"}"#);
+    }
+}

@@ -1,0 +1,71 @@
+//! Why a list or a watch failed.
+
+use std::time::Duration;
+
+use kube::core::Status;
+
+use super::pace::First;
+use crate::errors;
+
+/// Characters of a reason in the log: a gateway may answer with a page of HTML.
+const MAX_REASON: usize = 300;
+
+/// Why a list or a watch failed. As a text: one line that is not too long, whatever stands before the server answers.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    #[error("no answer within {} s", .0.as_secs())]
+    Late(Duration),
+    #[error("a list or an event without metadata.resourceVersion")]
+    NoVersion,
+    #[error("its version {now} is behind {known}, the one last seen")]
+    WentBack { known: String, now: String },
+    #[error("the watch ends after {} ms without an event", .0.as_millis())]
+    EndsAtOnce(Duration),
+    /// What was sent is not what was asked for.
+    #[error("{}", one_line(.0))]
+    Unreadable(String),
+    /// The server, or what stands before it, refuses.
+    #[error("{}", one_line(&format!("{} {}: {}", .0.code, .0.reason, .0.message)))]
+    Refused(Box<Status>),
+    /// There was no answer.
+    #[error("{}", one_line(&errors::text(.0)))]
+    NoAnswer(kube::Error),
+    /// The answer broke off.
+    #[error("the answer breaks off: {}", one_line(&errors::text(.0)))]
+    Broken(kube::Error),
+}
+
+impl Failure {
+    /// How long to wait at first.
+    pub(super) fn first_pause(&self) -> First {
+        match self {
+            Failure::NoAnswer(_) => First::NoAnswer,
+            _ => First::Answer,
+        }
+    }
+
+    /// Whether the server does not have the version asked for: no longer (410), or not yet, as a server that went back
+    /// (`NewTooLargeResourceVersionError` in apiserver's `storage/errors.go`).
+    pub(super) fn is_stale(&self) -> bool {
+        let Failure::Refused(status) = self else { return false };
+        let causes = status.details.iter().flat_map(|details| &details.causes);
+        status.code == 410
+            || causes.into_iter().any(|cause| cause.reason == "ResourceVersionTooLarge")
+            || status.message.starts_with("Too large resource version")
+    }
+
+    /// The status that the server answered, where it refused.
+    pub(super) fn status(&self) -> Option<u16> {
+        let Failure::Refused(status) = self else { return None };
+        Some(status.code)
+    }
+}
+
+fn one_line(text: &str) -> String {
+    let mut text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    if let Some((end, _)) = text.char_indices().nth(MAX_REASON) {
+        text.truncate(end);
+        text.push_str(" ...");
+    }
+    text
+}
