@@ -55,7 +55,7 @@ use crate::model::{Event, Kind, ObjectRef, RefKind, Reject};
 
 /// Objects in one answer to a list request. What a page holds is all that is ever in memory as a whole.
 pub const PAGE_SIZE: u32 = 500;
-/// How often to look whether a server has begun to have, or to allow, an optional kind.
+/// How often to look whether a server has begun to have an optional kind.
 const ABSENT_KIND_RETRY: Duration = Duration::from_secs(300);
 /// A watch that lasted so long ended because its time was over: it is asked for with just under five minutes.
 const WHOLE_WATCH: Duration = Duration::from_secs(240);
@@ -136,8 +136,8 @@ where
 enum Link {
     Listing,
     Watching,
-    /// The server does not have the kind; with the status that it answers.
-    Absent(u16),
+    /// The server does not have the kind.
+    Absent,
     Failing {
         since: Timestamp,
     },
@@ -218,12 +218,18 @@ where
             match self.list_once().await {
                 Ok(version) => return Ok(version),
                 Err(NoList::Closed(closed)) => return Err(closed),
-                Err(NoList::Failed(failure)) if self.is_absent(&failure) => {
-                    self.output.start_list(T::KIND).await?;
-                    self.output.end_list(T::KIND).await?;
-                    tokio::time::sleep(ABSENT_KIND_RETRY).await;
+                Err(NoList::Failed(failure)) => {
+                    // Until it is known better there are none: the other kinds do not wait for them.
+                    if self.may_be_absent(&failure) {
+                        self.output.start_list(T::KIND).await?;
+                        self.output.end_list(T::KIND).await?;
+                    }
+                    if self.is_absent(&failure) {
+                        tokio::time::sleep(ABSENT_KIND_RETRY).await;
+                    } else {
+                        self.failed(&failure).await;
+                    }
                 }
-                Err(NoList::Failed(failure)) => self.failed(&failure).await,
             }
         }
     }
@@ -381,15 +387,19 @@ where
         }
     }
 
-    /// Whether the server does not have this kind, or does not let it be read, although it may: then there are none.
-    /// Not once there was a list: what works stays.
+    /// Whether the server does not have this kind, or does not let it be read, although it may. Not once there was a
+    /// list: what works stays.
+    fn may_be_absent(&self, failure: &Failure) -> bool {
+        T::KIND == Kind::ServiceCidr && !self.listed && matches!(failure.status(), Some(403 | 404))
+    }
+
+    /// Whether the server does not have this kind. One that does not let it be read may only be starting.
     fn is_absent(&mut self, failure: &Failure) -> bool {
-        let Some(status) = failure.status().filter(|status| matches!(status, 403 | 404)) else { return false };
-        if T::KIND != Kind::ServiceCidr || self.listed {
+        if !self.may_be_absent(failure) || failure.status() != Some(404) {
             return false;
         }
-        if self.link != Link::Absent(status) {
-            self.link = Link::Absent(status);
+        if self.link != Link::Absent {
+            self.link = Link::Absent;
             info!(
                 reason = failure.to_string(),
                 "no ServiceCIDRs to read (API servers have them since 1.33): unallocated Service addresses are not dropped"
@@ -411,7 +421,7 @@ where
         self.pace.works();
         match std::mem::replace(&mut self.link, Link::Watching) {
             Link::Listing => debug!(kind = %T::KIND, "listed; watching"),
-            Link::Absent(_) => info!("there are ServiceCIDRs to read now"),
+            Link::Absent => info!("there are ServiceCIDRs to read now"),
             Link::Failing { .. } => info!(kind = %T::KIND, "the API server answers again"),
             Link::Watching => {}
         }

@@ -544,6 +544,18 @@ async fn a_server_without_service_cidrs_is_like_one_that_has_none() {
 }
 
 #[tokio::test]
+async fn service_cidrs_that_are_forbidden_at_first_are_asked_for_again() {
+    let api = Api::local();
+    api.apply(service_cidr("kubernetes"));
+    api.set_forbidden(&["servicecidrs"]);
+    let mut watched = Watched::start(&api).await;
+    watched.until_listed().await;
+    assert!(watched.picture.service_cidrs.is_empty(), "nobody waits for them");
+    api.set_forbidden(&[]);
+    watched.until("they are there", |picture| picture.service_cidrs.contains("kubernetes")).await;
+}
+
+#[tokio::test]
 async fn failures_leave_what_is_known() {
     for status in [401, 403, 500] {
         let api = Api::local();

@@ -96,6 +96,9 @@ async fn answer(shared: Arc<Shared>, request: hyper::Request<Incoming>) -> Resul
         (None, None) if request.method() == Method::POST && path.ends_with("/events") => {
             create_event(&shared, request).await
         }
+        (None, Some(resource)) if faults.forbidden.iter().any(|plural| plural == resource.plural) => {
+            status(403, "told to forbid it")
+        }
         (None, Some(resource)) if !faults.absent.iter().any(|plural| plural == resource.plural) => {
             if request.method() != Method::GET {
                 status(405, "only GET")

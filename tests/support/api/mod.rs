@@ -149,6 +149,8 @@ struct Faults {
     status: Option<u16>,
     /// Plurals of kinds that do not exist.
     absent: Vec<String>,
+    /// Plurals of kinds that may not be read.
+    forbidden: Vec<String>,
     gone: Gone,
     ahead: Ahead,
     watches: Watches,
@@ -299,6 +301,11 @@ impl Api {
     /// Kinds (plurals) that the server does not have: 404.
     pub fn set_absent(&self, plurals: &[&str]) {
         lock(&self.shared.faults).absent = plurals.iter().map(|&plural| plural.to_owned()).collect();
+    }
+
+    /// Kinds (plurals) that may not be read: 403.
+    pub fn set_forbidden(&self, plurals: &[&str]) {
+        lock(&self.shared.faults).forbidden = plurals.iter().map(|&plural| plural.to_owned()).collect();
     }
 
     /// How versions that are too old are refused on watch.
