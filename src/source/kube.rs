@@ -11,7 +11,7 @@
 //!   ended as it should: a server that is behind sends nothing on a watch, for ever (`version`);
 //! - the server cannot be reached, refuses or fails, or its watches end at once with nothing in them: tried again with
 //!   growing, jittered pauses, for ever; what is known stays in force; logged when it begins, every few minutes, and when
-//!   a watch has lasted again (`pace`);
+//!   a watch has lasted again (`pace`); not before the time that a server names with 429 or 503, up to a minute;
 //! - what comes is no list of the kind: that is a failure, not a list in which there is nothing;
 //! - an object cannot be read: reported as [`Event::Rejects`], the stream goes on, and what the object said before
 //!   stays in force until the next list. One whose name cannot be read is reported with its place in the list.
@@ -23,6 +23,7 @@ mod failure;
 mod guarded;
 mod pace;
 mod proxy;
+mod retry_after;
 mod server;
 mod version;
 
@@ -365,7 +366,7 @@ where
                     continue;
                 }
                 Some(Ok(Change::Refused(status))) => {
-                    let failure = Failure::Refused(status);
+                    let failure = Failure::Refused { status, retry_after: None };
                     return Ok(if failure.is_stale() { End::Stale(failure) } else { End::Unknown(failure) });
                 }
                 Some(Err(failure @ Failure::Broken(_))) => return Ok(End::Over(Some(failure))),
@@ -431,6 +432,7 @@ where
     async fn failed(&mut self, failure: &Failure) {
         let error = failure.to_string();
         let Failed { pause, say, attempts } = self.pace.failed(Instant::now(), failure.first_pause(), &error);
+        let pause = pause.max(failure.retry_after());
         let since = match self.link {
             Link::Failing { since } => since,
             _ => Timestamp::now(),

@@ -544,6 +544,33 @@ async fn a_server_without_service_cidrs_is_like_one_that_has_none() {
 }
 
 #[tokio::test]
+async fn a_server_that_says_when_is_left_alone_until_then() {
+    // Without it, each kind comes back after one to two seconds, and again after two to four.
+    const LOOKED_AT: Duration = Duration::from_secs(5);
+    let one = |(status, retry_after, obeyed): (u16, &'static str, bool)| async move {
+        let api = Api::local();
+        api.set_status(Some(status));
+        api.set_retry_after(retry_after);
+        let mut watched = Watched::start(&api).await;
+        let heard = tokio::time::timeout(LOOKED_AT, watched.events.recv()).await;
+        assert!(heard.is_err(), "{status} {retry_after:?}: {heard:?}");
+        let requests = api.requests().len();
+        println!("{status} {retry_after:?}: {requests} requests");
+        assert_eq!(requests == 4, obeyed, "{status} {retry_after:?}: {requests} requests in {LOOKED_AT:?}");
+    };
+    let cases = [
+        (429, "30", true),
+        (503, "30", true),
+        (503, "Mon, 06 Nov 2084 08:49:37 GMT", true),
+        (503, "0", false),
+        (503, "Sun, 06 Nov 1994 08:49:37 GMT", false),
+        (429, "soon", false),
+        (500, "30", false),
+    ];
+    futures::future::join_all(cases.map(one)).await;
+}
+
+#[tokio::test]
 async fn service_cidrs_that_are_forbidden_at_first_are_asked_for_again() {
     let api = Api::local();
     api.apply(service_cidr("kubernetes"));

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use axum::http::Request;
 use axum::http::StatusCode;
+use axum::http::header::RETRY_AFTER;
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt, stream};
 use http_body_util::{BodyExt, Limited};
+use jiff::Timestamp;
 use kube::api::{ListParams, WatchParams};
 use kube::client::Body;
 use kube::core::{Request as Path, Status};
@@ -15,6 +17,7 @@ use kube::{Client, Resource};
 
 use super::answer::{self, Change, Page};
 use super::failure::Failure;
+use super::retry_after;
 use crate::source::object::Object;
 
 /// A page that takes longer is asked for again. API servers give up after 60 s by themselves.
@@ -74,9 +77,12 @@ where
         if code.is_success() {
             return Ok(answer.into_body());
         }
+        let retry_after = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+        let retry_after = retry_after.and_then(|value| retry_after::parse(value, Timestamp::now()));
         let text = Limited::new(answer.into_body(), MAX_REFUSAL).collect().await;
         let text = text.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-        Err(Failure::Refused(Box::new(refusal(code, &text))))
+        let asked = matches!(code, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+        Err(Failure::Refused { status: Box::new(refusal(code, &text)), retry_after: retry_after.filter(|_| asked) })
     }
 }
 
@@ -143,7 +149,7 @@ mod tests {
     fn refusals_are_told_in_the_servers_words() {
         let said = |code: u16, text: &str| {
             let code = StatusCode::from_u16(code).expect("a code");
-            Failure::Refused(Box::new(refusal(code, text.as_bytes()))).to_string()
+            Failure::Refused { status: Box::new(refusal(code, text.as_bytes())), retry_after: None }.to_string()
         };
         let status = r#"{"kind":"Status","code":403,"reason":"Forbidden","message":"no, me"}"#;
         assert_eq!(said(403, status), "403 Forbidden: no, me");

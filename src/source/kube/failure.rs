@@ -25,8 +25,12 @@ pub(super) enum Failure {
     #[error("{}", one_line(.0))]
     Unreadable(String),
     /// The server, or what stands before it, refuses.
-    #[error("{}", one_line(&format!("{} {}: {}", .0.code, .0.reason, .0.message)))]
-    Refused(Box<Status>),
+    #[error("{}", one_line(&format!("{} {}: {}", .status.code, .status.reason, .status.message)))]
+    Refused {
+        status: Box<Status>,
+        /// How long it wants to be left alone.
+        retry_after: Option<Duration>,
+    },
     /// There was no answer.
     #[error("{}", one_line(&errors::text(.0)))]
     NoAnswer(kube::Error),
@@ -44,10 +48,16 @@ impl Failure {
         }
     }
 
+    /// How long to wait at least, as the server says.
+    pub(super) fn retry_after(&self) -> Duration {
+        let Failure::Refused { retry_after, .. } = self else { return Duration::ZERO };
+        retry_after.unwrap_or_default()
+    }
+
     /// Whether the server does not have the version asked for: no longer (410), or not yet, as a server that went back
     /// (`NewTooLargeResourceVersionError` in apiserver's `storage/errors.go`).
     pub(super) fn is_stale(&self) -> bool {
-        let Failure::Refused(status) = self else { return false };
+        let Failure::Refused { status, .. } = self else { return false };
         let causes = status.details.iter().flat_map(|details| &details.causes);
         status.code == 410
             || causes.into_iter().any(|cause| cause.reason == "ResourceVersionTooLarge")
@@ -56,7 +66,7 @@ impl Failure {
 
     /// The status that the server answered, where it refused.
     pub(super) fn status(&self) -> Option<u16> {
-        let Failure::Refused(status) = self else { return None };
+        let Failure::Refused { status, .. } = self else { return None };
         Some(status.code)
     }
 }

@@ -92,7 +92,14 @@ async fn answer(shared: Arc<Shared>, request: hyper::Request<Incoming>) -> Resul
         tokio::time::sleep(faults.list_delay).await;
     }
     let response = match (faults.status, resource) {
-        (Some(code), _) => status(code, "told to fail"),
+        (Some(code), _) => {
+            let mut response = status(code, "told to fail");
+            if let Some(value) = faults.retry_after {
+                let value = value.parse().expect("the value of a header");
+                response.headers_mut().insert(hyper::header::RETRY_AFTER, value);
+            }
+            response
+        }
         (None, None) if request.method() == Method::POST && path.ends_with("/events") => {
             create_event(&shared, request).await
         }

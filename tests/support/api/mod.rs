@@ -147,6 +147,8 @@ struct Faults {
     list_delay: Duration,
     /// Answer all requests with this status.
     status: Option<u16>,
+    /// With this `Retry-After`.
+    retry_after: Option<String>,
     /// Plurals of kinds that do not exist.
     absent: Vec<String>,
     /// Plurals of kinds that may not be read.
@@ -296,6 +298,11 @@ impl Api {
     /// Answers all requests with this status (`None`: works again). Watches that are running go on.
     pub fn set_status(&self, status: Option<u16>) {
         lock(&self.shared.faults).status = status;
+    }
+
+    /// With which `Retry-After` requests are answered that [`Api::set_status`] refuses.
+    pub fn set_retry_after(&self, value: &str) {
+        lock(&self.shared.faults).retry_after = Some(value.to_owned());
     }
 
     /// Kinds (plurals) that the server does not have: 404.
