@@ -9,7 +9,9 @@
 //! - the server's own version is behind the one last seen, as after its store was restored from a snapshot: the same. It
 //!   is seen in a list, a bookmark or an event, and looked for before a watch is resumed, except where the watch before
 //!   ended as it should: a server that is behind sends nothing on a watch, for ever (`version`);
-//! - the server cannot be reached, refuses or fails, or its watches end at once with nothing in them: tried again with
+//! - the server does not answer: the kinds take turns to ask it, about every second; when one of them has an answer, all
+//!   go on (`turns`);
+//! - the server refuses or fails, or its watches end at once with nothing in them: tried again with
 //!   growing, jittered pauses, for ever; what is known stays in force; logged when it begins, every few minutes, and when
 //!   a watch has lasted again (`pace`); not before the time that a server names with 429 or 503, up to a minute;
 //! - what comes is no list of the kind: that is a failure, not a list in which there is nothing;
@@ -25,6 +27,7 @@ mod pace;
 mod proxy;
 mod retry_after;
 mod server;
+mod turns;
 mod version;
 
 use std::pin::{Pin, pin};
@@ -49,6 +52,7 @@ pub use self::connect::{ConnectError, connect, connect_with};
 use self::failure::Failure;
 use self::guarded::{Guarded, key};
 use self::pace::{Failed, LIVED, Pace};
+use self::turns::Line;
 use super::convert::{Converter, HEADLESS_LABEL, SERVICE_PROXY_NAME_LABEL};
 use super::object::{self, Object};
 use super::rejects::Reported;
@@ -73,11 +77,18 @@ pub async fn watch(client: Client, node_name: &str, convert: Arc<Converter>, eve
     let slices = all().labels(&format!("!{HEADLESS_LABEL}"));
     let node = all().fields(&format!("metadata.name={node_name}"));
 
+    let line = Arc::new(Line::default());
     let mut tasks = JoinSet::new();
-    tasks.spawn(follow::<Service>(client.clone(), services, Arc::clone(&convert), events.clone()));
-    tasks.spawn(follow::<EndpointSlice>(client.clone(), slices, Arc::clone(&convert), events.clone()));
-    tasks.spawn(follow::<Node>(client.clone(), node, Arc::clone(&convert), events.clone()));
-    tasks.spawn(follow::<ServiceCIDR>(client, all(), convert, events.clone()));
+    tasks.spawn(follow::<Service>(client.clone(), Arc::clone(&line), services, Arc::clone(&convert), events.clone()));
+    tasks.spawn(follow::<EndpointSlice>(
+        client.clone(),
+        Arc::clone(&line),
+        slices,
+        Arc::clone(&convert),
+        events.clone(),
+    ));
+    tasks.spawn(follow::<Node>(client.clone(), Arc::clone(&line), node, Arc::clone(&convert), events.clone()));
+    tasks.spawn(follow::<ServiceCIDR>(client, line, all(), convert, events.clone()));
     // Each task runs for ever, or until it cannot send: the first that ends ends all.
     let ended = tokio::select! {
         ended = tasks.join_next() => ended,
@@ -94,7 +105,13 @@ pub async fn watch(client: Client, node_name: &str, convert: Arc<Converter>, eve
 struct Closed;
 
 /// Follows one kind. Ends when the receiver of events is gone.
-async fn follow<T>(client: Client, list: ListParams, convert: Arc<Converter>, events: Sender<Event>) -> Closed
+async fn follow<T>(
+    client: Client,
+    line: Arc<Line>,
+    list: ListParams,
+    convert: Arc<Converter>,
+    events: Sender<Event>,
+) -> Closed
 where
     T: Object + Resource<DynamicType = ()> + std::fmt::Debug,
 {
@@ -113,7 +130,7 @@ where
         field_selector: list.field_selector.clone(),
         ..WatchParams::default()
     };
-    let ask = Ask::<T>::new(client);
+    let ask = Ask::<T>::new(client, line);
     let mut follower = Follower {
         ask,
         list,
@@ -276,7 +293,9 @@ where
             if let End::Over(err) = end {
                 let error = err.map(|err| err.to_string());
                 debug!(kind = %T::KIND, error, "watch ended; resuming it");
-                tokio::time::sleep(pace::short()).await;
+                if error.is_none() {
+                    tokio::time::sleep(pace::short()).await;
+                }
                 return Ok(Next::Watch);
             }
         }

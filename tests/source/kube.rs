@@ -625,6 +625,32 @@ async fn a_server_that_is_not_there_yet() {
 }
 
 #[tokio::test]
+async fn a_server_that_comes_back_is_met_soon_by_all_kinds() {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("bound");
+    let address = socket.local_addr().expect("bound").as_socket().expect("an IP address");
+    let (sender, exchanges) = std::sync::mpsc::channel();
+    let listener = move |exchange: &Exchange| drop(sender.send(exchange.clone()));
+    let client = connect_with(Path::new(""), Some(&format!("http://{address}")), Arc::new(listener)).await;
+    let mut watched = Watched::with(client.expect("a valid URL"));
+    // Long enough for pauses that grow to be long.
+    let outage = Duration::from_secs(12);
+    tokio::time::timeout(outage, watched.events.recv()).await.expect_err("nothing is said before there is a server");
+    let attempts = exchanges.try_iter().count();
+    // Four at the beginning, when nothing is known.
+    assert!((5..=4 + 2 * 12).contains(&attempts), "{attempts} attempts in {outage:?}");
+    socket.listen(128).expect("it listens");
+    let back = std::time::Instant::now();
+    let api = Api::start(socket.into());
+    api.apply(service("web", "10.96.0.1"));
+    watched.until_service("shop/web", "10.96.0.1").await;
+    watched.until_listed().await;
+    let took = back.elapsed();
+    println!("{attempts} attempts in {outage:?}; every kind is listed after {took:?}");
+    assert!(took < Duration::from_secs(4), "all kinds are listed after {took:?}");
+}
+
+#[tokio::test]
 async fn ends_with_its_receiver() {
     let api = Api::local();
     let mut watched = Watched::start(&api).await;

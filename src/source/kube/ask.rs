@@ -1,6 +1,7 @@
 //! Asks an API server for a kind of object. The client of kube is the transport; what is made of an answer stands in
 //! `answer`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::Request;
@@ -18,6 +19,7 @@ use kube::{Client, Resource};
 use super::answer::{self, Change, Page};
 use super::failure::Failure;
 use super::retry_after;
+use super::turns::Line;
 use crate::source::object::Object;
 
 /// A page that takes longer is asked for again. API servers give up after 60 s by themselves.
@@ -28,6 +30,7 @@ const MAX_REFUSAL: usize = 64 << 10;
 /// Asks for one kind.
 pub(super) struct Ask<T> {
     client: Client,
+    line: Arc<Line>,
     path: Path,
     kind: std::marker::PhantomData<fn() -> T>,
 }
@@ -36,15 +39,16 @@ impl<T> Ask<T>
 where
     T: Object + Resource<DynamicType = ()>,
 {
-    pub(super) fn new(client: Client) -> Ask<T> {
-        Ask { client, path: Path::new(T::url_path(&(), None)), kind: std::marker::PhantomData }
+    pub(super) fn new(client: Client, line: Arc<Line>) -> Ask<T> {
+        Ask { client, line, path: Path::new(T::url_path(&(), None)), kind: std::marker::PhantomData }
     }
 
     /// A page of a list.
     pub(super) async fn list(&self, params: &ListParams) -> Result<Page<T>, Failure> {
+        self.line.turn().await;
         let asked = async {
             let answer = self.send(self.path.list(params)).await?;
-            let body = answer.collect().await.map_err(Failure::Broken)?;
+            let body = answer.collect().await.map_err(|err| broken(&self.line, err))?;
             answer::page(&body.to_bytes())
         };
         tokio::time::timeout(PAGE_TIMEOUT, asked).await.unwrap_or(Err(Failure::Late(PAGE_TIMEOUT)))
@@ -56,14 +60,16 @@ where
         params: &WatchParams,
         version: &str,
     ) -> Result<impl Stream<Item = Result<Change<T>, Failure>> + use<T>, Failure> {
+        self.line.turn().await;
+        let line = Arc::clone(&self.line);
         let body = self.send(self.path.watch(params, version)).await?;
         let frames = body.into_data_stream();
-        Ok(lines(frames).filter_map(|line| {
-            let change = match line {
+        Ok(lines(frames).filter_map(move |text| {
+            let change = match text {
                 Ok(line) if line.is_complete => Some(answer::change(&line.text)),
                 // The rest of a connection that broke: it comes again.
                 Ok(line) => answer::change(&line.text).ok().map(Ok),
-                Err(err) => Some(Err(Failure::Broken(err))),
+                Err(err) => Some(Err(broken(&line, err))),
             };
             std::future::ready(change)
         }))
@@ -71,8 +77,15 @@ where
 
     /// The body of a good answer.
     async fn send(&self, request: Result<Request<Vec<u8>>, kube::core::request::Error>) -> Result<Body, Failure> {
-        let request = request.map_err(|err| Failure::NoAnswer(kube::Error::BuildRequest(err)))?;
-        let answer = self.client.send(request.map(Body::from)).await.map_err(Failure::NoAnswer)?;
+        let request = request.map_err(|err| Failure::NotAsked(kube::Error::BuildRequest(err)))?;
+        let answer = self.client.send(request.map(Body::from)).await.map_err(|err| match err {
+            err @ (kube::Error::Service(_) | kube::Error::HyperError(_)) => {
+                self.line.lost();
+                Failure::NoAnswer(err)
+            }
+            err => Failure::NotAsked(err),
+        })?;
+        self.line.answers();
         let code = answer.status();
         if code.is_success() {
             return Ok(answer.into_body());
@@ -84,6 +97,11 @@ where
         let asked = matches!(code, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
         Err(Failure::Refused { status: Box::new(refusal(code, &text)), retry_after: retry_after.filter(|_| asked) })
     }
+}
+
+fn broken(line: &Line, err: kube::Error) -> Failure {
+    line.lost();
+    Failure::Broken(err)
 }
 
 /// What an answer that is no good one says.
@@ -98,14 +116,14 @@ fn refusal(code: StatusCode, text: &[u8]) -> Status {
     status
 }
 
-struct Line {
+struct TextLine {
     text: Bytes,
     /// Whether it had an end.
     is_complete: bool,
 }
 
 /// The lines of a body, without empty ones.
-fn lines(frames: impl Stream<Item = kube::Result<Bytes>>) -> impl Stream<Item = kube::Result<Line>> {
+fn lines(frames: impl Stream<Item = kube::Result<Bytes>>) -> impl Stream<Item = kube::Result<TextLine>> {
     let start = (Box::pin(frames), BytesMut::new(), 0);
     stream::unfold(Some(start), async |state| {
         let (mut frames, mut buffer, mut seen) = state?;
@@ -116,14 +134,14 @@ fn lines(frames: impl Stream<Item = kube::Result<Bytes>>) -> impl Stream<Item = 
                 if text.trim_ascii().is_empty() {
                     continue;
                 }
-                return Some((Ok(Line { text, is_complete: true }), Some((frames, buffer, 0))));
+                return Some((Ok(TextLine { text, is_complete: true }), Some((frames, buffer, 0))));
             }
             seen = buffer.len();
             match frames.next().await {
                 Some(Ok(frame)) => buffer.extend_from_slice(&frame),
                 Some(Err(err)) => return Some((Err(err), None)),
                 None if buffer.trim_ascii().is_empty() => return None,
-                None => return Some((Ok(Line { text: buffer.freeze(), is_complete: false }), None)),
+                None => return Some((Ok(TextLine { text: buffer.freeze(), is_complete: false }), None)),
             }
         }
     })

@@ -31,6 +31,9 @@ pub(super) enum Failure {
         /// How long it wants to be left alone.
         retry_after: Option<Duration>,
     },
+    /// No request could be made, as for want of credentials.
+    #[error("{}", one_line(&errors::text(.0)))]
+    NotAsked(kube::Error),
     /// There was no answer.
     #[error("{}", one_line(&errors::text(.0)))]
     NoAnswer(kube::Error),

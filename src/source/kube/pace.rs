@@ -16,23 +16,20 @@ const REPEAT: Duration = Duration::from_secs(300);
 /// How soon it is said that it fails for another reason.
 const OTHER_REASON: Duration = Duration::from_secs(60);
 
-/// The first pause; each is twice as long as the one before, and shortened by up to a half at random.
+/// How long to wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum First {
-    /// Nobody was there to be burdened: it may be a short gap.
+    /// Not at all: there was no answer, and `turns` says when to ask next.
     NoAnswer,
-    /// The server, or what stands before it, had work with a request that came to nothing.
+    /// Two seconds at first, each time twice as long as the time before, shortened by up to a half at random: the server,
+    /// or what stands before it, had work with a request that came to nothing.
     Answer,
 }
 
-impl First {
-    fn pause(self) -> Duration {
-        match self {
-            First::NoAnswer => Duration::from_millis(100),
-            First::Answer => Duration::from_secs(2),
-        }
-    }
-}
+/// The first pause after [`First::Answer`].
+const FIRST: Duration = Duration::from_secs(2);
+/// A pause where nothing has failed.
+const SHORT: Duration = Duration::from_millis(100);
 
 /// What is to be done after a failure.
 #[derive(Debug, PartialEq, Eq)]
@@ -49,6 +46,10 @@ pub(super) struct Failed {
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     attempts: u32,
+    /// How many of them, since there was no answer last, had one.
+    answers: u32,
+    /// Whether the version last seen has expired.
+    stale: bool,
     /// When it was said last, and for what reason.
     said: Option<(Instant, String)>,
 }
@@ -56,7 +57,18 @@ pub(super) struct Pace {
 impl Pace {
     /// An attempt failed.
     pub(super) fn failed(&mut self, now: Instant, first: First, reason: &str) -> Failed {
-        let pause = shortened(first.pause().saturating_mul(1 << self.attempts.min(20)).min(LONGEST));
+        let pause = match first {
+            First::NoAnswer => {
+                // Once there are answers again, the server is another one, so to speak.
+                self.answers = 0;
+                Duration::ZERO
+            }
+            First::Answer => {
+                let pause = FIRST.saturating_mul(1 << self.answers.min(20)).min(LONGEST);
+                self.answers = self.answers.saturating_add(1);
+                shortened(pause)
+            }
+        };
         self.attempts = self.attempts.saturating_add(1);
         let say = self
             .said
@@ -68,12 +80,12 @@ impl Pace {
         Failed { pause, say, attempts: self.attempts }
     }
 
-    /// The version last seen has expired. Returns whether nothing else failed since it worked: then there is no need to
-    /// wait long, though it counts, so that versions that are expired always do not go on like this.
+    /// The version last seen has expired. Returns whether it is the first time since it worked, whatever else failed: then
+    /// there is no need to wait long, though it counts, so that versions that are expired always do not go on like this.
     pub(super) fn expired(&mut self) -> bool {
-        let first = self.attempts == 0;
         self.attempts = self.attempts.max(1);
-        first
+        self.answers = self.answers.max(1);
+        !std::mem::replace(&mut self.stale, true)
     }
 
     /// It works: whatever fails next is the first.
@@ -84,14 +96,23 @@ impl Pace {
 
 /// A pause where nothing has failed, so that the proxies of a cluster do not come back all at once.
 pub(super) fn short() -> Duration {
-    shortened(First::NoAnswer.pause())
+    shortened(SHORT)
+}
+
+/// A time between these two, at random.
+pub(super) fn between(least: Duration, most: Duration) -> Duration {
+    least + (most - least).mul_f64(random())
 }
 
 /// Shortened by up to a half at random.
 fn shortened(pause: Duration) -> Duration {
+    between(pause / 2, pause)
+}
+
+/// From 0 to 1.
+fn random() -> f64 {
     // Every `RandomState` has other keys: all the randomness that is needed here.
-    let share = RandomState::new().hash_one(0) % 1000;
-    pause.mul_f64(1.0 - share as f64 / 2000.0)
+    (RandomState::new().hash_one(0) % 1001) as f64 / 1000.0
 }
 
 #[cfg(test)]
@@ -124,9 +145,18 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_is_tried_again_soon() {
-        let first = attempts(First::NoAnswer, 1)[0];
-        assert!((Duration::from_millis(50)..=Duration::from_millis(100)).contains(&first), "{first:?}");
+    fn a_server_that_was_away_is_not_left_alone_for_long() {
+        let (now, mut pace) = (Instant::now(), Pace::default());
+        for _ in 0..10 {
+            pace.failed(now, First::Answer, "503");
+        }
+        for attempts in 11..100 {
+            let failed = pace.failed(now, First::NoAnswer, "refused");
+            assert_eq!((failed.pause, failed.attempts), (Duration::ZERO, attempts));
+        }
+        // Its first words may be that it is not ready.
+        assert!(pace.failed(now, First::Answer, "503").pause <= FIRST);
+        assert!(pace.failed(now, First::Answer, "503").pause >= FIRST);
     }
 
     #[test]
@@ -138,7 +168,7 @@ mod tests {
         assert!(long.iter().all(|pause| (LONGEST / 2..=LONGEST).contains(pause)), "{pauses:?}");
         pace.works();
         let Failed { pause, say, attempts } = pace.failed(now, First::Answer, "no");
-        assert!(pause <= First::Answer.pause() && say && attempts == 1, "{pause:?} {say} {attempts}");
+        assert!(pause <= FIRST && say && attempts == 1, "{pause:?} {say} {attempts}");
     }
 
     #[test]
@@ -162,11 +192,12 @@ mod tests {
         assert!(pace.expired());
         assert!(!pace.expired());
         let Failed { pause, say, .. } = pace.failed(Instant::now(), First::Answer, "410");
-        assert!(pause >= First::Answer.pause() && say, "it counts: {pause:?} {say}");
+        assert!(pause >= FIRST / 2 && say, "it counts: {pause:?} {say}");
         pace.works();
         assert!(pace.expired());
         pace.works();
         pace.failed(Instant::now(), First::Answer, "no");
-        assert!(!pace.expired(), "something failed before");
+        assert!(pace.expired(), "as is to be expected after an outage");
+        assert!(!pace.expired());
     }
 }
