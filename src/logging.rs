@@ -27,7 +27,7 @@ pub(crate) fn init(Logging { format, verbosity }: Logging) {
     let kube = if verbosity < 5 { LevelFilter::OFF } else { others };
     let filter = Targets::new()
         .with_default(others)
-        .with_targets([("kube_client", kube), ("kube_runtime", kube)])
+        .with_targets([("kube_client", kube), ("kube_runtime", kube), ("tower_http", kube)])
         .with_target("nftproxyd", own);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
     let lines = match format {

@@ -27,6 +27,7 @@ mod pace;
 mod proxy;
 mod retry_after;
 mod server;
+mod transport;
 mod turns;
 mod version;
 

@@ -11,12 +11,12 @@ use kube::{Client, Config};
 use tracing::{info, warn};
 
 use super::proxy::{self, Route};
-use super::server;
+use super::{server, transport};
 use crate::errors;
 use crate::source::exchange::{ExchangeListener, ReportExchanges};
 
-/// A connection on which nothing arrives for so long is given up: the other end may be gone without a word. API servers
-/// send a bookmark on each watch about once a minute.
+/// A connection on which nothing arrives for so long is given up: the other end may be gone without a word, behind one
+/// that goes on acknowledging. API servers send a bookmark on each watch about once a minute.
 const SILENCE: Duration = Duration::from_secs(90);
 
 /// Why there is no connection to an API server.
@@ -106,7 +106,10 @@ pub async fn connect_with(
     config.read_timeout = Some(SILENCE);
     let url = config.cluster_url.to_string();
     let host = config.cluster_url.authority().map(ToString::to_string).unwrap_or_default();
-    let client = ClientBuilder::try_from(config);
+    let client = match config.proxy_url {
+        None => transport::direct(&config),
+        Some(_) => ClientBuilder::try_from(config),
+    };
     let builder = client.map_err(|err| ConnectError::Client { url, reason: errors::text(&err) })?;
     Ok(builder.with_layer(&ReportExchanges { listener, host }).build())
 }

@@ -82,6 +82,41 @@ fn objects_are_listed_page_by_page_and_watched() {
     node.stop();
 }
 
+/// The way to the server is lost for the connections that there are, as when a load balancer fails: nobody says so.
+#[test]
+fn a_connection_that_is_dead_without_a_word_is_given_up() {
+    // Bookmarks come once a minute: what only waits for one needs 90 s.
+    const PATIENCE: Duration = Duration::from_secs(45);
+    let Some((mut node, api)) = node_with_api() else { return };
+    apply(&api, &web("web", "172.30.1.1", &["10.1.0.1:8080"]));
+    start(&mut node);
+    for plural in ["services", "endpointslices"] {
+        wait_for_requests(&mut node, &api, plural, Verb::Watch);
+    }
+    let port = api.address().port();
+    let lost = format!(
+        "table inet lost {{
+            set new {{ type inet_service; flags dynamic; size 1000; }}
+            chain lost {{
+                type filter hook output priority -300;
+                tcp dport {port} tcp flags & (syn | ack) == syn add @new {{ tcp sport }}
+                tcp dport {port} tcp sport != @new counter drop
+                tcp sport {port} tcp dport != @new counter drop
+            }}
+        }}"
+    );
+    node.world.nft(&["-f", "-"], &lost).expect("rules of the test's own");
+    let began = std::time::Instant::now();
+    apply(&api, &web("new", "172.30.1.2", &["10.1.0.2:8080"]));
+    while !node.table("ip").expect("the table is there").contains("shop/new") {
+        assert!(began.elapsed() < PATIENCE, "nothing new after {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    println!("noticed after {:?}", began.elapsed());
+    node.wait_forward("what came meanwhile", "172.30.1.2:80", &["10.1.0.2:8080"]);
+    node.stop();
+}
+
 #[test]
 fn changes_are_not_lost_when_versions_expire_or_connections_break() {
     let Some((mut node, api)) = node_with_api() else { return };
