@@ -61,10 +61,13 @@ use crate::model::{Event, Kind, ObjectRef, RefKind, Reject};
 
 /// Objects in one answer to a list request. What a page holds is all that is ever in memory as a whole.
 pub const PAGE_SIZE: u32 = 500;
+
 /// How often to look whether a server has begun to have an optional kind.
 const ABSENT_KIND_RETRY: Duration = Duration::from_secs(300);
+
 /// A watch that lasted so long ended because its time was over: it is asked for with just under five minutes.
 const WHOLE_WATCH: Duration = Duration::from_secs(240);
+
 /// Follows all kinds and sends what happens to `events`, until the receiver is dropped.
 ///
 /// Only the Node named `node_name` is read. Slow receivers are waited for; nothing is queued beyond the channel and one
