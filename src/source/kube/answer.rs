@@ -56,7 +56,7 @@ where
     };
     let (kind, api_version) = (format!("{}List", T::kind(&())), T::api_version(&()));
     if list.kind != kind || list.api_version != *api_version {
-        let of = format!("{} {:?} of {:?}", "an object of kind", list.kind, list.api_version);
+        let of = format!("an object of kind {:?} of {:?}", list.kind, list.api_version);
         return Err(Failure::Unreadable(format!("{of} in place of a {kind} of {api_version}")));
     }
     let metadata = list.metadata.unwrap_or_default();
