@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use crate::config::Conntrack;
 
 /// Where the settings of connection tracking are, below the root.
-const NETFILTER: &str = "proc/sys/net/netfilter";
+pub(crate) const NETFILTER: &str = "proc/sys/net/netfilter";
 /// Buckets of the table of connections, below the root: a sysctl, for which CAP_NET_ADMIN is enough, and a parameter of
 /// the module, which is root's alone. Either may be on a read-only file system.
 const BUCKETS: &str = "proc/sys/net/netfilter/nf_conntrack_buckets";

@@ -5,14 +5,12 @@ use std::path::Path;
 
 use super::Finding;
 use crate::config::Conntrack;
-use crate::sysctl::{cpus, limit, read_number, read_text};
+use crate::leftovers::NET;
+use crate::sysctl::{NETFILTER, cpus, limit, read_number, read_text};
 
 const IPV4: &str = "proc/sys/net/ipv4";
 const IPV6: &str = "proc/sys/net/ipv6";
 const BRIDGE: &str = "proc/sys/net/bridge";
-const NETFILTER: &str = "proc/sys/net/netfilter";
-/// Of this thread: a process may have threads in several network namespaces.
-const NET: &str = "proc/thread-self/net";
 
 /// Of the limit, in percent: above it, connections are likely to be refused at the next peak.
 const FULL: u64 = 90;

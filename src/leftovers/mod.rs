@@ -31,7 +31,7 @@ use std::path::Path;
 pub(crate) use names::{TABLE, is_chain};
 
 /// Files of the network namespace of this thread: a process may have threads in several.
-const NET: &str = "proc/thread-self/net";
+pub(crate) const NET: &str = "proc/thread-self/net";
 
 /// What has become of kube-proxy's leftovers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
