@@ -28,7 +28,7 @@ use crate::metrics::Metrics;
 use crate::model::{Family, PerFamily};
 use crate::nftables::{Heard, LinuxKernel, Monitor};
 use crate::ruleset::text;
-use crate::source::{Exchange, file, kube};
+use crate::source::{Exchange, Following, file, kube};
 use crate::sync::{self, Engine, Inputs, Told};
 use crate::{sysctl, threads};
 
@@ -145,6 +145,7 @@ async fn supervise(
             tasks.spawn(reload::without_a_file(hangups));
         }
     }
+    let following = Arc::new(Following::default());
     let convert = converter(&config);
     let node_name = config.node_name.clone();
     match config.source.clone() {
@@ -163,8 +164,9 @@ async fn supervise(
             events_out = sender;
             first_words.into_iter().for_each(|notice| events_out.say(notice));
             publisher = Some(tokio::spawn(publish(client.clone(), node_name.clone(), notices)));
+            let following = Arc::clone(&following);
             tasks.spawn(async move {
-                kube::watch(client, &node_name, convert, event_sender).await;
+                kube::watch(client, &node_name, convert, event_sender, following).await;
                 Ok(())
             });
         }

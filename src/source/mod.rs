@@ -7,6 +7,7 @@
 pub mod convert;
 mod exchange;
 pub mod file;
+mod following;
 pub mod kube;
 mod object;
 mod rejects;
@@ -15,6 +16,7 @@ mod shape;
 use arcstr::ArcStr;
 
 pub use exchange::{Exchange, ExchangeListener};
+pub use following::{Followed, Following, State};
 
 use crate::model::{Event, Kind, ObjectName, ObjectRef, RefKind};
 

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nftproxyd::model::{Event, Kind};
-use nftproxyd::source::Exchange;
 use nftproxyd::source::kube::{ConnectError, connect, connect_with, watch};
+use nftproxyd::source::{Exchange, Following, State};
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 use tokio::sync::mpsc::{Receiver, channel};
@@ -43,6 +43,7 @@ fn service_cidr(name: &str) -> Value {
 struct Watched {
     picture: Picture,
     events: Receiver<Event>,
+    following: Arc<Following>,
     task: JoinHandle<()>,
 }
 
@@ -61,12 +62,28 @@ impl Watched {
 
     fn with(client: ::kube::Client) -> Watched {
         let (sender, events) = channel(16);
-        let task = tokio::spawn(watch(client, NODE, converter(), sender));
-        Watched { picture: Picture::default(), events, task }
+        let following = Arc::new(Following::default());
+        let task = tokio::spawn(watch(client, NODE, converter(), sender, Arc::clone(&following)));
+        Watched { picture: Picture::default(), events, following, task }
     }
 
     async fn until(&mut self, what: &str, done: impl Fn(&Picture) -> bool) {
         self.picture.until(&mut self.events, what, done).await;
+    }
+
+    /// Waits until this is said of every kind.
+    async fn until_all(&mut self, state: State) {
+        let wait = async {
+            while !self.following.kinds().values().all(|kind| kind.state == state) {
+                tokio::select! {
+                    event = self.events.recv() => self.picture.apply(event.expect("the source goes on")),
+                    () = tokio::time::sleep(Duration::from_millis(5)) => {}
+                }
+            }
+        };
+        if tokio::time::timeout(DEADLINE, wait).await.is_err() {
+            panic!("not {state:?}: {:#?}", self.following.kinds());
+        }
     }
 
     async fn until_listed(&mut self) {
@@ -320,6 +337,7 @@ async fn watches_that_end_at_once_are_not_repeated_without_a_pause() {
             "{watches:?}: what is known stays"
         );
         assert!(watched.picture.node.is_some(), "{watches:?}: what is known stays");
+        watched.until_all(State::Lost).await;
 
         api.apply(service("new", "10.96.0.2"));
         api.delete("Service", "shop", "web");
@@ -327,6 +345,7 @@ async fn watches_that_end_at_once_are_not_repeated_without_a_pause() {
         watched.until_service("shop/new", "10.96.0.2").await;
         let gone = |picture: &Picture| !picture.services.contains_key("shop/web");
         watched.until(&format!("{watches:?}: what was deleted meanwhile is gone"), gone).await;
+        watched.until_all(State::Follows).await;
     };
     futures::future::join_all(modes.map(one)).await;
 }

@@ -1,7 +1,7 @@
 //! Asks an API server for a kind of object. The client of kube is the transport; what is made of an answer stands in
 //! `answer`.
 
-use std::sync::Arc;
+use std::future::Future;
 use std::time::Duration;
 
 use axum::http::Request;
@@ -19,18 +19,24 @@ use kube::{Client, Resource};
 use super::answer::{self, Change, Page};
 use super::failure::Failure;
 use super::retry_after;
-use super::turns::Line;
 use crate::source::object::Object;
 
-/// A page that takes longer is asked for again. API servers give up after 60 s by themselves.
-const PAGE_TIMEOUT: Duration = Duration::from_secs(90);
+/// A server that does not begin to answer, or does not go on, for so long is asked again. API servers give up a request
+/// after 60 s by themselves.
+const PATIENCE: Duration = Duration::from_secs(65);
+/// The same for a watch, which has nothing to look for first.
+const WATCH_PATIENCE: Duration = Duration::from_secs(30);
+/// Bytes of a page: it is held as a whole.
+const MAX_PAGE: usize = 64 << 20;
+/// Bytes of an event: API servers take no object that is longer than 3 MiB.
+const MAX_EVENT: usize = 16 << 20;
 /// Bytes of an answer that says why there is nothing better.
 const MAX_REFUSAL: usize = 64 << 10;
 
 /// Asks for one kind.
+#[derive(Clone)]
 pub(super) struct Ask<T> {
     client: Client,
-    line: Arc<Line>,
     path: Path,
     kind: std::marker::PhantomData<fn() -> T>,
 }
@@ -39,19 +45,21 @@ impl<T> Ask<T>
 where
     T: Object + Resource<DynamicType = ()>,
 {
-    pub(super) fn new(client: Client, line: Arc<Line>) -> Ask<T> {
-        Ask { client, line, path: Path::new(T::url_path(&(), None)), kind: std::marker::PhantomData }
+    pub(super) fn new(client: Client) -> Ask<T> {
+        Ask { client, path: Path::new(T::url_path(&(), None)), kind: std::marker::PhantomData }
     }
 
     /// A page of a list.
     pub(super) async fn list(&self, params: &ListParams) -> Result<Page<T>, Failure> {
-        self.line.turn().await;
-        let asked = async {
-            let answer = self.send(self.path.list(params)).await?;
-            let body = answer.collect().await.map_err(|err| broken(&self.line, err))?;
-            answer::page(&body.to_bytes())
-        };
-        tokio::time::timeout(PAGE_TIMEOUT, asked).await.unwrap_or(Err(Failure::Late(PAGE_TIMEOUT)))
+        let mut answer = self.send(self.path.list(params), PATIENCE).await?.into_data_stream();
+        let mut text = BytesMut::new();
+        while let Some(frame) = in_time(PATIENCE, answer.next()).await? {
+            text.extend_from_slice(&frame.map_err(Failure::Broken)?);
+            if text.len() > MAX_PAGE {
+                return Err(Failure::TooLong { objects: params.limit, limit: MAX_PAGE });
+            }
+        }
+        answer::page(&text)
     }
 
     /// What happens after this version. Ends with the connection; an error that is [`Failure::Broken`] is the last.
@@ -60,48 +68,44 @@ where
         params: &WatchParams,
         version: &str,
     ) -> Result<impl Stream<Item = Result<Change<T>, Failure>> + use<T>, Failure> {
-        self.line.turn().await;
-        let line = Arc::clone(&self.line);
-        let body = self.send(self.path.watch(params, version)).await?;
-        let frames = body.into_data_stream();
-        Ok(lines(frames).filter_map(move |text| {
+        let body = self.send(self.path.watch(params, version), WATCH_PATIENCE).await?;
+        Ok(lines(body.into_data_stream()).filter_map(move |text| {
             let change = match text {
                 Ok(line) if line.is_complete => Some(answer::change(&line.text)),
                 // The rest of a connection that broke: it comes again.
                 Ok(line) => answer::change(&line.text).ok().map(Ok),
-                Err(err) => Some(Err(broken(&line, err))),
+                Err(err) => Some(Err(err)),
             };
             std::future::ready(change)
         }))
     }
 
     /// The body of a good answer.
-    async fn send(&self, request: Result<Request<Vec<u8>>, kube::core::request::Error>) -> Result<Body, Failure> {
+    async fn send(
+        &self,
+        request: Result<Request<Vec<u8>>, kube::core::request::Error>,
+        patience: Duration,
+    ) -> Result<Body, Failure> {
         let request = request.map_err(|err| Failure::NotAsked(kube::Error::BuildRequest(err)))?;
-        let answer = self.client.send(request.map(Body::from)).await.map_err(|err| match err {
-            err @ (kube::Error::Service(_) | kube::Error::HyperError(_)) => {
-                self.line.lost();
-                Failure::NoAnswer(err)
-            }
+        let answer = in_time(patience, self.client.send(request.map(Body::from))).await?.map_err(|err| match err {
+            err @ (kube::Error::Service(_) | kube::Error::HyperError(_)) => Failure::NoAnswer(err),
             err => Failure::NotAsked(err),
         })?;
-        self.line.answers();
         let code = answer.status();
         if code.is_success() {
             return Ok(answer.into_body());
         }
         let retry_after = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
         let retry_after = retry_after.and_then(|value| retry_after::parse(value, Timestamp::now()));
-        let text = Limited::new(answer.into_body(), MAX_REFUSAL).collect().await;
-        let text = text.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        let text = in_time(patience, Limited::new(answer.into_body(), MAX_REFUSAL).collect()).await;
+        let text = text.ok().and_then(Result::ok).map(http_body_util::Collected::to_bytes).unwrap_or_default();
         let asked = matches!(code, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
         Err(Failure::Refused { status: Box::new(refusal(code, &text)), retry_after: retry_after.filter(|_| asked) })
     }
 }
 
-fn broken(line: &Line, err: kube::Error) -> Failure {
-    line.lost();
-    Failure::Broken(err)
+async fn in_time<T>(patience: Duration, what: impl Future<Output = T>) -> Result<T, Failure> {
+    tokio::time::timeout(patience, what).await.map_err(|_| Failure::Late(patience))
 }
 
 /// What an answer that is no good one says.
@@ -123,7 +127,7 @@ struct TextLine {
 }
 
 /// The lines of a body, without empty ones.
-fn lines(frames: impl Stream<Item = kube::Result<Bytes>>) -> impl Stream<Item = kube::Result<TextLine>> {
+fn lines(frames: impl Stream<Item = kube::Result<Bytes>>) -> impl Stream<Item = Result<TextLine, Failure>> {
     let start = (Box::pin(frames), BytesMut::new(), 0);
     stream::unfold(Some(start), async |state| {
         let (mut frames, mut buffer, mut seen) = state?;
@@ -137,9 +141,12 @@ fn lines(frames: impl Stream<Item = kube::Result<Bytes>>) -> impl Stream<Item = 
                 return Some((Ok(TextLine { text, is_complete: true }), Some((frames, buffer, 0))));
             }
             seen = buffer.len();
+            if seen > MAX_EVENT {
+                return Some((Err(Failure::Unreadable(format!("an event of more than {MAX_EVENT} bytes"))), None));
+            }
             match frames.next().await {
                 Some(Ok(frame)) => buffer.extend_from_slice(&frame),
-                Some(Err(err)) => return Some((Err(err), None)),
+                Some(Err(err)) => return Some((Err(Failure::Broken(err)), None)),
                 None if buffer.trim_ascii().is_empty() => return None,
                 None => return Some((Ok(TextLine { text: buffer.freeze(), is_complete: false }), None)),
             }

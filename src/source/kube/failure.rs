@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use kube::core::Status;
 
-use super::pace::First;
 use crate::errors;
 
 /// Characters of a reason in the log: a gateway may answer with a page of HTML.
@@ -21,6 +20,9 @@ pub(super) enum Failure {
     WentBack { known: String, now: String },
     #[error("the watch ends after {} ms without an event", .0.as_millis())]
     EndsAtOnce(Duration),
+    /// A page has more bytes than are kept.
+    #[error("a page of {} objects has more than {limit} bytes", objects.unwrap_or_default())]
+    TooLong { objects: Option<u32>, limit: usize },
     /// What was sent is not what was asked for.
     #[error("{}", one_line(.0))]
     Unreadable(String),
@@ -42,12 +44,28 @@ pub(super) enum Failure {
     Broken(kube::Error),
 }
 
+/// Whom a failure concerns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// Everybody: there was no answer.
+    Silent,
+    /// Everybody: the server, or what stands before it, says that it cannot answer at the moment.
+    Server,
+    /// This kind, so far as it can be known.
+    Kind,
+}
+
 impl Failure {
-    /// How long to wait at first.
-    pub(super) fn first_pause(&self) -> First {
+    /// Whom it concerns.
+    pub(super) fn scope(&self) -> Scope {
         match self {
-            Failure::NoAnswer(_) => First::NoAnswer,
-            _ => First::Answer,
+            Failure::Late(_) | Failure::NoAnswer(_) | Failure::NotAsked(_) => Scope::Silent,
+            Failure::Refused { status, .. }
+                if matches!(status.code, 401 | 408 | 429 | 500..600) && !self.is_stale() =>
+            {
+                Scope::Server
+            }
+            _ => Scope::Kind,
         }
     }
 
@@ -60,7 +78,11 @@ impl Failure {
     /// Whether the server does not have the version asked for: no longer (410), or not yet, as a server that went back
     /// (`NewTooLargeResourceVersionError` in apiserver's `storage/errors.go`).
     pub(super) fn is_stale(&self) -> bool {
-        let Failure::Refused { status, .. } = self else { return false };
+        let status = match self {
+            Failure::WentBack { .. } => return true,
+            Failure::Refused { status, .. } => status,
+            _ => return false,
+        };
         let causes = status.details.iter().flat_map(|details| &details.causes);
         status.code == 410
             || causes.into_iter().any(|cause| cause.reason == "ResourceVersionTooLarge")

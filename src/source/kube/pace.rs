@@ -1,4 +1,4 @@
-//! How long to wait before an API server is asked again, and when to say that it does not answer.
+//! How long a kind waits before it asks an API server again, and when to say that it fails.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -6,30 +6,44 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A watch that lasted so long, or brought a change, is one that works; one that did not has failed, whatever the server
-/// called it. (client-go has the same limit: `handleAnyWatch` in its `reflector.go`.)
-pub(super) const LIVED: Duration = Duration::from_secs(1);
+/// Whoever is away for longer is not met within a second.
+pub(super) const LONG: Duration = Duration::from_secs(150);
 /// The longest pause between two attempts.
 const LONGEST: Duration = Duration::from_secs(30);
+/// The longest pause of a kind, as long as the whole has not lasted for [`LONG`]: four kinds ask once a second.
+const LONGEST_AT_FIRST: Duration = Duration::from_secs(4);
+/// The first pause where there was an answer that is of no use.
+const FIRST: Duration = Duration::from_secs(1);
+/// The first pause before what costs more than a request: another list of all objects.
+const FIRST_LIST: Duration = Duration::from_secs(4);
+/// A pause where nothing has failed.
+const SHORT: Duration = Duration::from_millis(100);
+/// The longest pause between watches that are cut short, though each brings something.
+const LONGEST_IN_HASTE: Duration = Duration::from_millis(500);
+/// So many watches that are cut short are resumed as if nothing were wrong.
+const IN_HASTE: u32 = 3;
+/// Between two lists of all objects without a pause.
+const BETWEEN_LISTS: Duration = Duration::from_secs(60);
 /// How often it is said that something goes on failing.
 const REPEAT: Duration = Duration::from_secs(300);
 /// How soon it is said that it fails for another reason.
 const OTHER_REASON: Duration = Duration::from_secs(60);
 
-/// How long to wait.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum First {
-    /// Not at all: there was no answer, and `turns` says when to ask next.
-    NoAnswer,
-    /// Two seconds at first, each time twice as long as the time before, shortened by up to a half at random: the server,
-    /// or what stands before it, had work with a request that came to nothing.
-    Answer,
-}
+/// How often it is said within [`REPEAT`] that what works again fails again.
+const MAX_BEGINNINGS: u32 = 5;
 
-/// The first pause after [`First::Answer`].
-const FIRST: Duration = Duration::from_secs(2);
-/// A pause where nothing has failed.
-const SHORT: Duration = Duration::from_millis(100);
+/// What a failure is to be followed by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pause {
+    /// Nothing: the server answers nobody, and `turns` says when to ask next.
+    Turns,
+    /// Hardly any.
+    Short,
+    /// A growing pause: an answer came to nothing, for this kind.
+    Grows,
+    /// The same, and one that is longer: all objects have to be listed again.
+    GrowsToList,
+}
 
 /// What is to be done after a failure.
 #[derive(Debug, PartialEq, Eq)]
@@ -42,55 +56,94 @@ pub(super) struct Failed {
     pub(super) attempts: u32,
 }
 
-/// Counts the failures since it worked last.
+/// Counts the failures of a kind since it worked last.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     attempts: u32,
-    /// How many of them, since there was no answer last, had one.
-    answers: u32,
-    /// Whether the version last seen has expired.
-    stale: bool,
+    /// When it began.
+    since: Option<Instant>,
+    /// How many of them were followed by a growing pause.
+    pauses: u32,
+    /// When all objects were last listed again without a pause.
+    listed_now: Option<Instant>,
+    /// Watches in sequence that brought something and were cut short.
+    in_haste: u32,
     /// When it was said last, and for what reason.
     said: Option<(Instant, String)>,
+    /// Whether it was said since it worked last.
+    is_said: bool,
+    /// How often it was said for the first time since it worked last, and since when that is counted.
+    beginnings: (u32, Option<Instant>),
 }
 
 impl Pace {
     /// An attempt failed.
-    pub(super) fn failed(&mut self, now: Instant, first: First, reason: &str) -> Failed {
-        let pause = match first {
-            First::NoAnswer => {
-                // Once there are answers again, the server is another one, so to speak.
-                self.answers = 0;
-                Duration::ZERO
-            }
-            First::Answer => {
-                let pause = FIRST.saturating_mul(1 << self.answers.min(20)).min(LONGEST);
-                self.answers = self.answers.saturating_add(1);
-                shortened(pause)
-            }
+    pub(super) fn failed(&mut self, now: Instant, kind: Pause, reason: &str) -> Failed {
+        let since = *self.since.get_or_insert(now);
+        let grown = |first: Duration| lengthened(first.saturating_mul(1 << self.pauses.min(20)).min(LONGEST));
+        let pause = match kind {
+            Pause::Turns => Duration::ZERO,
+            Pause::Short => short(),
+            Pause::Grows if now.duration_since(since) < LONG => grown(FIRST).min(lengthened(LONGEST_AT_FIRST)),
+            Pause::Grows => grown(FIRST),
+            Pause::GrowsToList => grown(FIRST_LIST),
         };
+        if matches!(kind, Pause::Grows | Pause::GrowsToList) {
+            self.pauses = self.pauses.saturating_add(1);
+        }
         self.attempts = self.attempts.saturating_add(1);
-        let say = self
-            .said
-            .as_ref()
-            .is_none_or(|(at, said)| now.duration_since(*at) >= if said == reason { REPEAT } else { OTHER_REASON });
+        let say = self.is_to_be_said(now, reason);
         if say {
             self.said = Some((now, reason.to_owned()));
+            self.is_said = true;
         }
         Failed { pause, say, attempts: self.attempts }
     }
 
-    /// The version last seen has expired. Returns whether it is the first time since it worked, whatever else failed: then
-    /// there is no need to wait long, though it counts, so that versions that are expired always do not go on like this.
-    pub(super) fn expired(&mut self) -> bool {
-        self.attempts = self.attempts.max(1);
-        self.answers = self.answers.max(1);
-        !std::mem::replace(&mut self.stale, true)
+    fn is_to_be_said(&mut self, now: Instant, reason: &str) -> bool {
+        let Some((at, said)) = &self.said else { return true };
+        let silent = now.duration_since(*at);
+        if self.is_said {
+            return silent >= if said == reason { REPEAT } else { OTHER_REASON };
+        }
+        // It worked meanwhile. Each time is news, but not where it works and fails again every other second.
+        let (count, since) = &mut self.beginnings;
+        if now.duration_since(*since.get_or_insert(now)) >= REPEAT {
+            (*count, *since) = (0, Some(now));
+        }
+        *count += 1;
+        *count <= MAX_BEGINNINGS || silent >= OTHER_REASON
     }
 
-    /// It works: whatever fails next is the first.
-    pub(super) fn works(&mut self) {
-        *self = Pace::default();
+    /// Since when it has failed.
+    pub(super) fn failing_since(&self) -> Option<Instant> {
+        self.since
+    }
+
+    /// All objects have to be listed again. Returns whether that may be without a pause: now and then, so that versions
+    /// that are expired always do not go on like this.
+    pub(super) fn lists_now(&mut self, now: Instant) -> bool {
+        let may = self.listed_now.is_none_or(|at| now.duration_since(at) >= BETWEEN_LISTS);
+        if may {
+            self.listed_now = Some(now);
+        }
+        may
+    }
+
+    /// A watch brought something and was cut short. Returns the pause before the next.
+    pub(super) fn cut_short(&mut self) -> Duration {
+        self.in_haste = self.in_haste.saturating_add(1);
+        let times = self.in_haste.saturating_sub(IN_HASTE).min(10);
+        shortened(SHORT.saturating_mul(1 << times).min(LONGEST_IN_HASTE))
+    }
+
+    /// It works: whatever fails next is the first. `whole`: a watch lasted, and did not only bring something. Returns
+    /// whether it was said that it does not.
+    pub(super) fn works(&mut self, whole: bool) -> bool {
+        let before = std::mem::take(self);
+        self.in_haste = if whole { 0 } else { before.in_haste };
+        (self.said, self.beginnings, self.listed_now) = (before.said, before.beginnings, before.listed_now);
+        before.is_said
     }
 }
 
@@ -100,13 +153,18 @@ pub(super) fn short() -> Duration {
 }
 
 /// A time between these two, at random.
-pub(super) fn between(least: Duration, most: Duration) -> Duration {
+pub(super) fn between([least, most]: [Duration; 2]) -> Duration {
     least + (most - least).mul_f64(random())
 }
 
 /// Shortened by up to a half at random.
 fn shortened(pause: Duration) -> Duration {
-    between(pause / 2, pause)
+    between([pause / 2, pause])
+}
+
+/// Lengthened by up to a quarter at random.
+fn lengthened(pause: Duration) -> Duration {
+    between([pause, pause + pause / 4])
 }
 
 /// From 0 to 1.
@@ -119,63 +177,80 @@ fn random() -> f64 {
 mod tests {
     use super::*;
 
-    /// The times of attempts that all fail for `seconds`, without one that is made at once.
-    fn attempts(first: First, seconds: u64) -> Vec<Duration> {
+    /// When attempts are made that all fail so for `seconds`, without the one at once.
+    fn attempts(pause: Pause, seconds: u64) -> Vec<Duration> {
         let (start, mut pace, mut times) = (Instant::now(), Pace::default(), Vec::new());
         let mut elapsed = Duration::ZERO;
         while elapsed < Duration::from_secs(seconds) {
-            elapsed += pace.failed(start + elapsed, first, "no").pause;
+            elapsed += pace.failed(start + elapsed, pause, "no").pause;
             times.push(elapsed);
         }
         times
     }
 
     #[test]
-    fn four_kinds_are_at_most_four_requests_a_second_at_first_and_one_later() {
-        for _ in 0..100 {
-            let times = attempts(First::Answer, 600);
-            let between =
-                |from: u64, to: u64| times.iter().filter(|at| (from..to).contains(&at.as_secs())).count() as u64;
-            // With the one that is made at once; each is a list and a watch, where versions are always expired.
-            assert!(4 * (1 + 2 * between(0, 5)) <= 4 * 5, "{times:?}");
-            assert!(4 * 2 * between(30, 60) <= 30, "{times:?}");
-            assert!(4 * 2 * between(60, 600) <= 540, "{times:?}");
-            assert!(times.windows(2).all(|pair| pair[1] - pair[0] <= LONGEST), "it is tried for ever: {times:?}");
+    fn pauses_grow_at_random_and_not_for_ever() {
+        for pause in [Pause::Grows, Pause::GrowsToList] {
+            let times = attempts(pause, 3600);
+            let between: Vec<_> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+            assert!(between.iter().all(|pause| *pause >= FIRST && *pause <= lengthest(LONGEST)), "{between:?}");
+            let long = &between[between.len() - 20..];
+            assert!(long.iter().all(|pause| *pause >= LONGEST), "{long:?}");
+            assert!(long.iter().any(|pause| *pause != long[0]), "at random: {long:?}");
+            let early = times.iter().filter(|at| at.as_secs() < 120).count();
+            assert!(if pause == Pause::Grows { early >= 24 } else { early <= 8 }, "{pause:?}: {early}");
         }
     }
 
+    fn lengthest(pause: Duration) -> Duration {
+        pause + pause / 4
+    }
+
     #[test]
-    fn a_server_that_was_away_is_not_left_alone_for_long() {
+    fn a_server_that_answers_nobody_is_not_left_alone_for_long() {
         let (now, mut pace) = (Instant::now(), Pace::default());
         for _ in 0..10 {
-            pace.failed(now, First::Answer, "503");
+            pace.failed(now, Pause::Grows, "404");
         }
         for attempts in 11..100 {
-            let failed = pace.failed(now, First::NoAnswer, "refused");
+            let failed = pace.failed(now, Pause::Turns, "refused");
             assert_eq!((failed.pause, failed.attempts), (Duration::ZERO, attempts));
         }
-        // Its first words may be that it is not ready.
-        assert!(pace.failed(now, First::Answer, "503").pause <= FIRST);
-        assert!(pace.failed(now, First::Answer, "503").pause >= FIRST);
     }
 
     #[test]
-    fn pauses_differ_and_begin_anew_once_it_works() {
+    fn pauses_begin_anew_once_it_works() {
         let (now, mut pace) = (Instant::now(), Pace::default());
-        let pauses: Vec<_> = (0..20).map(|_| pace.failed(now, First::Answer, "no").pause).collect();
-        let long = &pauses[5..];
-        assert!(long.iter().any(|pause| *pause != long[0]), "at random: {pauses:?}");
-        assert!(long.iter().all(|pause| (LONGEST / 2..=LONGEST).contains(pause)), "{pauses:?}");
-        pace.works();
-        let Failed { pause, say, attempts } = pace.failed(now, First::Answer, "no");
-        assert!(pause <= FIRST && say && attempts == 1, "{pause:?} {say} {attempts}");
+        for _ in 0..20 {
+            pace.failed(now, Pause::Grows, "no");
+        }
+        assert_eq!(pace.failing_since(), Some(now));
+        pace.works(true);
+        assert_eq!(pace.failing_since(), None);
+        let Failed { pause, say, attempts } = pace.failed(now, Pause::Grows, "no");
+        assert!(pause <= lengthest(FIRST) && say && attempts == 1, "{pause:?} {say} {attempts}");
+    }
+
+    #[test]
+    fn watches_that_are_cut_short_again_and_again_are_resumed_more_slowly() {
+        let mut pace = Pace::default();
+        let pauses: Vec<_> = (0..20)
+            .map(|_| {
+                pace.works(false);
+                pace.cut_short()
+            })
+            .collect();
+        assert!(pauses[..3].iter().all(|pause| *pause <= SHORT), "{pauses:?}");
+        assert!(pauses[6..].iter().all(|pause| *pause >= LONGEST_IN_HASTE / 2), "{pauses:?}");
+        pace.works(true);
+        assert!(pace.cut_short() <= SHORT);
     }
 
     #[test]
     fn a_failure_is_said_at_once_and_then_every_few_minutes() {
         let (start, mut pace) = (Instant::now(), Pace::default());
         let mut said =
-            |second: u64, reason: &str| pace.failed(start + Duration::from_secs(second), First::Answer, reason).say;
+            |second: u64, reason: &str| pace.failed(start + Duration::from_secs(second), Pause::Grows, reason).say;
         assert!(said(0, "one"));
         assert!(!said(1, "one") && !said(2, "two") && !said(59, "two"));
         assert!(said(60, "two"), "another reason");
@@ -187,17 +262,25 @@ mod tests {
     }
 
     #[test]
-    fn versions_may_expire_once() {
-        let mut pace = Pace::default();
-        assert!(pace.expired());
-        assert!(!pace.expired());
-        let Failed { pause, say, .. } = pace.failed(Instant::now(), First::Answer, "410");
-        assert!(pause >= FIRST / 2 && say, "it counts: {pause:?} {say}");
-        pace.works();
-        assert!(pace.expired());
-        pace.works();
-        pace.failed(Instant::now(), First::Answer, "no");
-        assert!(pace.expired(), "as is to be expected after an outage");
-        assert!(!pace.expired());
+    fn what_fails_and_works_by_turns_is_said_some_times_and_then_once_a_minute() {
+        let (start, mut pace) = (Instant::now(), Pace::default());
+        let mut said = Vec::new();
+        for second in (0..1200).step_by(2) {
+            if pace.failed(start + Duration::from_secs(second), Pause::Grows, "no").say {
+                said.push(second);
+            }
+            assert_eq!(pace.works(true), said.last() == Some(&second));
+        }
+        assert_eq!(said[..5], [0, 2, 4, 6, 8]);
+        assert!(said.len() <= 45 && said.windows(2).all(|pair| pair[1] - pair[0] <= 62), "{said:?}");
+    }
+
+    #[test]
+    fn all_is_listed_without_a_pause_now_and_then() {
+        let (start, mut pace) = (Instant::now(), Pace::default());
+        assert!(pace.lists_now(start));
+        pace.works(true);
+        assert!(!pace.lists_now(start + BETWEEN_LISTS / 2));
+        assert!(pace.lists_now(start + BETWEEN_LISTS) && !pace.lists_now(start + BETWEEN_LISTS));
     }
 }

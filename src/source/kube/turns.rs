@@ -1,89 +1,146 @@
-//! Whose turn it is to ask an API server that does not answer.
+//! Whose turn it is to ask an API server that does not answer well.
 //!
-//! All kinds take turns, one attempt at a time, so that a server that comes back is met soon by one of them and is not
-//! stormed meanwhile; once one of them has an answer, of whatever kind, all others go on at once.
+//! Where nothing is wrong, nobody waits. While the server does not answer at all, or says that it cannot, all kinds take
+//! turns, one request at a time, so that a server that comes back is met soon by one of them and is not stormed
+//! meanwhile. A kind with trouble of its own takes turns with others that have. Once one of them gets what it wants, all
+//! others go on at once: their trouble may have had the same cause.
 
+use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::pace;
+use super::pace::{self, LONG};
+use crate::model::Kind;
 
-/// Between two attempts of all kinds together, at random.
+/// Between two requests of all kinds together, at random, at first.
 const BETWEEN: [Duration; 2] = [Duration::from_millis(500), Duration::from_millis(800)];
-/// The same, once the server has not answered for [`LONG`].
-const BETWEEN_LATER: [Duration; 2] = [Duration::from_millis(1000), Duration::from_millis(2000)];
-/// Whoever is away for longer is not met within a second.
-const LONG: Duration = Duration::from_secs(150);
+/// The same where there are answers, only none that is of use: work for the server, or for what stands before it. Once
+/// it has been so for [`A_WHILE`].
+const BETWEEN_ANSWERS: [Duration; 2] = [Duration::from_millis(1000), Duration::from_millis(1050)];
+/// The same, once it has been so for [`LONG`].
+const BETWEEN_LATER: [Duration; 2] = [Duration::from_millis(1500), Duration::from_millis(2500)];
+const A_WHILE: Duration = Duration::from_secs(25);
+/// Who is first in the line and does not come is waited for so long.
+const GRACE: Duration = Duration::from_millis(50);
 
-/// Whether the server answers, and when it is asked next if it does not.
+/// What all kinds know about the server.
 #[derive(Debug, Default)]
-struct Turns {
-    silent: Option<Silent>,
-}
-
-#[derive(Debug)]
-struct Silent {
-    since: Instant,
-    next: Instant,
+pub(super) struct Turns {
+    /// Since when there has been no answer.
+    silent: Option<Instant>,
+    /// Since when it has said that it cannot answer anybody, and whether it said so last to a watch.
+    unwell: Option<(Instant, bool)>,
+    /// When the next request may be made, where turns are taken.
+    next: Option<Instant>,
+    /// Who waits for it, first come first served.
+    waiting: VecDeque<Kind>,
+    recovered: u64,
 }
 
 impl Turns {
     /// There was no answer, or a connection broke. The first attempt follows soon: it may be a short gap.
-    fn lost(&mut self, now: Instant) {
-        self.silent.get_or_insert_with(|| Silent { since: now, next: now + pace::short() });
-    }
-
-    /// Whether the server did not answer before.
-    fn answers(&mut self) -> bool {
-        self.silent.take().is_some()
-    }
-
-    /// Takes the turn, or says when the next one is.
-    fn take(&mut self, now: Instant) -> Result<(), Instant> {
-        let Some(silent) = &mut self.silent else { return Ok(()) };
-        if now < silent.next {
-            return Err(silent.next);
+    pub(super) fn lost(&mut self, now: Instant) {
+        if self.silent.is_none() {
+            self.silent = Some(now);
+            self.next = Some(now + pace::short());
         }
-        let [least, most] = if now.duration_since(silent.since) < LONG { BETWEEN } else { BETWEEN_LATER };
-        silent.next = now + pace::between(least, most);
+    }
+
+    /// The server says that it cannot answer anybody at the moment.
+    pub(super) fn refuses(&mut self, now: Instant, a_watch: bool) {
+        self.answers();
+        if let Some((_, was_a_watch)) = &mut self.unwell {
+            *was_a_watch = a_watch;
+        } else {
+            self.unwell = Some((now, a_watch));
+            self.next = Some(now + pace::between(BETWEEN));
+        }
+    }
+
+    /// There was an answer, good or bad.
+    pub(super) fn answers(&mut self) {
+        if self.silent.take().is_some() {
+            self.recovered();
+        }
+    }
+
+    /// There was a good answer. One to a list says nothing about watches.
+    pub(super) fn serves(&mut self, a_watch: bool) {
+        self.answers();
+        if self.unwell.take_if(|(_, was_a_watch)| a_watch || !*was_a_watch).is_some() {
+            self.recovered();
+        }
+    }
+
+    /// Whether it was a watch that it could not answer.
+    pub(super) fn refuses_watches(&self) -> bool {
+        self.unwell.is_some_and(|(_, a_watch)| a_watch)
+    }
+
+    /// A kind that could not be followed can be.
+    pub(super) fn recovered(&mut self) {
+        self.recovered += 1;
+        self.next = None;
+        self.waiting.clear();
+    }
+
+    /// How often something has become better. Who has not failed since it did last has no reason to wait.
+    pub(super) fn recoveries(&self) -> u64 {
+        self.recovered
+    }
+
+    /// Takes the turn, or says when to come again. `failing`: since when the kind that asks has had trouble.
+    pub(super) fn take(&mut self, now: Instant, kind: Kind, failing: Option<Instant>) -> Result<(), Instant> {
+        let unwell = self.unwell.map(|(since, _)| since);
+        let Some(since) = self.silent.or(unwell).or(failing) else { return Ok(()) };
+        if let Some(next) = self.next {
+            if !self.waiting.contains(&kind) {
+                self.waiting.push_back(kind);
+            }
+            let is_first = self.waiting.front() == Some(&kind);
+            let mine = if is_first { next } else { next + GRACE };
+            if now < mine {
+                return Err(mine);
+            }
+        }
+        self.waiting.retain(|waiting| *waiting != kind);
+        let lasted = now.duration_since(since);
+        let between = match self.silent {
+            _ if lasted >= LONG => BETWEEN_LATER,
+            None if lasted >= A_WHILE => BETWEEN_ANSWERS,
+            _ => BETWEEN,
+        };
+        self.next = Some(now + pace::between(between));
         Ok(())
     }
 }
 
-/// What all kinds share.
+/// The turns of the tasks of all kinds.
 #[derive(Debug, Default)]
 pub(super) struct Line {
     turns: Mutex<Turns>,
-    /// Sent to when the server answers again.
-    answers: watch::Sender<()>,
+    /// Sent to when something has become better.
+    recovered: watch::Sender<()>,
 }
 
 impl Line {
-    /// Waits until it is the caller's turn to ask.
-    pub(super) async fn turn(&self) {
-        loop {
-            let mut answers = self.answers.subscribe();
-            let Err(next) = self.turns().take(Instant::now()) else { return };
-            tokio::select! {
-                () = tokio::time::sleep_until(next) => {}
-                _ = answers.changed() => {}
-            }
+    /// Does this with the turns; wakes who waits for one if something has become better.
+    pub(super) fn with<T>(&self, act: impl FnOnce(&mut Turns) -> T) -> T {
+        let mut turns = self.turns();
+        let before = turns.recoveries();
+        let result = act(&mut turns);
+        if turns.recoveries() != before {
+            self.recovered.send_replace(());
         }
+        result
     }
 
-    /// There was no answer, or a connection broke.
-    pub(super) fn lost(&self) {
-        self.turns().lost(Instant::now());
-    }
-
-    /// There was an answer, good or bad.
-    pub(super) fn answers(&self) {
-        if self.turns().answers() {
-            self.answers.send_replace(());
-        }
+    /// Hears of everything that becomes better from now on.
+    pub(super) fn recoveries(&self) -> watch::Receiver<()> {
+        self.recovered.subscribe()
     }
 
     fn turns(&self) -> MutexGuard<'_, Turns> {
@@ -93,62 +150,89 @@ impl Line {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
-    /// When four kinds ask a server that does not answer for `outage`, and when the last of them has an answer. Time is
-    /// that of tokio: paused.
-    async fn asked(outage: Duration) -> (Vec<Duration>, Duration) {
-        let (start, line) = (Instant::now(), Arc::new(Line::default()));
-        let times = Arc::new(Mutex::new(Vec::new()));
-        line.lost();
-        let kinds = (0..4).map(|_| {
-            let (line, times) = (Arc::clone(&line), Arc::clone(&times));
-            tokio::spawn(async move {
-                loop {
-                    line.turn().await;
-                    times.lock().expect("whole").push(start.elapsed());
-                    if start.elapsed() >= outage {
-                        line.answers();
-                        return start.elapsed();
-                    }
-                    line.lost();
-                }
-            })
-        });
-        let mut last = Duration::ZERO;
-        for kind in kinds.collect::<Vec<_>>() {
-            last = last.max(kind.await.expect("no panic"));
-        }
-        let times = times.lock().expect("whole").clone();
-        (times, last)
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_server_that_comes_back_is_met_within_a_second_and_not_stormed_before() {
-        for seconds in [1, 3, 10, 30, 60, 120] {
-            let outage = Duration::from_secs(seconds);
-            let (times, last) = asked(outage).await;
-            let during: Vec<_> = times.iter().filter(|at| **at < outage).collect();
-            assert!(during.len() as u64 <= 1 + 2 * seconds, "{seconds}: {during:?}");
-            assert!(during.windows(2).all(|pair| *pair[1] - *pair[0] >= BETWEEN[0]), "{seconds}: {during:?}");
-            assert!(*during[0] <= Duration::from_millis(101), "a short gap is over soon: {during:?}");
-            assert!(last - outage < Duration::from_millis(850), "{seconds}: {:?}", last - outage);
-        }
-        let (times, last) = asked(Duration::from_secs(3600)).await;
-        assert!(times.len() < 3600 && last < Duration::from_secs(3603), "{} {last:?}", times.len());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn nobody_waits_while_it_answers() {
-        let (start, line) = (Instant::now(), Line::default());
+    #[test]
+    fn nobody_waits_where_nothing_is_wrong() {
+        let (now, mut turns) = (Instant::now(), Turns::default());
         for _ in 0..100 {
-            line.turn().await;
+            assert_eq!(turns.take(now, Kind::Node, None), Ok(()));
         }
-        line.lost();
-        line.answers();
-        line.turn().await;
-        assert_eq!(start.elapsed(), Duration::ZERO);
+        turns.lost(now);
+        assert!(turns.take(now, Kind::Node, None).is_err(), "all kinds take turns");
+        turns.answers();
+        assert_eq!((turns.take(now, Kind::Node, None), turns.recoveries()), (Ok(()), 1));
+        turns.answers();
+        turns.serves(true);
+        assert_eq!(turns.recoveries(), 1, "nothing became better");
+    }
+
+    #[test]
+    fn a_server_that_is_unwell_has_not_recovered_by_saying_so_again() {
+        let (now, mut turns) = (Instant::now(), Turns::default());
+        turns.lost(now);
+        turns.refuses(now, true);
+        assert_eq!(turns.recoveries(), 1, "it answers");
+        turns.refuses(now, true);
+        assert!(turns.take(now, Kind::Node, None).is_err() && turns.recoveries() == 1);
+        turns.serves(false);
+        assert_eq!(turns.recoveries(), 1, "lists are served, watches are not");
+        turns.serves(true);
+        assert_eq!((turns.take(now, Kind::Node, None), turns.recoveries()), (Ok(()), 2));
+    }
+
+    #[test]
+    fn kinds_with_trouble_of_their_own_take_turns_with_each_other_only() {
+        let (now, mut turns) = (Instant::now(), Turns::default());
+        assert_eq!(turns.take(now, Kind::Node, Some(now)), Ok(()));
+        assert!(turns.take(now, Kind::Node, Some(now)).is_err());
+        assert_eq!(turns.take(now, Kind::Node, None), Ok(()));
+    }
+
+    #[test]
+    fn everybody_has_a_turn_and_nobody_waits_for_one_who_does_not_come() {
+        let (start, mut turns) = (Instant::now(), Turns::default());
+        turns.refuses(start, true);
+        let mut wait = Kind::ALL.map(|kind| (start, kind));
+        let mut taken = Vec::new();
+        while taken.len() < 40 {
+            let (at, kind) = wait.iter_mut().min().expect("four");
+            match turns.take(*at, *kind, None) {
+                Ok(()) => taken.push(*kind),
+                Err(next) => *at = next,
+            }
+            // From here on, only two of them ask.
+            if taken.len() == 20 {
+                wait[2].0 += Duration::from_secs(3600);
+                wait[3].0 += Duration::from_secs(3600);
+            }
+        }
+        for kind in Kind::ALL {
+            assert_eq!(taken[..20].iter().filter(|taken| **taken == kind).count(), 5, "{taken:?}");
+        }
+    }
+
+    #[test]
+    fn turns_become_rarer() {
+        for (silent, seconds, at_most) in [(true, 20, 40), (true, 120, 240), (false, 20, 40), (false, 120, 145)] {
+            let (start, mut turns) = (Instant::now(), Turns::default());
+            if silent {
+                turns.lost(start);
+            } else {
+                turns.refuses(start, true);
+            }
+            let mut at = start;
+            let mut taken = 0;
+            while at < start + Duration::from_secs(seconds) {
+                match turns.take(at, Kind::Node, None) {
+                    Ok(()) => taken += 1,
+                    Err(next) => at = next,
+                }
+            }
+            assert!((seconds..=at_most).contains(&taken), "{silent} {seconds}: {taken}");
+            let later = start + Duration::from_secs(3600);
+            assert_eq!(turns.take(later, Kind::Node, None), Ok(()));
+            assert!(turns.take(later, Kind::Node, None).is_err_and(|next| next >= later + BETWEEN_LATER[0]));
+        }
     }
 }

@@ -1,0 +1,456 @@
+//! How one kind is followed, whatever its API server does: what to ask next and when, what to make of an answer, and
+//! what to say of it.
+//!
+//! Pure: an answer, an event, the end of a watch and the time go in; what is to be done comes out. It sees of objects
+//! nothing but their versions.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::failure::{Failure, Scope};
+use super::pace::{self, Failed, Pace, Pause};
+use super::turns::Turns;
+use super::version;
+use crate::model::Kind;
+use crate::source::following::{Followed, State};
+
+/// A watch that lasted so long, or brought a change, is one that works; one that did not has failed, whatever the server
+/// called it. (client-go has the same limit: `handleAnyWatch` in its `reflector.go`.)
+pub(super) const LIVED: Duration = Duration::from_secs(1);
+
+/// A kind that was followed and for which the server does not answer for so long is no longer followed.
+pub(super) const OVERDUE: Duration = Duration::from_secs(4);
+
+/// How soon to look whether a server does have an optional kind.
+const FIRST_ABSENT_RETRY: Duration = Duration::from_secs(5);
+/// The same, after some looks.
+const ABSENT_RETRY: Duration = Duration::from_secs(300);
+
+/// How long a watch is asked to last, at random, so that the proxies of a cluster do not come back all at once.
+const WATCH: [Duration; 2] = [Duration::from_secs(200), Duration::from_secs(290)];
+
+/// How long after another list all is listed again while watches come to nothing, though the server answers.
+const POLLED: Duration = Duration::from_secs(30);
+
+/// A watch that ends so long before its time has ended in time.
+const EARLY: Duration = Duration::from_secs(10);
+
+/// Pages without an object in sequence that a list may have.
+const MAX_EMPTY_PAGES: u32 = 10;
+
+/// What is to be done next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Todo {
+    /// Nothing until then, or until something becomes better ([`Turns::recoveries`]).
+    Wait(Instant),
+    Ask(Ask),
+}
+
+/// What is to be asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Ask {
+    /// A page of the list; the first where there is no token.
+    Page(Option<String>),
+    /// What the server's version is, with a list of one object: one without a version in the question is answered from
+    /// the server's store, whatever server it is.
+    Look,
+    /// What happens after this version, for so long.
+    Watch(String, Duration),
+}
+
+/// Where a page stands in its list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) is_last: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Step {
+    /// With what came before in the same list.
+    List {
+        token: Option<String>,
+        empty_pages: u32,
+    },
+    Watch,
+}
+
+/// A watch that has begun.
+#[derive(Debug)]
+struct Watching {
+    began: Instant,
+    from: String,
+    /// How long it was asked to last.
+    asked: Duration,
+    /// Whether it was said that it works.
+    works: bool,
+    heard: bool,
+}
+
+/// Follows one kind.
+#[derive(Debug)]
+pub(super) struct Follower {
+    kind: Kind,
+    step: Step,
+    watching: Option<Watching>,
+    /// The version last seen, from which a watch begins; empty before there was a list.
+    version: String,
+    /// Whether something happened after which the server may be behind that version: it says nothing at all on a watch
+    /// then, not even a bookmark.
+    unsure: bool,
+    /// Whether there ever was a complete list.
+    listed: bool,
+    /// Whether the last list failed.
+    list_failed: bool,
+    /// Since when watches come to nothing.
+    watches_fail: Option<Instant>,
+    /// Whether what is to be asked goes with what was just answered, so that it needs no turn of its own.
+    goes_on: bool,
+    pace: Pace,
+    /// Since when there has been no watch, or no page of a list.
+    unheard: Instant,
+    /// When to ask next, if nothing becomes better before.
+    due: Instant,
+    /// Not before then, whatever happens.
+    not_before: Instant,
+    /// How long it is until the next look for a kind that the server does not have.
+    absent: Duration,
+    /// How often something had become better when it last failed.
+    failed_at: Option<u64>,
+    /// Since when it fails, for the log.
+    failing: Option<Timestamp>,
+    followed: Followed,
+}
+
+impl Follower {
+    pub(super) fn new(kind: Kind, now: Instant) -> Follower {
+        Follower {
+            kind,
+            step: FIRST_PAGE,
+            watching: None,
+            version: String::new(),
+            unsure: false,
+            listed: false,
+            list_failed: false,
+            watches_fail: None,
+            goes_on: false,
+            pace: Pace::default(),
+            unheard: now,
+            due: now,
+            not_before: now,
+            absent: Duration::ZERO,
+            failed_at: None,
+            failing: None,
+            followed: Followed { state: State::Begins, since: now.into_std(), heard: None, reason: None },
+        }
+    }
+
+    /// How the kind is followed.
+    pub(super) fn followed(&self) -> &Followed {
+        &self.followed
+    }
+
+    /// What to do now, while nothing is being asked.
+    pub(super) fn todo(&mut self, now: Instant, turns: &mut Turns) -> Todo {
+        let fails_still = self.failed_at.is_none_or(|recoveries| recoveries == turns.recoveries());
+        let due = if fails_still { self.due.max(self.not_before) } else { self.not_before };
+        if now < due {
+            return Todo::Wait(due);
+        }
+        let failing = if fails_still { self.pace.failing_since() } else { None };
+        if !std::mem::take(&mut self.goes_on)
+            && let Err(next) = turns.take(now, self.kind, failing)
+        {
+            return Todo::Wait(next);
+        }
+        Todo::Ask(match &self.step {
+            Step::List { token, .. } => Ask::Page(token.clone()),
+            Step::Watch if self.looks() => Ask::Look,
+            Step::Watch => Ask::Watch(self.version.clone(), pace::between(WATCH)),
+        })
+    }
+
+    /// When there has been no answer for too long to say that the kind is followed.
+    pub(super) fn overdue_at(&self) -> Option<Instant> {
+        let claims = matches!(self.followed.state, State::Begins | State::Follows) && self.watching.is_none();
+        claims.then(|| self.unheard + OVERDUE)
+    }
+
+    /// It is that time.
+    pub(super) fn overdue(&mut self, now: Instant) {
+        let reason = Failure::Late(OVERDUE).to_string();
+        self.says_it_fails(now, Pause::Turns, &reason);
+        self.stands(now, State::Lost, Some(reason));
+    }
+
+    /// A page came, with this version, this token for the next and so many objects.
+    ///
+    /// # Errors
+    /// It is of no use.
+    pub(super) fn page(
+        &mut self,
+        now: Instant,
+        turns: &mut Turns,
+        version: Option<&str>,
+        rest: Option<&str>,
+        objects: usize,
+    ) -> Result<Place, Failure> {
+        turns.serves(false);
+        if std::mem::take(&mut self.list_failed) {
+            turns.recovered();
+        }
+        self.unheard = now;
+        let Step::List { token, empty_pages } = &self.step else { return Ok(Place { is_last: true }) };
+        if let Some(rest) = rest {
+            let empty_pages = if objects == 0 { empty_pages + 1 } else { 0 };
+            if token.as_deref() == Some(rest) || empty_pages > MAX_EMPTY_PAGES {
+                return Err(Failure::Unreadable("a list that does not end: page after page is the same".to_owned()));
+            }
+            self.step = Step::List { token: Some(rest.to_owned()), empty_pages };
+            self.goes_on = true;
+            return Ok(Place { is_last: false });
+        }
+        let version = version.ok_or(Failure::NoVersion)?;
+        if version::is_before(version, &self.version) {
+            self.says_it_went_back(&Failure::WentBack { known: self.version.clone(), now: version.to_owned() });
+        }
+        version.clone_into(&mut self.version);
+        self.unsure = false;
+        self.listed = true;
+        self.step = Step::Watch;
+        self.goes_on = self.watches_fail.is_none() && !turns.refuses_watches();
+        self.followed.heard = Some(now.into_std());
+        Ok(Place { is_last: true })
+    }
+
+    /// What the server's version is. One that is behind leads to a list.
+    pub(super) fn looked(&mut self, now: Instant, turns: &mut Turns, version: &str) {
+        turns.serves(false);
+        match self.is_ahead(version) {
+            Ok(()) => (self.unsure, self.goes_on) = (false, self.watches_fail.is_none() && !turns.refuses_watches()),
+            Err(failure) => self.comes_to_nothing(now, turns, &failure, true),
+        }
+    }
+
+    /// The head of the answer to a watch came.
+    pub(super) fn watch_began(&mut self, now: Instant, turns: &mut Turns, asked: Duration) {
+        turns.serves(true);
+        self.watching = Some(Watching { began: now, from: self.version.clone(), asked, works: false, heard: false });
+    }
+
+    /// When the watch that is open has lasted long enough to say that it works.
+    pub(super) fn lives_at(&self) -> Option<Instant> {
+        self.watching.as_ref().filter(|watching| !watching.works).map(|watching| watching.began + LIVED)
+    }
+
+    /// The watch has lasted for [`LIVED`].
+    pub(super) fn lived(&mut self, now: Instant, turns: &mut Turns) {
+        if let Some(watching) = &mut self.watching {
+            watching.works = true;
+            self.works(now, turns, true);
+        }
+    }
+
+    /// The watch says that everything up to this version is known: with a change, or without one (a bookmark).
+    ///
+    /// # Errors
+    /// The server went back, or says nothing that can be used. The watch is over; [`Follower::ended`] wants to know.
+    pub(super) fn heard(
+        &mut self,
+        now: Instant,
+        turns: &mut Turns,
+        version: &str,
+        is_change: bool,
+    ) -> Result<(), Failure> {
+        if version.is_empty() {
+            return Err(Failure::NoVersion);
+        }
+        self.is_ahead(version)?;
+        version.clone_into(&mut self.version);
+        self.followed.heard = Some(now.into_std());
+        let Some(watching) = &mut self.watching else { return Ok(()) };
+        watching.heard = true;
+        // Not by any event: there are servers that send the same ones again and again.
+        if is_change && !watching.works && version != watching.from {
+            watching.works = true;
+            self.works(now, turns, false);
+        }
+        Ok(())
+    }
+
+    /// The watch ended: properly where there is no failure.
+    pub(super) fn ended(&mut self, now: Instant, turns: &mut Turns, failure: Option<Failure>) {
+        let Some(watching) = self.watching.take() else { return };
+        self.unheard = now;
+        let lived = now.duration_since(watching.began);
+        let is_broken = matches!(failure, Some(Failure::Broken(_)));
+        if let Some(failure) = failure.as_ref().filter(|_| !is_broken) {
+            // What happened is not known.
+            return self.comes_to_nothing(now, turns, failure, true);
+        }
+        if lived < LIVED && !watching.works {
+            let failure = failure.unwrap_or(Failure::EndsAtOnce(lived));
+            return self.comes_to_nothing(now, turns, &failure, false);
+        }
+        let is_whole = !is_broken && watching.heard && lived + EARLY >= watching.asked;
+        self.unsure |= is_broken || (lived >= LIVED && !is_whole);
+        if is_broken && lived >= LIVED {
+            // When to ask next is for `turns` to say, and the first time is soon.
+            turns.lost(now);
+            self.due = now;
+        } else {
+            self.due = now + if lived >= LIVED { pace::short() } else { self.pace.cut_short() };
+        }
+        debug!(kind = %self.kind, error = failure.map(|failure| failure.to_string()), "watch ended; resuming it");
+    }
+
+    /// What was asked failed. Returns whether the server has none of it, so far as it can be known: nobody shall wait for
+    /// the kind.
+    pub(super) fn failed(&mut self, now: Instant, turns: &mut Turns, failure: &Failure) -> bool {
+        if !self.may_be_absent(failure) {
+            self.list_failed = matches!(self.step, Step::List { .. });
+            self.comes_to_nothing(now, turns, failure, false);
+            return false;
+        }
+        if failure.status() == Some(404) {
+            turns.answers();
+            if self.followed.state != State::Absent {
+                info!(
+                    reason = failure.to_string(),
+                    "no ServiceCIDRs to read (API servers have them since 1.33): unallocated Service addresses are not dropped"
+                );
+            }
+            self.stands(now, State::Absent, Some(failure.to_string()));
+            // It may have been a gateway, or a server that is starting.
+            self.absent = (self.absent * 2).clamp(FIRST_ABSENT_RETRY, ABSENT_RETRY);
+            self.due = now + self.absent;
+            self.failed_at = Some(turns.recoveries());
+        } else {
+            // Or only not yet, as where the server is starting.
+            self.comes_to_nothing(now, turns, failure, false);
+        }
+        true
+    }
+
+    /// Decides when and what to ask next; `needs_list`: not from the version last seen.
+    fn comes_to_nothing(&mut self, now: Instant, turns: &mut Turns, failure: &Failure, needs_list: bool) {
+        let scope = failure.scope();
+        let is_watch = self.step == Step::Watch && !self.looks();
+        match scope {
+            Scope::Silent => turns.lost(now),
+            Scope::Server => turns.refuses(now, is_watch),
+            Scope::Kind => turns.answers(),
+        }
+        self.unsure |= scope == Scope::Silent || matches!(failure, Failure::Broken(_) | Failure::EndsAtOnce(_));
+        self.goes_on = false;
+        self.failed_at = Some(turns.recoveries());
+        if is_watch {
+            self.watches_fail.get_or_insert(now);
+        }
+        // As long as the server answers nobody, there is no point in asking for more than a watch.
+        let may_be_polled = scope == Scope::Kind
+            && self.watches_fail.is_some_and(|since| now.duration_since(since) >= POLLED)
+            && self.followed.heard.is_none_or(|heard| now.into_std().duration_since(heard) >= POLLED);
+        if needs_list || failure.is_stale() || self.step != Step::Watch || may_be_polled {
+            self.step = FIRST_PAGE;
+        }
+        let reason = failure.to_string();
+        let lists_anew = needs_list || failure.is_stale();
+        // Once in a while a list is due: after an outage, or where it took too long for its version.
+        let lists_now = lists_anew && scope == Scope::Kind && self.pace.lists_now(now);
+        if lists_now && failure.is_stale() {
+            match failure {
+                Failure::WentBack { .. } => self.says_it_went_back(failure),
+                _ => info!(
+                    kind = %self.kind,
+                    reason,
+                    "the API server does not have the version last seen; listing again"
+                ),
+            }
+            self.stands(now, State::Lost, Some(reason));
+            self.due = now + pace::short();
+            return;
+        }
+        let pause = match scope {
+            Scope::Silent | Scope::Server => Pause::Turns,
+            Scope::Kind if lists_now => Pause::Short,
+            Scope::Kind if lists_anew => Pause::GrowsToList,
+            Scope::Kind => Pause::Grows,
+        };
+        self.due = now + self.says_it_fails(now, pause, &reason);
+        self.not_before = now + failure.retry_after();
+        self.stands(now, State::Lost, Some(reason));
+    }
+
+    /// Whether a look comes before the watch.
+    fn looks(&self) -> bool {
+        self.unsure && version::is_comparable(&self.version)
+    }
+
+    /// Whether a version that the server has now is not behind the one last seen.
+    fn is_ahead(&self, now: &str) -> Result<(), Failure> {
+        if version::is_before(now, &self.version) {
+            return Err(Failure::WentBack { known: self.version.clone(), now: now.to_owned() });
+        }
+        Ok(())
+    }
+
+    /// Whether the server does not have this kind, or does not let it be read, although it may. Not once there was a
+    /// list: what works stays.
+    fn may_be_absent(&self, failure: &Failure) -> bool {
+        self.kind == Kind::ServiceCidr && !self.listed && matches!(failure.status(), Some(403 | 404))
+    }
+
+    /// A watch works.
+    fn works(&mut self, now: Instant, turns: &mut Turns, whole: bool) {
+        let was_said = self.pace.works(whole);
+        if self.failed_at.take().is_some() {
+            turns.recovered();
+        }
+        match self.followed.state {
+            State::Begins => debug!(kind = %self.kind, "listed; watching"),
+            State::Absent => info!("there are ServiceCIDRs to read now"),
+            State::Lost if was_said => info!(kind = %self.kind, "the API server answers again"),
+            State::Lost | State::Follows => {}
+        }
+        self.failing = None;
+        self.watches_fail = None;
+        self.stands(now, State::Follows, None);
+    }
+
+    fn stands(&mut self, now: Instant, state: State, reason: Option<String>) {
+        if self.followed.state != state {
+            (self.followed.state, self.followed.since) = (state, now.into_std());
+        }
+        self.followed.reason = reason;
+    }
+
+    fn says_it_went_back(&self, failure: &Failure) {
+        warn!(
+            kind = %self.kind,
+            reason = failure.to_string(),
+            "the API server went back, as one whose store was restored from a snapshot; only what it lists is in force"
+        );
+    }
+
+    /// Says it, if it is time to. Returns how long to wait.
+    fn says_it_fails(&mut self, now: Instant, pause: Pause, error: &str) -> Duration {
+        let Failed { pause, say, attempts } = self.pace.failed(now, pause, error);
+        let since = *self.failing.get_or_insert_with(Timestamp::now);
+        if say {
+            let known = if self.listed { "what is known stays in force" } else { "nothing is known yet" };
+            let since = format!("{since:.0}");
+            warn!(kind = %self.kind, error, attempts, since, "cannot read from the API server; {known}; trying again");
+        } else {
+            debug!(kind = %self.kind, error, attempts, "still failing; trying again in {} ms", pause.as_millis());
+        }
+        pause
+    }
+}
+
+const FIRST_PAGE: Step = Step::List { token: None, empty_pages: 0 };
+
+#[cfg(test)]
+mod tests;
