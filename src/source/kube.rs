@@ -45,17 +45,19 @@ use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ListParams, WatchParams};
 use kube::{Client, Resource};
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use self::answer::Change;
+use self::answer::{Change, Page};
 use self::ask::Ask;
 pub use self::connect::{ConnectError, connect, connect_with};
 use self::failure::Failure;
-use self::follower::{Follower, Todo};
+use self::follower::{Follower, Found, Named, Todo};
+use self::guarded::Guarded;
 use self::output::{Closed, Output};
 use self::turns::{Line, Turns};
 use super::convert::{Converter, HEADLESS_LABEL, SERVICE_PROXY_NAME_LABEL};
@@ -168,13 +170,13 @@ where
                 Ok(())
             }
             Todo::Ask(follower::Ask::Page(token)) => self.page(token).await,
-            Todo::Ask(follower::Ask::Look) => {
-                let list = self.selectors.clone().limit(1);
+            Todo::Ask(follower::Ask::Look(object)) => {
                 let ask = self.ask.clone();
-                match self.in_time(ask.list(&list)).await {
+                match self.in_time(ask.look(&self.selectors.clone().limit(1), object.as_ref())).await {
                     Ok(page) => {
-                        let version = page.version.unwrap_or_default();
-                        self.tell(|follower, now, turns| follower.looked(now, turns, &version));
+                        let version = page.version.as_deref().unwrap_or_default();
+                        let found = found(object.as_ref(), &page);
+                        self.tell(|follower, now, turns| follower.looked(now, turns, version, &found));
                         Ok(())
                     }
                     Err(failure) => self.failed(&failure).await,
@@ -205,6 +207,7 @@ where
     async fn page(&mut self, token: Option<String>) -> Result<(), Closed> {
         if token.is_none() {
             self.output.begin_list();
+            self.follower.list_begins();
         }
         let mut params = self.selectors.clone().limit(self.page_size);
         params.continue_token = token;
@@ -218,6 +221,7 @@ where
             Ok(place) => {
                 self.output.start_list(T::KIND).await?;
                 for object in page.items {
+                    saw(&mut self.follower, &object.metadata, false);
                     self.output.object_of_list(object).await?;
                 }
                 if place.is_last {
@@ -265,7 +269,9 @@ where
             let event = tokio::select! {
                 event = stream.next() => event,
                 () = sleep_until(lives_at.unwrap_or_else(Instant::now)), if lives_at.is_some() => {
-                    self.tell(Follower::lived);
+                    if let Err(failure) = self.tell(Follower::lived) {
+                        return Ok(Some(failure));
+                    }
                     continue;
                 }
             };
@@ -287,6 +293,7 @@ where
             if let Err(failure) = self.heard(object.metadata.resource_version.as_deref().unwrap_or_default(), true) {
                 return Ok(Some(failure));
             }
+            saw(&mut self.follower, &object.metadata, is_gone);
             if is_gone {
                 self.output.gone(object).await?;
             } else {
@@ -297,5 +304,27 @@ where
 
     fn heard(&mut self, version: &str, is_change: bool) -> Result<(), Failure> {
         self.tell(|follower, now, turns| follower.heard(now, turns, version, is_change))
+    }
+}
+
+/// Tells the follower of an object.
+fn saw(follower: &mut Follower, metadata: &ObjectMeta, is_gone: bool) {
+    let [namespace, name, version] = [&metadata.namespace, &metadata.name, &metadata.resource_version]
+        .map(|text| text.as_deref().unwrap_or_default());
+    follower.saw(namespace, name, version, is_gone);
+}
+
+/// What a page says of an object.
+fn found<T>(object: Option<&Named>, page: &Page<T>) -> Found {
+    let Some(object) = object else { return Found::Nothing };
+    let is_it = |item: &&Guarded<T>| {
+        let text = |field: &Option<String>, wanted: &str| field.as_deref().unwrap_or_default() == wanted;
+        text(&item.metadata.name, &object.name) && text(&item.metadata.namespace, &object.namespace)
+    };
+    match page.items.iter().find(is_it) {
+        Some(item) => Found::There(item.metadata.resource_version.clone().unwrap_or_default()),
+        None if page.items.is_empty() => Found::Gone,
+        // The server does not care for what it is asked.
+        None => Found::Nothing,
     }
 }

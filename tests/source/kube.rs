@@ -265,6 +265,38 @@ async fn a_server_that_went_back_is_listed_again() {
     futures::future::join_all(cases.into_iter().chain([(Cut::Watches, Ahead::Silent)]).map(one)).await;
 }
 
+/// A store of which nobody can tell by its version that it is another one.
+#[tokio::test]
+async fn a_server_that_went_back_and_has_come_past_the_version_is_listed_again() {
+    for deleted in [false, true] {
+        let api = Api::local();
+        api.apply(service("web", "10.96.0.1"));
+        let snapshot = api.snapshot();
+        api.apply(service("lost", "10.96.0.2"));
+        let mut watched = Watched::start(&api).await;
+        watched.until_listed().await;
+        watched.until_requests(&api, "watches", |requests| watches_of(requests, "services") > 0).await;
+        if deleted {
+            // What changed last is that it went; the snapshot has it.
+            api.delete("Service", "shop", "web");
+            watched.until("it is gone", |picture| !picture.services.contains_key("shop/web")).await;
+        }
+        // So that nobody sees it before it has come past the version.
+        api.set_status(Some(503));
+        api.disconnect_all();
+        api.restore(snapshot);
+        for _ in 0..50 {
+            api.advance();
+        }
+        api.apply(service("new", "10.96.0.3"));
+        api.set_status(None);
+        watched.until_service("shop/new", "10.96.0.3").await;
+        let right = |picture: &Picture| picture.services.keys().eq(["shop/new", "shop/web"]);
+        watched.until("what the snapshot lacks is gone, and what it has is there", right).await;
+        assert_eq!(watched.picture.lists[&Kind::Service], 2, "listed once more");
+    }
+}
+
 #[tokio::test]
 async fn versions_that_go_back_in_a_watch_are_listed_again() {
     for watches in [Watches::OldBookmark, Watches::OldEvents] {

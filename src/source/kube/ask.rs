@@ -18,6 +18,7 @@ use kube::{Client, Resource};
 
 use super::answer::{self, Change, Page};
 use super::failure::Failure;
+use super::follower::Named;
 use super::retry_after;
 use crate::source::object::Object;
 
@@ -51,7 +52,22 @@ where
 
     /// A page of a list.
     pub(super) async fn list(&self, params: &ListParams) -> Result<Page<T>, Failure> {
-        let mut answer = self.send(self.path.list(params), PATIENCE).await?.into_data_stream();
+        self.page(&self.path, params).await
+    }
+
+    /// A list in which there is nothing but this object, if any is given and it is there.
+    pub(super) async fn look(&self, params: &ListParams, object: Option<&Named>) -> Result<Page<T>, Failure> {
+        let Some(Named { namespace, name }) = object else { return self.list(params).await };
+        let name = format!("metadata.name={name}");
+        let others = params.field_selector.as_deref().filter(|others| *others != name);
+        let params = params.clone().fields(&others.map_or(name.clone(), |others| format!("{others},{name}")));
+        // In its namespace: there the server has to look for one key only.
+        let namespace = Some(&**namespace).filter(|namespace| !namespace.is_empty());
+        self.page(&Path::new(T::url_path(&(), namespace)), &params).await
+    }
+
+    async fn page(&self, path: &Path, params: &ListParams) -> Result<Page<T>, Failure> {
+        let mut answer = self.send(path.list(params), PATIENCE).await?.into_data_stream();
         let mut text = BytesMut::new();
         while let Some(frame) = in_time(PATIENCE, answer.next()).await? {
             text.extend_from_slice(&frame.map_err(Failure::Broken)?);

@@ -18,6 +18,10 @@ pub(super) enum Failure {
     NoVersion,
     #[error("its version {now} is behind {known}, the one last seen")]
     WentBack { known: String, now: String },
+    #[error("{object} has version {now} there{}, and had {known}", if *is_gone { " and was gone" } else { "" })]
+    AnotherStore { object: String, known: String, now: String, is_gone: bool },
+    #[error("{0} is not there, and never went")]
+    Vanished(String),
     #[error("the watch ends after {} ms without an event", .0.as_millis())]
     EndsAtOnce(Duration),
     /// A page has more bytes than are kept.
@@ -79,7 +83,7 @@ impl Failure {
     /// (`NewTooLargeResourceVersionError` in apiserver's `storage/errors.go`).
     pub(super) fn is_stale(&self) -> bool {
         let status = match self {
-            Failure::WentBack { .. } => return true,
+            Failure::WentBack { .. } | Failure::AnotherStore { .. } | Failure::Vanished(_) => return true,
             Failure::Refused { status, .. } => status,
             _ => return false,
         };

@@ -4,6 +4,7 @@
 //! Pure: an answer, an event, the end of a watch and the time go in; what is to be done comes out. It sees of objects
 //! nothing but their versions.
 
+use std::fmt;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -54,11 +55,46 @@ pub(super) enum Todo {
 pub(super) enum Ask {
     /// A page of the list; the first where there is no token.
     Page(Option<String>),
-    /// What the server's version is, with a list of one object: one without a version in the question is answered from
-    /// the server's store, whatever server it is.
-    Look,
+    /// What the server's version is, with a list of one object, which is the one that changed last: a list without a
+    /// version in the question is answered from the server's store, whatever server it is. Where there is none to look
+    /// for, or it cannot be looked for, any object.
+    Look(Option<Named>),
     /// What happens after this version, for so long.
     Watch(String, Duration),
+}
+
+/// An object.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Named {
+    /// Empty where the kind has none.
+    pub(super) namespace: String,
+    pub(super) name: String,
+}
+
+impl fmt::Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Named { namespace, name } = self;
+        if namespace.is_empty() { f.write_str(name) } else { write!(f, "{namespace}/{name}") }
+    }
+}
+
+/// An object as it was last heard of.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Latest {
+    pub(super) object: Named,
+    pub(super) version: String,
+    pub(super) is_gone: bool,
+}
+
+/// What a look has found of the object that it was for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Found {
+    /// It was for none, or the answer was about others.
+    Nothing,
+    /// It is not there.
+    Gone,
+    /// It is there, with this version.
+    There(String),
 }
 
 /// Where a page stands in its list.
@@ -97,6 +133,13 @@ pub(super) struct Follower {
     watching: Option<Watching>,
     /// The version last seen, from which a watch begins; empty before there was a list.
     version: String,
+    /// The object that changed last, so far as it is known. A store that was restored and has come past `version` since has
+    /// it with an older version, or has it not.
+    latest: Option<Latest>,
+    /// The object of which the next watch has to say that it is gone: it is, if the store is the same.
+    vanished: Option<Named>,
+    /// Whether an object can be looked for by its name.
+    by_name: bool,
     /// Whether something happened after which the server may be behind that version: it says nothing at all on a watch
     /// then, not even a bookmark.
     unsure: bool,
@@ -131,6 +174,9 @@ impl Follower {
             step: FIRST_PAGE,
             watching: None,
             version: String::new(),
+            latest: None,
+            vanished: None,
+            by_name: true,
             unsure: false,
             listed: false,
             list_failed: false,
@@ -167,7 +213,9 @@ impl Follower {
         }
         Todo::Ask(match &self.step {
             Step::List { token, .. } => Ask::Page(token.clone()),
-            Step::Watch if self.looks() => Ask::Look,
+            Step::Watch if self.looks() => {
+                Ask::Look(self.latest.as_ref().filter(|_| self.by_name).map(|latest| latest.object.clone()))
+            }
             Step::Watch => Ask::Watch(self.version.clone(), pace::between(WATCH)),
         })
     }
@@ -183,6 +231,30 @@ impl Follower {
         let reason = Failure::Late(OVERDUE).to_string();
         self.says_it_fails(now, Pause::Turns, &reason);
         self.stands(now, State::Lost, Some(reason));
+    }
+
+    /// An object of the list that is under way came, or one that a watch has named, with its version.
+    pub(super) fn saw(&mut self, namespace: &str, name: &str, version: &str, is_gone: bool) {
+        if self.vanished.as_ref().is_some_and(|object| (&*object.namespace, &*object.name) == (namespace, name)) {
+            self.vanished = None;
+        }
+        let is_later = |latest: &Latest| !version::is_before(version, &latest.version);
+        if !version::is_comparable(version) || !self.latest.as_ref().is_none_or(is_later) {
+            return;
+        }
+        let latest = self.latest.get_or_insert_default();
+        // Copied into what is there: this is done for each object.
+        namespace.clone_into(&mut latest.object.namespace);
+        name.clone_into(&mut latest.object.name);
+        version.clone_into(&mut latest.version);
+        latest.is_gone = is_gone;
+    }
+
+    /// A list begins: what was there before may have been of another store.
+    pub(super) fn list_begins(&mut self) {
+        self.latest = None;
+        self.vanished = None;
+        self.by_name = true;
     }
 
     /// A page came, with this version, this token for the next and so many objects.
@@ -225,11 +297,16 @@ impl Follower {
         Ok(Place { is_last: true })
     }
 
-    /// What the server's version is. One that is behind leads to a list.
-    pub(super) fn looked(&mut self, now: Instant, turns: &mut Turns, version: &str) {
+    /// What the server's version is, and that of the object that changed last. A store that is another one leads to a
+    /// list.
+    pub(super) fn looked(&mut self, now: Instant, turns: &mut Turns, version: &str, found: &Found) {
         turns.serves(false);
-        match self.is_ahead(version) {
-            Ok(()) => (self.unsure, self.goes_on) = (false, self.watches_fail.is_none() && !turns.refuses_watches()),
+        match self.is_ahead(version).and_then(|()| self.is_the_same(found)) {
+            Ok(()) => {
+                let latest = self.latest.as_ref().filter(|latest| *found == Found::Gone && !latest.is_gone);
+                self.vanished = latest.map(|latest| latest.object.clone());
+                (self.unsure, self.goes_on) = (false, self.watches_fail.is_none() && !turns.refuses_watches());
+            }
             Err(failure) => self.comes_to_nothing(now, turns, &failure, true),
         }
     }
@@ -246,11 +323,18 @@ impl Follower {
     }
 
     /// The watch has lasted for [`LIVED`].
-    pub(super) fn lived(&mut self, now: Instant, turns: &mut Turns) {
+    ///
+    /// # Errors
+    /// It should have said that an object is gone, and has not. The watch is over; [`Follower::ended`] wants to know.
+    pub(super) fn lived(&mut self, now: Instant, turns: &mut Turns) -> Result<(), Failure> {
+        if let Some(vanished) = self.vanished.take() {
+            return Err(Failure::Vanished(vanished.to_string()));
+        }
         if let Some(watching) = &mut self.watching {
             watching.works = true;
             self.works(now, turns, true);
         }
+        Ok(())
     }
 
     /// The watch says that everything up to this version is known: with a change, or without one (a bookmark).
@@ -273,7 +357,7 @@ impl Follower {
         let Some(watching) = &mut self.watching else { return Ok(()) };
         watching.heard = true;
         // Not by any event: there are servers that send the same ones again and again.
-        if is_change && !watching.works && version != watching.from {
+        if is_change && self.vanished.is_none() && !watching.works && version != watching.from {
             watching.works = true;
             self.works(now, turns, false);
         }
@@ -309,6 +393,13 @@ impl Follower {
     /// What was asked failed. Returns whether the server has none of it, so far as it can be known: nobody shall wait for
     /// the kind.
     pub(super) fn failed(&mut self, now: Instant, turns: &mut Turns, failure: &Failure) -> bool {
+        if self.by_name && self.looks() && self.latest.is_some() && failure.scope() == Scope::Kind {
+            debug!(kind = %self.kind, error = failure.to_string(), "an object cannot be looked for by its name");
+            self.by_name = false;
+            turns.answers();
+            self.goes_on = true;
+            return false;
+        }
         if !self.may_be_absent(failure) {
             self.list_failed = matches!(self.step, Step::List { .. });
             self.comes_to_nothing(now, turns, failure, false);
@@ -362,7 +453,9 @@ impl Follower {
         let lists_now = lists_anew && scope == Scope::Kind && self.pace.lists_now(now);
         if lists_now && failure.is_stale() {
             match failure {
-                Failure::WentBack { .. } => self.says_it_went_back(failure),
+                Failure::WentBack { .. } | Failure::AnotherStore { .. } | Failure::Vanished(_) => {
+                    self.says_it_went_back(failure);
+                }
                 _ => info!(
                     kind = %self.kind,
                     reason,
@@ -371,6 +464,7 @@ impl Follower {
             }
             self.stands(now, State::Lost, Some(reason));
             self.due = now + pace::short();
+            self.goes_on = true;
             return;
         }
         let pause = match scope {
@@ -395,6 +489,21 @@ impl Follower {
             return Err(Failure::WentBack { known: self.version.clone(), now: now.to_owned() });
         }
         Ok(())
+    }
+
+    /// Whether what was found of the object that changed last can be of the store that was read before.
+    fn is_the_same(&self, found: &Found) -> Result<(), Failure> {
+        let Some(latest) = &self.latest else { return Ok(()) };
+        match found {
+            // Where it is newer, it has changed meanwhile, or is there again.
+            Found::There(now)
+                if (latest.is_gone || *now != latest.version) && !version::is_before(&self.version, now) =>
+            {
+                let (object, known) = (latest.object.to_string(), latest.version.clone());
+                Err(Failure::AnotherStore { object, known, now: now.clone(), is_gone: latest.is_gone })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether the server does not have this kind, or does not let it be read, although it may. Not once there was a

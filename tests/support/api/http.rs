@@ -68,8 +68,15 @@ async fn answer(shared: Arc<Shared>, request: hyper::Request<Incoming>) -> Resul
     {
         return Ok(write(&shared, target, request).await);
     }
-    let query = parse_query(request.uri().query().unwrap_or(""));
-    let resource = resource_of(&path);
+    let mut query = parse_query(request.uri().query().unwrap_or(""));
+    let resource = match target_of(&path) {
+        Some(Target { resource, namespace, name: None }) => {
+            let fields = query.entry("fieldSelector".to_owned()).or_default();
+            *fields = format!("metadata.namespace={namespace},{fields}");
+            Some(resource)
+        }
+        _ => resource_of(&path),
+    };
     let text = |key: &str| query.get(key).cloned().unwrap_or_default();
     let mut record = Request {
         resource: resource.map_or(path.clone(), |resource| resource.plural.to_owned()),

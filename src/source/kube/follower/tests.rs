@@ -191,7 +191,7 @@ impl Cluster {
                 assert!(page.is_ok_and(|place| place.is_last));
                 self.right[index] = Some(at);
             }
-            Does::Asks(_, Answer::Version) => follower.looked(now, &mut self.turns, &version),
+            Does::Asks(_, Answer::Version) => follower.looked(now, &mut self.turns, &version, &Found::Nothing),
             Does::Asks(_, Answer::Watch(length)) => {
                 follower.watch_began(now, &mut self.turns, length);
                 self.right[index] = Some(at);
@@ -216,7 +216,7 @@ impl Cluster {
             }
             Does::Watches(Some((end, failure))) if end <= now => follower.ended(now, &mut self.turns, failure),
             watches @ Does::Watches(_) => {
-                follower.lived(now, &mut self.turns);
+                assert!(follower.lived(now, &mut self.turns).is_ok());
                 *does = watches;
             }
         }
@@ -258,7 +258,7 @@ fn asked(now: Instant, server: Server, kind: Kind, ask: Ask) -> Does {
     let soon = now + TRIP;
     let right = match &ask {
         Ask::Page(_) => Answer::Page,
-        Ask::Look => Answer::Version,
+        Ask::Look(_) => Answer::Version,
         Ask::Watch(_, length) => Answer::Watch(*length),
     };
     let answer = match (server, &ask) {
@@ -618,8 +618,8 @@ fn a_server_that_went_back_is_listed_again_where_it_can_be_seen() {
         },
         |kind| {
             kind.ends(Some(broken()));
-            assert_eq!(kind.ask(), Ask::Look);
-            kind.follower.looked(kind.now, &mut kind.turns, "60");
+            assert_eq!(kind.ask(), Ask::Look(None));
+            kind.follower.looked(kind.now, &mut kind.turns, "60", &Found::Nothing);
         },
     ];
     for heard in cases {
@@ -636,14 +636,14 @@ fn a_server_that_went_back_is_listed_again_where_it_can_be_seen() {
     }
     let mut kind = well();
     kind.ends(Some(broken()));
-    assert_eq!(kind.ask(), Ask::Look);
-    kind.follower.looked(kind.now, &mut kind.turns, "101");
+    assert_eq!(kind.ask(), Ask::Look(None));
+    kind.follower.looked(kind.now, &mut kind.turns, "101", &Found::Nothing);
     assert!(matches!(kind.ask(), Ask::Watch(from, _) if from == "100"), "and no look but one");
     let mut kind = well();
     let too_large = Status { code: 504, ..Status::failure("Too large resource version: 100, current: 60", "Timeout") };
     kind.ends(Some(broken()));
     kind.ask();
-    kind.follower.looked(kind.now, &mut kind.turns, "not a number");
+    kind.follower.looked(kind.now, &mut kind.turns, "not a number", &Found::Nothing);
     kind.ask();
     let failure = Failure::Refused { status: Box::new(too_large), retry_after: None };
     kind.follower.failed(kind.now, &mut kind.turns, &failure);
@@ -658,18 +658,103 @@ fn a_look_comes_before_a_watch_that_did_not_end_as_it_should() {
     kind.watch();
     assert!(kind.follower.heard(kind.now, &mut kind.turns, "100", false).is_ok());
     kind.passes(290);
-    kind.follower.lived(kind.now, &mut kind.turns);
+    assert!(kind.follower.lived(kind.now, &mut kind.turns).is_ok());
     kind.ends(None);
     kind.watch();
     kind.passes(290);
     kind.ends(None);
-    assert_eq!(kind.ask(), Ask::Look, "not a word in that time");
-    kind.follower.looked(kind.now, &mut kind.turns, "100");
+    assert_eq!(kind.ask(), Ask::Look(None), "not a word in that time");
+    kind.follower.looked(kind.now, &mut kind.turns, "100", &Found::Nothing);
     kind.watch();
     assert!(kind.follower.heard(kind.now, &mut kind.turns, "100", false).is_ok());
     kind.passes(30);
     kind.ends(None);
-    assert_eq!(kind.ask(), Ask::Look, "too early");
+    assert_eq!(kind.ask(), Ask::Look(None), "too early");
+}
+
+#[test]
+fn a_store_that_has_come_past_the_version_is_seen_by_the_object_that_changed_last() {
+    let there = |version: &str| Found::There(version.to_owned());
+    // As it was last heard of: with version 90, or gone with version 95; everything is known up to 100.
+    let cases = [
+        (false, there("90"), true),
+        (false, there("101"), true),
+        (false, there("100"), false),
+        (false, there("40"), false),
+        (false, there("95"), false),
+        (false, Found::Nothing, true),
+        (true, Found::Gone, true),
+        (true, there("101"), true),
+        (true, there("40"), false),
+        (true, Found::Nothing, true),
+    ];
+    for (is_gone, found, is_same) in cases {
+        let mut kind = Alone::new();
+        kind.ask();
+        kind.follower.list_begins();
+        for (name, version) in [("a", "30"), ("web", "90"), ("b", "50"), ("odd", "x")] {
+            kind.follower.saw("shop", name, version, false);
+        }
+        assert!(kind.page("100", None, 3).is_ok());
+        kind.watch();
+        if is_gone {
+            kind.follower.saw("shop", "web", "95", true);
+        }
+        kind.passes(20);
+        kind.ends(Some(broken()));
+        let object = Named { namespace: "shop".to_owned(), name: "web".to_owned() };
+        assert_eq!(kind.ask(), Ask::Look(Some(object)));
+        kind.follower.looked(kind.now, &mut kind.turns, "500", &found);
+        assert_eq!(matches!(kind.ask(), Ask::Watch(..)), is_same, "{is_gone} {found:?}");
+    }
+}
+
+#[test]
+fn an_object_that_is_gone_has_to_be_said_to_be() {
+    for is_said in [false, true] {
+        let mut kind = Alone::new();
+        kind.ask();
+        kind.follower.saw("shop", "web", "90", false);
+        assert!(kind.page("100", None, 3).is_ok());
+        kind.watch();
+        kind.passes(20);
+        kind.ends(Some(broken()));
+        assert!(matches!(kind.ask(), Ask::Look(Some(_))));
+        kind.follower.looked(kind.now, &mut kind.turns, "500", &Found::Gone);
+        kind.watch();
+        // Another one, which may be of any store.
+        assert!(kind.follower.heard(kind.now, &mut kind.turns, "498", true).is_ok());
+        kind.follower.saw("shop", "other", "498", false);
+        if is_said {
+            assert!(kind.follower.heard(kind.now, &mut kind.turns, "499", true).is_ok());
+            kind.follower.saw("shop", "web", "499", true);
+        }
+        kind.now += LIVED;
+        let lived = kind.follower.lived(kind.now, &mut kind.turns);
+        assert_eq!(lived.is_ok(), is_said);
+        if let Err(failure) = lived {
+            let text = log::captured(|| kind.ends(Some(failure)));
+            assert!(text.contains("the API server went back") && text.contains("shop/web is not there"), "{text}");
+            assert_eq!(kind.ask(), Ask::Page(None));
+        }
+    }
+}
+
+#[test]
+fn where_objects_cannot_be_looked_for_by_name_any_will_do() {
+    let mut kind = Alone::new();
+    kind.ask();
+    kind.follower.saw("shop", "web", "90", false);
+    assert!(kind.page("100", None, 3).is_ok());
+    kind.watch();
+    kind.passes(20);
+    kind.ends(Some(broken()));
+    assert!(matches!(kind.ask(), Ask::Look(Some(_))));
+    kind.follower.failed(kind.now, &mut kind.turns, &refused(404, None));
+    let before = kind.now;
+    assert_eq!((kind.ask(), kind.now), (Ask::Look(None), before));
+    kind.follower.looked(kind.now, &mut kind.turns, "60", &Found::Nothing);
+    assert_eq!(kind.ask(), Ask::Page(None), "its version is behind");
 }
 
 fn servers() -> impl Strategy<Value = Server> {
