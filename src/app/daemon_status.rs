@@ -4,9 +4,10 @@ use std::time::{Instant, SystemTime};
 
 use super::observers::FamilyStanding;
 use crate::health::Health;
-use crate::metrics::daemon::{Daemon, FamilyState};
+use crate::metrics::daemon::{self, Daemon, FamilyState, KindState};
 use crate::metrics::{Metrics, timestamp};
-use crate::model::{Family, PerFamily};
+use crate::model::{Family, Kind, PerFamily};
+use crate::source::{Followed, Following, State};
 
 /// All that is known at the moment; `awaited` is what the start waits for.
 pub(super) fn daemon_status(
@@ -14,6 +15,7 @@ pub(super) fn daemon_status(
     health: &Health,
     standings: PerFamily<FamilyStanding>,
     awaited: Vec<String>,
+    following: &Following,
 ) -> Daemon {
     let report = health.report();
     let now = timestamp(SystemTime::now());
@@ -41,6 +43,7 @@ pub(super) fn daemon_status(
         healthy: report.healthy(),
         node_eligible: report.node_eligible,
         awaited,
+        kinds: following.kinds().into_iter().map(|(kind, state)| (kind.to_string(), kind_state(state))).collect(),
         families: Family::ALL.into_iter().map(|family| (family.to_string(), family_state(family))).collect(),
         service_changes_pending: count(metrics.service_changes_pending.get()),
         endpoint_changes_pending: count(metrics.endpoint_changes_pending.get()),
@@ -48,12 +51,30 @@ pub(super) fn daemon_status(
     }
 }
 
+fn kind_state(Followed { state, since, heard, reason }: Followed) -> KindState {
+    let followed = match state {
+        State::Begins => daemon::Followed::Begins,
+        State::Follows => daemon::Followed::Follows,
+        State::Absent => daemon::Followed::Absent,
+        State::Lost => daemon::Followed::Lost,
+    };
+    let heard_seconds_ago = heard.map(|heard| heard.elapsed().as_secs());
+    KindState { followed, since_seconds: since.elapsed().as_secs(), heard_seconds_ago, reason }
+}
+
+/// Tells the metrics how kinds are followed.
+pub(super) fn count_followed(metrics: &Metrics, kind: Kind, followed: &Followed) {
+    let heard = followed.heard.and_then(|heard| SystemTime::now().checked_sub(heard.elapsed()));
+    let is_there = followed.state != State::Absent;
+    metrics.set_followed(&kind.to_string(), is_there.then_some((followed.state == State::Follows, heard)));
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::health::{Moment, State};
+    use crate::health::{Moment, State as HealthState};
     use crate::metrics::daemon::Standing;
 
     const FAMILY: Family = Family::V4;
@@ -61,10 +82,10 @@ mod tests {
     #[test]
     fn what_is_said_follows_what_is_known() {
         let metrics = Metrics::new();
-        let health = Health::new(State::new(Family::ALL, Duration::from_secs(30), Moment::now()));
+        let health = Health::new(HealthState::new(Family::ALL, Duration::from_secs(30), Moment::now()));
         let now = timestamp(SystemTime::now());
         let status = |metrics: &Metrics, health: &Health| {
-            daemon_status(metrics, health, PerFamily::default(), vec!["all".to_owned()])
+            daemon_status(metrics, health, PerFamily::default(), vec!["all".to_owned()], &Following::default())
         };
         let state = |metrics: &Metrics| status(metrics, &health).families[&FAMILY.to_string()].clone();
 
@@ -88,7 +109,7 @@ mod tests {
         assert!(state(&metrics).lag_seconds >= 40);
         metrics.sync_last_queued[FAMILY].set(now);
         let earlier = Moment { steady: Moment::now().steady - Duration::from_secs(70), ..Moment::now() };
-        let mut waits = State::new(Family::ALL, Duration::from_secs(30), earlier);
+        let mut waits = HealthState::new(Family::ALL, Duration::from_secs(30), earlier);
         waits.change_queued(FAMILY, earlier);
         waits.set_node_eligible(true);
         let daemon = status(&metrics, &Health::new(waits));
@@ -105,5 +126,26 @@ mod tests {
         let state = &daemon.families["IPv4"];
         assert_eq!((state.repairs, daemon.service_changes_pending), (1, 4));
         assert_eq!(daemon.rejected_objects.into_iter().collect::<Vec<_>>(), [("Service".to_owned(), 3)]);
+    }
+    #[test]
+    fn a_kind_is_counted_as_followed_while_it_is() {
+        let metrics = Metrics::new();
+        let mut followed = Followed { state: State::Begins, since: Instant::now(), heard: None, reason: None };
+        let mut counted = |state, heard| {
+            (followed.state, followed.heard) = (state, heard);
+            count_followed(&metrics, Kind::Service, &followed);
+            let text = metrics.text();
+            let lines = text.lines().filter(|line| line.starts_with("nftproxyd_source_"));
+            lines.map(|line| line.replace("nftproxyd_source_", "")).collect::<Vec<_>>()
+        };
+        assert_eq!(counted(State::Begins, None), ["following{kind=\"Service\"} 0"]);
+        let heard = Instant::now().checked_sub(Duration::from_secs(40));
+        let lines = counted(State::Follows, heard);
+        let [following, last] = &lines[..] else { panic!("{lines:?}") };
+        assert_eq!(following, "following{kind=\"Service\"} 1");
+        let at: f64 = last.rsplit(' ').next().expect("a value").parse().expect("a number");
+        assert!((timestamp(SystemTime::now()) - at - 40.0).abs() < 20.0, "{last}");
+        assert_eq!(counted(State::Lost, heard)[0], "following{kind=\"Service\"} 0");
+        assert!(!counted(State::Absent, heard).iter().any(|line| line.starts_with("following")), "nothing to follow");
     }
 }

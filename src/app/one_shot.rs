@@ -70,7 +70,8 @@ pub(super) fn check_config(file: &Path) -> anyhow::Result<()> {
 /// `nftproxyd doctor`.
 pub(super) fn doctor(args: &NodeArgs) -> anyhow::Result<()> {
     let config = super::configuration(args, None)?.config;
-    let findings = doctor::examine(Path::new("/"), &config.conntrack, 1 << config.masquerade_bit);
+    let mark = 1 << config.masquerade_bit;
+    let findings = doctor::examine(config.metrics_bind_address, Path::new("/"), &config.conntrack, mark);
     io::stdout().write_all(doctor::report(&findings).as_bytes()).context("cannot write")?;
     let wrong = findings.iter().filter(|finding| finding.grade == doctor::Grade::Wrong).count();
     anyhow::ensure!(wrong == 0, "{wrong} of these keep Services from working");

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::daemon_status::daemon_status;
+use super::daemon_status::{count_followed, daemon_status};
 use super::listen::listen;
 use super::observers::{self, Checks, Observers, Published, Standings, TakeOver};
 use super::ports::{self, BindPolicy};
@@ -145,7 +145,9 @@ async fn supervise(
             tasks.spawn(reload::without_a_file(hangups));
         }
     }
-    let following = Arc::new(Following::default());
+    let counted = Arc::clone(&metrics);
+    let following = Following::with(Box::new(move |kind, followed| count_followed(&counted, kind, followed)));
+    let following = Arc::new(following);
     let convert = converter(&config);
     let node_name = config.node_name.clone();
     match config.source.clone() {
@@ -188,7 +190,7 @@ async fn supervise(
         move || {
             // In this order: what is ready is in line.
             let awaited = readiness.awaited();
-            daemon_status(&metrics, &health, standings.get(), awaited)
+            daemon_status(&metrics, &health, standings.get(), awaited, &following)
         }
     };
     let address = config.metrics_bind_address;

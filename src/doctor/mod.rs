@@ -1,10 +1,12 @@
 //! `nftproxyd doctor`: what on this node keeps Services from working, or may, and what to do about it. It looks, and
 //! changes nothing: kernel features are tried in a network namespace that goes with the trial.
 
+mod daemon;
 mod proc_files;
 mod tables;
 
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::thread;
 
@@ -52,10 +54,10 @@ impl Finding {
     }
 }
 
-/// Looks at everything. Files of the kernel are read below `root`; nftables are those of this network namespace. `mark` is
-/// the bit that we mark packets with.
-pub fn examine(root: &Path, conntrack: &Conntrack, mark: u32) -> Vec<Finding> {
-    let mut findings = vec![features()];
+/// Looks at everything. The daemon is asked at its metrics port, files of the kernel are read below `root`; nftables are
+/// those of this network namespace. `mark` is the bit that we mark packets with. The first finding is about the daemon.
+pub fn examine(metrics: SocketAddr, root: &Path, conntrack: &Conntrack, mark: u32) -> Vec<Finding> {
+    let mut findings = vec![daemon::ask(metrics), features()];
     findings.extend(proc_files::forwarding(root));
     findings.extend(proc_files::reverse_path_filter(root));
     findings.extend(proc_files::bridges(root));
@@ -71,10 +73,12 @@ pub fn examine(root: &Path, conntrack: &Conntrack, mark: u32) -> Vec<Finding> {
     findings
 }
 
-/// The findings as text, the gravest last, where a reader's eye is.
+/// The findings as text: the first as it stands, and then the gravest last, where a reader's eye is.
 pub fn report(findings: &[Finding]) -> String {
     let mut sorted: Vec<&Finding> = findings.iter().collect();
-    sorted.sort_by_key(|finding| finding.grade);
+    if let Some((_, others)) = sorted.split_first_mut() {
+        others.sort_by_key(|finding| finding.grade);
+    }
     let mut text = String::new();
     for finding in sorted {
         let grade = match finding.grade {
@@ -119,10 +123,14 @@ mod tests {
     use crate::testing::netns::has;
     use crate::testing::{in_network_namespace, run};
 
+    /// Where nobody listens, in a namespace of the test's own.
+    const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 10249);
+
     #[test]
     fn a_report_names_the_gravest_last() {
-        let findings = [Finding::wrong("a", "do b"), Finding::fine("c"), Finding::doubtful("d", "do e")];
-        let expected = "ok     c\ncheck  d\n       fix: do e\nWRONG  a\n       fix: do b\n";
+        let first = Finding::doubtful("f", "do g");
+        let findings = [first, Finding::wrong("a", "do b"), Finding::fine("c"), Finding::doubtful("d", "do e")];
+        let expected = "check  f\n       fix: do g\nok     c\ncheck  d\n       fix: do e\nWRONG  a\n       fix: do b\n";
         assert_eq!(report(&findings), expected);
     }
 
@@ -133,7 +141,7 @@ mod tests {
         }
         in_network_namespace(|| {
             let of = |grade| {
-                let findings = examine(Path::new("/"), &Conntrack::default(), 0x4000);
+                let findings = examine(METRICS, Path::new("/"), &Conntrack::default(), 0x4000);
                 findings.into_iter().filter(|finding| finding.grade == grade).map(|finding| finding.what).collect()
             };
             run(&["sysctl", "-q", "-w", "net.ipv4.ip_forward=0"]);
@@ -168,7 +176,7 @@ mod tests {
                     run(&["nft", &format!("add table {family} fw")]);
                     let chain = format!("{family} fw c {{ type filter hook {hook} priority 0; policy drop; }}");
                     run(&["nft", &format!("add chain {chain}")]);
-                    let findings = examine(Path::new("/"), &Conntrack::default(), 0x4000);
+                    let findings = examine(METRICS, Path::new("/"), &Conntrack::default(), 0x4000);
                     let drops = format!("chain {family} fw c drops what no rule accepts, at hook {hook}");
                     let finding = findings.iter().find(|finding| finding.what == drops).expect("it is found");
                     for command in finding.fix.split("nft ").skip(1) {

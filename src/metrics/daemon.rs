@@ -21,6 +21,9 @@ pub struct Daemon {
     /// ports, which need not.
     #[serde(default)]
     pub awaited: Vec<String>,
+    /// By kind, how its objects are followed at the API server; empty where they are read from manifests.
+    #[serde(default)]
+    pub kinds: BTreeMap<String, KindState>,
     /// By family: `IPv4`, `IPv6`.
     pub families: BTreeMap<String, FamilyState>,
     /// Services whose changes wait for a sync.
@@ -30,6 +33,44 @@ pub struct Daemon {
     /// Objects of which a part cannot be used, by kind; kinds without any are left out.
     #[serde(default)]
     pub rejected_objects: BTreeMap<String, u64>,
+}
+
+impl Daemon {
+    /// The kinds whose changes do not arrive.
+    pub fn not_followed(&self) -> impl Iterator<Item = (&str, &KindState)> {
+        let kinds = self.kinds.iter().map(|(kind, state)| (kind.as_str(), state));
+        kinds.filter(|(_, state)| !matches!(state.followed, Followed::Follows | Followed::Absent))
+    }
+}
+
+/// How a kind is followed at the API server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KindState {
+    /// Whether what happens to its objects is heard.
+    pub followed: Followed,
+    /// Since how many seconds it is so.
+    pub since_seconds: u64,
+    /// Seconds since anything was heard of it, be it that there was no change; `None` before the first list.
+    pub heard_seconds_ago: Option<u64>,
+    /// Why it is not followed, where that is known.
+    pub reason: Option<String>,
+}
+
+/// Whether what happens to the objects of a kind is heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Followed {
+    /// Not yet.
+    Begins,
+    /// It is.
+    Follows,
+    /// The API server does not have the kind.
+    Absent,
+    /// No longer, or not yet although it was tried: what is known may be old.
+    Lost,
+    /// A word that this version does not know.
+    #[serde(other)]
+    Unknown,
 }
 
 /// One family's table.

@@ -86,6 +86,8 @@ pub struct Metrics {
     requests: CounterVec,
     request_duration: HistogramVec,
     rejected_objects: GaugeVec,
+    source_following: GaugeVec,
+    source_last_event: GaugeVec,
     map_elements: GaugeVec,
 }
 
@@ -133,6 +135,8 @@ impl Metrics {
             requests: table.counters(&table::REQUESTS),
             request_duration: table.histograms(&table::REQUEST_DURATION),
             rejected_objects: table.gauges(&table::REJECTED_OBJECTS),
+            source_following: table.gauges(&table::SOURCE_FOLLOWING),
+            source_last_event: table.gauges(&table::SOURCE_LAST_EVENT),
             map_elements: table.gauges(&table::MAP_ELEMENTS),
             registry: table.0,
         }
@@ -168,6 +172,19 @@ impl Metrics {
             labels.iter().map(|label| label.value().to_owned()).next().unwrap_or_default()
         };
         samples.map(|sample| (kind(sample.get_label()), sample.get_gauge().get_value() as u64)).collect()
+    }
+
+    /// Whether a kind is followed, and when anything was last heard of it; `None` where the API server does not have it.
+    pub fn set_followed(&self, kind: &str, followed: Option<(bool, Option<SystemTime>)>) {
+        let Some((follows, heard)) = followed else {
+            // It fails where there is none.
+            let _ = self.source_following.remove_label_values(&[kind]);
+            return;
+        };
+        self.source_following.with_label_values(&[kind]).set(f64::from(u8::from(follows)));
+        if let Some(heard) = heard {
+            self.source_last_event.with_label_values(&[kind]).set(timestamp(heard));
+        }
     }
 
     /// A set or map of our table has so many elements.

@@ -169,6 +169,10 @@ table! {
         "Services of which the kernel refuses a change; they stay as they were.";
     REJECTED_OBJECTS: Gauge, Alpha, "nftproxyd_rejected_objects", ["kind"],
         "Objects of which a part cannot be used; the log says which part and why.";
+    SOURCE_FOLLOWING: Gauge, Alpha, "nftproxyd_source_following", ["kind"],
+        "1 while changes of objects of this kind arrive from the API server, 0 while they do not.";
+    SOURCE_LAST_EVENT: Gauge, Alpha, "nftproxyd_source_last_event_timestamp_seconds", ["kind"],
+        "When anything was last heard of objects of this kind: a list, a change, or a bookmark.";
     MAP_ELEMENTS: Gauge, Alpha, "nftproxyd_map_elements", ["ip_family", "map"],
         "Elements that nftproxyd has in each set and map of its table.";
     CONNTRACK_ENTRIES: Gauge, Alpha, "nftproxyd_conntrack_entries", [],

@@ -34,26 +34,36 @@ pub enum State {
     Lost,
 }
 
+/// Hears how a kind is followed whenever that changes, or anything is heard of it.
+pub type FollowingListener = Box<dyn Fn(Kind, &Followed) + Send + Sync>;
+
 /// How all kinds are followed. Empty where nobody follows any, as with manifests.
-#[derive(Debug, Default)]
-pub struct Following(Mutex<BTreeMap<Kind, Followed>>);
+#[derive(Default)]
+pub struct Following {
+    kinds: Mutex<BTreeMap<Kind, Followed>>,
+    listener: Option<FollowingListener>,
+}
 
 impl Following {
+    /// With somebody who hears of every change.
+    pub fn with(listener: FollowingListener) -> Following {
+        Following { listener: Some(listener), ..Following::default() }
+    }
+
     /// Says how a kind is followed from now on.
     pub(super) fn set(&self, kind: Kind, followed: &Followed) {
-        let mut kinds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Most often there was one more change.
-        if let Some(known) = kinds.get_mut(&kind)
-            && (known.state, known.since, &known.reason) == (followed.state, followed.since, &followed.reason)
-        {
-            known.heard = followed.heard;
+        let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+        if kinds.get(&kind) == Some(followed) {
             return;
+        }
+        if let Some(listener) = &self.listener {
+            listener(kind, followed);
         }
         kinds.insert(kind, followed.clone());
     }
 
     /// How each kind is followed.
     pub fn kinds(&self) -> BTreeMap<Kind, Followed> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.kinds.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

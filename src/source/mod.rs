@@ -16,7 +16,7 @@ mod shape;
 use arcstr::ArcStr;
 
 pub use exchange::{Exchange, ExchangeListener};
-pub use following::{Followed, Following, State};
+pub use following::{Followed, Following, FollowingListener, State};
 
 use crate::model::{Event, Kind, ObjectName, ObjectRef, RefKind};
 

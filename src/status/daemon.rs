@@ -14,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::metrics::daemon::{Daemon, FamilyState, PATH, Standing};
+use crate::metrics::daemon::{Daemon, FamilyState, Followed, PATH, Standing};
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -95,14 +95,26 @@ async fn exchange(address: SocketAddr, path: &str) -> io::Result<(StatusCode, St
 
 /// For people, some lines.
 pub fn daemon_text(daemon: &Daemon) -> String {
+    let follows_all = daemon.not_followed().next().is_none();
     let healthy = if daemon.healthy { "healthy" } else { "NOT HEALTHY" };
     let mut text = format!("daemon    nftproxyd {}, {healthy}", daemon.version);
+    if !follows_all {
+        // Health is about what is known (see its doc), as with kube-proxy.
+        text.push_str(if daemon.healthy {
+            ", but DOES NOT FOLLOW the API server"
+        } else {
+            ", DOES NOT FOLLOW the API server"
+        });
+    }
     if !daemon.node_eligible {
         text.push_str("; the node is not for load balancers (unknown, or being deleted)");
     }
     text.push('\n');
+    if !daemon.kinds.is_empty() {
+        let _ = writeln!(text, "cluster   {}", kinds_text(daemon));
+    }
     for (family, state) in &daemon.families {
-        let _ = writeln!(text, "{family}      {}", family_text(state));
+        let _ = writeln!(text, "{family}      {}", family_text(state, follows_all));
     }
     if !daemon.awaited.is_empty() {
         let _ = writeln!(text, "start     waits for {}", daemon.awaited.join(", "));
@@ -115,12 +127,40 @@ pub fn daemon_text(daemon: &Daemon) -> String {
     text
 }
 
-fn family_text(state: &FamilyState) -> String {
+/// How the kinds are followed: those that are not, with the reason.
+pub fn kinds_text(daemon: &Daemon) -> String {
+    let lost: Vec<String> = daemon
+        .not_followed()
+        .map(|(kind, state)| {
+            let mut text = format!("{kind} for {} s", state.since_seconds);
+            if let Some(reason) = &state.reason {
+                let _ = write!(text, ": {reason}");
+            }
+            text + &match state.heard_seconds_ago {
+                Some(seconds) => format!(" (last heard of {seconds} s ago)"),
+                None => " (nothing is known yet)".to_owned(),
+            }
+        })
+        .collect();
+    if !lost.is_empty() {
+        return format!("NOT FOLLOWED: {}", lost.join("; "));
+    }
+    let follows = daemon.kinds.iter().filter(|(_, state)| state.followed == Followed::Follows);
+    let mut text = format!("follows {}", follows.map(|(kind, _)| kind.as_str()).collect::<Vec<_>>().join(", "));
+    if let Some(seconds) = daemon.kinds.values().filter_map(|state| state.heard_seconds_ago).max() {
+        let _ = write!(text, "; heard of each within {seconds} s");
+    }
+    text
+}
+
+fn family_text(state: &FamilyState, follows_all: bool) -> String {
+    // Nobody can be in sync with what was not heard of.
+    let in_sync = if follows_all { "in sync" } else { "in sync with what is known" };
     let named: Vec<String> = state.refused.iter().map(|(name, why)| format!("{name} ({why})")).collect();
     let more = state.refused_services.saturating_sub(named.len() as u64);
     let mut text = match (state.standing, state.in_line_seconds_ago) {
-        (Standing::InLine, _) if named.is_empty() => "in sync".to_owned(),
-        (Standing::InLine, _) => format!("in sync but for {}", named.join(", ")),
+        (Standing::InLine, _) if named.is_empty() => in_sync.to_owned(),
+        (Standing::InLine, _) => format!("{in_sync} but for {}", named.join(", ")),
         (Standing::Unknown, _) => "in a state that this version does not know".to_owned(),
         (Standing::Behind | Standing::Failing, Some(seconds)) => format!("NOT IN SYNC, was {seconds} s ago"),
         (Standing::Behind | Standing::Failing, None) if state.synced_seconds_ago.is_some() => "NOT IN SYNC".to_owned(),
@@ -149,10 +189,13 @@ fn family_text(state: &FamilyState) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use serde_json::json;
 
     use super::*;
     use crate::http::bind;
+    use crate::metrics::daemon::KindState;
     use crate::metrics::{self, Metrics};
     use crate::testing::in_network_namespace_async;
 
@@ -181,6 +224,7 @@ mod tests {
             healthy: true,
             node_eligible: true,
             awaited: vec!["table ip6 nftproxyd (no permission)".to_owned()],
+            kinds: BTreeMap::new(),
             families: [("IPv4".to_owned(), state(Standing::InLine)), ("IPv6".to_owned(), v6)].into(),
             service_changes_pending: 4,
             endpoint_changes_pending: 0,
@@ -207,20 +251,49 @@ mod tests {
 
         let but = FamilyState { refused_services: 2, repairs: 3, ..state(Standing::InLine) };
         let expected = "in sync; last synced 9 s ago; the kernel refuses 2 Services (see the log); repaired 3 times";
-        assert_eq!(family_text(&but), expected);
+        assert_eq!(family_text(&but, true), expected);
         let named = FamilyState { refused: [("shop/web".to_owned(), "why".to_owned())].into(), ..but };
         let expected = "in sync but for shop/web (why) and 1 more; last synced 9 s ago; repaired 3 times";
-        assert_eq!(family_text(&named), expected);
+        assert_eq!(family_text(&named, true), expected);
         let all = FamilyState { refused_services: 1, repairs: 0, ..named };
-        assert_eq!(family_text(&all), "in sync but for shop/web (why); last synced 9 s ago");
-        assert_eq!(family_text(&state(Standing::Behind)), "NOT IN SYNC, was 12 s ago; last synced 9 s ago");
+        assert_eq!(family_text(&all, true), "in sync but for shop/web (why); last synced 9 s ago");
+        assert_eq!(family_text(&state(Standing::Behind), true), "NOT IN SYNC, was 12 s ago; last synced 9 s ago");
         let failing = FamilyState { reason: Some("no permission".to_owned()), ..state(Standing::Failing) };
-        assert_eq!(family_text(&failing), "NOT IN SYNC, was 12 s ago: no permission; last synced 9 s ago");
+        assert_eq!(family_text(&failing, true), "NOT IN SYNC, was 12 s ago: no permission; last synced 9 s ago");
         let never = FamilyState { in_line_seconds_ago: None, synced_seconds_ago: None, ..failing.clone() };
-        assert_eq!(family_text(&never), "NEVER IN SYNC: no permission");
+        assert_eq!(family_text(&never, true), "NEVER IN SYNC: no permission");
         // Of a version that does not say when it was.
         let before = FamilyState { in_line_seconds_ago: None, ..failing };
-        assert_eq!(family_text(&before), "NOT IN SYNC: no permission; last synced 9 s ago");
+        assert_eq!(family_text(&before, true), "NOT IN SYNC: no permission; last synced 9 s ago");
+    }
+
+    #[test]
+    fn nothing_is_claimed_of_what_is_not_followed() {
+        let kind = |followed, since_seconds, heard_seconds_ago, reason: Option<&str>| KindState {
+            followed,
+            since_seconds,
+            heard_seconds_ago,
+            reason: reason.map(str::to_owned),
+        };
+        let mut daemon = Daemon { awaited: Vec::new(), rejected_objects: BTreeMap::new(), ..daemon() };
+        daemon.families.remove("IPv6");
+        daemon.kinds.insert("Service".to_owned(), kind(Followed::Follows, 70, Some(12), None));
+        daemon.kinds.insert("ServiceCIDR".to_owned(), kind(Followed::Absent, 70, None, Some("404")));
+        assert_eq!(
+            daemon_text(&daemon),
+            "daemon    nftproxyd 0.1.0, healthy\n\
+             cluster   follows Service; heard of each within 12 s\n\
+             IPv4      in sync; last synced 9 s ago\n"
+        );
+        daemon.kinds.insert("Node".to_owned(), kind(Followed::Lost, 33, Some(40), Some("refused")));
+        daemon.kinds.insert("Service".to_owned(), kind(Followed::Begins, 2, None, None));
+        assert_eq!(
+            daemon_text(&daemon),
+            "daemon    nftproxyd 0.1.0, healthy, but DOES NOT FOLLOW the API server\n\
+             cluster   NOT FOLLOWED: Node for 33 s: refused (last heard of 40 s ago); \
+             Service for 2 s (nothing is known yet)\n\
+             IPv4      in sync with what is known; last synced 9 s ago\n"
+        );
     }
 
     #[test]

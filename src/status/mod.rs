@@ -10,7 +10,7 @@ use std::num::NonZeroU16;
 
 use serde::Serialize;
 
-pub use self::daemon::{AskError, ask, daemon_text};
+pub use self::daemon::{AskError, ask, daemon_text, kinds_text};
 pub use self::show::table;
 use crate::conntrack::{Conntrack, Flow, FlowsError};
 use crate::model::{Family, FrontendAt, FrontendKey, Protocol, TrafficPolicy};

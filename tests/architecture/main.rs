@@ -38,7 +38,7 @@ const LAYERS: [(&str, &[&str]); 24] = [
     ("sysctl", &["config"]),
     ("status", &["model", "ruleset", "nftables", "conntrack", "metrics"]),
     ("leftovers", &["netlink"]),
-    ("doctor", &["nftables", "leftovers", "sysctl", "config"]),
+    ("doctor", &["nftables", "leftovers", "sysctl", "config", "status", "metrics"]),
     ("cli", &["config"]),
     ("logging", &["config"]),
 ];

@@ -1,5 +1,5 @@
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use prometheus_parse::{Sample, Scrape, Value};
 use serde::Deserialize;
@@ -36,6 +36,7 @@ fn metrics() -> Arc<Metrics> {
     metrics.requested("GET", "192.0.2.1:6443", Some(200), Duration::from_millis(30));
     metrics.requested("GET", "192.0.2.1:6443", None, Duration::from_secs(90));
     metrics.set_rejected_objects("Service", 2);
+    metrics.set_followed("Node", Some((true, Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000)))));
     metrics.set_map_elements(Family::V6, "service-ips", 12_345);
     metrics.sync_duration[Family::V4].observe(0.003);
     metrics.no_local_endpoints[1][Family::V4].set(7.0);
@@ -49,6 +50,7 @@ fn daemon() -> Daemon {
         healthy: true,
         node_eligible: false,
         awaited: vec!["a test".to_owned()],
+        kinds: BTreeMap::new(),
         families: BTreeMap::new(),
         service_changes_pending: 0,
         endpoint_changes_pending: 7,
@@ -72,7 +74,7 @@ fn paths_are_those_of_kube_proxy() {
         with_server(async |address, _| {
             const ALL_WELL: &str = "[+]ping ok\nhealthz check passed\n";
             const STATUS: &str = concat!(
-                r#"{"version":"0.0.0","healthy":true,"nodeEligible":false,"awaited":["a test"],"families":{},"#,
+                r#"{"version":"0.0.0","healthy":true,"nodeEligible":false,"awaited":["a test"],"kinds":{},"families":{},"#,
                 r#""serviceChangesPending":0,"endpointChangesPending":7,"rejectedObjects":{}}"#
             );
             #[rustfmt::skip]

@@ -27,7 +27,7 @@ fn spawn(node: &mut Node) {
     node.spawn_with(&[config.as_ref(), "--hostname-override=node-0".as_ref()]);
 }
 
-fn start(node: &mut Node) {
+pub(super) fn start(node: &mut Node) {
     spawn(node);
     wait_for_sync(node);
 }
@@ -36,7 +36,7 @@ fn wait_for_sync(node: &mut Node) -> String {
     node.wait_for_log("in sync", |line| line.contains(" in sync services="))
 }
 
-fn apply(api: &Api, objects: &[Value]) {
+pub(super) fn apply(api: &Api, objects: &[Value]) {
     for object in objects {
         api.apply(object.clone());
     }

@@ -6,6 +6,7 @@ mod api;
 mod commands;
 mod firewalls;
 mod flows;
+mod following;
 mod health;
 mod manifests;
 mod proxies;

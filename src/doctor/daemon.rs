@@ -1,0 +1,82 @@
+//! Whether the daemon runs and hears of changes.
+
+use std::net::SocketAddr;
+
+use super::Finding;
+use crate::metrics::daemon::Daemon;
+use crate::status::{self, AskError};
+
+/// Asks the daemon whose metrics port has this address.
+pub(super) fn ask(metrics: SocketAddr) -> Finding {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match runtime {
+        Ok(runtime) => judge(runtime.block_on(status::ask(metrics))),
+        Err(error) => Finding::doubtful(format!("the daemon cannot be asked: {error}"), "try again"),
+    }
+}
+
+fn judge(answer: Result<Daemon, AskError>) -> Finding {
+    let daemon = match answer {
+        Ok(daemon) => daemon,
+        Err(error) => {
+            return Finding::doubtful(
+                format!(
+                    "no daemon says how it is: {error}; what is in the kernel goes on working, changes do not arrive"
+                ),
+                "start it if it shall run: systemctl start nftproxyd, or look at its pod; \
+                 if it runs, give its metricsBindAddress with --config",
+            );
+        }
+    };
+    if daemon.not_followed().next().is_some() {
+        return Finding::wrong(
+            format!("the daemon does not follow the API server: {}", status::kinds_text(&daemon)),
+            "look at the reason, at the way to the API server, and at the daemon's log; \
+             what was known stays in force until then",
+        );
+    }
+    if daemon.kinds.is_empty() {
+        return Finding::fine("the daemon runs, and reads manifests");
+    }
+    Finding::fine(format!("the daemon runs and {}", status::kinds_text(&daemon)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::io;
+
+    use super::*;
+    use crate::doctor::Grade;
+    use crate::metrics::daemon::{Followed, KindState};
+
+    fn daemon(kinds: &[(&str, Followed)]) -> Daemon {
+        let state = |followed| KindState { followed, since_seconds: 3, heard_seconds_ago: Some(4), reason: None };
+        Daemon {
+            version: "0.1.0".to_owned(),
+            healthy: true,
+            node_eligible: true,
+            awaited: Vec::new(),
+            kinds: kinds.iter().map(|(kind, followed)| ((*kind).to_owned(), state(*followed))).collect(),
+            families: BTreeMap::new(),
+            service_changes_pending: 0,
+            endpoint_changes_pending: 0,
+            rejected_objects: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn a_daemon_that_hears_of_nothing_is_not_fine() {
+        let follows = judge(Ok(daemon(&[("Service", Followed::Follows), ("ServiceCIDR", Followed::Absent)])));
+        assert_eq!((follows.grade, follows.what.contains("follows Service;")), (Grade::Fine, true), "{follows:?}");
+        assert_eq!(judge(Ok(daemon(&[]))).grade, Grade::Fine);
+        for followed in [Followed::Begins, Followed::Lost, Followed::Unknown] {
+            let lost = judge(Ok(daemon(&[("Node", Followed::Follows), ("Service", followed)])));
+            assert_eq!(lost.grade, Grade::Wrong, "{followed:?}");
+            assert!(lost.what.contains("NOT FOLLOWED: Service for 3 s"), "{lost:?}");
+        }
+        let address = "127.0.0.1:10249".parse().expect("an address");
+        let refused = judge(Err(AskError::NotReached(address, io::ErrorKind::ConnectionRefused.into())));
+        assert_eq!(refused.grade, Grade::Doubtful);
+    }
+}
