@@ -29,6 +29,7 @@ mod connect;
 mod failure;
 mod follower;
 mod guarded;
+mod history;
 mod output;
 mod pace;
 mod proxy;
@@ -56,8 +57,9 @@ use self::answer::{Change, Page};
 use self::ask::Ask;
 pub use self::connect::{ConnectError, connect, connect_with};
 use self::failure::Failure;
-use self::follower::{Follower, Found, Named, Todo};
+use self::follower::{Follower, Todo};
 use self::guarded::Guarded;
+use self::history::{Found, Named};
 use self::output::{Closed, Output};
 use self::turns::{Line, Turns};
 use super::convert::{Converter, HEADLESS_LABEL, SERVICE_PROXY_NAME_LABEL};
@@ -264,9 +266,14 @@ where
         stream: impl Stream<Item = Result<Change<T>, Failure>>,
     ) -> Result<Option<Failure>, Closed> {
         let mut stream = pin!(stream);
+        let mut recoveries = self.line.recoveries();
         loop {
+            if self.line.with(|turns| self.follower.is_of_another_store(turns)) {
+                return Ok(Some(Failure::OtherKind));
+            }
             let lives_at = self.follower.lives_at();
             let event = tokio::select! {
+                _ = recoveries.changed() => continue,
                 event = stream.next() => event,
                 () = sleep_until(lives_at.unwrap_or_else(Instant::now)), if lives_at.is_some() => {
                     if let Err(failure) = self.tell(Follower::lived) {

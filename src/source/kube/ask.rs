@@ -18,7 +18,7 @@ use kube::{Client, Resource};
 
 use super::answer::{self, Change, Page};
 use super::failure::Failure;
-use super::follower::Named;
+use super::history::Named;
 use super::retry_after;
 use crate::source::object::Object;
 

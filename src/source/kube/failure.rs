@@ -22,6 +22,10 @@ pub(super) enum Failure {
     AnotherStore { object: String, known: String, now: String, is_gone: bool },
     #[error("{0} is not there, and never went")]
     Vanished(String),
+    #[error("{0}, which changed last, has changed again while the server was away: it may be another store")]
+    ChangedMeanwhile(String),
+    #[error("its store is another one, as another kind has shown")]
+    OtherKind,
     #[error("the watch ends after {} ms without an event", .0.as_millis())]
     EndsAtOnce(Duration),
     /// A page has more bytes than are kept.
@@ -83,7 +87,8 @@ impl Failure {
     /// (`NewTooLargeResourceVersionError` in apiserver's `storage/errors.go`).
     pub(super) fn is_stale(&self) -> bool {
         let status = match self {
-            Failure::WentBack { .. } | Failure::AnotherStore { .. } | Failure::Vanished(_) => return true,
+            _ if self.is_another_store() => return true,
+            Failure::OtherKind | Failure::ChangedMeanwhile(_) => return true,
             Failure::Refused { status, .. } => status,
             _ => return false,
         };
@@ -91,6 +96,11 @@ impl Failure {
         status.code == 410
             || causes.into_iter().any(|cause| cause.reason == "ResourceVersionTooLarge")
             || status.message.starts_with("Too large resource version")
+    }
+
+    /// Whether it shows that the server's store is another one than that which was read before.
+    pub(super) fn is_another_store(&self) -> bool {
+        matches!(self, Failure::WentBack { .. } | Failure::AnotherStore { .. } | Failure::Vanished(_))
     }
 
     /// The status that the server answered, where it refused.

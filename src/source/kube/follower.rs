@@ -4,7 +4,6 @@
 //! Pure: an answer, an event, the end of a watch and the time go in; what is to be done comes out. It sees of objects
 //! nothing but their versions.
 
-use std::fmt;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -12,6 +11,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::failure::{Failure, Scope};
+use super::history::{Found, History, Named};
 use super::pace::{self, Failed, Pace, Pause};
 use super::turns::Turns;
 use super::version;
@@ -63,44 +63,21 @@ pub(super) enum Ask {
     Watch(String, Duration),
 }
 
-/// An object.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Named {
-    /// Empty where the kind has none.
-    pub(super) namespace: String,
-    pub(super) name: String,
-}
-
-impl fmt::Display for Named {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Named { namespace, name } = self;
-        if namespace.is_empty() { f.write_str(name) } else { write!(f, "{namespace}/{name}") }
-    }
-}
-
-/// An object as it was last heard of.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Latest {
-    pub(super) object: Named,
-    pub(super) version: String,
-    pub(super) is_gone: bool,
-}
-
-/// What a look has found of the object that it was for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Found {
-    /// It was for none, or the answer was about others.
-    Nothing,
-    /// It is not there.
-    Gone,
-    /// It is there, with this version.
-    There(String),
-}
-
 /// Where a page stands in its list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) is_last: bool,
+}
+
+/// How to go on after something has come to nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Then {
+    /// From where it was, unless the failure says that this cannot be.
+    GoesOn,
+    /// With a list: it is not known what has happened.
+    Lists,
+    /// The same without a pause: the server has answered as it should.
+    ListsNow,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,13 +108,11 @@ pub(super) struct Follower {
     kind: Kind,
     step: Step,
     watching: Option<Watching>,
-    /// The version last seen, from which a watch begins; empty before there was a list.
-    version: String,
-    /// The object that changed last, so far as it is known. A store that was restored and has come past `version` since has
-    /// it with an older version, or has it not.
-    latest: Option<Latest>,
-    /// The object of which the next watch has to say that it is gone: it is, if the store is the same.
-    vanished: Option<Named>,
+    history: History,
+    /// Whether it is known that the list may be of another store.
+    is_warned: bool,
+    /// How often the store was another one when all was last listed, or is being listed.
+    store: u64,
     /// Whether an object can be looked for by its name.
     by_name: bool,
     /// Whether something happened after which the server may be behind that version: it says nothing at all on a watch
@@ -173,9 +148,9 @@ impl Follower {
             kind,
             step: FIRST_PAGE,
             watching: None,
-            version: String::new(),
-            latest: None,
-            vanished: None,
+            history: History::default(),
+            is_warned: false,
+            store: 0,
             by_name: true,
             unsure: false,
             listed: false,
@@ -200,6 +175,11 @@ impl Follower {
 
     /// What to do now, while nothing is being asked.
     pub(super) fn todo(&mut self, now: Instant, turns: &mut Turns) -> Todo {
+        if self.is_of_another_store(turns) {
+            self.store = turns.stores();
+            self.is_warned = true;
+            self.step = FIRST_PAGE;
+        }
         let fails_still = self.failed_at.is_none_or(|recoveries| recoveries == turns.recoveries());
         let due = if fails_still { self.due.max(self.not_before) } else { self.not_before };
         if now < due {
@@ -213,11 +193,14 @@ impl Follower {
         }
         Todo::Ask(match &self.step {
             Step::List { token, .. } => Ask::Page(token.clone()),
-            Step::Watch if self.looks() => {
-                Ask::Look(self.latest.as_ref().filter(|_| self.by_name).map(|latest| latest.object.clone()))
-            }
-            Step::Watch => Ask::Watch(self.version.clone(), pace::between(WATCH)),
+            Step::Watch if self.looks() => Ask::Look(self.history.latest().filter(|_| self.by_name).cloned()),
+            Step::Watch => Ask::Watch(self.history.version.clone(), pace::between(WATCH)),
         })
+    }
+
+    /// Whether another kind has seen that the store is another one: what is watched has to be listed again.
+    pub(super) fn is_of_another_store(&self, turns: &Turns) -> bool {
+        self.store != turns.stores()
     }
 
     /// When there has been no answer for too long to say that the kind is followed.
@@ -235,25 +218,12 @@ impl Follower {
 
     /// An object of the list that is under way came, or one that a watch has named, with its version.
     pub(super) fn saw(&mut self, namespace: &str, name: &str, version: &str, is_gone: bool) {
-        if self.vanished.as_ref().is_some_and(|object| (&*object.namespace, &*object.name) == (namespace, name)) {
-            self.vanished = None;
-        }
-        let is_later = |latest: &Latest| !version::is_before(version, &latest.version);
-        if !version::is_comparable(version) || !self.latest.as_ref().is_none_or(is_later) {
-            return;
-        }
-        let latest = self.latest.get_or_insert_default();
-        // Copied into what is there: this is done for each object.
-        namespace.clone_into(&mut latest.object.namespace);
-        name.clone_into(&mut latest.object.name);
-        version.clone_into(&mut latest.version);
-        latest.is_gone = is_gone;
+        self.history.saw(namespace, name, version, is_gone);
     }
 
     /// A list begins: what was there before may have been of another store.
     pub(super) fn list_begins(&mut self) {
-        self.latest = None;
-        self.vanished = None;
+        self.history.begins();
         self.by_name = true;
     }
 
@@ -285,10 +255,13 @@ impl Follower {
             return Ok(Place { is_last: false });
         }
         let version = version.ok_or(Failure::NoVersion)?;
-        if version::is_before(version, &self.version) {
-            self.says_it_went_back(&Failure::WentBack { known: self.version.clone(), now: version.to_owned() });
+        if version::is_before(version, &self.history.version) && !self.is_warned {
+            self.says_it_went_back(&Failure::WentBack { known: self.history.version.clone(), now: version.to_owned() });
+            turns.another_store(now);
+            self.store = turns.stores();
         }
-        version.clone_into(&mut self.version);
+        self.is_warned = false;
+        version.clone_into(&mut self.history.version);
         self.unsure = false;
         self.listed = true;
         self.step = Step::Watch;
@@ -301,20 +274,31 @@ impl Follower {
     /// list.
     pub(super) fn looked(&mut self, now: Instant, turns: &mut Turns, version: &str, found: &Found) {
         turns.serves(false);
-        match self.is_ahead(version).and_then(|()| self.is_the_same(found)) {
+        let failure = match self
+            .history
+            .is_ahead(version)
+            .and_then(|()| self.history.is_the_same(found, turns.was_away(self.unheard)))
+        {
             Ok(()) => {
-                let latest = self.latest.as_ref().filter(|latest| *found == Found::Gone && !latest.is_gone);
-                self.vanished = latest.map(|latest| latest.object.clone());
-                (self.unsure, self.goes_on) = (false, self.watches_fail.is_none() && !turns.refuses_watches());
+                self.unsure = false;
+                self.goes_on = self.watches_fail.is_none() && !turns.refuses_watches();
+                return;
             }
-            Err(failure) => self.comes_to_nothing(now, turns, &failure, true),
+            Err(failure) => failure,
+        };
+        if failure.is_another_store() {
+            self.is_warned = true;
+            turns.another_store(now);
+            self.store = turns.stores();
         }
+        self.comes_to_nothing(now, turns, &failure, Then::ListsNow);
     }
 
     /// The head of the answer to a watch came.
     pub(super) fn watch_began(&mut self, now: Instant, turns: &mut Turns, asked: Duration) {
         turns.serves(true);
-        self.watching = Some(Watching { began: now, from: self.version.clone(), asked, works: false, heard: false });
+        self.watching =
+            Some(Watching { began: now, from: self.history.version.clone(), asked, works: false, heard: false });
     }
 
     /// When the watch that is open has lasted long enough to say that it works.
@@ -327,7 +311,7 @@ impl Follower {
     /// # Errors
     /// It should have said that an object is gone, and has not. The watch is over; [`Follower::ended`] wants to know.
     pub(super) fn lived(&mut self, now: Instant, turns: &mut Turns) -> Result<(), Failure> {
-        if let Some(vanished) = self.vanished.take() {
+        if let Some(vanished) = self.history.vanished() {
             return Err(Failure::Vanished(vanished.to_string()));
         }
         if let Some(watching) = &mut self.watching {
@@ -351,13 +335,13 @@ impl Follower {
         if version.is_empty() {
             return Err(Failure::NoVersion);
         }
-        self.is_ahead(version)?;
-        version.clone_into(&mut self.version);
+        self.history.is_ahead(version)?;
+        version.clone_into(&mut self.history.version);
         self.followed.heard = Some(now.into_std());
         let Some(watching) = &mut self.watching else { return Ok(()) };
         watching.heard = true;
         // Not by any event: there are servers that send the same ones again and again.
-        if is_change && self.vanished.is_none() && !watching.works && version != watching.from {
+        if is_change && !self.history.waits() && !watching.works && version != watching.from {
             watching.works = true;
             self.works(now, turns, false);
         }
@@ -372,11 +356,11 @@ impl Follower {
         let is_broken = matches!(failure, Some(Failure::Broken(_)));
         if let Some(failure) = failure.as_ref().filter(|_| !is_broken) {
             // What happened is not known.
-            return self.comes_to_nothing(now, turns, failure, true);
+            return self.comes_to_nothing(now, turns, failure, Then::Lists);
         }
         if lived < LIVED && !watching.works {
             let failure = failure.unwrap_or(Failure::EndsAtOnce(lived));
-            return self.comes_to_nothing(now, turns, &failure, false);
+            return self.comes_to_nothing(now, turns, &failure, Then::GoesOn);
         }
         let is_whole = !is_broken && watching.heard && lived + EARLY >= watching.asked;
         self.unsure |= is_broken || (lived >= LIVED && !is_whole);
@@ -393,7 +377,7 @@ impl Follower {
     /// What was asked failed. Returns whether the server has none of it, so far as it can be known: nobody shall wait for
     /// the kind.
     pub(super) fn failed(&mut self, now: Instant, turns: &mut Turns, failure: &Failure) -> bool {
-        if self.by_name && self.looks() && self.latest.is_some() && failure.scope() == Scope::Kind {
+        if self.by_name && self.looks() && self.history.latest().is_some() && failure.scope() == Scope::Kind {
             debug!(kind = %self.kind, error = failure.to_string(), "an object cannot be looked for by its name");
             self.by_name = false;
             turns.answers();
@@ -402,7 +386,7 @@ impl Follower {
         }
         if !self.may_be_absent(failure) {
             self.list_failed = matches!(self.step, Step::List { .. });
-            self.comes_to_nothing(now, turns, failure, false);
+            self.comes_to_nothing(now, turns, failure, Then::GoesOn);
             return false;
         }
         if failure.status() == Some(404) {
@@ -420,13 +404,13 @@ impl Follower {
             self.failed_at = Some(turns.recoveries());
         } else {
             // Or only not yet, as where the server is starting.
-            self.comes_to_nothing(now, turns, failure, false);
+            self.comes_to_nothing(now, turns, failure, Then::GoesOn);
         }
         true
     }
 
-    /// Decides when and what to ask next; `needs_list`: not from the version last seen.
-    fn comes_to_nothing(&mut self, now: Instant, turns: &mut Turns, failure: &Failure, needs_list: bool) {
+    /// Decides when and what to ask next.
+    fn comes_to_nothing(&mut self, now: Instant, turns: &mut Turns, failure: &Failure, then: Then) {
         let scope = failure.scope();
         let is_watch = self.step == Step::Watch && !self.looks();
         match scope {
@@ -436,6 +420,9 @@ impl Follower {
         }
         self.unsure |= scope == Scope::Silent || matches!(failure, Failure::Broken(_) | Failure::EndsAtOnce(_));
         self.goes_on = false;
+        if scope != Scope::Kind {
+            turns.is_away(now);
+        }
         self.failed_at = Some(turns.recoveries());
         if is_watch {
             self.watches_fail.get_or_insert(now);
@@ -444,18 +431,16 @@ impl Follower {
         let may_be_polled = scope == Scope::Kind
             && self.watches_fail.is_some_and(|since| now.duration_since(since) >= POLLED)
             && self.followed.heard.is_none_or(|heard| now.into_std().duration_since(heard) >= POLLED);
-        if needs_list || failure.is_stale() || self.step != Step::Watch || may_be_polled {
+        let lists_anew = then != Then::GoesOn || failure.is_stale();
+        if lists_anew || self.step != Step::Watch || may_be_polled {
             self.step = FIRST_PAGE;
         }
         let reason = failure.to_string();
-        let lists_anew = needs_list || failure.is_stale();
         // Once in a while a list is due: after an outage, or where it took too long for its version.
-        let lists_now = lists_anew && scope == Scope::Kind && self.pace.lists_now(now);
+        let lists_now = then == Then::ListsNow || (lists_anew && scope == Scope::Kind && self.pace.lists_now(now));
         if lists_now && failure.is_stale() {
             match failure {
-                Failure::WentBack { .. } | Failure::AnotherStore { .. } | Failure::Vanished(_) => {
-                    self.says_it_went_back(failure);
-                }
+                _ if failure.is_another_store() => self.says_it_went_back(failure),
                 _ => info!(
                     kind = %self.kind,
                     reason,
@@ -480,30 +465,7 @@ impl Follower {
 
     /// Whether a look comes before the watch.
     fn looks(&self) -> bool {
-        self.unsure && version::is_comparable(&self.version)
-    }
-
-    /// Whether a version that the server has now is not behind the one last seen.
-    fn is_ahead(&self, now: &str) -> Result<(), Failure> {
-        if version::is_before(now, &self.version) {
-            return Err(Failure::WentBack { known: self.version.clone(), now: now.to_owned() });
-        }
-        Ok(())
-    }
-
-    /// Whether what was found of the object that changed last can be of the store that was read before.
-    fn is_the_same(&self, found: &Found) -> Result<(), Failure> {
-        let Some(latest) = &self.latest else { return Ok(()) };
-        match found {
-            // Where it is newer, it has changed meanwhile, or is there again.
-            Found::There(now)
-                if (latest.is_gone || *now != latest.version) && !version::is_before(&self.version, now) =>
-            {
-                let (object, known) = (latest.object.to_string(), latest.version.clone());
-                Err(Failure::AnotherStore { object, known, now: now.clone(), is_gone: latest.is_gone })
-            }
-            _ => Ok(()),
-        }
+        self.unsure && version::is_comparable(&self.history.version)
     }
 
     /// Whether the server does not have this kind, or does not let it be read, although it may. Not once there was a

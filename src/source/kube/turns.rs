@@ -23,6 +23,8 @@ const BETWEEN_ANSWERS: [Duration; 2] = [Duration::from_millis(1000), Duration::f
 /// The same, once it has been so for [`LONG`].
 const BETWEEN_LATER: [Duration; 2] = [Duration::from_millis(1500), Duration::from_millis(2500)];
 const A_WHILE: Duration = Duration::from_secs(25);
+/// A store is not restored twice in such a time.
+const BETWEEN_STORES: Duration = Duration::from_secs(5);
 /// Who is first in the line and does not come is waited for so long.
 const GRACE: Duration = Duration::from_millis(50);
 
@@ -38,6 +40,9 @@ pub(super) struct Turns {
     /// Who waits for it, first come first served.
     waiting: VecDeque<Kind>,
     recovered: u64,
+    stores: u64,
+    another_store_at: Option<Instant>,
+    away: Option<Instant>,
 }
 
 impl Turns {
@@ -92,6 +97,30 @@ impl Turns {
         self.recovered
     }
 
+    /// A kind has seen that the server's store is another one, as after it was restored from a snapshot. It is so for all;
+    /// but where it is seen again and again, it is something else that is wrong.
+    pub(super) fn another_store(&mut self, now: Instant) {
+        if self.another_store_at.is_none_or(|at| now.duration_since(at) >= BETWEEN_STORES) {
+            self.another_store_at = Some(now);
+            self.stores += 1;
+        }
+    }
+
+    /// A request of any kind was not answered, or with the word that nobody is at the moment.
+    pub(super) fn is_away(&mut self, now: Instant) {
+        self.away = Some(now);
+    }
+
+    /// Whether that has happened since.
+    pub(super) fn was_away(&self, since: Instant) -> bool {
+        self.away.is_some_and(|away| away >= since)
+    }
+
+    /// How often another store was seen.
+    pub(super) fn stores(&self) -> u64 {
+        self.stores
+    }
+
     /// Takes the turn, or says when to come again. `failing`: since when the kind that asks has had trouble.
     pub(super) fn take(&mut self, now: Instant, kind: Kind, failing: Option<Instant>) -> Result<(), Instant> {
         let unwell = self.unwell.map(|(since, _)| since);
@@ -122,23 +151,23 @@ impl Turns {
 #[derive(Debug, Default)]
 pub(super) struct Line {
     turns: Mutex<Turns>,
-    /// Sent to when something has become better.
+    /// Sent to when something has become better, or has to be listed again.
     recovered: watch::Sender<()>,
 }
 
 impl Line {
-    /// Does this with the turns; wakes who waits for one if something has become better.
+    /// Does this with the turns; wakes who waits for one if it may be in vain.
     pub(super) fn with<T>(&self, act: impl FnOnce(&mut Turns) -> T) -> T {
         let mut turns = self.turns();
-        let before = turns.recoveries();
+        let before = (turns.recoveries(), turns.stores());
         let result = act(&mut turns);
-        if turns.recoveries() != before {
+        if (turns.recoveries(), turns.stores()) != before {
             self.recovered.send_replace(());
         }
         result
     }
 
-    /// Hears of everything that becomes better from now on.
+    /// Hears of everything that becomes better, or has to be listed again, from now on.
     pub(super) fn recoveries(&self) -> watch::Receiver<()> {
         self.recovered.subscribe()
     }

@@ -757,6 +757,53 @@ fn where_objects_cannot_be_looked_for_by_name_any_will_do() {
     assert_eq!(kind.ask(), Ask::Page(None), "its version is behind");
 }
 
+#[test]
+fn what_one_kind_has_seen_of_the_store_holds_for_all() {
+    let mut one = Alone::new();
+    let mut other = Follower::new(Kind::EndpointSlice, one.now);
+    one.ask();
+    assert!(one.page("100", None, 3).is_ok());
+    assert_eq!(other.todo(one.now, &mut one.turns), Todo::Ask(Ask::Page(None)));
+    assert!(other.page(one.now, &mut one.turns, Some("100"), None, 3).is_ok());
+    one.watch();
+    other.watch_began(one.now, &mut one.turns, WATCH[0]);
+    one.passes(20);
+    assert!(!other.is_of_another_store(&one.turns));
+    one.ends(Some(broken()));
+    one.ask();
+    one.follower.looked(one.now, &mut one.turns, "60", &Found::Nothing);
+    assert!(other.is_of_another_store(&one.turns));
+    other.ended(one.now, &mut one.turns, Some(Failure::OtherKind));
+    one.passes(1);
+    assert_eq!(other.todo(one.now, &mut one.turns), Todo::Ask(Ask::Page(None)));
+    // Once for each: what the lists show is known.
+    assert!(other.page(one.now, &mut one.turns, Some("60"), None, 3).is_ok());
+    assert_eq!(one.ask(), Ask::Page(None));
+    assert!(one.page("60", None, 3).is_ok());
+    assert!(!other.is_of_another_store(&one.turns) && !one.follower.is_of_another_store(&one.turns));
+    assert_eq!(one.turns.stores(), 1);
+}
+
+#[test]
+fn a_server_that_was_away_is_believed_only_if_the_last_change_is_still_the_last() {
+    for was_away in [false, true] {
+        let mut kind = Alone::new();
+        kind.ask();
+        kind.follower.saw("shop", "web", "90", false);
+        assert!(kind.page("100", None, 3).is_ok());
+        kind.watch();
+        kind.passes(20);
+        kind.ends(Some(broken()));
+        assert!(matches!(kind.ask(), Ask::Look(Some(_))));
+        if was_away {
+            kind.follower.failed(kind.now, &mut kind.turns, &no_answer());
+            assert!(matches!(kind.ask(), Ask::Look(Some(_))));
+        }
+        kind.follower.looked(kind.now, &mut kind.turns, "500", &Found::There("499".to_owned()));
+        assert_eq!(kind.ask() == Ask::Page(None), was_away);
+    }
+}
+
 fn servers() -> impl Strategy<Value = Server> {
     prop_oneof![
         Just(Server::Well),

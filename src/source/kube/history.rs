@@ -1,0 +1,135 @@
+//! Whether a store is the one that was read before.
+//!
+//! An API server whose store was restored from a snapshot has a version that is behind the one last seen, until it has come
+//! past it. From then on, only its objects tell: a watch from the old version goes on in the new history, and nobody says
+//! what the two have not in common.
+
+use std::fmt;
+
+use super::failure::Failure;
+use super::version;
+
+/// An object.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Named {
+    /// Empty where the kind has none.
+    pub(super) namespace: String,
+    pub(super) name: String,
+}
+
+impl fmt::Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Named { namespace, name } = self;
+        if namespace.is_empty() { f.write_str(name) } else { write!(f, "{namespace}/{name}") }
+    }
+}
+
+/// An object as it was last heard of.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Latest {
+    object: Named,
+    version: String,
+    is_gone: bool,
+}
+
+/// What a look has found of the object that it was for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Found {
+    /// It was for none, or the answer was about others.
+    Nothing,
+    /// It is not there.
+    Gone,
+    /// It is there, with this version.
+    There(String),
+}
+
+/// What is known of the store of a kind.
+#[derive(Debug, Default)]
+pub(super) struct History {
+    /// The version last seen, from which a watch begins; empty before there was a list.
+    pub(super) version: String,
+    /// The object that changed last, so far as it is known. A store that was restored and has come past `version` since has
+    /// it with an older version, or has it not.
+    latest: Option<Latest>,
+    /// The object of which the next watch has to say that it is gone: it is, if the store is the same.
+    vanished: Option<Named>,
+}
+
+impl History {
+    /// A list begins.
+    pub(super) fn begins(&mut self) {
+        self.latest = None;
+        self.vanished = None;
+    }
+
+    /// The object that changed last.
+    pub(super) fn latest(&self) -> Option<&Named> {
+        self.latest.as_ref().map(|latest| &latest.object)
+    }
+
+    /// Whether the watch has still to say that an object is gone.
+    pub(super) fn waits(&self) -> bool {
+        self.vanished.is_some()
+    }
+
+    /// The object of which it has not said so.
+    pub(super) fn vanished(&mut self) -> Option<Named> {
+        self.vanished.take()
+    }
+
+    /// An object of the list that is under way came, or one that a watch has named, with its version.
+    pub(super) fn saw(&mut self, namespace: &str, name: &str, version: &str, is_gone: bool) {
+        if self.vanished.as_ref().is_some_and(|object| (&*object.namespace, &*object.name) == (namespace, name)) {
+            self.vanished = None;
+        }
+        let is_later = |latest: &Latest| !version::is_before(version, &latest.version);
+        if !version::is_comparable(version) || !self.latest.as_ref().is_none_or(is_later) {
+            return;
+        }
+        let latest = self.latest.get_or_insert_default();
+        // Copied into what is there: this is done for each object.
+        namespace.clone_into(&mut latest.object.namespace);
+        name.clone_into(&mut latest.object.name);
+        version.clone_into(&mut latest.version);
+        latest.is_gone = is_gone;
+    }
+
+    /// Whether a version that the server has now is not behind the one last seen.
+    ///
+    /// # Errors
+    /// It is.
+    pub(super) fn is_ahead(&self, now: &str) -> Result<(), Failure> {
+        if version::is_before(now, &self.version) {
+            return Err(Failure::WentBack { known: self.version.clone(), now: now.to_owned() });
+        }
+        Ok(())
+    }
+
+    /// Whether what was found of the object that changed last is of the store that was read before, so far as it can be
+    /// known. `was_away`: whether the server has not answered since.
+    ///
+    /// # Errors
+    /// It is not, or cannot be told from another one.
+    pub(super) fn is_the_same(&mut self, found: &Found, was_away: bool) -> Result<(), Failure> {
+        self.vanished = None;
+        let Some(latest) = &self.latest else { return Ok(()) };
+        let now = match found {
+            Found::Nothing => return Ok(()),
+            Found::Gone => {
+                self.vanished = (!latest.is_gone).then(|| latest.object.clone());
+                return Ok(());
+            }
+            Found::There(now) => now,
+        };
+        if (*now == latest.version && !latest.is_gone) || !version::is_comparable(now) {
+            return Ok(());
+        }
+        let object = latest.object.to_string();
+        if !version::is_before(&self.version, now) {
+            let (known, is_gone) = (latest.version.clone(), latest.is_gone);
+            return Err(Failure::AnotherStore { object, known, now: now.clone(), is_gone });
+        }
+        // It has changed meanwhile, as it may in any store. Where the server was not away, it is the same.
+        if was_away { Err(Failure::ChangedMeanwhile(object)) } else { Ok(()) }
+    }
+}
