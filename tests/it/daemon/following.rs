@@ -25,7 +25,7 @@ fn followed(node: &Node) -> Vec<Option<bool>> {
     KINDS.iter().map(|kind| of(kind)).collect()
 }
 
-fn wait_followed(node: &mut Node, wanted: bool) -> Duration {
+pub(super) fn wait_followed(node: &mut Node, wanted: bool) -> Duration {
     let began = Instant::now();
     node.eventually(&format!("followed: {wanted}"), |node| match followed(node) {
         all if all.iter().all(|kind| *kind == Some(wanted)) => Ok(()),

@@ -15,6 +15,7 @@ mod ready;
 mod repair;
 mod stale_flows;
 mod take_over;
+mod unsteady;
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};

@@ -22,6 +22,7 @@ use tokio::time::Instant;
 
 use super::selector::Selector;
 use super::store::{Seen, WatchEvent};
+use super::wire::Faulty;
 use super::{Ahead, Faults, Gone, KINDS, Lists, Request, Resource, Shared, Verb, Watches, lock};
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -49,6 +50,7 @@ async fn accept(listener: tokio::net::TcpListener, shared: Arc<Shared>) {
         let Ok((stream, _)) = listener.accept().await else { continue };
         let _ = stream.set_nodelay(true);
         let shared = Arc::clone(&shared);
+        let stream = Faulty::new(stream, Arc::clone(&shared));
         tokio::spawn(async move {
             let mut closing = shared.connections.subscribe();
             let answer = service_fn(|request| answer(Arc::clone(&shared), request));

@@ -14,6 +14,7 @@ mod http;
 mod selector;
 mod store;
 pub mod synthetic;
+mod wire;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -25,6 +26,7 @@ use tokio::sync::watch;
 
 pub use store::Snapshot;
 use store::Store;
+pub use wire::Wire;
 
 /// The plural of each kind in URLs, the group and version, the kind, and whether it has namespaces.
 pub const KINDS: [Resource; 4] = [
@@ -157,6 +159,7 @@ struct Faults {
     ahead: Ahead,
     watches: Watches,
     lists: Lists,
+    wire: Wire,
 }
 
 struct Shared {
@@ -333,6 +336,11 @@ impl Api {
     /// What becomes of lists from now on.
     pub fn set_lists(&self, lists: Lists) {
         lock(&self.shared.faults).lists = lists;
+    }
+
+    /// What becomes of what is sent from now on, on all connections.
+    pub fn set_wire(&self, wire: Wire) {
+        lock(&self.shared.faults).wire = wire;
     }
 
     /// All requests so far, in the order of their answers.
