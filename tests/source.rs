@@ -2,9 +2,13 @@
 
 #[path = "support/api/mod.rs"]
 mod api;
+#[path = "support/certificates.rs"]
+mod certificates;
 #[path = "source/file.rs"]
 mod file;
 #[path = "source/kube.rs"]
 mod kube;
 #[path = "source/support.rs"]
 mod support;
+#[path = "source/tls.rs"]
+mod tls;

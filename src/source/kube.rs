@@ -55,7 +55,7 @@ use tokio::time::{Instant, sleep_until};
 
 use self::answer::{Change, Page};
 use self::ask::Ask;
-pub use self::connect::{ConnectError, connect, connect_with};
+pub use self::connect::{ConnectError, connect, connect_with, describe};
 use self::failure::Failure;
 use self::follower::{Follower, Todo};
 use self::guarded::Guarded;

@@ -1,5 +1,8 @@
-//! What several tests need: a network namespace of their own, an HTTP client, and a memory of inputs that failed.
+//! What several tests need: a network namespace of their own, certificates, an HTTP client, and a memory of inputs that
+//! failed.
 
+#[path = "../../tests/support/certificates.rs"]
+pub(crate) mod certificates;
 pub(crate) mod http;
 pub(crate) mod log;
 #[path = "../../tests/support/netns/mod.rs"]

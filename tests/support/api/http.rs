@@ -17,13 +17,14 @@ use hyper::service::service_fn;
 use hyper::{Method, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::selector::Selector;
 use super::store::{Seen, WatchEvent};
 use super::wire::Faulty;
-use super::{Ahead, Faults, Gone, KINDS, Lists, Request, Resource, Shared, Verb, Watches, lock};
+use super::{Ahead, Faults, Gone, KINDS, Lists, Request, Resource, Shared, Verb, Watches, lock, tls};
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 type Query = BTreeMap<String, String>;
@@ -53,17 +54,38 @@ async fn accept(listener: tokio::net::TcpListener, shared: Arc<Shared>) {
         let stream = Faulty::new(stream, Arc::clone(&shared));
         tokio::spawn(async move {
             let mut closing = shared.connections.subscribe();
-            let answer = service_fn(|request| answer(Arc::clone(&shared), request));
-            let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
+            let connection = async {
+                let tls = lock(&shared.tls).clone();
+                match tls {
+                    None => serve(&shared, stream, None).await,
+                    Some(config) => {
+                        let Ok((stream, certificate)) = tls::accept(config, stream).await else { return };
+                        serve(&shared, stream, certificate).await;
+                    }
+                }
+            };
             tokio::select! {
-                _ = connection => {}
+                () = connection => {}
                 _ = closing.changed() => {}
             }
         });
     }
 }
 
-async fn answer(shared: Arc<Shared>, request: hyper::Request<Incoming>) -> Result<Response<Body>, Infallible> {
+async fn serve(
+    shared: &Arc<Shared>,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    certificate: Option<Vec<u8>>,
+) {
+    let answer = service_fn(|request| answer(Arc::clone(shared), request, certificate.clone()));
+    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
+}
+
+async fn answer(
+    shared: Arc<Shared>,
+    request: hyper::Request<Incoming>,
+    certificate: Option<Vec<u8>>,
+) -> Result<Response<Body>, Infallible> {
     let path = request.uri().path().to_owned();
     if request.method() != Method::GET
         && let Some(target) = target_of(&path)
@@ -89,6 +111,7 @@ async fn answer(shared: Arc<Shared>, request: hyper::Request<Incoming>) -> Resul
         },
         method: request.method().to_string(),
         authorization: request.headers().get("authorization").and_then(|value| value.to_str().ok()).map(str::to_owned),
+        certificate,
         version: query.get("resourceVersion").cloned(),
         selectors: (text("labelSelector"), text("fieldSelector")),
         limit: text("limit").parse().ok(),
@@ -100,7 +123,9 @@ async fn answer(shared: Arc<Shared>, request: hyper::Request<Incoming>) -> Resul
     if record.verb == Verb::List && !faults.list_delay.is_zero() {
         tokio::time::sleep(faults.list_delay).await;
     }
+    let wanted = faults.token.as_ref().map(|token| format!("Bearer {token}"));
     let response = match (faults.status, resource) {
+        _ if wanted.is_some() && record.authorization != wanted => status(401, "Unauthorized"),
         (Some(code), _) => {
             let mut response = status(code, "told to fail");
             if let Some(value) = faults.retry_after {

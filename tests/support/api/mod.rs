@@ -14,6 +14,7 @@ mod http;
 mod selector;
 mod store;
 pub mod synthetic;
+mod tls;
 mod wire;
 
 use std::net::{SocketAddr, TcpListener};
@@ -55,6 +56,8 @@ pub struct Request {
     pub method: String,
     /// The header `Authorization`.
     pub authorization: Option<String>,
+    /// The certificate of the client, in DER.
+    pub certificate: Option<Vec<u8>>,
     /// `resourceVersion` of the query, if any.
     pub version: Option<String>,
     /// `labelSelector` and `fieldSelector` of the query, empty where there is none.
@@ -151,6 +154,8 @@ struct Faults {
     status: Option<u16>,
     /// With this `Retry-After`.
     retry_after: Option<String>,
+    /// Answer requests without this token with 401.
+    token: Option<String>,
     /// Plurals of kinds that do not exist.
     absent: Vec<String>,
     /// Plurals of kinds that may not be read.
@@ -165,6 +170,8 @@ struct Faults {
 struct Shared {
     store: Mutex<Store>,
     faults: Mutex<Faults>,
+    /// What connections begin with.
+    tls: Mutex<Option<Arc<rustls::ServerConfig>>>,
     requests: Mutex<Vec<Request>>,
     /// Bodies of Events that were sent.
     events: Mutex<Vec<Value>>,
@@ -200,6 +207,7 @@ impl Api {
         let shared = Arc::new(Shared {
             store: Mutex::new(Store::default()),
             faults: Mutex::new(Faults::default()),
+            tls: Mutex::new(None),
             requests: Mutex::new(Vec::new()),
             events: Mutex::new(Vec::new()),
             changed: watch::Sender::new(0),
@@ -217,7 +225,8 @@ impl Api {
     }
 
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = if lock(&self.shared.tls).is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
     }
 
     /// A kubeconfig file for this server.
@@ -231,6 +240,17 @@ impl Api {
             "current-context": "default",
         })
         .to_string()
+    }
+
+    /// From now on connections begin with TLS, with this certificate and key (PEM). Clients are asked for certificates
+    /// where there is an authority for these; others than its own are refused. Connections that there are go on.
+    pub fn set_tls(&self, certificate: &str, key: &str, clients: Option<&str>) {
+        *lock(&self.shared.tls) = Some(tls::config(certificate, key, clients));
+    }
+
+    /// Answers requests without this token with 401.
+    pub fn set_token(&self, token: Option<&str>) {
+        lock(&self.shared.faults).token = token.map(str::to_owned);
     }
 
     /// Creates or replaces an object; returns its version. `apiVersion`, `kind` and the name must be there.
