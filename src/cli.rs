@@ -8,6 +8,7 @@ use clap::builder::BoolishValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::config::{FLAGS, Overrides, Setting};
+use crate::secrets::shown;
 
 const EXIT_STATUS: &str = "\
 Exit status: 0 on success and when stopped by SIGTERM or SIGINT; 1 on any error, for values that cannot be used, and when
@@ -227,7 +228,8 @@ impl RunArgs {
             ("config", path(&self.node.config)),
             ("hostname-override", self.node.hostname_override.clone()),
             ("manifests", path(&self.manifests)),
-            ("master", self.node.master.clone()),
+            // There may be a password in it.
+            ("master", self.node.master.as_deref().map(shown)),
             ("take-over", switch(self.take_over)),
             ("init-only", switch(self.init_only)),
             ("version", self.version.clone()),
@@ -294,6 +296,8 @@ mod tests {
         assert_eq!(run("nftproxyd --version=v1.30.0").version.as_deref(), Some("v1.30.0"));
         let given = run("nftproxyd --config f --take-over --v=1 --profiling").given();
         assert_eq!(given, ["--config=\"f\"", "--take-over=\"true\"", "--v=\"1\"", "--profiling=\"true\""]);
+        let given = run("nftproxyd --master=https://me:secret@h:6443").given();
+        assert_eq!(given, ["--master=\"https://me:***@h:6443\""]);
         assert_eq!(run("nftproxyd --version").version.as_deref(), Some("true"));
         let twice = run("nftproxyd --config=a --config b --master=u");
         assert_eq!((twice.node.config, twice.node.master), (Some("b".into()), Some("u".to_owned())));

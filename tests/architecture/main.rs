@@ -16,7 +16,7 @@ use rust::{Token, tokens, without_comments_and_text};
 use source::{SourceFile, files_below, is_for_tests, lines_with, source_files};
 
 /// The layers, and which others each may use. There is a use for each of these.
-const LAYERS: [(&str, &[&str]); 24] = [
+const LAYERS: [(&str, &[&str]); 25] = [
     ("model", &[]),
     ("config", &["model", "addresses"]),
     ("source", &["model"]),
@@ -27,6 +27,7 @@ const LAYERS: [(&str, &[&str]); 24] = [
     ("netlink", &["sys"]),
     ("errors", &[]),
     ("keyed", &[]),
+    ("secrets", &[]),
     ("threads", &[]),
     ("addresses", &["model", "netlink"]),
     ("sync", &["nftables", "diff", "ruleset", "model", "addresses", "config"]),
@@ -44,7 +45,7 @@ const LAYERS: [(&str, &[&str]); 24] = [
 ];
 
 /// What every layer may use, and what uses none of them.
-const COMMON: [&str; 3] = ["errors", "keyed", "threads"];
+const COMMON: [&str; 4] = ["errors", "keyed", "secrets", "threads"];
 
 /// What puts the layers together, and may use all of them; no layer uses these.
 const ASSEMBLY: [&str; 3] = ["app", "lib", "main"];

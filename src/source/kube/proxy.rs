@@ -9,7 +9,8 @@ use std::net::IpAddr;
 use axum::http::Uri;
 use ipnet::IpNet;
 
-use super::server::{host_and_port, shown};
+use super::server::host_and_port;
+use crate::secrets::shown;
 
 /// The way to the API server.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -19,6 +19,7 @@ use super::error::ConnectError;
 use super::files::Files;
 use super::kubeconfig::{self, Chosen};
 use super::plugin::Command;
+use crate::secrets::shown;
 use crate::source::kube::proxy::{self, Route};
 use crate::source::kube::server;
 
@@ -163,7 +164,7 @@ impl Access {
         let mut lines = vec![format!("API server: {} ({})", self.server, self.named_by)];
         match &self.route {
             Route::Through { proxy, by } => {
-                lines.push(format!("proxy: {} ({by})", server::shown(&proxy.to_string())));
+                lines.push(format!("proxy: {} ({by})", shown(&proxy.to_string())));
             }
             Route::Excluded(by) => lines.push(format!("proxy: none ({by} is not for this server)")),
             Route::Direct | Route::Unusable { .. } => lines.push("proxy: none".to_owned()),
@@ -297,7 +298,7 @@ fn wants_tls(cluster: &Cluster, user: &AuthInfo) -> bool {
 }
 
 fn parse_server(field: &str, text: &str, tls: bool, remarks: &mut Vec<String>) -> Result<Uri, ConnectError> {
-    let shown = server::shown(text);
+    let shown = shown(text);
     if shown != text {
         remarks.push(format!("{field} {shown:?} has a user in it, who is not used: name the user in the kubeconfig"));
     }

@@ -29,6 +29,7 @@ use super::explain::explained;
 use super::files::Files;
 use super::plugin::{Issued, Plugin};
 use super::verify::{Anything, Verifier};
+use crate::secrets::shown;
 use crate::source::kube::proxy::Route;
 use crate::source::kube::server;
 use crate::source::kube::transport::{Transport, Way, transport};
@@ -142,7 +143,7 @@ impl Live {
                 info!("{by} is not used: the API server is on this node, or NO_PROXY names it");
             }
             Route::Through { proxy, by } => {
-                info!("the API server is reached through the proxy {} ({by})", server::shown(&proxy.to_string()));
+                info!("the API server is reached through the proxy {} ({by})", shown(&proxy.to_string()));
             }
             Route::Direct | Route::Unusable { .. } => {}
         }
