@@ -1,15 +1,16 @@
 //! What is over at once: subcommands and flags that print or write something and end.
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context;
 
 use crate::cli::{NodeArgs, Output, StatusArgs};
-use crate::config::{self, Config, Logging, Overrides, effective};
+use crate::config::{self, Config, Logging, Overrides, Source, effective};
 use crate::leftovers::{self, Outcome, Remaining};
 use crate::nftables::LinuxKernel;
 use crate::ruleset::names::TABLE;
+use crate::source::kube::{self, ConnectError};
 use crate::{doctor, logging, status};
 
 /// `nftproxyd cleanup` and `--cleanup`.
@@ -59,10 +60,23 @@ pub(super) fn write_config(config: &Config, file: &Path) -> anyhow::Result<()> {
 
 /// `nftproxyd check-config`.
 pub(super) fn check_config(file: &Path) -> anyhow::Result<()> {
-    // The name of this host is no part of the question.
-    let overrides = Overrides { manifests: Some(PathBuf::new()), ..Overrides::default() };
-    let loaded = config::load(Some(file), &overrides)?;
+    let loaded = config::load(Some(file), &Overrides::default())?;
     let mut text: String = loaded.warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
+    if let Source::Api { kubeconfig, master } = &loaded.config.source {
+        match kube::describe(kubeconfig, master.as_deref()) {
+            Ok((lines, remarks)) => {
+                remarks.iter().for_each(|remark| text.push_str(&format!("warning: {remark}\n")));
+                lines.iter().for_each(|line| text.push_str(&format!("{line}\n")));
+            }
+            // It may be meant for pods elsewhere.
+            Err(ConnectError::NotInCluster(reason)) => {
+                text.push_str(&format!(
+                    "API server: that of the pod's service account, which is not here ({reason})\n"
+                ));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
     text.push_str(&format!("{} can be used\n", file.display()));
     io::stdout().write_all(text.as_bytes()).context("cannot write")
 }

@@ -450,8 +450,33 @@ fn one_shots_do_what_they_say() {
     let to = to.to_str().expect("text");
 
     let output = run(&world, &["check-config", &good]);
-    let expected = format!("warning: no effect with nftables: ipvs.strictARP\n{good} can be used\n");
-    assert_eq!((output.status.code(), stdout(&output)), (Some(0), expected));
+    let said = stdout(&output);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(said.starts_with("warning: no effect with nftables: ipvs.strictARP\nAPI server: "), "{said}");
+    assert!(said.ends_with(&format!("\n{good} can be used\n")), "{said}");
+    // With a kubeconfig, relative to whose folder files are.
+    write(&files, "token", "secret\n");
+    let kubeconfig = |user: &str| {
+        let text = format!(
+            "{{clusters: [{{name: c, cluster: {{server: '192.0.2.1:6443'}}}}], users: [{{name: u, user: {user}}}], \
+             contexts: [{{name: x, context: {{cluster: c, user: u}}}}], current-context: x}}"
+        );
+        write(&files, "kubeconfig", &text)
+    };
+    let named = kubeconfig("{tokenFile: token}");
+    let of_file = write(&files, "of-file", &format!("{HEADER}clientConnection: {{kubeconfig: {named}}}\n"));
+    let output = run(&world, &["check-config", &of_file]);
+    let token = files.path().join("token");
+    let expected = format!(
+        "API server: http://192.0.2.1:6443/ (kubeconfig {named}, context \"x\")\nproxy: none\n\
+         credentials: token (file {})\n{of_file} can be used\n",
+        token.display()
+    );
+    assert_eq!((output.status.code(), stdout(&output)), (Some(0), expected), "{}", stderr(&output));
+    kubeconfig("{tokenFile: missing}");
+    let output = run(&world, &["check-config", &of_file]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("user \"u\": tokenFile: file "), "{}", stderr(&output));
     let output = run(&world, &["check-config", &bad]);
     assert_eq!(output.status.code(), Some(1));
     for field in ["clusterCIDR: \"x\"", "oomScoreAdj: 2000", "bindAddress: \"y\""] {
