@@ -6,6 +6,8 @@
 
 #[path = "../support/api/mod.rs"]
 mod api;
+#[path = "../support/certificates.rs"]
+mod certificates;
 mod conformance;
 mod daemon;
 mod image;

@@ -1,17 +1,25 @@
 //! Credentials and certificates for an API server, and how they are replaced.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ::kube::Client;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use nftproxyd::source::kube::connect;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep};
+use tokio_rustls::TlsAcceptor;
 
 use crate::api::{Api, Request};
 use crate::certificates::{CLIENT, P256, P521, Pair, RSA_2048, SERVER};
@@ -339,4 +347,52 @@ async fn what_a_plugin_leaves_running_is_not_waited_for() {
     let client = files.connect().await;
     let asked = tokio::time::timeout(Duration::from_secs(20), ask(&client, &api)).await.expect("at once");
     assert_eq!(asked.expect("an answer").authorization.as_deref(), Some("Bearer t"));
+}
+
+/// A proxy for CONNECT that is spoken to with TLS: it counts connections.
+async fn proxy_with_tls(pair: &Pair) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has free ports");
+    let address = listener.local_addr().expect("it is bound");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).expect("a key");
+    let config = builder.expect("the usual versions").with_no_client_auth();
+    let config = config.with_single_cert(vec![der(pair).into()], key).expect("they fit together");
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let count = Arc::new(AtomicUsize::new(0));
+    let counting = Arc::clone(&count);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let Ok(stream) = acceptor.accept(stream).await else { continue };
+            counting.fetch_add(1, Ordering::Relaxed);
+            tokio::spawn(async move {
+                let mut client = BufReader::new(stream);
+                let (mut target, mut line) = (String::new(), String::new());
+                client.read_line(&mut target).await?;
+                while client.read_line(&mut line).await? > 2 {
+                    line.clear();
+                }
+                let target = target.split(' ').nth(1).expect("CONNECT TARGET HTTP/1.1").to_owned();
+                let mut server = tokio::net::TcpStream::connect(target).await?;
+                client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
+                tokio::io::copy_bidirectional(&mut client, &mut server).await
+            });
+        }
+    });
+    (address, count)
+}
+
+#[tokio::test]
+async fn a_server_is_reached_through_a_proxy_with_tls() {
+    let (api, files) = (Api::local(), Files::new());
+    let authority = Pair::authority("ca", P256);
+    let server = authority.signs("kube-apiserver", P256, SERVER);
+    api.set_tls(&server.certificate, &server.key, None);
+    let (proxy, count) = proxy_with_tls(&authority.signs("proxy", P521, SERVER)).await;
+    files.write("ca.crt", &authority.certificate);
+    let cluster = json!({"certificate-authority": "ca.crt", "proxy-url": format!("https://me:secret@{proxy}")});
+    files.kubeconfig(&api, &cluster, &json!({}));
+    let client = files.connect().await;
+    assert_eq!(ask(&client, &api).await.expect("an answer").status, 404);
+    assert_eq!(count.load(Ordering::Relaxed), 1);
 }

@@ -4,6 +4,7 @@
 
 mod api;
 mod commands;
+mod credentials;
 mod firewalls;
 mod flows;
 mod following;

@@ -5,11 +5,12 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use super::{NODE_IP, Node, OTHER_IP, PATIENCE, PROGRAM, web};
-use crate::api::Api;
+use crate::api::{Api, Verb};
 use crate::support::daemon::Daemon;
 
 /// A proxy in the node: for CONNECT or, where a connection begins with a 5, SOCKS 5. It ends when dropped.
@@ -257,4 +258,62 @@ fn a_proxy_that_is_dead_is_said_and_tried_again() {
     assert_eq!(api.requests(), [], "not directly");
     let status = node.daemon.take().expect("it was started").terminate(PATIENCE).expect("it ends");
     assert!(status.success(), "{status}");
+}
+
+/// A table of the test's own that loses what goes to and comes from a port, but on connections that begin from now on.
+fn lose_old_connections(node: &Node, port: u16) {
+    let lost = format!(
+        "table inet lost {{
+            set new {{ type inet_service; flags dynamic; size 1000; }}
+            chain lost {{
+                type filter hook output priority -300;
+                tcp dport {port} tcp flags & (syn | ack) == syn add @new {{ tcp sport }}
+                tcp dport {port} tcp sport != @new counter drop
+                tcp sport {port} tcp dport != @new counter drop
+            }}
+        }}"
+    );
+    node.world.nft(&["-f", "-"], &lost).expect("rules of the test's own");
+}
+
+#[test]
+fn a_connection_through_a_proxy_that_is_dead_without_a_word_is_given_up() {
+    // Bookmarks come once a minute: what only waits for one needs 90 s.
+    const PATIENCE: Duration = Duration::from_secs(45);
+    let Some((mut node, api)) = node_with_api() else { return };
+    let proxy = Proxy::new(&node);
+    spawn(&mut node, &api, &[], Some(&format!("http://{}", proxy.address())));
+    synced(&mut node);
+    node.eventually("it watches", |_| match api.requests_for("services", Verb::Watch).is_empty() {
+        false => Ok(()),
+        true => Err("not asked for".to_owned()),
+    });
+    lose_old_connections(&node, proxy.address().port());
+    let began = Instant::now();
+    for object in web("new", "172.30.1.2", &["10.1.0.2:8080"]) {
+        api.apply(object);
+    }
+    while !node.table("ip").expect("the table is there").contains("shop/new") {
+        assert!(began.elapsed() < PATIENCE, "nothing new after {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    println!("noticed after {:?}", began.elapsed());
+    node.stop();
+}
+
+#[test]
+fn an_address_where_nobody_answers_is_given_up() {
+    let Some((mut node, api)) = node_with_api() else { return };
+    let port = api.address().port();
+    let lost = format!(
+        "table inet lost {{ chain lost {{ type filter hook output priority -300; tcp dport {port} drop; }}; }}"
+    );
+    node.world.nft(&["-f", "-"], &lost).expect("rules of the test's own");
+    let began = Instant::now();
+    spawn(&mut node, &api, &[], None);
+    node.wait_for_log("it is said", |line| line.contains("nothing is known yet"));
+    let after = began.elapsed();
+    println!("said after {after:?}");
+    assert!(after < Duration::from_secs(25), "{after:?}");
+    node.stop();
 }

@@ -300,10 +300,15 @@ impl Plugin {
             }
             Err(reason) => {
                 let reason = format!("exec plugin {}: {reason}", self.command.program);
-                let pause = state.failed.as_ref().map_or(FIRST_PAUSE, |failed| LONGEST_PAUSE.min(failed.pause * 2));
+                let pause = pause_after(state.failed.as_ref().map(|failed| failed.pause));
                 state.failed = Some(Failed { reason: reason.clone(), until: Instant::now() + pause, pause });
                 Err(reason)
             }
         }
     }
+}
+
+/// How long not to run a program that has failed, given how long it was the last time.
+pub(super) fn pause_after(before: Option<Duration>) -> Duration {
+    before.map_or(FIRST_PAUSE, |before| LONGEST_PAUSE.min(before * 2))
 }

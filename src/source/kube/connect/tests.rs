@@ -4,8 +4,10 @@ use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use kube::config::ExecConfig;
 use tempfile::TempDir;
 
+use super::plugin::{Command, Plugin, pause_after};
 use super::*;
 use crate::testing::certificates::{CLIENT, ED25519, P256, P384, P521, Pair, RSA_1024, RSA_2048};
 
@@ -362,4 +364,52 @@ fn a_user_in_the_url_is_said_and_not_shown() {
     assert!(remarks.contains("\"https://me:***@10.0.0.1:6443\" has a user in it, who is not used"), "{remarks}");
     let (lines, _) = describe(Path::new(""), Some("https://me:secret@10.0.0.1")).expect("it is taken");
     assert!(!lines.join("\n").contains("secret"), "{lines:?}");
+}
+
+/// A plugin that is this script.
+fn plugin(files: &Files, script: &str) -> Plugin {
+    let config = ExecConfig {
+        api_version: Some("client.authentication.k8s.io/v1".to_owned()),
+        command: Some("sh".to_owned()),
+        args: Some(vec!["-c".to_owned(), script.to_owned(), "sh".to_owned(), files.0.path().display().to_string()]),
+        ..ExecConfig::default()
+    };
+    Plugin::new(Command::new(&config, files.0.path(), None).expect("it can be run"))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plugin_that_does_not_end_is_killed_with_all_that_it_has_started() {
+    let files = Files(tempfile::tempdir().expect("a temporary folder"));
+    let plugin = plugin(&files, "echo $$ >$1/first; sh -c 'echo $$ >$1/second; sleep 600' sh $1; true");
+    // The clock goes on where nothing else does: not before both are there.
+    let started = async {
+        while std::fs::read_to_string(files.0.path().join("second")).map_or(true, |text| text.is_empty()) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            tokio::task::yield_now().await;
+        }
+    };
+    let (said, ()) = tokio::join!(plugin.issued(), started);
+    assert_eq!(said.err().as_deref(), Some("exec plugin sh: it has not ended within 30 s and was killed"));
+    for name in ["first", "second"] {
+        let pid = std::fs::read_to_string(files.0.path().join(name)).expect("it was started").trim().to_owned();
+        let state = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // What nobody has waited for yet is dead too.
+        let is_there = || !state().is_empty() && !state().contains(") Z ");
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while is_there() && std::time::Instant::now() < end {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        assert!(!is_there(), "{name}: {}", state());
+    }
+}
+
+#[test]
+fn the_pauses_of_a_plugin_that_fails_grow() {
+    let mut pause = None;
+    let pauses = std::iter::repeat_with(|| {
+        pause = Some(pause_after(pause));
+        pause.map(|pause| pause.as_secs())
+    });
+    let pauses: Vec<_> = pauses.flatten().take(8).collect();
+    assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
 }
