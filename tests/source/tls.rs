@@ -9,8 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ::kube::Client;
+use ::kube::client::Body;
+use axum::http;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use http_body_util::BodyExt as _;
 use nftproxyd::source::kube::connect;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -221,6 +224,31 @@ async fn a_certificate_that_is_refused_is_explained() {
     files.kubeconfig(&api, &json!({"certificate-authority": "known.crt"}), &user);
     let said = files.connect().await.apiserver_version().await.expect_err("it is refused").to_string();
     assert!(said.contains("the API server refuses the connection") && said.contains("CN=node-a: renew it"), "{said}");
+}
+
+#[tokio::test]
+async fn watches_end_where_another_server_is_to_be_asked_and_not_before() {
+    let (api, other, files) = (Api::local(), Api::local(), Files::new());
+    files.kubeconfig(&api, &json!({}), &json!({"token": "one"}));
+    let client = files.connect().await;
+    let watch = || async {
+        let url = "/api/v1/services?watch=true&resourceVersion=0&timeoutSeconds=100";
+        let asked = http::Request::get(url).body(Body::empty()).expect("a request");
+        client.send(asked).await.expect("an answer").into_body()
+    };
+    let mut running = watch().await;
+    let sent = |token: &'static str| move |request: &Request| request.authorization.as_deref() == Some(token);
+    files.kubeconfig(&api, &json!({}), &json!({"token": "two"}));
+    ask_until(&client, &api, "another token", sent("Bearer two")).await;
+    let mut of_second = watch().await;
+    let still = tokio::time::timeout(Duration::from_millis(300), running.frame()).await;
+    assert!(still.is_err(), "it goes on");
+    files.kubeconfig(&other, &json!({}), &json!({"token": "two"}));
+    ask_until(&client, &other, "another server", sent("Bearer two")).await;
+    for body in [&mut running, &mut of_second] {
+        let end = tokio::time::timeout(DEADLINE, body.frame()).await.expect("it ends");
+        assert!(end.expect("an error").is_err(), "it breaks off");
+    }
 }
 
 /// A program that says what is in a file, and counts how often it is asked.

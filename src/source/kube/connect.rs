@@ -11,6 +11,7 @@ mod files;
 mod kubeconfig;
 mod live;
 mod plugin;
+mod until;
 mod verify;
 
 use std::path::Path;

@@ -1,6 +1,7 @@
 //! Credentials of the daemon, and how they are replaced while it runs.
 
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -9,6 +10,7 @@ use super::api::node_with_api;
 use super::{Node, PATIENCE, web};
 use crate::api::{Api, Request};
 use crate::certificates::{CLIENT, P256, P521, Pair, SERVER};
+use crate::support::daemon::Daemon;
 use crate::support::http::{self, Answer};
 
 /// Starts the daemon with this cluster and this user, and these further arguments.
@@ -210,5 +212,53 @@ fn what_is_wrong_with_a_certificate_is_one_line() {
     // Mended.
     write(&node, "ca.crt", &known.certificate);
     node.wait_for_log("in sync", |line| line.contains(" in sync services=0 "));
+    node.stop();
+}
+
+#[test]
+fn the_service_account_of_a_pod_is_followed() {
+    let Some((mut node, api)) = node_with_api() else { return };
+    let authority = Pair::authority("kubernetes", P256);
+    let server = authority.signs("kube-apiserver", P256, SERVER);
+    api.set_tls(&server.certificate, &server.key, None);
+    api.set_token(Some("one"));
+    for object in web("web", "172.30.1.1", &["10.1.0.1:8080"]) {
+        api.apply(object);
+    }
+    // As the kubelet mounts it.
+    let account = node.file("account");
+    let version = |name: &str, token: &str| {
+        std::fs::create_dir_all(account.join(name)).expect("a folder");
+        for (file, text) in [("token", token), ("ca.crt", &authority.certificate), ("namespace", "kube-system")] {
+            std::fs::write(account.join(name).join(file), text).expect("a file can be written");
+        }
+        symlink(name, account.join("..data_tmp")).expect("a link");
+        std::fs::rename(account.join("..data_tmp"), account.join("..data")).expect("it can be renamed");
+    };
+    version("..1", "one");
+    for file in ["token", "ca.crt", "namespace"] {
+        symlink(format!("..data/{file}"), account.join(file)).expect("a link");
+    }
+    let pod = "account=/var/run/secrets/kubernetes.io/serviceaccount && mount -t tmpfs none /var/run &&
+        mkdir -p $account && mount --bind \"$1\" $account && shift && exec env KUBERNETES_SERVICE_HOST=127.0.0.1 \"$@\"";
+    let config = node.write_config(&json!({}));
+    let (account_path, port) = (account.display().to_string(), api.address().port());
+    let (port, config) = (format!("KUBERNETES_SERVICE_PORT={port}"), format!("--config={}", config.display()));
+    let arguments = ["--mount", "sh", "-c", pod, "sh", &account_path, &port, super::PROGRAM, &config];
+    let arguments: Vec<_> = arguments.into_iter().chain(["--hostname-override=node-0"]).collect();
+    let daemon = Daemon::start_program(&node.world, "unshare", &arguments).expect("it can be started");
+    node.daemon = Some(daemon);
+    node.wait_for_log("in sync", |line| line.contains(" in sync services=1 "));
+    // One that is not seen yet when it is needed.
+    version("..2", "two");
+    api.set_token(Some("two"));
+    api.disconnect_all();
+    for object in web("two", "172.30.1.2", &["10.1.0.2:8080"]) {
+        api.apply(object);
+    }
+    node.wait_forward("a new Service", "172.30.1.2:80", &["10.1.0.2:8080"]);
+    node.wait_for_log("it is said", |line| {
+        line.contains("there is now in use: the token of file /var/run/secrets/kubernetes.io/serviceaccount/token")
+    });
     node.stop();
 }

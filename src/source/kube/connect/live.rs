@@ -1,8 +1,8 @@
 //! The client that is in use, which is replaced when what it was made of changes.
 //!
 //! Files are compared with what was read every second: there are few, they are small, and neither links, mounts nor
-//! clocks can hide a change so. Requests that are under way, and watches, go on as they began; whatever comes after goes
-//! over new connections. What cannot be used leaves what is in use as it is.
+//! clocks can hide a change so. Requests that are under way, and watches, go on as they began, unless it is another server
+//! that is to be asked; whatever comes after goes over new connections. What cannot be used leaves what is in use as it is.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
@@ -18,16 +18,18 @@ use kube::client::{AuthError, Body, ConfigExt as _, DynBody};
 use kube::config::AuthInfo;
 use rustls::ClientConfig;
 use rustls::sign::SingleCertAndKey;
+use tokio::sync::watch;
 use tower::util::BoxCloneSyncService;
 use tower::{BoxError, Layer as _, Service, ServiceExt as _};
 use tracing::{info, warn};
 
-use super::access::{Access, Authorities, Credentials, Place};
+use super::access::{Access, Authorities, Credentials, Origin, Place};
 use super::certificates::{Identity, provider};
 use super::error::ConnectError;
 use super::explain::explained;
 use super::files::Files;
 use super::plugin::{Issued, Plugin};
+use super::until::until;
 use super::verify::{Anything, Verifier};
 use crate::secrets::shown;
 use crate::source::kube::proxy::Route;
@@ -44,10 +46,18 @@ struct Connection {
     /// The certificate that the plugin has given.
     issued: Option<Identity>,
     transport: Transport,
+    /// Becomes true when another server, or another way to it, is in use.
+    over: Arc<watch::Sender<bool>>,
 }
 
 impl Connection {
-    fn new(access: Arc<Access>, plugin: Option<Arc<Plugin>>, issued: Option<Identity>) -> Result<Connection, String> {
+    /// In place of another, if there is one.
+    fn new(
+        access: Arc<Access>,
+        plugin: Option<Arc<Plugin>>,
+        issued: Option<Identity>,
+        before: Option<&Connection>,
+    ) -> Result<Connection, String> {
         let mut config = Config::new(match &access.route {
             // Who asks a proxy takes 443 for every port that is not there.
             Route::Through { .. } => server::with_port(&access.server),
@@ -67,10 +77,16 @@ impl Connection {
             Route::Through { proxy, .. } => Some(proxy),
             _ => None,
         };
-        let tls = tls(&access.authorities, identity)?;
+        let schemes = [access.server.scheme_str(), proxy.and_then(|proxy| proxy.scheme_str())];
+        // Whom the machine trusts is a long list.
+        let nobody = Authorities::Of(Vec::new(), Origin::Field("certificate-authority"));
+        let authorities = if schemes.contains(&Some("https")) { &access.authorities } else { &nobody };
+        let tls = tls(authorities, identity)?;
         let transport = transport(Way { proxy, tls, server_name: access.server_name.as_ref() });
         let transport = BoxCloneSyncService::new(config.base_uri_layer().layer(headers.layer(transport)));
-        Ok(Connection { access, plugin, issued, transport })
+        let same = |before: &&Connection| before.access.server == access.server && before.access.route == access.route;
+        let over = before.filter(same).map(|before| Arc::clone(&before.over));
+        Ok(Connection { access, plugin, issued, transport, over: over.unwrap_or_default() })
     }
 
     async fn send(
@@ -84,7 +100,15 @@ impl Connection {
             request.headers_mut().insert(AUTHORIZATION, value.clone());
         }
         let sent = self.transport.clone().oneshot(request).await;
-        sent.map_err(|err| explained(err, || self.subject()))
+        let answer = sent.map_err(|err| explained(err, || self.subject()))?;
+        let mut over = self.over.subscribe();
+        let over = Box::pin(async move {
+            if over.wait_for(|over| *over).await.is_err() {
+                // It went with all else.
+                std::future::pending::<()>().await;
+            }
+        });
+        Ok(until(over, answer))
     }
 
     /// Whom the certificate of this client names.
@@ -149,7 +173,7 @@ impl Live {
         }
         let plugin = plugin_of(&access, None);
         let path = place.kubeconfig.display().to_string();
-        let connection = Connection::new(Arc::new(access), plugin, None);
+        let connection = Connection::new(Arc::new(access), plugin, None, None);
         let connection = connection.map_err(|reason| ConnectError::Field { path, reason })?;
         let state = State { connection: Arc::new(connection), files, unsettled: None, refused: None };
         let live = Arc::new(Live { place, state: Mutex::new(state) });
@@ -202,7 +226,7 @@ impl Live {
                 warn!("{remark}");
             });
             let plugin = plugin_of(&access, before.plugin.as_ref());
-            let connection = Connection::new(Arc::new(access), plugin, None)?;
+            let connection = Connection::new(Arc::new(access), plugin, None, Some(&before))?;
             Ok(Some((connection, differences)))
         });
         match made {
@@ -211,6 +235,9 @@ impl Live {
                 state.unsettled = None;
                 state.refused = None;
                 let Some((connection, differences)) = exchanged else { return false };
+                if !Arc::ptr_eq(&connection.over, &before.over) {
+                    before.over.send_replace(true);
+                }
                 state.connection = Arc::new(connection);
                 info!("for requests to the API server there is now in use: {}", differences.join("; "));
                 true
@@ -281,8 +308,8 @@ impl Live {
         }
         if present.issued != issued.identity {
             let (access, plugin) = (Arc::clone(&present.access), present.plugin.clone());
-            let connection = Connection::new(access, plugin, issued.identity.clone()).map_err(not_asked)?;
-            state.connection = Arc::new(connection);
+            let connection = Connection::new(access, plugin, issued.identity.clone(), Some(present));
+            state.connection = Arc::new(connection.map_err(not_asked)?);
         }
         Ok(Some(Sender { connection: Arc::clone(&state.connection), issued: Some(issued) }))
     }
