@@ -4,6 +4,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -25,7 +26,7 @@ use tokio::time::{Instant, sleep};
 use tokio_rustls::TlsAcceptor;
 
 use crate::api::{Api, Request};
-use crate::certificates::{CLIENT, P256, P521, Pair, RSA_2048, SERVER};
+use crate::certificates::{CLIENT, P256, P521, Pair, RSA_1024, RSA_2048, SERVER};
 use crate::support::DEADLINE;
 
 /// A folder with a kubeconfig and what it names.
@@ -423,4 +424,61 @@ async fn a_server_is_reached_through_a_proxy_with_tls() {
     let client = files.connect().await;
     assert_eq!(ask(&client, &api).await.expect("an answer").status, 404);
     assert_eq!(count.load(Ordering::Relaxed), 1);
+}
+
+/// A server of openssl, which takes certificates that our own library does not.
+struct OtherServer(Child);
+
+impl Drop for OtherServer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn certificates_that_only_others_serve_are_explained() {
+    let files = Files::new();
+    let authority = Pair::authority("kubernetes", P256);
+    files.write("ca.crt", &authority.certificate);
+    let weak = authority.signs("weak", RSA_1024, SERVER);
+    let old = authority.signs_version_1("old");
+    for (pair, version, expected) in [
+        (&weak, "-tls1_3", "(CN=weak) has a key of RSA with 1024 bits: 2048 or more are needed"),
+        (&weak, "-tls1_2", "(CN=weak) has a key of RSA with 1024 bits: 2048 or more are needed"),
+        (&old, "-tls1_3", "(CN=old) is of X.509 version 1: make one of version 3"),
+    ] {
+        files.write("server.crt", &pair.certificate);
+        files.write("server.key", &pair.key);
+        let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        let address = free.expect("loopback has free ports").to_string();
+        let server = Command::new("openssl")
+            .args(["s_server", "-quiet", "-www", version, "-cipher", "DEFAULT@SECLEVEL=0", "-accept", &address])
+            .arg("-cert")
+            .arg(files.path("server.crt"))
+            .arg("-key")
+            .arg(files.path("server.key"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        let _server = OtherServer(server.expect("openssl is installed: see deploy/setup-debian"));
+        let config = json!({
+            "clusters": [{"name": "c", "cluster": {
+                "server": format!("https://{address}"), "certificate-authority": "ca.crt"}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c"}}],
+            "current-context": "c",
+        });
+        files.write("kubeconfig", &config.to_string());
+        let client = files.connect().await;
+        let end = Instant::now() + DEADLINE;
+        loop {
+            let said = client.apiserver_version().await.expect_err("it is refused").to_string();
+            if said.ends_with(expected) {
+                break;
+            }
+            // It is not there yet.
+            assert!(said.contains("onnect") && Instant::now() < end, "{version} {expected}: {said}");
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
 }

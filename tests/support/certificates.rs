@@ -4,7 +4,7 @@
 #![allow(unreachable_pub, reason = "this is the interface for tests, though no crate can reach it")]
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 
 /// Kinds of keys, as `openssl req` takes them.
 pub const P256: &[&str] = &["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
@@ -43,17 +43,23 @@ impl Pair {
         make(None, name, key, extensions)
     }
 
-    /// A certificate of X.509 version 1 that it signs (a later one where openssl no longer makes these).
+    /// A certificate of X.509 version 1 that it signs.
     pub fn signs_version_1(&self, name: &str) -> Pair {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = |name: &str| folder.path().join(name).display().to_string();
         write(&path("ca"), &self.certificate);
         write(&path("ca.key"), &self.key);
-        let subject = format!("/CN={name}");
-        openssl(&[&["req", "-new", "-nodes", "-subj", &subject, "-keyout", &path("key"), "-out", &path("csr")], P256]);
-        let signed = ["-CA", &path("ca"), "-CAkey", &path("ca.key"), "-days", "2", "-out", &path("out")];
-        openssl(&[&["x509", "-req", "-in", &path("csr")], &signed]);
-        Pair { certificate: read(path("out")), key: read(path("key")) }
+        write(&path("config"), "[req]\ndistinguished_name = name\n[name]\n");
+        let (subject, key, request) = (format!("/CN={name}"), path("key"), path("request"));
+        let (out, config, ca, ca_key) = (path("out"), path("config"), path("ca"), path("ca.key"));
+        let new = ["req", "-config", &config, "-nodes", "-subj", &subject, "-keyout", &key];
+        let signed = ["-CA", &ca, "-CAkey", &ca_key, "-days", "2", "-out", &out];
+        // Before OpenSSL 3.3 there is no such option, but what has no extensions is of version 1.
+        if !succeeds(&[&new, P256, &["-x509v1"], &signed]) {
+            openssl(&[&new, P256, &["-new", "-out", &request]]);
+            openssl(&[&["x509", "-req", "-in", &request], &signed]);
+        }
+        Pair { certificate: read(out), key: read(key) }
     }
 }
 
@@ -75,9 +81,17 @@ fn make(by: Option<&Pair>, name: &str, key: &[&str], extensions: &[&str]) -> Pai
 }
 
 fn openssl(arguments: &[&[&str]]) {
-    let output = Command::new("openssl").args(arguments.concat()).output();
-    let output = output.expect("openssl is installed: see deploy/setup-debian");
+    let output = run(arguments);
     assert!(output.status.success(), "openssl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn succeeds(arguments: &[&[&str]]) -> bool {
+    run(arguments).status.success()
+}
+
+fn run(arguments: &[&[&str]]) -> Output {
+    let output = Command::new("openssl").args(arguments.concat()).output();
+    output.expect("openssl is installed: see deploy/setup-debian")
 }
 
 fn write(path: &str, text: &str) {

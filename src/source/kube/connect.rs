@@ -57,8 +57,10 @@ pub async fn connect_with(
 /// # Errors
 /// The same.
 pub fn describe(kubeconfig: &Path, master: Option<&str>) -> Result<(Vec<String>, Vec<String>), ConnectError> {
-    let access = Access::read(&place(kubeconfig, master), &mut Files::default())?;
-    Ok((access.description(), access.remarks))
+    let access = Arc::new(Access::read(&place(kubeconfig, master), &mut Files::default())?);
+    let path = kubeconfig.display().to_string();
+    live::check(&access).map_err(|reason| ConnectError::Field { path, reason })?;
+    Ok((access.description(), access.remarks.clone()))
 }
 
 fn place(kubeconfig: &Path, master: Option<&str>) -> Place {

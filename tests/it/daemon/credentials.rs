@@ -183,10 +183,12 @@ fn passwords_in_urls_are_shown_nowhere() {
     let remark = lines(&node, "has a user in it, who is not used");
     assert_eq!(remark.len(), 1, "{remark:?}");
     let mut shown = node.log();
-    for path in ["/configz", "/metrics", "/status"] {
+    for path in ["/configz", "/metrics", "/nftproxyd/status"] {
         shown += &http::body(&node.world, (Ipv4Addr::LOCALHOST, 10249).into(), path).unwrap_or_default();
     }
-    assert!(shown.contains("clientConnection") && shown.contains("nftproxyd_"), "{shown}");
+    for part in ["clientConnection", "nftproxyd_in_sync", "awaited"] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
     // "Ym9iOlNFQ1JFVA==": the header.
     for secret in ["SECRET", "Ym9iOlNFQ1JFVA"] {
         assert!(!shown.contains(secret), "{shown}");

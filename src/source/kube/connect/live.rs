@@ -330,6 +330,11 @@ fn not_asked(reason: String) -> BoxError {
     kube::Error::Auth(AuthError::AuthExec(reason)).into()
 }
 
+/// Whether connections can be made of an access; none is.
+pub(super) fn check(access: &Arc<Access>) -> Result<(), String> {
+    Connection::new(Arc::clone(access), None, None, None).map(drop)
+}
+
 /// The plugin of an access; the one from before where it is the same, with what it has said.
 fn plugin_of(access: &Access, before: Option<&Arc<Plugin>>) -> Option<Arc<Plugin>> {
     let Credentials::Plugin(command) = &access.credentials else { return None };

@@ -300,6 +300,7 @@ fn kubeconfigs_that_are_refused() {
             "user \"u\": exec: interactiveMode Always needs a terminal, which a daemon does not have",
         ),
         ("", &*format!("{exec}aws, env: [{{value: b}}]}}"), "user \"u\": exec: a variable of env has no name"),
+        ("", "as: \"a\\nb\"", "impersonation (as): HttpError: failed to parse header value"),
         ("", "as: \nas-groups: [a]", "user \"u\": as-uid, as-groups and as-user-extra need as"),
     ] {
         let made = files.made_of(&kubeconfig(cluster, user));
