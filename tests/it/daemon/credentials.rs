@@ -262,5 +262,9 @@ fn the_service_account_of_a_pod_is_followed() {
     node.wait_for_log("it is said", |line| {
         line.contains("there is now in use: the token of file /var/run/secrets/kubernetes.io/serviceaccount/token")
     });
+    version("..3", " \n");
+    let line =
+        node.wait_for_log("it is said", |line| line.contains("serviceaccount/token: it is empty; what was in use"));
+    assert!(line.contains("WARN") && line.contains("the service account of this pod: "), "{line}");
     node.stop();
 }

@@ -151,7 +151,10 @@ impl Access {
             differences.push(format!("the server {}", self.server));
         }
         if self.route != before.route {
-            differences.push("another way to the server".to_owned());
+            differences.push(match &self.route {
+                Route::Through { proxy, .. } => format!("the proxy {}", shown(&proxy.to_string())),
+                _ => "no proxy".to_owned(),
+            });
         }
         if self.impersonated != before.impersonated {
             differences.push("other impersonation".to_owned());
@@ -212,8 +215,8 @@ fn of_master(master: &str) -> Result<Access, ConnectError> {
 }
 
 fn of_pod(files: &mut Files) -> Result<Access, ConnectError> {
-    let outside = |what: String| ConnectError::NotInCluster(what);
-    let variable = |name: &str| env::var(name).map_err(|_| outside(format!("{name} is not in the environment")));
+    let missing = |name: &str| ConnectError::NotInCluster(format!("{name} is not in the environment"));
+    let variable = |name: &str| env::var(name).map_err(|_| missing(name));
     let (host, port) = (variable("KUBERNETES_SERVICE_HOST")?, variable("KUBERNETES_SERVICE_PORT")?);
     let host = if host.parse::<std::net::Ipv6Addr>().is_ok() { format!("[{host}]") } else { host };
     let field = "https://KUBERNETES_SERVICE_HOST:KUBERNETES_SERVICE_PORT";
@@ -223,11 +226,11 @@ fn of_pod(files: &mut Files) -> Result<Access, ConnectError> {
     let path = |name: &str| Path::new(SERVICE_ACCOUNT).join(name);
     let mut read = |name: &str| {
         let read = files.read(&path(name));
-        read.map_err(|err| outside(format!("{} cannot be read: {err}", path(name).display())))
+        read.map_err(|err| ConnectError::ServiceAccount(format!("{} cannot be read: {err}", path(name).display())))
     };
     let (authorities, token) = (read("ca.crt")?, read("token")?);
     let namespace = read("namespace").ok().and_then(|text| String::from_utf8(text).ok());
-    let unfit = |name: &str, reason: &str| outside(format!("{}: {reason}", path(name).display()));
+    let unfit = |name: &str, reason: &str| ConnectError::ServiceAccount(format!("{}: {reason}", path(name).display()));
     let authorities = certificates::authorities(&authorities).map_err(|reason| unfit("ca.crt", reason))?;
     let token = token_header(&token).map_err(|reason| unfit("token", reason))?;
     Ok(Access {

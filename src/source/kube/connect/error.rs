@@ -28,6 +28,9 @@ pub enum ConnectError {
          Set clientConnection.kubeconfig in the configuration file, or run in a pod with a service account"
     )]
     NotInCluster(String),
+    /// What a pod has cannot be used.
+    #[error("the service account of this pod: {0}")]
+    ServiceAccount(String),
     /// What is written as the server is no URL that can be used.
     #[error("{field} {value:?} is not the URL of an API server, such as https://192.0.2.1:6443: {reason}")]
     Server {
