@@ -50,12 +50,14 @@ pub(super) fn choose(text: &[u8]) -> Result<Chosen, String> {
 fn parse(text: &[u8]) -> Result<Kubeconfig, String> {
     let broken = |err: serde_yaml::Error| format!("it is not YAML: {}", without_values(&err.to_string()));
     let mut value = Value::Null;
-    for document in serde_yaml::Deserializer::from_slice(text) {
+    let text = decoded(text).ok_or("it is no text")?;
+    for document in serde_yaml::Deserializer::from_str(&text) {
         value = Value::deserialize(document).map_err(broken)?;
         if !value.is_null() {
             break;
         }
     }
+    merge(&mut value);
     let Value::Object(fields) = &value else {
         return Err(if value.is_null() { "it is empty".to_owned() } else { "it is no mapping of fields".to_owned() });
     };
@@ -66,6 +68,40 @@ fn parse(text: &[u8]) -> Result<Kubeconfig, String> {
         let path = err.path().to_string();
         format!("{path}: {}", without_values(&err.into_inner().to_string()))
     })
+}
+
+/// The characters of a file, which begins with a mark of its encoding if that is not UTF-8.
+fn decoded(text: &[u8]) -> Option<String> {
+    let of_pairs = |rest: &[u8], unit: fn([u8; 2]) -> u16| {
+        let (pairs, odd) = rest.as_chunks();
+        String::from_utf16(&pairs.iter().copied().map(unit).collect::<Vec<_>>()).ok().filter(|_| odd.is_empty())
+    };
+    match text {
+        [0xff, 0xfe, rest @ ..] => of_pairs(rest, u16::from_le_bytes),
+        [0xfe, 0xff, rest @ ..] => of_pairs(rest, u16::from_be_bytes),
+        [0xef, 0xbb, 0xbf, rest @ ..] | rest => String::from_utf8(rest.to_vec()).ok(),
+    }
+}
+
+/// Puts into each mapping what others give it by `<<`, as far as it does not say it itself.
+fn merge(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(merge),
+        Value::Object(fields) => {
+            let others = match fields.remove("<<") {
+                Some(Value::Array(others)) => others,
+                other => other.into_iter().collect(),
+            };
+            for other in others {
+                let Value::Object(other) = other else { continue };
+                for (name, value) in other {
+                    fields.entry(name).or_insert(value);
+                }
+            }
+            fields.values_mut().for_each(merge);
+        }
+        _ => {}
+    }
 }
 
 /// An error of serde without the text that it found: "invalid type: string "..." , expected a map".

@@ -48,7 +48,11 @@ impl Files {
     /// What is made of a text: lines that say what is used and what is remarkable, or why it is refused; with DIR in
     /// place of the folder.
     fn made_of(&self, text: &str) -> Result<(String, String), String> {
-        self.write("kubeconfig", text);
+        self.made_of_bytes(text.as_bytes())
+    }
+
+    fn made_of_bytes(&self, text: &[u8]) -> Result<(String, String), String> {
+        std::fs::write(self.0.path().join("kubeconfig"), text).expect("it can be written");
         let folder = self.0.path().display().to_string();
         let made = describe(&self.0.path().join("kubeconfig"), None);
         let bare = |text: String| text.replace(&folder, "DIR");
@@ -329,6 +333,37 @@ fn kubeconfigs_that_are_refused() {
     ] {
         let made = files.made_of(&text);
         assert_eq!(made, Err(format!("kubeconfig DIR/kubeconfig: {expected}.{check}")), "{text}");
+    }
+}
+
+#[test]
+fn yaml_is_read_in_all_its_forms() {
+    let files = Files::new();
+    let plain = kubeconfig("certificate-authority: ca.crt", "tokenFile: token");
+    let expected = files.made_of(&plain);
+    assert!(
+        expected.as_ref().is_ok_and(|(lines, _)| lines.contains("ca.crt") && lines.contains("token")),
+        "{expected:?}"
+    );
+    let json = serde_yaml::from_str::<serde_json::Value>(&plain).expect("it is YAML").to_string();
+    let merged = "x: &more {certificate-authority: ca.crt, server: 'https://10.0.0.9'}\n".to_owned()
+        + &kubeconfig("<<: [*more]", "tokenFile: token");
+    for text in [
+        json,
+        plain.replace('\n', "\r\n"),
+        format!("\u{feff}{plain}"),
+        format!("# a comment\n---\n{plain}"),
+        format!("---\n{plain}---\nkind: Other\n"),
+        merged,
+        plain.replace("tokenFile: token", "tokenFile: &t token").replace("token: secret", "token: *t"),
+    ] {
+        assert_eq!(files.made_of(&text), expected, "{text}");
+    }
+    for unit in [u16::to_le_bytes, u16::to_be_bytes] {
+        let text: Vec<_> = format!("\u{feff}{plain}").encode_utf16().flat_map(unit).collect();
+        assert_eq!(files.made_of_bytes(&text), expected);
+        let broken = files.made_of_bytes(&text[..text.len() - 1]).expect_err("it ends in the middle of a character");
+        assert!(broken.contains("it is no text"), "{broken}");
     }
 }
 
