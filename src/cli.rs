@@ -38,7 +38,7 @@ pub enum Command {
     /// Print the nft script of what would be installed for a folder of manifests; needs no root
     #[command(args_override_self = true)]
     Render(RenderArgs),
-    /// Say whether a configuration file can be used, and what in it has no effect
+    /// Say whether a configuration file can be used, what in it has no effect, and how the API server is reached
     CheckConfig(CheckConfigArgs),
     /// Look for what keeps Services on this node from working, and say how to mend it; changes nothing
     #[command(args_override_self = true)]
