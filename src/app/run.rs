@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -115,6 +116,7 @@ async fn supervise(
     ];
     let readiness = Readiness::new(others.into_iter().flatten());
     let (mut events_out, mut publisher) = (Events::nowhere(), None);
+    let answered = Arc::new(AtomicBool::new(false));
 
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
     let own_port = kernel.port();
@@ -155,9 +157,10 @@ async fn supervise(
             tasks.spawn(async move { Ok(file::watch(folder, node_name, convert, event_sender).await?) });
         }
         Source::Api { kubeconfig, master } => {
-            let requests = Arc::clone(&metrics);
+            let (requests, answered) = (Arc::clone(&metrics), Arc::clone(&answered));
             let listener = move |exchange: &Exchange| {
                 let Exchange { method, host, code, elapsed } = exchange;
+                answered.fetch_or(code.is_some(), Ordering::Relaxed);
                 requests.requested(method, host, *code, *elapsed);
             };
             threads::first_of_runtime().await?;
@@ -216,7 +219,8 @@ async fn supervise(
     service_manager::stopping();
     // Without sources the engine ends after the sync that is under way.
     tasks.shutdown().await;
-    if let Some(publisher) = publisher {
+    // Whom no server has ever answered, as where a plugin for credentials hangs, waits for none.
+    if let Some(publisher) = publisher.filter(|_| answered.load(Ordering::Relaxed)) {
         // Nobody can say anything any more. What was said last may be the reason of the end.
         let _ = timeout(LAST_EVENTS, publisher).await;
     }

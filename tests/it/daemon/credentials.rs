@@ -120,28 +120,38 @@ fn plugin(node: &Node, script: &str) -> Value {
 
 #[test]
 fn a_plugin_that_hangs_keeps_nobody_waiting() {
+    // The last Events are waited for so long, where anybody could take them.
+    const LAST_EVENTS: Duration = Duration::from_secs(2);
     let Some((mut node, api)) = node_with_api() else { return };
     let user = plugin(&node, &format!("echo $$ >{}; sleep 600", node.file("pid").display()));
-    spawn(&mut node, &api, &json!({}), &user, &[]);
-    node.eventually("it is run", |node| match std::fs::read_to_string(node.file("pid")) {
-        Ok(text) if text.ends_with('\n') => Ok(()),
-        other => Err(format!("{other:?}")),
-    });
-    let pid = std::fs::read_to_string(node.file("pid")).expect("it is there").trim().to_owned();
-    node.eventually("health is served", |node| {
-        match http::get(&node.world, (Ipv4Addr::LOCALHOST, 10256).into(), "/livez") {
-            Answer::Status(_) => Ok(()),
+    let stopped_after = |node: &mut Node| {
+        let _ = std::fs::remove_file(node.file("pid"));
+        spawn(node, &api, &json!({}), &user, &[]);
+        node.eventually("it is run", |node| match std::fs::read_to_string(node.file("pid")) {
+            Ok(text) if text.ends_with('\n') => Ok(()),
             other => Err(format!("{other:?}")),
-        }
-    });
+        });
+        let pid = std::fs::read_to_string(node.file("pid")).expect("it is there").trim().to_owned();
+        node.eventually("health is served", |node| {
+            match http::get(&node.world, (Ipv4Addr::LOCALHOST, 10256).into(), "/livez") {
+                Answer::Status(_) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        });
+        let began = Instant::now();
+        node.stop();
+        let after = began.elapsed();
+        // With all that it has started.
+        node.eventually("the plugin ends", |_| match std::path::Path::new("/proc").join(&pid).exists() {
+            false => Ok(()),
+            true => Err("running".to_owned()),
+        });
+        after
+    };
+    // The machine may have other things to do, once or twice.
+    let after: Vec<_> = (0..3).map(|_| stopped_after(&mut node)).collect();
+    assert!(after.iter().any(|after| *after < LAST_EVENTS), "{after:?}");
     assert_eq!(api.requests(), [], "nothing without credentials");
-    node.stop();
-    // With all that it has started.
-    let end = Instant::now() + PATIENCE;
-    while std::path::Path::new("/proc").join(&pid).exists() {
-        assert!(Instant::now() < end, "the plugin goes on");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 #[test]
