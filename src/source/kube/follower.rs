@@ -265,6 +265,9 @@ impl Follower {
         self.unsure = false;
         self.listed = true;
         self.step = Step::Watch;
+        if self.followed.state == State::Lost {
+            self.followed.reason = Some("listed; its watch has not lasted for a second yet".to_owned());
+        }
         self.goes_on = self.watches_fail.is_none() && !turns.refuses_watches();
         self.followed.heard = Some(now.into_std());
         Ok(Place { is_last: true })

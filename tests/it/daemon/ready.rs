@@ -87,11 +87,14 @@ fn a_start_names_what_it_waits_for() {
         (503, said) if matches!(&said[..], [line] if line.starts_with(table)) => Ok(()),
         said => Err(format!("{said:?}")),
     });
-    let status = run_to_end(&node, true, &["status"]).stdout;
-    assert!(
-        status.contains("IPv4      in sync; ") && status.contains("IPv6      NEVER IN SYNC: the table belongs"),
-        "{status}"
-    );
+    // The kinds are followed once their watches have lasted a second.
+    let mut status = String::new();
+    node.eventually("the status says so", |node| {
+        status = run_to_end(node, true, &["status"]).stdout;
+        let is_so =
+            status.contains("IPv4      in sync; ") && status.contains("IPv6      NEVER IN SYNC: the table belongs");
+        if is_so { Ok(()) } else { Err(status.clone()) }
+    });
     assert!(status.contains("start     waits for table ip6 nftproxyd (the table belongs to netlink port"), "{status}");
     assert_eq!(manager.heard(), None);
     assert!(!node.log().lines().any(|line| line.ends_with(" ready")), "{}", node.log());
