@@ -4,13 +4,12 @@
 mod netns;
 
 use std::collections::BTreeSet;
-use std::io::Write;
-use std::path::Path;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 
 use nftproxyd::metrics::{TABLE, Type};
 use serde::Deserialize as _;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn read(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name);
@@ -121,16 +120,77 @@ fn alerts_say_what_to_do() {
     }
 }
 
+/// promtool as it is installed, or as `tests/promtool` has unpacked it.
+fn promtool() -> Option<PathBuf> {
+    let here = std::env::current_exe().expect("it runs");
+    let target = here.ancestors().map(|folder| folder.join("promtool"));
+    let found = [PathBuf::from("promtool")].into_iter().chain(target);
+    let runs =
+        |path: &PathBuf| Command::new(path).arg("--version").output().is_ok_and(|output| output.status.success());
+    let found = found.into_iter().find(runs);
+    if found.is_none() {
+        netns::skip("promtool", "run tests/promtool");
+    }
+    found
+}
+
+fn run_promtool(arguments: &[&str], rules: &Path) -> Option<Output> {
+    Some(Command::new(promtool()?).args(arguments).arg(rules).output().expect("it can be run"))
+}
+
+/// The alerts in a file of Prometheus.
+fn rules_file(folder: &Path) -> PathBuf {
+    let [file] = &documents("prometheus-rules.yaml")[..] else { panic!("one document") };
+    let path = folder.join("rules.yaml");
+    std::fs::write(&path, serde_yaml::to_string(&file["spec"]).expect("YAML")).expect("written");
+    path
+}
+
 #[test]
 fn prometheus_accepts_the_alerts() {
-    if !netns::has(&["promtool"]) {
-        return;
-    }
-    let [file] = &documents("prometheus-rules.yaml")[..] else { panic!("one document") };
-    let mut rules = tempfile::NamedTempFile::new().expect("a temporary file");
-    rules.write_all(serde_yaml::to_string(&file["spec"]).expect("YAML").as_bytes()).expect("written");
-    let output = Command::new("promtool").args(["check", "rules"]).arg(rules.path()).output().expect("it can be run");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let Some(output) = run_promtool(&["check", "rules"], &rules_file(folder.path())) else { return };
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Two nodes, of which one hears nothing of EndpointSlices for ten minutes.
+#[test]
+fn a_kind_that_is_not_followed_is_an_alert() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let following = |instance: &str, kind: &str, values: &str| json!({"series": format!("nftproxyd_source_following{{instance=\"{instance}\", kind=\"{kind}\"}}"), "values": values});
+    let alert = json!({
+        "exp_labels": {"severity": "critical", "instance": "b", "kind": "EndpointSlice"},
+        "exp_annotations": {
+            "summary": "nftproxyd on b does not hear of changes of EndpointSlice objects.",
+            "description": rules().iter().find(|rule| rule["alert"] == "NftproxydNotFollowing").expect("it is there")
+                ["annotations"]["description"],
+        },
+    });
+    let at = |minute: u32, expected: Value| json!({"eval_time": format!("{minute}m"), "alertname": "NftproxydNotFollowing", "exp_alerts": expected});
+    let test = json!({
+        "rule_files": [rules_file(folder.path())],
+        "evaluation_interval": "30s",
+        "tests": [{
+            "interval": "30s",
+            "input_series": [
+                following("a", "EndpointSlice", "1x80"),
+                following("b", "Service", "1x80"),
+                following("b", "EndpointSlice", "1x19 0x19 1x40"),
+            ],
+            "alert_rule_test": [
+                at(9, json!([])),
+                at(11, json!([])),
+                at(13, json!([alert])),
+                at(19, json!([alert])),
+                at(21, json!([])),
+            ],
+        }],
+    });
+    let path = folder.path().join("test.yaml");
+    std::fs::write(&path, test.to_string()).expect("written");
+    let Some(output) = run_promtool(&["test", "rules"], &path) else { return };
+    let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    assert!(output.status.success(), "{said}");
 }
 
 #[test]

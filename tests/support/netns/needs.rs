@@ -6,9 +6,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::{env, fs, thread};
 
 /// What the machine of CI does not have either, and why; tests that need it are skipped there as well.
-const NOT_IN_CI: [(&str, &str); 3] = [
+const NOT_IN_CI: [(&str, &str); 2] = [
     ("IPVS", "the kernel of the CI machine has no IPVS"),
-    ("promtool", "Debian has it in the package of the whole Prometheus server only"),
     ("a limit that only the host may set", "a kernel may let each network namespace have its own"),
 ];
 
