@@ -218,12 +218,12 @@ where
             Ok(page) => page,
             Err(failure) => return self.failed(&failure).await,
         };
+        page.items.iter().for_each(|object| saw(&mut self.follower, &object.metadata, false));
         let (version, rest, objects) = (page.version.as_deref(), page.rest.as_deref(), page.items.len());
         match self.tell(|follower, now, turns| follower.page(now, turns, version, rest, objects)) {
             Ok(place) => {
                 self.output.start_list(T::KIND).await?;
                 for object in page.items {
-                    saw(&mut self.follower, &object.metadata, false);
                     self.output.object_of_list(object).await?;
                 }
                 if place.is_last {

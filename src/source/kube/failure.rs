@@ -88,7 +88,7 @@ impl Failure {
     pub(super) fn is_stale(&self) -> bool {
         let status = match self {
             _ if self.is_another_store() => return true,
-            Failure::OtherKind | Failure::ChangedMeanwhile(_) => return true,
+            Failure::OtherKind | Failure::ChangedMeanwhile(_) | Failure::Vanished(_) => return true,
             Failure::Refused { status, .. } => status,
             _ => return false,
         };
@@ -100,7 +100,7 @@ impl Failure {
 
     /// Whether it shows that the server's store is another one than that which was read before.
     pub(super) fn is_another_store(&self) -> bool {
-        matches!(self, Failure::WentBack { .. } | Failure::AnotherStore { .. } | Failure::Vanished(_))
+        matches!(self, Failure::WentBack { .. } | Failure::AnotherStore { .. })
     }
 
     /// The status that the server answered, where it refused.

@@ -227,7 +227,7 @@ impl Follower {
         self.by_name = true;
     }
 
-    /// A page came, with this version, this token for the next and so many objects.
+    /// A page came, with this version, this token for the next and so many objects, which were named before.
     ///
     /// # Errors
     /// It is of no use.
@@ -257,6 +257,13 @@ impl Follower {
         let version = version.ok_or(Failure::NoVersion)?;
         if version::is_before(version, &self.history.version) && !self.is_warned {
             self.says_it_went_back(&Failure::WentBack { known: self.history.version.clone(), now: version.to_owned() });
+            turns.another_store(now);
+            self.store = turns.stores();
+        }
+        if let Some(missing) = self.history.ends()
+            && !self.is_warned
+        {
+            self.says_it_went_back(&Failure::Vanished(missing.to_string()));
             turns.another_store(now);
             self.store = turns.stores();
         }

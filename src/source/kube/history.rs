@@ -53,6 +53,10 @@ pub(super) struct History {
     latest: Option<Latest>,
     /// The object of which the next watch has to say that it is gone: it is, if the store is the same.
     vanished: Option<Named>,
+    /// The object of which it has not said so: a list has it, if it was only the look that did not find it.
+    missing: Option<Named>,
+    /// Whether looks do not find what is there.
+    looks_in_vain: bool,
 }
 
 impl History {
@@ -62,9 +66,14 @@ impl History {
         self.vanished = None;
     }
 
-    /// The object that changed last.
+    /// A list has ended. Returns the object that is missing although nobody has said that it is gone.
+    pub(super) fn ends(&mut self) -> Option<Named> {
+        self.missing.take()
+    }
+
+    /// The object that changed last, if it can be looked for.
     pub(super) fn latest(&self) -> Option<&Named> {
-        self.latest.as_ref().map(|latest| &latest.object)
+        self.latest.as_ref().map(|latest| &latest.object).filter(|_| !self.looks_in_vain)
     }
 
     /// Whether the watch has still to say that an object is gone.
@@ -72,15 +81,18 @@ impl History {
         self.vanished.is_some()
     }
 
-    /// The object of which it has not said so.
+    /// The object of which it has not said so, and should have.
     pub(super) fn vanished(&mut self) -> Option<Named> {
-        self.vanished.take()
+        self.missing = self.vanished.take();
+        self.missing.clone()
     }
 
     /// An object of the list that is under way came, or one that a watch has named, with its version.
     pub(super) fn saw(&mut self, namespace: &str, name: &str, version: &str, is_gone: bool) {
-        if self.vanished.as_ref().is_some_and(|object| (&*object.namespace, &*object.name) == (namespace, name)) {
-            self.vanished = None;
+        let is_it = |object: &mut Named| (&*object.namespace, &*object.name) == (namespace, name);
+        self.vanished.take_if(is_it);
+        if self.missing.take_if(is_it).is_some() && !is_gone {
+            self.looks_in_vain = true;
         }
         let is_later = |latest: &Latest| !version::is_before(version, &latest.version);
         if !version::is_comparable(version) || !self.latest.as_ref().is_none_or(is_later) {

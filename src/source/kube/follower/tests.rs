@@ -732,12 +732,45 @@ fn an_object_that_is_gone_has_to_be_said_to_be() {
         kind.now += LIVED;
         let lived = kind.follower.lived(kind.now, &mut kind.turns);
         assert_eq!(lived.is_ok(), is_said);
-        if let Err(failure) = lived {
-            let text = log::captured(|| kind.ends(Some(failure)));
-            assert!(text.contains("the API server went back") && text.contains("shop/web is not there"), "{text}");
-            assert_eq!(kind.ask(), Ask::Page(None));
-        }
+        let Err(failure) = lived else { continue };
+        kind.ends(Some(failure));
+        assert_eq!(kind.ask(), Ask::Page(None));
+        let text = log::captured(|| {
+            kind.follower.list_begins();
+            kind.follower.saw("shop", "other", "498", false);
+            assert!(kind.page("500", None, 1).is_ok());
+        });
+        assert!(text.contains("the API server went back") && text.contains("shop/web is not there"), "{text}");
+        assert_eq!(kind.turns.stores(), 1);
     }
+}
+
+#[test]
+fn a_server_that_does_not_find_what_it_has_is_not_said_to_have_gone_back() {
+    let mut kind = Alone::new();
+    kind.ask();
+    kind.follower.saw("shop", "web", "90", false);
+    assert!(kind.page("100", None, 1).is_ok());
+    kind.watch();
+    let text = log::captured(|| {
+        kind.passes(20);
+        kind.ends(Some(broken()));
+        assert!(matches!(kind.ask(), Ask::Look(Some(_))));
+        kind.follower.looked(kind.now, &mut kind.turns, "100", &Found::Gone);
+        kind.watch();
+        kind.now += LIVED;
+        let failure = kind.follower.lived(kind.now, &mut kind.turns).expect_err("nobody has said so");
+        kind.ends(Some(failure));
+        assert_eq!(kind.ask(), Ask::Page(None));
+        kind.follower.list_begins();
+        kind.follower.saw("shop", "web", "90", false);
+        assert!(kind.page("100", None, 1).is_ok());
+        kind.watch();
+        kind.passes(20);
+        kind.ends(Some(broken()));
+        assert_eq!(kind.ask(), Ask::Look(None), "it is not tried again");
+    });
+    assert!(!text.contains("went back"), "{text}");
 }
 
 #[test]
