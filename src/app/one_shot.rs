@@ -11,7 +11,7 @@ use crate::leftovers::{self, Outcome, Remaining};
 use crate::nftables::LinuxKernel;
 use crate::ruleset::names::TABLE;
 use crate::source::kube::{self, ConnectError};
-use crate::{doctor, logging, status};
+use crate::{doctor, logging, status, yaml};
 
 /// `nftproxyd cleanup` and `--cleanup`.
 pub(super) fn cleanup() -> anyhow::Result<()> {
@@ -52,7 +52,7 @@ pub(super) fn version(raw: bool) -> anyhow::Result<()> {
 
 /// `--write-config-to`.
 pub(super) fn write_config(config: &Config, file: &Path) -> anyhow::Result<()> {
-    let text = serde_yaml::to_string(&effective(config)).context("cannot write the configuration as YAML")?;
+    let text = yaml::text(&effective(config));
     std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
     tracing::info!("the configuration is in {}", file.display());
     Ok(())

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Problem;
 use super::duration::GoDuration;
-use super::tree::Tree;
+use crate::yaml::{Scalar, Tree};
 
 /// The type of a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,12 +140,12 @@ impl Value {
     fn read(tree: &Tree, wanted: Type) -> Option<Value> {
         Some(match (wanted, tree) {
             (String, Tree::String(text)) => Value::String(text.clone()),
-            (Bool, Tree::Bool(value)) => Value::Bool(*value),
-            (Int, Tree::Int(value)) => Value::Int(*value),
-            (Float, Tree::Int(value)) => Value::Float(*value as f64),
-            (Float, Tree::Float(value)) => Value::Float(*value),
+            (Bool, Tree::Scalar(Scalar::Bool(value), _)) => Value::Bool(*value),
+            (Int, Tree::Scalar(Scalar::Int(value), _)) => Value::Int(*value),
+            (Float, Tree::Scalar(Scalar::Int(value), _)) => Value::Float(*value as f64),
+            (Float, Tree::Scalar(Scalar::Float(value), _)) => Value::Float(*value),
             (Duration | DurationOrNanoseconds, Tree::String(text)) => Value::Duration(GoDuration::parse(text)?),
-            (DurationOrNanoseconds, Tree::Int(value)) => Value::Duration(GoDuration(*value)),
+            (DurationOrNanoseconds, Tree::Scalar(Scalar::Int(value), _)) => Value::Duration(GoDuration(*value)),
             (Strings, Tree::List(items)) => {
                 let text = |item: &Tree| match item {
                     Tree::String(text) => Some(text.clone()),
@@ -155,7 +155,7 @@ impl Value {
             }
             (Switches, Tree::Map(entries)) => {
                 let switch = |(name, value): &(std::string::String, Tree)| match value {
-                    Tree::Bool(value) => Some((name.clone(), *value)),
+                    Tree::Scalar(Scalar::Bool(value), _) => Some((name.clone(), *value)),
                     _ => None,
                 };
                 Value::Switches(entries.iter().map(switch).collect::<Option<_>>()?)
@@ -180,14 +180,20 @@ impl Value {
     }
 }
 
+/// What a value should be; where a text looks like something else, how to write it.
+fn expected(wanted: Type, value: &Tree) -> std::string::String {
+    match (wanted, value) {
+        (String, Tree::Scalar(_, text)) => format!("{}: write {text:?}", wanted.expected()),
+        _ => wanted.expected().to_owned(),
+    }
+}
+
 /// The fields that a file sets, and what is odd about it.
 #[derive(Debug, Default)]
 pub(super) struct Fields {
     values: BTreeMap<&'static str, Value>,
     /// Paths that no field has.
     pub(super) unknown: BTreeSet<std::string::String>,
-    /// Paths that came twice.
-    pub(super) duplicate: BTreeSet<std::string::String>,
     /// Values of the wrong type.
     pub(super) problems: Vec<Problem>,
 }
@@ -214,13 +220,12 @@ impl Fields {
         for (index, (key, value)) in entries.iter().enumerate() {
             let path = format!("{prefix}{key}");
             if last.get(key.as_str()) != Some(&index) {
-                // The last one counts.
-                self.duplicate.insert(path);
+                // The last one counts; the caller knows which came twice.
             } else if let Some(&(path, wanted, _)) = FIELDS.iter().find(|(field, ..)| *field == path) {
                 if *value != Tree::Null {
                     match Value::read(value, wanted) {
                         Some(value) => drop(self.values.insert(path, value)),
-                        None => self.problems.push(Problem::new(path, value, wanted.expected())),
+                        None => self.problems.push(Problem::new(path, value, expected(wanted, value))),
                     }
                 }
             } else if FIELDS

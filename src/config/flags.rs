@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::fields::{self, Type};
-use super::tree::Tree;
 use super::{Problem, Setting};
+use crate::yaml::{Scalar, Tree};
 
 /// A flag of kube-proxy that takes the place of fields of the configuration file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -274,9 +274,9 @@ impl Flags {
 /// Reads the text of a flag; `None` if it is not of the type.
 fn value(kind: Type, text: &str) -> Option<Tree> {
     Some(match kind {
-        Type::Bool => Tree::Bool(go_bool(text)?),
-        Type::Int => Tree::Int(text.parse().ok()?),
-        Type::Float => Tree::Float(text.parse().ok()?),
+        Type::Bool => Tree::scalar(Scalar::Bool(go_bool(text)?)),
+        Type::Int => Tree::scalar(Scalar::Int(text.parse().ok()?)),
+        Type::Float => Tree::scalar(Scalar::Float(text.parse().ok()?)),
         Type::String | Type::Duration | Type::DurationOrNanoseconds | Type::Any => {
             if matches!(kind, Type::Duration | Type::DurationOrNanoseconds) {
                 super::duration::GoDuration::parse(text)?;
@@ -287,7 +287,7 @@ fn value(kind: Type, text: &str) -> Option<Tree> {
         Type::Switches => {
             let switch = |part: &str| {
                 let (name, value) = part.split_once('=')?;
-                Some((name.trim().to_owned(), Tree::Bool(go_bool(value.trim())?)))
+                Some((name.trim().to_owned(), Tree::scalar(Scalar::Bool(go_bool(value.trim())?))))
             };
             Tree::Map(parts(text).map(switch).collect::<Option<_>>()?)
         }

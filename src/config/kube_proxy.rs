@@ -8,10 +8,10 @@ use ipnet::IpNet;
 
 use super::fields::Fields;
 use super::flags::Flags;
-use super::tree::Tree;
 use super::{Config, ConfigError, DetectLocal, Loaded, NodePortAddresses, Overrides, Problem, Source};
 use crate::model::parse;
 use crate::model::{Family, PerFamily};
+use crate::yaml::{Document, Duplicate, Tree};
 
 pub(super) const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
 pub(super) const KIND: &str = "KubeProxyConfiguration";
@@ -40,14 +40,22 @@ const OTHER_GATES: &[&str] = &[
     "WinOverlay",
 ];
 
+/// Whether a document is meant for kube-proxy, in any version.
+pub(super) fn is_configuration(document: &Document) -> bool {
+    let group = API_VERSION.split('/').next();
+    let api_version = document.tree.text("apiVersion").unwrap_or_default();
+    document.tree.text("kind") == Some(KIND) && api_version.split('/').next() == group
+}
+
 /// What a file would say that sets the mode and nothing else.
-pub(super) fn without_file() -> Tree {
+pub(super) fn without_file() -> Document {
     let text = |text: &str| Tree::String(text.to_owned());
-    Tree::Map(vec![
+    let tree = Tree::Map(vec![
         ("apiVersion".to_owned(), text(API_VERSION)),
         ("kind".to_owned(), text(KIND)),
         ("mode".to_owned(), text("nftables")),
-    ])
+    ]);
+    Document { tree, line: 1, duplicates: Vec::new() }
 }
 
 /// The mode of kube-proxy that a file selects.
@@ -62,16 +70,18 @@ enum Mode {
 /// Makes the configuration of a file (or of what stands for one) and the command line. `host_name` is the name of the
 /// host.
 pub(super) fn resolve(
-    mut document: Tree,
+    document: Document,
     has_file: bool,
     overrides: &Overrides,
     host_name: &str,
 ) -> Result<Loaded, ConfigError> {
-    let mut flags = Flags::apply(&overrides.flags, has_file, &mut document);
-    let mut fields = Fields::read(&document);
+    let Document { mut tree, duplicates, .. } = document;
+    let mut flags = Flags::apply(&overrides.flags, has_file, &mut tree);
+    let mut fields = Fields::read(&tree);
     let mut problems = std::mem::take(&mut flags.problems);
     problems.append(&mut fields.problems);
-    let mut resolver = Resolver { fields: &fields, flags: &flags, problems, warnings: Vec::new() };
+    let mut resolver =
+        Resolver { fields: &fields, flags: &flags, duplicates: &duplicates, problems, warnings: Vec::new() };
     let config = resolver.config(overrides, host_name);
     let Resolver { mut problems, warnings, .. } = resolver;
     match config {
@@ -86,6 +96,7 @@ pub(super) fn resolve(
 pub(super) struct Resolver<'a> {
     pub(super) fields: &'a Fields,
     flags: &'a Flags,
+    duplicates: &'a [Duplicate],
     problems: Vec<Problem>,
     warnings: Vec<String>,
 }
@@ -161,9 +172,11 @@ impl Resolver<'_> {
         let without_effect = fields.without_effect().into_iter().map(|path| self.flags.known_as(path));
         let without_effect: Vec<_> = without_effect.collect();
         let ignored: Vec<_> = self.flags.ignored.iter().map(|flag| format!("--{flag}")).collect();
+        // As kube-proxy has it, which reads the file a second time then, less strictly.
+        let duplicates: Vec<_> = self.duplicates.iter().map(ToString::to_string).collect();
         let lists = [
             ("unknown fields are ignored", list(&mut fields.unknown.iter().map(String::as_str))),
-            ("of fields that are given twice the last counts", list(&mut fields.duplicate.iter().map(String::as_str))),
+            ("of fields that are given twice the last counts", list(&mut duplicates.iter().map(String::as_str))),
             ("no effect with nftables", list(&mut without_effect.iter().map(String::as_str))),
             ("flags that do not count beside --config", list(&mut ignored.iter().map(String::as_str))),
         ];

@@ -1,8 +1,8 @@
 //! The section `logging` of KubeProxyConfiguration, whose options have forms of their own.
 
 use super::kube_proxy::Resolver;
-use super::tree::Tree;
 use super::{LogFormat, Logging};
+use crate::yaml::{Scalar, Tree};
 
 const VMODULE: &str = "logging.vmodule";
 const OPTIONS: &str = "logging.options";
@@ -75,9 +75,9 @@ impl Resolver<'_> {
             if let Some(split) = option("splitStream") {
                 let field = format!("{OPTIONS}.{form}.splitStream");
                 match split {
-                    Tree::Bool(false) => {}
-                    Tree::Bool(true) if allowed => {}
-                    Tree::Bool(true) => self.complain(&field, true, needs_gate.clone()),
+                    Tree::Scalar(Scalar::Bool(false), _) => {}
+                    Tree::Scalar(Scalar::Bool(true), _) if allowed => {}
+                    Tree::Scalar(Scalar::Bool(true), _) => self.complain(&field, true, needs_gate.clone()),
                     other => self.complain(&field, Shown(other), "must be true or false"),
                 }
             }
@@ -105,7 +105,9 @@ impl std::fmt::Debug for Shown<'_> {
 
 fn item_of_file(item: &Tree) -> Option<(String, i64)> {
     match (item.at("filePattern"), item.at("verbosity")) {
-        (Some(Tree::String(pattern)), Some(Tree::Int(verbosity))) => Some((pattern.clone(), *verbosity)),
+        (Some(Tree::String(pattern)), Some(Tree::Scalar(Scalar::Int(verbosity), _))) => {
+            Some((pattern.clone(), *verbosity))
+        }
         (Some(Tree::String(pattern)), None) => Some((pattern.clone(), 0)),
         _ => None,
     }
@@ -119,7 +121,7 @@ fn item_of_flag(text: &str) -> Option<(String, i64)> {
 /// Whether a quantity of Kubernetes is zero; `None` for what is none.
 fn is_zero_quantity(tree: &Tree) -> Option<bool> {
     let text = match tree {
-        Tree::Int(number) => return Some(*number == 0),
+        Tree::Scalar(Scalar::Int(number), _) => return Some(*number == 0),
         Tree::String(text) => text.as_str(),
         _ => return None,
     };
@@ -148,7 +150,7 @@ mod tests {
         ] {
             assert_eq!(is_zero_quantity(&Tree::String(text.to_owned())), expected, "{text}");
         }
-        assert_eq!(is_zero_quantity(&Tree::Int(5)), Some(false));
-        assert_eq!(is_zero_quantity(&Tree::Bool(true)), None);
+        assert_eq!(is_zero_quantity(&Tree::scalar(Scalar::Int(5))), Some(false));
+        assert_eq!(is_zero_quantity(&Tree::scalar(Scalar::Bool(true))), None);
     }
 }

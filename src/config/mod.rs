@@ -8,7 +8,6 @@ mod flags;
 mod kube_proxy;
 mod logging;
 mod sanity;
-mod tree;
 mod watch;
 
 use std::fmt;
@@ -24,6 +23,7 @@ pub use self::sanity::{Host, sanity};
 pub use self::watch::Watch;
 pub use crate::addresses::NodePortAddresses;
 use crate::model::PerFamily;
+use crate::yaml::{self, Document, Tree};
 
 /// Everything that is configured, checked and ready for use.
 #[derive(Debug, Clone, PartialEq)]
@@ -194,6 +194,14 @@ pub enum ConfigError {
         /// What is wrong, and where.
         reason: String,
     },
+    /// The file has several documents, and it cannot be told which is meant.
+    #[error("configuration file {}: {reason}", path.display())]
+    Documents {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with them.
+        reason: String,
+    },
     /// Some values cannot be used; all of them are named.
     #[error("the configuration cannot be used:{}", lines(problems))]
     Invalid {
@@ -235,9 +243,40 @@ pub fn load(file: Option<&Path>, overrides: &Overrides) -> Result<Loaded, Config
 /// # Errors
 /// The contents cannot be used.
 pub fn parse(path: &Path, text: &str, overrides: &Overrides) -> Result<Loaded, ConfigError> {
-    let tree = tree::Tree::parse(text).map_err(|reason| ConfigError::Syntax { path: path.to_owned(), reason })?;
-    let loaded = kube_proxy::resolve(tree, true, overrides, &host_name())?;
+    let document = document(path, text)?;
+    let loaded = kube_proxy::resolve(document, true, overrides, &host_name())?;
     Ok(Loaded { text: text.to_owned(), ..loaded })
+}
+
+/// The document of a file that is the configuration.
+fn document(path: &Path, text: &str) -> Result<Document, ConfigError> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if text.trim_start().starts_with('{')
+        && let Ok(document) = yaml::json(text)
+    {
+        return Ok(document);
+    }
+    let syntax = |err: yaml::Error| ConfigError::Syntax { path: path.to_owned(), reason: err.to_string() };
+    let mut documents = yaml::documents(text).map_err(syntax)?;
+    documents.retain(|document| document.tree != Tree::Null);
+    if documents.len() > 1 {
+        let all = documents.len();
+        documents.retain(kube_proxy::is_configuration);
+        let reason = match &documents[..] {
+            [_] => None,
+            [] => Some(format!("none of its {all} documents has the kind {}", kube_proxy::KIND)),
+            [first, second, ..] => Some(format!(
+                "more than one of its documents has the kind {}, those from lines {} and {}; leave one",
+                kube_proxy::KIND,
+                first.line,
+                second.line
+            )),
+        };
+        if let Some(reason) = reason {
+            return Err(ConfigError::Documents { path: path.to_owned(), reason });
+        }
+    }
+    Ok(documents.pop().unwrap_or(Document { tree: Tree::Null, line: 1, duplicates: Vec::new() }))
 }
 
 /// Paths of all fields that a configuration file may have, such as `conntrack.min`, in no particular order.

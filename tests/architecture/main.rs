@@ -16,7 +16,7 @@ use rust::{Token, tokens, without_comments_and_text};
 use source::{SourceFile, files_below, is_for_tests, lines_with, source_files};
 
 /// The layers, and which others each may use. There is a use for each of these.
-const LAYERS: [(&str, &[&str]); 25] = [
+const LAYERS: [(&str, &[&str]); 26] = [
     ("model", &[]),
     ("config", &["model", "addresses"]),
     ("source", &["model"]),
@@ -29,6 +29,7 @@ const LAYERS: [(&str, &[&str]); 25] = [
     ("keyed", &[]),
     ("secrets", &[]),
     ("threads", &[]),
+    ("yaml", &[]),
     ("addresses", &["model", "netlink"]),
     ("sync", &["nftables", "diff", "ruleset", "model", "addresses", "config"]),
     ("conntrack", &["model", "netlink"]),
@@ -45,7 +46,7 @@ const LAYERS: [(&str, &[&str]); 25] = [
 ];
 
 /// What every layer may use, and what uses none of them.
-const COMMON: [&str; 4] = ["errors", "keyed", "secrets", "threads"];
+const COMMON: [&str; 5] = ["errors", "keyed", "secrets", "threads", "yaml"];
 
 /// What puts the layers together, and may use all of them; no layer uses these.
 const ASSEMBLY: [&str; 3] = ["app", "lib", "main"];

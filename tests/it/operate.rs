@@ -445,7 +445,7 @@ fn one_shots_do_what_they_say() {
     let Some(world) = node() else { return };
     let files = folder();
     let good = write(&files, "good", &format!("{HEADER}ipvs: {{strictARP: true}}\n"));
-    let bad = write(&files, "bad", &format!("{HEADER}clusterCIDR: x\noomScoreAdj: 2000\nbindAddress: y\n"));
+    let bad = write(&files, "bad", &format!("{HEADER}clusterCIDR: x\noomScoreAdj: 2000\nbindAddress: w\n"));
     let to = files.path().join("written");
     let to = to.to_str().expect("text");
 
@@ -479,7 +479,7 @@ fn one_shots_do_what_they_say() {
     assert!(stderr(&output).contains("user \"u\": tokenFile: file "), "{}", stderr(&output));
     let output = run(&world, &["check-config", &bad]);
     assert_eq!(output.status.code(), Some(1));
-    for field in ["clusterCIDR: \"x\"", "oomScoreAdj: 2000", "bindAddress: \"y\""] {
+    for field in ["clusterCIDR: \"x\"", "oomScoreAdj: 2000", "bindAddress: \"w\""] {
         assert!(stderr(&output).contains(field), "{field}: {}", stderr(&output));
     }
 

@@ -182,7 +182,37 @@ fn faults_are_named() {
             "f.yaml",
             "apiVersion: v1\nkind: ServiceList\nitems:\n- metadata: {name: a}\n  spec: {type: 5}\n",
             "file f.yaml, document 1",
-            "items[0].spec.type: Service default/a: invalid type: integer `5`",
+            "items[0].spec.type: Service default/a: 5 is a number; write \"5\"; the object is not used",
+        ),
+        (
+            "f.yaml",
+            "apiVersion: v1\nkind: Service\nmetadata: {name: 123}",
+            "file f.yaml, document 1",
+            "metadata.name: 123 is a number; write \"123\"; the Service is not used",
+        ),
+        (
+            "f.yaml",
+            "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: off}",
+            "file f.yaml, document 1",
+            "metadata.namespace: off is a switch (true or false); write \"off\"; the Service is not used",
+        ),
+        (
+            "f.yaml",
+            "apiVersion: v1\nkind: Service\nmetadata: {name: a, labels: {service.kubernetes.io/service-proxy-name: on}}",
+            "file f.yaml, document 1",
+            "metadata.labels.service.kubernetes.io/service-proxy-name: Service default/a: on is a switch (true or false); write \"on\"",
+        ),
+        (
+            "f.yaml",
+            "---\napiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec:\n  type: ClusterIP\n  type: NodePort\n",
+            "file f.yaml, document 1",
+            "the document: has keys that come twice: spec.type (lines 6 and 7); the document is not used",
+        ),
+        (
+            "f.json",
+            r#"{"kind": "Service", "apiVersion": "v1", "metadata": {"name": "a"}, "kind": "Service"}"#,
+            "file f.json, document 1",
+            "the document: has keys that come twice: kind; the document is not used",
         ),
         (
             "f.yaml",
@@ -341,20 +371,102 @@ async fn what_was_said_stays_in_force_while_a_document_is_faulty() {
     watched.until_no_reports().await;
 }
 
+/// Puts something that is no file in the place of `a.yaml`.
+fn replace_by_a_folder(watched: &Watched) {
+    let elsewhere = watched.path(".link");
+    symlink(watched.root.path(), &elsewhere).expect("linked");
+    fs::rename(elsewhere, watched.path("a.yaml")).expect("renamed");
+}
+
 #[tokio::test]
 async fn what_was_said_stays_in_force_while_a_file_is_unreadable() {
     let mut watched = Watched::start(&[("a.yaml", service("a", "10.0.0.1"))]).await;
-    fs::write(watched.path("a.yaml"), b"\xff\xfe").expect("written");
+    replace_by_a_folder(&watched);
     watched.until_report("file a.yaml", "cannot be read").await;
     assert_eq!(watched.picture.services["default/a"], "10.0.0.1");
+    watched.remove("a.yaml");
     watched.write("a.yaml", &service("a", "10.0.0.2"));
     watched.until_service("a", Some("10.0.0.2")).await;
     watched.until_no_reports().await;
-    fs::write(watched.path("a.yaml"), b"\xff\xfe").expect("written");
+    replace_by_a_folder(&watched);
     watched.until_report("file a.yaml", "cannot be read").await;
     watched.remove("a.yaml");
     watched.until_service("a", None).await;
     watched.until_no_reports().await;
+}
+
+#[tokio::test]
+async fn a_byte_that_is_no_utf_8_spoils_one_document() {
+    let mut watched =
+        Watched::start(&[("a.yaml", format!("{}{}", service("a", "10.0.0.1"), service("b", "10.0.0.2")))]).await;
+    let mut text = format!("{}# ", service("a", "10.0.0.1")).into_bytes();
+    text.push(0xff);
+    text.extend(format!("\n{}", service("b", "10.0.1.2")).as_bytes());
+    fs::write(watched.path("a.yaml"), text).expect("written");
+    watched.until_service("b", Some("10.0.1.2")).await;
+    watched
+        .until_report("file a.yaml, document 1", "the document: not UTF-8 (the byte 0xff in line 6); the document")
+        .await;
+    assert_eq!(watched.picture.services["default/a"], "10.0.0.1", "what it said before");
+    let mut json = br#"{"apiVersion": "v1", "kind": "Service", "metadata": {"name": ""#.to_vec();
+    json.push(0xff);
+    json.extend(br#""}}{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "c"}, "spec": {"clusterIP": "10.0.0.3", "ports": [{"port": 80}]}}"#);
+    fs::write(watched.path("c.json"), json).expect("written");
+    watched.until_service("c", Some("10.0.0.3")).await;
+    watched.until_report("file c.json, document 1", "not UTF-8 (the byte 0xff in line 1)").await;
+}
+
+#[test]
+fn what_is_nested_too_deep_holds_nobody_up() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).expect("written");
+    write("a.yaml", &format!("a: 1\nb: {}", "[".repeat(200_000)));
+    write("b.yaml", &format!("{}---\n{}", service("b", "10.0.0.2"), "{a: ".repeat(50_000)));
+    write("c.yaml", &(0..1000).map(|depth| format!("{}a:\n", " ".repeat(depth))).collect::<String>());
+    write("d.json", &"[".repeat(200_000));
+    write("z.yaml", &service("z", "10.0.0.9"));
+    let began = Instant::now();
+    let picture = load(folder.path());
+    // It was minutes.
+    assert!(began.elapsed() < DEADLINE, "{:?}", began.elapsed());
+    assert_eq!(picture.services.keys().collect::<Vec<_>>(), ["default/b", "default/z"]);
+    let expected = [
+        ("file a.yaml, document 1", "not YAML (nested deeper than 128 levels at line 2 column 132)"),
+        ("file b.yaml, document 2", "not YAML (nested deeper than 128 levels at line 7 column "),
+        ("file c.yaml, document 1", "not YAML (nested deeper than 128 levels at line 129 column "),
+        ("file d.json, document 1", "not JSON (recursion limit exceeded at line 1 column 128)"),
+    ];
+    for (object, report) in expected {
+        let lines = picture.rejects.get(object).unwrap_or_else(|| panic!("{object}: {:?}", picture.rejects));
+        assert!(lines.len() == 1 && lines[0].contains(report), "{object}: {lines:?}");
+    }
+}
+
+#[test]
+fn values_are_read_by_the_rules_of_yaml_1_1() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let text = "\u{feff}apiVersion: v1\nkind: Service\nmetadata: {name: \"on\"}\n\
+                spec: {clusterIP: 10.0.0.1, ports: [{name: \"no\", port: 8e1, nodePort: 30_080}, {port: 0x50, protocol: UDP}]}\n\
+                ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+                metadata: {name: on-1, labels: {kubernetes.io/service-name: \"on\"}}\naddressType: IPv4\n\
+                ports: [{name: null, port: 0120}, {port: 8080.0, protocol: UDP}]\n\
+                endpoints: [{addresses: [10.1.0.1], conditions: {ready: no, serving: Yes, terminating: on}}]\n---\n";
+    fs::write(folder.path().join("a.yaml"), text).expect("written");
+    let (mut services, mut slices) = (Vec::new(), Vec::new());
+    load_once(folder.path(), NODE, converter(), &mut |event| match event {
+        Event::Service(service) => services.push(service),
+        Event::Slice { slice, .. } => slices.push(slice),
+        Event::Rejects { object, rejects } => panic!("{object}: {rejects:?}"),
+        _ => {}
+    })
+    .expect("it can be read");
+    let ports: Vec<_> = services[0].ports.iter().map(|port| (&*port.name, port.port.get(), port.node_port)).collect();
+    assert_eq!(services[0].name.as_str(), "default/on");
+    assert_eq!(ports, [("no", 80, std::num::NonZeroU16::new(30_080)), ("", 80, None)]);
+    let ports: Vec<_> = slices[0].ports.iter().map(|port| (&*port.name, port.port.get())).collect();
+    assert_eq!(ports, [("", 80), ("", 8080)], "a port without a name is the unnamed one");
+    let conditions = slices[0].endpoints[0].conditions;
+    assert_eq!((conditions.ready, conditions.serving, conditions.terminating), (false, true, true));
 }
 
 #[tokio::test]

@@ -1,13 +1,19 @@
 //! Files and what becomes of them.
 
 use super::*;
+use std::path::Path;
+
 use crate::config::{Conntrack, LogFormat, Logging, Setting, effective};
 
 /// What kubeadm writes.
 const KUBEADM: &str = include_str!("../../../testdata/kubeadm/config.conf");
 
+fn document(text: &str) -> Document {
+    crate::config::document(Path::new("config"), text).expect("it is YAML")
+}
+
 fn resolve_text(text: &str) -> Result<Loaded, ConfigError> {
-    resolve(Tree::parse(text).expect("it is YAML"), true, &Overrides::default(), "Host-A")
+    resolve(document(text), true, &Overrides::default(), "Host-A")
 }
 
 /// A file with these fields in the mode `nftables`.
@@ -73,7 +79,7 @@ fn without_a_file() {
 
 #[test]
 fn flags_beat_the_file() {
-    let tree = Tree::parse(&file("hostnameOverride: from-file\nclientConnection: {kubeconfig: k}")).expect("YAML");
+    let tree = document(&file("hostnameOverride: from-file\nclientConnection: {kubeconfig: k}"));
     let names = [
         (Some(" From-Flag "), Ok("from-flag")),
         (Some(""), Ok("from-file")),
@@ -192,7 +198,10 @@ fn values_that_cannot_be_used() {
         ("nodePortAddresses: [primary, 10.0.0.0/8]", "nodePortAddresses[0]: \"primary\" cannot be used together"),
         ("nodePortAddresses: [10.0.0.1]", "nodePortAddresses[0]: \"10.0.0.1\" must be a range"),
         ("nodePortAddresses: 10.0.0.0/8", "nodePortAddresses: \"10.0.0.0/8\" must be a list of texts"),
-        ("hostnameOverride: 5", "hostnameOverride: 5 must be a text"),
+        ("hostnameOverride: 5", "hostnameOverride: 5 must be a text: write \"5\""),
+        ("hostnameOverride: on", "hostnameOverride: on must be a text: write \"on\""),
+        ("bindAddressHardFail: \"yes\"", "bindAddressHardFail: \"yes\" must be true or false"),
+        ("oomScoreAdj: 0.5", "oomScoreAdj: 0.5 must be an integer"),
         ("hostnameOverride: \" \"", "hostnameOverride: \" \" is not the name of a Node"),
     ];
     for (fields, expected) in cases {
@@ -207,7 +216,7 @@ fn values_that_cannot_be_used() {
 #[test]
 fn all_problems_are_named_at_once() {
     let found = problems(&file(
-        "bindAddress: x\nhealthzBindAddress: y\nclusterCIDR: z\nnodePortAddresses: [a, b]\noomScoreAdj: c",
+        "bindAddress: x\nhealthzBindAddress: w\nclusterCIDR: z\nnodePortAddresses: [a, b]\noomScoreAdj: c",
     ));
     let fields: Vec<_> = found.iter().filter_map(|problem| problem.split(':').next()).collect();
     let expected = [
@@ -231,12 +240,62 @@ fn oddities_are_warned_about() {
     let loaded = resolve_text(&text).expect("it can be used");
     let expected = [
         "unknown fields are ignored: Mode, metadata, nftables.new, udpIdleTimeout",
-        "of fields that are given twice the last counts: nftables.syncPeriod",
+        "of fields that are given twice the last counts: nftables.syncPeriod (line 7)",
         "no effect with nftables: enableProfiling, iptables.localhostNodePorts, ipvs.scheduler, ipvs.strictARP",
         "unknown feature gates are ignored: Nonsense",
     ];
     assert_eq!(loaded.warnings, expected);
     assert_eq!(loaded.config.sync_period.as_secs(), 2);
+}
+
+#[test]
+fn values_are_read_by_the_rules_of_yaml_1_1() {
+    let all = config(
+        "bindAddressHardFail: yes\nnftables: {masqueradeAll: On, masqueradeBit: 0o17}\noomScoreAdj: -0755\n\
+         conntrack: {maxPerCore: 131_072, min: 1e5, tcpBeLiberal: y}\nlogging: {verbosity: 2.0}\n\
+         featureGates: {AllowServiceExternalIPs: no}",
+    );
+    assert!(
+        all.bind_address_hard_fail && all.masquerade_all && all.conntrack.tcp_be_liberal && !all.allow_external_ips
+    );
+    assert_eq!((all.masquerade_bit, all.oom_score_adj, all.logging.verbosity), (15, -493, 2));
+    assert_eq!((all.conntrack.max_per_core, all.conntrack.min), (Some(131_072), Some(100_000)));
+    // A text is never taken for anything else.
+    assert_eq!(config("hostnameOverride: \"on\"").node_name, "on");
+    assert_eq!(config("conntrack: {maxPerCore: 1.31072e5}").conntrack.max_per_core, Some(131_072));
+}
+
+#[test]
+fn the_configuration_is_found_among_documents() {
+    let ours = file("oomScoreAdj: 7");
+    let other = "apiVersion: v1\nkind: ConfigMap\n";
+    let texts = [
+        format!("\u{feff}{ours}"),
+        format!("---\n{ours}---\n"),
+        format!("{ours}...\n# nothing\n---\n"),
+        format!("{other}---\n{ours}"),
+        format!("\u{feff}{ours}---\n{other}"),
+        format!(
+            "\u{feff}{{\"apiVersion\": \"{API_VERSION}\", \"kind\": \"{KIND}\", \"mode\": \"nftables\", \"oomScoreAdj\": 7}}"
+        ),
+    ];
+    for text in texts {
+        assert_eq!(resolve_text(&text).unwrap_or_else(|err| panic!("{text}: {err}")).config.oom_score_adj, 7, "{text}");
+    }
+    let refused = |text: &str| {
+        let err = crate::config::parse(Path::new("/etc/c"), text, &Overrides::default()).expect_err(text);
+        err.to_string()
+    };
+    assert_eq!(
+        refused(&format!("{other}---\n{other}")),
+        "configuration file /etc/c: none of its 2 documents has the kind KubeProxyConfiguration"
+    );
+    assert_eq!(
+        refused(&format!("{ours}---\n{ours}")),
+        "configuration file /etc/c: more than one of its documents has the kind KubeProxyConfiguration, those from lines \
+         1 and 5; leave one"
+    );
+    assert!(refused(&format!("{ours}---\na: [\n")).contains("not YAML: "));
 }
 
 #[test]
@@ -299,7 +358,7 @@ fn with_flags(file: Option<&str>, line: &str) -> Result<Loaded, ConfigError> {
         Setting { flag: flag.name, value: value.to_owned() }
     });
     let overrides = Overrides { flags: flags.collect(), ..Overrides::default() };
-    let document = file.map_or_else(without_file, |text| Tree::parse(text).expect("it is YAML"));
+    let document = file.map_or_else(without_file, document);
     resolve(document, file.is_some(), &overrides, "host")
 }
 

@@ -84,10 +84,8 @@ fn ports(object: &discovery::EndpointSlice, rejects: &mut Vec<Reject>, pool: &mu
         let mut reject = |field: &str, problem: &str| {
             rejects.push(Reject::new(format!("ports[{i}].{field}"), format_args!("{problem}; the port is skipped")));
         };
-        let Some(name) = object.name.as_deref() else {
-            reject("name", "missing (the unnamed port of a Service is \"\")");
-            continue;
-        };
+        // As the API server fills it in.
+        let name = object.name.as_deref().unwrap_or_default();
         let Some(number) = object.port else {
             reject("port", "missing, and \"all ports\" cannot be served");
             continue;

@@ -347,7 +347,7 @@ fn ports_of_a_slice() {
         {"name": "", "port": 65535},
         {"name": "d", "port": 5, "protocol": "SCTP"},
     ]}));
-    let expected = ["ports[0].name: ", "ports[1].port: ", "ports[2].port: ", "ports[3].protocol: "];
+    let expected = ["ports[1].port: ", "ports[2].port: ", "ports[3].protocol: "];
     let rejects = shown(&converted.rejects);
     assert_eq!(rejects.len(), expected.len(), "{rejects:?}");
     for (reject, start) in rejects.iter().zip(expected) {
@@ -355,7 +355,7 @@ fn ports_of_a_slice() {
     }
     let ports = converted.value.expect("used").ports;
     let ports: Vec<_> = ports.iter().map(|port| (&*port.name, port.port.get(), port.protocol)).collect();
-    assert_eq!(ports, [("", 65535, Protocol::Tcp), ("d", 5, Protocol::Sctp)]);
+    assert_eq!(ports, [("", 1, Protocol::Tcp), ("", 65535, Protocol::Tcp), ("d", 5, Protocol::Sctp)]);
 }
 
 #[test]

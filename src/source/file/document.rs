@@ -6,15 +6,17 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
-use serde::Deserialize;
 use serde::de::IgnoredAny;
-use serde_json::Value;
 
 use crate::model::{Event, Kind, Reject};
 use crate::source::Key;
 use crate::source::convert::Converter;
 use crate::source::object::{self, Object};
 use crate::source::shape::Shape;
+use crate::yaml::{self, Document, Scalar, Tree};
+
+/// At most this many keys of a document that come twice are named.
+const NAMED: usize = 3;
 
 /// How a file is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +28,8 @@ pub(super) enum Format {
 /// A document of a file that is not empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Chunk<'a> {
-    text: &'a str,
+    /// May be no UTF-8: then only this document cannot be used.
+    text: &'a [u8],
     /// Line of the file that it begins in, from 0.
     line: usize,
 }
@@ -41,8 +44,8 @@ impl Chunk<'_> {
 }
 
 /// Splits a file into its documents. A document that is wrong hides another only where it cannot be told where it ends.
-pub(super) fn split(text: &str, format: Format) -> Vec<Chunk<'_>> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+pub(super) fn split(text: &[u8], format: Format) -> Vec<Chunk<'_>> {
+    let text = text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text);
     match format {
         Format::Yaml => split_yaml(text),
         Format::Json => split_json(text),
@@ -51,25 +54,26 @@ pub(super) fn split(text: &str, format: Format) -> Vec<Chunk<'_>> {
 
 /// A line that begins with `---` or `...` and a blank is a marker wherever it stands, even inside of a quoted scalar
 /// (YAML 1.2.2, 9.1.2), so documents can be told apart without reading them.
-fn split_yaml(text: &str) -> Vec<Chunk<'_>> {
+fn split_yaml(text: &[u8]) -> Vec<Chunk<'_>> {
     let mut chunks = Vec::new();
     let mut start = (0, 0);
     let mut offset = 0;
     let mut push = |start: (usize, usize), end: usize| {
         let chunk = Chunk { text: &text[start.0..end], line: start.1 };
-        if chunk.text.lines().any(has_content) {
+        if chunk.text.split(|byte| *byte == b'\n').any(has_content) {
             chunks.push(chunk);
         }
     };
-    for (number, line) in text.split_inclusive('\n').enumerate() {
+    for (number, line) in text.split_inclusive(|byte| *byte == b'\n').enumerate() {
         let next = offset + line.len();
-        let is_marker = |marker| {
-            line.strip_prefix(marker).is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']))
+        let is_marker = |marker: &[u8]| {
+            line.strip_prefix(marker)
+                .is_some_and(|rest| matches!(rest.first(), None | Some(b' ' | b'\t' | b'\r' | b'\n')))
         };
-        if is_marker("---") {
+        if is_marker(b"---") {
             push(start, offset);
             start = (offset, number);
-        } else if is_marker("...") {
+        } else if is_marker(b"...") {
             push(start, offset);
             start = (next, number + 1);
         }
@@ -80,28 +84,33 @@ fn split_yaml(text: &str) -> Vec<Chunk<'_>> {
 }
 
 /// Whether a line is more than blank, a comment, a directive or a mere marker.
-fn has_content(line: &str) -> bool {
-    let line = line.strip_prefix("---").unwrap_or(line).trim();
-    !line.is_empty() && !line.starts_with('#') && !line.starts_with('%')
+fn has_content(line: &[u8]) -> bool {
+    let line = line.strip_prefix(b"---").unwrap_or(line).trim_ascii();
+    !matches!(line.first(), None | Some(b'#' | b'%'))
 }
 
-fn split_json(text: &str) -> Vec<Chunk<'_>> {
-    let mut documents = serde_json::Deserializer::from_str(text).into_iter::<IgnoredAny>();
+fn split_json(text: &[u8]) -> Vec<Chunk<'_>> {
+    let mut documents = serde_json::Deserializer::from_slice(text).into_iter::<IgnoredAny>();
     let (mut chunks, mut start, mut line) = (Vec::new(), 0, 0);
     loop {
         let document = documents.next();
         // Of a document that cannot be read, nobody knows where it ends: it is all the rest.
         let end = if matches!(document, Some(Ok(_))) { documents.byte_offset() } else { text.len() };
         let chunk = &text[start..end];
-        if !chunk.trim().is_empty() {
+        if !chunk.trim_ascii().is_empty() {
             chunks.push(Chunk { text: chunk, line });
         }
         if end == text.len() {
             return chunks;
         }
-        line += chunk.matches('\n').count();
+        line += lines(chunk);
         start = end;
     }
+}
+
+/// How many lines end in a text.
+fn lines(text: &[u8]) -> usize {
+    text.iter().filter(|byte| **byte == b'\n').count()
 }
 
 /// What a document says.
@@ -128,7 +137,13 @@ impl Reader<'_> {
     pub(super) fn read(&self, chunk: Chunk<'_>, format: Format) -> Contents {
         let mut contents = Contents::default();
         match parse(chunk, format) {
-            Ok(value) => self.object(value, "", None, &mut contents),
+            Ok(Document { tree, duplicates, .. }) => {
+                self.object(tree, "", None, &mut contents);
+                if !duplicates.is_empty() && !contents.objects.is_empty() {
+                    contents = Contents { other_kinds: contents.other_kinds, ..Contents::default() };
+                    contents.unclear("the document", twice(&duplicates, chunk.line));
+                }
+            }
             Err(reason) => contents.unclear("the document", reason),
         }
         contents
@@ -136,31 +151,30 @@ impl Reader<'_> {
 
     /// Reads an object or a list of objects. `path` is where it stands in the document, with a dot at its end;
     /// `of_list` what kind of list it stands in, as `apiVersion` and `kind`.
-    fn object(&self, mut value: Value, path: &str, of_list: Option<(&str, &str)>, contents: &mut Contents) {
-        if value.is_null() {
+    fn object(&self, mut tree: Tree, path: &str, of_list: Option<(&str, &str)>, contents: &mut Contents) {
+        if tree == Tree::Null {
             return;
         }
-        if !value.is_object() {
+        if !matches!(tree, Tree::Map(_)) {
             return contents.unclear(path, "is not an object; it is not used".to_owned());
         }
-        let text = |field: &str, default: Option<&str>| {
-            value.get(field).and_then(Value::as_str).or(default).unwrap_or_default().to_owned()
-        };
+        let text = |field: &str, default: Option<&str>| tree.text(field).or(default).unwrap_or_default().to_owned();
         let api_version = text("apiVersion", of_list.map(|list| list.0));
         let kind = text("kind", of_list.map(|list| list.1));
         for (field, found) in [("apiVersion", &api_version), ("kind", &kind)] {
             if found.is_empty() {
-                return contents.unclear(&format!("{path}{field}"), "is missing; the object is not used".to_owned());
+                let reason = format!("{}; the object is not used", no_text(tree.at(field)));
+                return contents.unclear(&format!("{path}{field}"), reason);
             }
         }
 
         if let Some(of_items) = kind.strip_suffix("List")
-            && let Some(items) = value.get_mut("items")
+            && let Some(items) = tree.take("items")
         {
             let of_items = (!of_items.is_empty()).then_some((api_version.as_str(), of_items));
-            match items.take() {
-                Value::Null => {}
-                Value::Array(items) => {
+            match items {
+                Tree::Null => {}
+                Tree::List(items) => {
                     for (index, item) in items.into_iter().enumerate() {
                         self.object(item, &format!("{path}items[{index}]."), of_items, contents);
                     }
@@ -171,24 +185,29 @@ impl Reader<'_> {
         }
 
         match (group(&api_version), kind.as_str()) {
-            ("", "Service") => self.typed::<Service>(value, path, &api_version, "v1", contents),
-            ("", "Node") => self.typed::<Node>(value, path, &api_version, "v1", contents),
+            ("", "Service") => self.typed::<Service>(&tree, path, &api_version, "v1", contents),
+            ("", "Node") => self.typed::<Node>(&tree, path, &api_version, "v1", contents),
             ("discovery.k8s.io", "EndpointSlice") => {
-                self.typed::<EndpointSlice>(value, path, &api_version, "discovery.k8s.io/v1", contents);
+                self.typed::<EndpointSlice>(&tree, path, &api_version, "discovery.k8s.io/v1", contents);
             }
             ("networking.k8s.io", "ServiceCIDR") => {
-                self.typed::<ServiceCIDR>(value, path, &api_version, "networking.k8s.io/v1", contents);
+                self.typed::<ServiceCIDR>(&tree, path, &api_version, "networking.k8s.io/v1", contents);
             }
             _ => contents.other_kinds.push(format!("{api_version} {kind}")),
         }
     }
 
-    fn typed<T: Object>(&self, mut value: Value, path: &str, found: &str, wanted: &str, contents: &mut Contents) {
-        let text = |field: &str| {
-            let field = value.get("metadata").and_then(|metadata| metadata.get(field));
-            field.and_then(Value::as_str).unwrap_or_default().to_owned()
+    fn typed<T: Object>(&self, tree: &Tree, path: &str, found: &str, wanted: &str, contents: &mut Contents) {
+        let field = |field: &str| tree.at("metadata").and_then(|metadata| metadata.at(field));
+        let text = |name: &str| match field(name) {
+            Some(Tree::String(text)) => text.clone(),
+            _ => String::new(),
         };
         let (mut namespace, name) = (text("namespace"), text("name"));
+        if !matches!(field("namespace"), None | Some(Tree::Null | Tree::String(_))) {
+            let reason = format!("{}; the {} is not used", no_text(field("namespace")), T::KIND);
+            return contents.unclear(&format!("{path}metadata.namespace"), reason);
+        }
         if namespace.is_empty() {
             "default".clone_into(&mut namespace);
         }
@@ -196,15 +215,14 @@ impl Reader<'_> {
             return;
         }
         let Some(key) = Key::new(T::KIND, &namespace, &name) else {
-            let reason = if name.is_empty() { "is missing".to_owned() } else { format!("{name:?} is not a name") };
+            let reason = if name.is_empty() { no_text(field("name")) } else { format!("{name:?} is not a name") };
             return contents.unclear(&format!("{path}metadata.name"), format!("{reason}; the {} is not used", T::KIND));
         };
         if found != wanted {
             let reason = format!("{found} is not read; write {wanted}");
             return contents.faulty(key, path, Reject::new("apiVersion", reason));
         }
-        Shape::of(T::KIND).prune(&mut value);
-        match object::parse::<T>(&value) {
+        match object::parse::<T>(&Shape::of(T::KIND).keep(tree)) {
             Ok(mut object) => {
                 if matches!(T::KIND, Kind::Service | Kind::EndpointSlice) {
                     object.metadata_mut().namespace = Some(namespace);
@@ -212,9 +230,45 @@ impl Reader<'_> {
                 let events = object::events(&object, &key, self.convert);
                 contents.objects.insert(key, Some(events));
             }
-            Err(reject) => contents.faulty(key, path, reject),
+            Err(reject) => contents.faulty(key, path, better(reject, tree)),
         }
     }
+}
+
+/// What is wrong with what should be a text and not empty.
+fn no_text(found: Option<&Tree>) -> String {
+    match found {
+        None | Some(Tree::Null | Tree::String(_)) => "is missing".to_owned(),
+        Some(Tree::Scalar(Scalar::Bool(_), text)) => format!("{text} is a switch (true or false); write {text:?}"),
+        Some(Tree::Scalar(_, text)) => format!("{text} is a number; write {text:?}"),
+        Some(Tree::List(_)) => "is a list, not a text".to_owned(),
+        Some(Tree::Map(_)) => "is a section, not a text".to_owned(),
+    }
+}
+
+/// The same reject, with what to write where a text is wanted that looks like something else.
+fn better(reject: Reject, tree: &Tree) -> Reject {
+    match tree.find(&reject.field) {
+        Some(found @ Tree::Scalar(..)) if reject.reason.contains("expected a string") => {
+            let reason = format!("{}; the object is not used", no_text(Some(found)));
+            Reject::new(reject.field, reason)
+        }
+        _ => reject,
+    }
+}
+
+/// Names keys that come twice in a document that begins after so many lines.
+fn twice(duplicates: &[yaml::Duplicate], lines_before: usize) -> String {
+    let named = duplicates.iter().take(NAMED).map(|duplicate| {
+        let lines = duplicate.lines.map(|(first, second)| (first + lines_before, second + lines_before));
+        yaml::Duplicate { path: duplicate.path.clone(), lines }.to_string()
+    });
+    let named: Vec<String> = named.collect();
+    let more = match duplicates.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("has keys that come twice: {}{more}; the document is not used", named.join(", "))
 }
 
 impl Contents {
@@ -238,12 +292,22 @@ fn group(api_version: &str) -> &str {
     api_version.split_once('/').map_or("", |(group, _)| group)
 }
 
-fn parse(chunk: Chunk<'_>, format: Format) -> Result<Value, String> {
+fn parse(chunk: Chunk<'_>, format: Format) -> Result<Document, String> {
+    let text = std::str::from_utf8(chunk.text).map_err(|err| {
+        let (before, after) = chunk.text.split_at(err.valid_up_to());
+        let line = chunk.line + lines(before) + 1;
+        format!("not UTF-8 (the byte {:#04x} in line {line}); the document is not used", after[0])
+    })?;
     let (format, result) = match format {
-        Format::Json => ("JSON", serde_json::from_str(chunk.text).map_err(|err| err.to_string())),
-        Format::Yaml => ("YAML", parse_yaml(chunk.text).map_err(|err| err.to_string())),
+        Format::Json => ("JSON", yaml::json(text).map_err(|err| err.to_string())),
+        Format::Yaml => ("YAML", parse_yaml(text)),
     };
     result.map_err(|err| format!("not {format} ({}); the document is not used", shift_lines(&err, chunk.line)))
+}
+
+fn parse_yaml(text: &str) -> Result<Document, String> {
+    let documents = yaml::documents(text).map_err(|err| err.to_string())?;
+    documents.into_iter().next().ok_or_else(|| "there is nothing in it".to_owned())
 }
 
 /// Parsers count lines from the beginning of the document; people from the beginning of the file.
@@ -260,22 +324,12 @@ fn shift_lines(message: &str, by: usize) -> String {
     shifted
 }
 
-fn parse_yaml(text: &str) -> Result<Value, serde_yaml::Error> {
-    if !text.contains("<<:") {
-        return Value::deserialize(serde_yaml::Deserializer::from_str(text));
-    }
-    // Merge keys need a second pass.
-    let mut value: serde_yaml::Value = serde_yaml::from_str(text)?;
-    value.apply_merge()?;
-    serde_yaml::from_value(value)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn lines(text: &str, format: Format) -> Vec<usize> {
-        split(text, format).iter().map(|chunk| chunk.line + 1).collect()
+        split(text.as_bytes(), format).iter().map(|chunk| chunk.line + 1).collect()
     }
 
     #[test]
@@ -301,20 +355,12 @@ mod tests {
 
     #[test]
     fn positions_are_those_of_the_file() {
-        let chunks = split("a: 1\n---\nb: [\nc: 2\n", Format::Yaml);
-        let err = parse(chunks[1], Format::Yaml).expect_err("not YAML");
-        let expected =
-            "not YAML (did not find expected ',' or ']' at line 5 column 1, while parsing a flow sequence at line 3";
-        assert!(err.starts_with(expected), "{err}");
-        let chunks = split("{}\n{\"a\":\n  oh}", Format::Json);
-        let err = parse(chunks[1], Format::Json).expect_err("not JSON");
+        let refused = |text: &'static str, format, index: usize| {
+            parse(split(text.as_bytes(), format)[index], format).expect_err("it is refused")
+        };
+        let err = refused("a: 1\n---\nb: [\nc: 2\n", Format::Yaml, 1);
+        assert!(err.starts_with("not YAML (unclosed bracket '[' at line 3 column 4)"), "{err}");
+        let err = refused("{}\n{\"a\":\n  oh}", Format::Json, 1);
         assert!(err.starts_with("not JSON (expected value at line 3 column 3)"), "{err}");
-    }
-
-    #[test]
-    fn merge_keys_are_applied() {
-        let chunks = split("base: &base {a: 1}\nmore: {<<: *base, b: 2}\n", Format::Yaml);
-        let value = parse(chunks[0], Format::Yaml).expect("YAML");
-        assert_eq!(value["more"], serde_json::json!({"a": 1, "b": 2}));
     }
 }

@@ -226,7 +226,7 @@ impl Folder {
         self.unreported.remove(name);
     }
 
-    fn read(&mut self, name: &Arc<OsStr>, text: &str, format: Format, stamp: Option<Stamp>, wanted: &BTreeSet<Key>) {
+    fn read(&mut self, name: &Arc<OsStr>, text: &[u8], format: Format, stamp: Option<Stamp>, wanted: &BTreeSet<Key>) {
         let before = self.files.remove(name).unwrap_or_default();
         let winners_before = winners(&before.documents);
         let reader = Reader { node_name: &self.node_name, convert: &self.convert };
@@ -370,7 +370,7 @@ fn is_hidden(name: &OsStr) -> bool {
 }
 
 /// Reads a file; `None` where there is none. There is no stamp if the file may be changing.
-fn read(path: &Path) -> io::Result<Option<(String, Option<Stamp>)>> {
+fn read(path: &Path) -> io::Result<Option<(Vec<u8>, Option<Stamp>)>> {
     let found = |result: io::Result<fs::Metadata>| match result {
         Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
         result => result.map(Some),
@@ -386,7 +386,7 @@ fn read(path: &Path) -> io::Result<Option<(String, Option<Stamp>)>> {
         file => file?,
     };
     let stamp = Stamp::of(&file.metadata()?);
-    let mut text = String::new();
-    file.read_to_string(&mut text)?;
+    let mut text = Vec::new();
+    file.read_to_end(&mut text)?;
     Ok(Some((text, stamp.is_settled(now).then_some(stamp))))
 }

@@ -141,7 +141,7 @@ mod tests {
                 read.set(read.get() + 1);
                 Contents::default()
             };
-            Update::new(before, split(text, Format::Yaml), count).documents
+            Update::new(before, split(text.as_bytes(), Format::Yaml), count).documents
         };
         let documents = update(Vec::new(), "a: 1\n---\nb: 2\n---\nc: 3\n");
         assert_eq!((read.get(), documents.len()), (3, 3));
