@@ -12,6 +12,7 @@ use tokio::time::{sleep, timeout};
 use tracing::debug;
 
 use crate::model::ObjectName;
+use crate::printable::printable;
 
 /// Who says it. The name is kube-proxy's, since whatever looks for these Events looks for that.
 const CONTROLLER: &str = "kube-proxy";
@@ -145,7 +146,7 @@ async fn publish_one(recorder: &Recorder, node_name: &str, notice: &Notice) -> b
 }
 
 fn event(notice: &Notice) -> Event {
-    let mut note = notice.note.clone();
+    let mut note = printable(&notice.note).into_owned();
     note.truncate(note.floor_char_boundary(NOTE));
     Event {
         type_: if notice.warning { EventType::Warning } else { EventType::Normal },

@@ -1,6 +1,9 @@
 //! The log: one line for each change of state that matters, to standard error, for journald and for people.
+//!
+//! What others have written, such as the name of an object or of a file, cannot make a line of its own: see [`OneLine`].
 
 use std::fmt;
+use std::io;
 use std::os::fd::AsFd;
 
 use tracing::level_filters::LevelFilter;
@@ -13,6 +16,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{LogFormat, Logging};
+use crate::printable::is_dangerous;
 
 /// Starts logging at a klog-like verbosity: 0 and 1 for information, 2 to 4 for debugging, 5 and more for everything.
 ///
@@ -29,7 +33,7 @@ pub(crate) fn init(Logging { format, verbosity }: Logging) {
         .with_default(others)
         .with_targets([("kube_client", kube), ("kube_runtime", kube), ("tower_http", kube)])
         .with_target("nftproxyd", own);
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let lines = tracing_subscriber::fmt::layer().with_writer(|| OneLine(std::io::stderr())).with_ansi(false);
     let lines = match format {
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
         LogFormat::Text if journald_listens() => lines.event_format(Journal).boxed(),
@@ -54,10 +58,41 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, context: &FmtContext<'_, S, N>, writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let mut text = String::new();
         context.field_format().format_fields(Writer::new(&mut text), event)?;
-        journal_lines(priority(*event.metadata().level()), &text, writer)
+        writeln!(writer, "<{}>{text}", priority(*event.metadata().level()))
+    }
+}
+
+/// Writes each event as one line: whatever is in it that would end the line, or speak to a terminal, is escaped, in a way
+/// that JSON can be written with, too. The one place that every line of every format passes.
+struct OneLine<W>(W);
+
+impl<W: io::Write> io::Write for OneLine<W> {
+    /// `event` is all of an event, with the end of its line.
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(event);
+        let line = text.strip_suffix('\n').unwrap_or(&text);
+        if line.contains(is_dangerous) {
+            let mut escaped = String::with_capacity(line.len() + 16);
+            for c in line.chars() {
+                match c {
+                    '\n' => escaped.push_str("\\n"),
+                    c if is_dangerous(c) => escaped.push_str(&format!("\\u{:04x}", u32::from(c))),
+                    c => escaped.push(c),
+                }
+            }
+            escaped.push('\n');
+            self.0.write_all(escaped.as_bytes())?;
+        } else {
+            self.0.write_all(event)?;
+        }
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
     }
 }
 
@@ -71,17 +106,13 @@ fn priority(level: Level) -> u8 {
     }
 }
 
-/// Each line is an entry of its own to journald, so each has the priority.
-fn journal_lines(priority: u8, text: &str, mut writer: impl fmt::Write) -> fmt::Result {
-    text.lines().try_for_each(|line| writeln!(writer, "<{priority}>{line}"))
-}
-
 #[cfg(test)]
 mod tests {
-    use std::io;
     use std::sync::{Arc, Mutex};
 
     use super::*;
+
+    const NASTY: &str = "a\n<3>forged\r\u{1b}[2J\u{9b}\u{7f}\u{2028}\u{202e}";
 
     /// What is logged ends up here.
     #[derive(Clone, Default)]
@@ -105,32 +136,56 @@ mod tests {
         let sink = Sink::default();
         let subscriber = tracing_subscriber::registry().with(layer(sink.clone()));
         tracing::subscriber::with_default(subscriber, || {
-            tracing::warn!(kind = "Service", "one\ntwo");
+            tracing::warn!(kind = "Service", name = NASTY, "one\ntwo {NASTY}");
             tracing::info!(operations = 3, "in sync");
         });
         let bytes = sink.0.lock().expect("nobody panics").clone();
         String::from_utf8(bytes).expect("text")
     }
 
+    fn assert_harmless(text: &str) {
+        let found = text.chars().filter(|c| is_dangerous(*c) && *c != '\n').count();
+        assert_eq!(found, 0, "{text:?}");
+    }
+
+    #[test]
+    fn people_get_one_line_for_each_event() {
+        let text = logged(|sink| {
+            let writer = move || OneLine(sink.clone());
+            tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false)
+        });
+        assert_eq!(text.lines().count(), 2, "{text}");
+        assert!(text.contains("WARN nftproxyd::logging::tests: one\\ntwo a\\n<3>forged"), "{text}");
+        assert_harmless(&text);
+    }
+
     #[test]
     fn journald_gets_priorities_and_no_time() {
         let text = logged(|sink| {
-            let writer = move || sink.clone();
+            let writer = move || OneLine(sink.clone());
             tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false).event_format(Journal)
         });
-        assert_eq!(text, "<4>one\n<4>two kind=\"Service\"\n<6>in sync operations=3\n");
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        assert!(lines[0].starts_with("<4>one\\ntwo a\\n<3>forged\\u000d"), "{text}");
+        assert_eq!(lines[1], "<6>in sync operations=3");
+        assert_harmless(&text);
     }
 
     #[test]
     fn json_is_one_object_for_each_line() {
         let text = logged(|sink| {
-            let writer = move || sink.clone();
+            let writer = move || OneLine(sink.clone());
             tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false).json().flatten_event(true)
         });
         let lines: Vec<serde_json::Value> =
             text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
         assert_eq!(lines.len(), 2);
-        assert_eq!(lines[0]["message"], "one\ntwo");
+        assert_eq!(
+            (lines[0]["message"].as_str(), &lines[0]["name"]),
+            (Some(&*format!("one\ntwo {NASTY}")), &NASTY.into())
+        );
+        assert_harmless(&text);
         assert_eq!(lines[0]["kind"], "Service");
         assert_eq!((&lines[1]["level"], &lines[1]["operations"]), (&"INFO".into(), &3.into()));
     }

@@ -72,6 +72,8 @@ pub(super) async fn follow(
         let loaded = match config::parse(&path, &text, &overrides) {
             Ok(loaded) => loaded,
             Err(reason) => {
+                // Each problem has a line of its own there.
+                let reason = reason.to_string().replace(":\n  ", ": ").replace("\n  ", "; ");
                 error!("{shown} has changed and cannot be used; what it said before stays in force: {reason}");
                 continue;
             }

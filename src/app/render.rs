@@ -10,6 +10,7 @@ use super::{configuration, converter, facts};
 use crate::cli::RenderArgs;
 use crate::model::{Event, Family};
 use crate::nftables::in_memory::InMemoryKernel;
+use crate::printable::printable;
 use crate::ruleset::text;
 use crate::source::file;
 use crate::sync::Engine;
@@ -22,7 +23,7 @@ pub(super) fn render(args: &RenderArgs) -> anyhow::Result<()> {
     let mut engine = Engine::new(InMemoryKernel::new(), facts(&config));
     file::load_once(&args.manifests, &config.node_name, converter(&config), &mut |event| {
         if let Event::Rejects { object, rejects } = &event {
-            rejects.iter().for_each(|reject| eprintln!("{object}: {reject}"));
+            rejects.iter().for_each(|reject| eprintln!("{}", printable(&format!("{object}: {reject}"))));
         }
         engine.apply(event);
     })?;

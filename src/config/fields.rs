@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Problem;
 use super::duration::GoDuration;
+use crate::printable::printable;
 use crate::yaml::{Scalar, Tree};
 
 /// The type of a field.
@@ -234,7 +235,7 @@ impl Fields {
             {
                 self.section(value, &format!("{path}."));
             } else {
-                self.unknown.insert(path);
+                self.unknown.insert(printable(&path).into_owned());
             }
         }
     }

@@ -11,6 +11,7 @@ use super::flags::Flags;
 use super::{Config, ConfigError, DetectLocal, Loaded, NodePortAddresses, Overrides, Problem, Source};
 use crate::model::parse;
 use crate::model::{Family, PerFamily};
+use crate::printable::printable;
 use crate::yaml::{Document, Duplicate, Tree};
 
 pub(super) const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
@@ -308,7 +309,7 @@ impl Resolver<'_> {
             }
         }
         if !unknown.is_empty() {
-            self.warnings.push(format!("unknown feature gates are ignored: {}", unknown.join(", ")));
+            self.warnings.push(format!("unknown feature gates are ignored: {}", printable(&unknown.join(", "))));
         }
         allow_external_ips
     }

@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::metrics::daemon::{Daemon, FamilyState, Followed, PATH, Standing};
+use crate::printable::printable;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -97,7 +98,7 @@ async fn exchange(address: SocketAddr, path: &str) -> io::Result<(StatusCode, St
 pub fn daemon_text(daemon: &Daemon) -> String {
     let follows_all = daemon.not_followed().next().is_none();
     let healthy = if daemon.healthy { "healthy" } else { "NOT HEALTHY" };
-    let mut text = format!("daemon    nftproxyd {}, {healthy}", daemon.version);
+    let mut text = format!("daemon    nftproxyd {}, {healthy}", printable(&daemon.version));
     if !follows_all {
         // Health is about what is known (see its doc), as with kube-proxy.
         text.push_str(if daemon.healthy {
@@ -111,18 +112,18 @@ pub fn daemon_text(daemon: &Daemon) -> String {
     }
     text.push('\n');
     if !daemon.kinds.is_empty() {
-        let _ = writeln!(text, "cluster   {}", kinds_text(daemon));
+        let _ = writeln!(text, "cluster   {}", printable(&kinds_text(daemon)));
     }
     for (family, state) in &daemon.families {
-        let _ = writeln!(text, "{family}      {}", family_text(state, follows_all));
+        let _ = writeln!(text, "{}      {}", printable(family), printable(&family_text(state, follows_all)));
     }
     if !daemon.awaited.is_empty() {
-        let _ = writeln!(text, "start     waits for {}", daemon.awaited.join(", "));
+        let _ = writeln!(text, "start     waits for {}", printable(&daemon.awaited.join(", ")));
     }
     if !daemon.rejected_objects.is_empty() {
         let kinds = daemon.rejected_objects.iter().map(|(kind, count)| format!("{count} {kind}"));
         let kinds = kinds.collect::<Vec<_>>().join(", ");
-        let _ = writeln!(text, "objects   with parts that cannot be used: {kinds} (see the log)");
+        let _ = writeln!(text, "objects   with parts that cannot be used: {} (see the log)", printable(&kinds));
     }
     text
 }
@@ -243,6 +244,8 @@ mod tests {
              start     waits for table ip6 nftproxyd (no permission)\n\
              objects   with parts that cannot be used: 2 Service (see the log)\n"
         );
+        daemon.awaited = vec!["a\nIPv4      in sync".to_owned()];
+        assert!(daemon_text(&daemon).contains("start     waits for a\\nIPv4      in sync\n"), "nobody adds a line");
         (daemon.healthy, daemon.node_eligible) = (false, false);
         assert!(
             daemon_text(&daemon)

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{FrontendStatus, Policy};
+use crate::printable::printable;
 
 const HEADINGS: [&str; 6] = ["SERVICE", "FRONTEND", "POLICY", "AFFINITY", "ENDPOINT", "CONNECTIONS"];
 
@@ -31,7 +32,7 @@ pub fn table(frontends: &[FrontendStatus]) -> String {
             None => format!("*:{} ({})", frontend.port, frontend.family),
         };
         let mut left = [
-            frontend.service.clone(),
+            printable(&frontend.service).into_owned(),
             format!("{} {address}", frontend.protocol),
             policy,
             affinity.unwrap_or_else(|| "-".to_owned()),

@@ -512,7 +512,7 @@ impl Table {
             return Ok(());
         }
         if tracing::enabled!(tracing::Level::TRACE) {
-            tracing::trace!("transaction:\n{transaction}");
+            transaction.to_string().lines().for_each(|line| tracing::trace!("transaction: {line}"));
         }
         let mut attempt = 0;
         let committed = loop {

@@ -15,6 +15,8 @@ use granit_parser::{Event, Marker, Parser, ScalarStyle, Span, Tag, options};
 pub(crate) use tree::{Scalar, Tree};
 pub(crate) use write::text;
 
+use crate::printable::printable;
+
 /// Lists and sections within each other. No object has as many; serde_json's limit is the same.
 pub(crate) const DEEPEST: usize = 128;
 
@@ -42,10 +44,11 @@ pub(crate) struct Duplicate {
 
 impl fmt::Display for Duplicate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = printable(&self.path);
         match self.lines {
-            Some((first, second)) if first == second => write!(f, "{} (line {first})", self.path),
-            Some((first, second)) => write!(f, "{} (lines {first} and {second})", self.path),
-            None => f.write_str(&self.path),
+            Some((first, second)) if first == second => write!(f, "{path} (line {first})"),
+            Some((first, second)) => write!(f, "{path} (lines {first} and {second})"),
+            None => f.write_str(&path),
         }
     }
 }

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
+use crate::printable::printable;
+
 /// What a value weighs beside its text, in bytes.
 const WEIGHT: usize = 64;
 
@@ -151,7 +153,7 @@ impl fmt::Display for Tree {
             Tree::Map(entries) => {
                 f.write_str("{")?;
                 for (index, (key, value)) in entries.iter().enumerate() {
-                    write!(f, "{}{key}: {value}", if index > 0 { ", " } else { "" })?;
+                    write!(f, "{}{}: {value}", if index > 0 { ", " } else { "" }, printable(key))?;
                 }
                 f.write_str("}")
             }

@@ -16,7 +16,7 @@ use rust::{Token, tokens, without_comments_and_text};
 use source::{SourceFile, files_below, is_for_tests, lines_with, source_files};
 
 /// The layers, and which others each may use. There is a use for each of these.
-const LAYERS: [(&str, &[&str]); 26] = [
+const LAYERS: [(&str, &[&str]); 27] = [
     ("model", &[]),
     ("config", &["model", "addresses"]),
     ("source", &["model"]),
@@ -30,6 +30,7 @@ const LAYERS: [(&str, &[&str]); 26] = [
     ("secrets", &[]),
     ("threads", &[]),
     ("yaml", &[]),
+    ("printable", &[]),
     ("addresses", &["model", "netlink"]),
     ("sync", &["nftables", "diff", "ruleset", "model", "addresses", "config"]),
     ("conntrack", &["model", "netlink"]),
@@ -46,7 +47,7 @@ const LAYERS: [(&str, &[&str]); 26] = [
 ];
 
 /// What every layer may use, and what uses none of them.
-const COMMON: [&str; 5] = ["errors", "keyed", "secrets", "threads", "yaml"];
+const COMMON: [&str; 6] = ["errors", "keyed", "secrets", "threads", "yaml", "printable"];
 
 /// What puts the layers together, and may use all of them; no layer uses these.
 const ASSEMBLY: [&str; 3] = ["app", "lib", "main"];

@@ -233,16 +233,16 @@ fn all_problems_are_named_at_once() {
 #[test]
 fn oddities_are_warned_about() {
     let text = file(
-        "Mode: x\nmetadata: {name: y}\nudpIdleTimeout: 250ms\nnftables: {new: 1, syncPeriod: 1s, syncPeriod: 2s}\n\
-         ipvs: {strictARP: true, scheduler: rr}\nenableProfiling: true\nfeatureGates: {Nonsense: true}\n\
+        "Mode: x\nmetadata: {name: w}\n\"a\\nb\": 1\nudpIdleTimeout: 250ms\nnftables: {new: 1, syncPeriod: 1s, syncPeriod: 2s}\n\
+         ipvs: {strictARP: true, scheduler: rr}\nenableProfiling: true\nfeatureGates: {Nonsense: true, \"b\\nc\": true}\n\
          iptables: {localhostNodePorts: true}",
     );
     let loaded = resolve_text(&text).expect("it can be used");
     let expected = [
-        "unknown fields are ignored: Mode, metadata, nftables.new, udpIdleTimeout",
-        "of fields that are given twice the last counts: nftables.syncPeriod (line 7)",
+        "unknown fields are ignored: Mode, a\\nb, metadata, nftables.new, udpIdleTimeout",
+        "of fields that are given twice the last counts: nftables.syncPeriod (line 8)",
         "no effect with nftables: enableProfiling, iptables.localhostNodePorts, ipvs.scheduler, ipvs.strictARP",
-        "unknown feature gates are ignored: Nonsense",
+        "unknown feature gates are ignored: Nonsense, b\\nc",
     ];
     assert_eq!(loaded.warnings, expected);
     assert_eq!(loaded.config.sync_period.as_secs(), 2);
