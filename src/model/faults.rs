@@ -27,7 +27,8 @@ impl Faults {
     /// What would be new if this were all that is wrong with an object.
     pub fn news<'a>(&self, object: &ObjectRef, rejects: &'a [Reject]) -> News<'a> {
         let known = self.of(object);
-        let faults: Vec<&Reject> = rejects.iter().filter(|reject| !known.contains(reject)).collect();
+        let faults: Vec<&Reject> =
+            rejects.iter().filter(|reject| !known.iter().any(|known| known.is_like(reject))).collect();
         match (faults.is_empty(), rejects.is_empty() && !known.is_empty()) {
             (false, _) => News::Faults(faults),
             (true, true) => News::Over,
@@ -88,6 +89,10 @@ mod tests {
         told("x/y", &[&a], News::Faults(vec![&a]));
         told("x/y", &[], News::Over);
         told("x/y", &[], News::None);
+        // Elsewhere in a list.
+        told("x/y", &[&fault("e[3].a")], News::Faults(vec![&fault("e[3].a")]));
+        told("x/y", &[&fault("e[5].a")], News::None);
+        told("x/y", &[], News::Over);
         assert_eq!((faults.of(&service("x/y")), faults.of(&service("x/z"))), (&[][..], &[b][..]));
     }
 

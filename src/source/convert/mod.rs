@@ -102,7 +102,8 @@ fn events<T, N>(
     gone: impl FnOnce(N) -> Event,
 ) -> Vec<Event> {
     let event = converted.value.map(there).or_else(|| converted.name.map(gone));
-    let rejects = Event::Rejects { object: object_ref(kind, metadata), rejects: converted.rejects };
+    let rejects = Reject::fold(converted.rejects);
+    let rejects = Event::Rejects { object: object_ref(kind, metadata), rejects };
     event.into_iter().chain([rejects]).collect()
 }
 

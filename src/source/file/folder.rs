@@ -349,7 +349,7 @@ impl Folder {
             });
             let rejects: Vec<_> = document.rejects.iter().cloned().chain(overruled).collect();
             if !rejects.is_empty() {
-                reports.insert(index + 1, rejects);
+                reports.insert(index + 1, Reject::fold(rejects));
             }
         }
         reports
