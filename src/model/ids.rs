@@ -127,15 +127,21 @@ impl fmt::Display for Protocol {
 
 /// The name of a namespaced object, kept as one shared text `namespace/name`.
 ///
-/// Invariant: there is exactly one `/`; neither part is empty (Kubernetes allows no `/` in either).
+/// Invariant: there is exactly one `/`, and each part is such as [`ObjectName::is_part`] wants it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectName(ArcStr);
 
 impl ObjectName {
-    /// Joins the two parts; `None` where one is empty or holds a `/`.
+    /// Whether a text can be a namespace or a name. The API server allows much less; this much keeps texts apart that are
+    /// made of names: comments in tables, lines of the log.
+    pub fn is_part(part: &str) -> bool {
+        let strange = |c: char| matches!(c, '/' | '"' | '\\') || c.is_control() || c.is_whitespace();
+        !part.is_empty() && !part.contains(strange)
+    }
+
+    /// Joins the two parts; `None` where one cannot be such.
     pub fn new(namespace: &str, name: &str) -> Option<ObjectName> {
-        let valid = |part: &str| !part.is_empty() && !part.contains('/');
-        (valid(namespace) && valid(name)).then(|| ObjectName(format!("{namespace}/{name}").into()))
+        (Self::is_part(namespace) && Self::is_part(name)).then(|| ObjectName(format!("{namespace}/{name}").into()))
     }
 
     /// `metadata.namespace`.

@@ -40,6 +40,32 @@ pub fn address(text: &str) -> Result<IpAddr, ParseError> {
     tolerant(text).map(|address| address.to_canonical()).ok_or_else(|| ParseError::Address(shown(text)))
 }
 
+/// Why an address is none that packets can be sent to from here: the API server's check of endpoints and external IPs
+/// (`ValidateEndpointIP` of Kubernetes 1.36).
+pub fn special(address: IpAddr) -> Option<&'static str> {
+    if let Some(why) = nowhere(address) {
+        return Some(why);
+    }
+    let link_local = match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    link_local.then_some("a link-local address")
+}
+
+/// Why an address cannot be a Service's at all.
+pub fn nowhere(address: IpAddr) -> Option<&'static str> {
+    if address.is_unspecified() {
+        Some("the unspecified address")
+    } else if address.is_loopback() {
+        Some("a loopback address")
+    } else if address.is_multicast() {
+        Some("a multicast address")
+    } else {
+        None
+    }
+}
+
 /// Reads a CIDR and masks its host bits: `203.0.113.7/025` is 203.0.113.0/25. A range within the IPv4-mapped part of
 /// IPv6 is an IPv4 range. White space is an error.
 pub fn cidr(text: &str) -> Result<IpNet, ParseError> {
@@ -161,6 +187,29 @@ mod tests {
             assert!(error.ends_with(" is not an IP address") && error.len() < 120, "{error}");
         }
         assert_eq!(address("a\nb").expect_err("bad").to_string(), r#""a\nb" is not an IP address"#);
+    }
+
+    #[test]
+    fn addresses_of_no_use() {
+        let cases = [
+            ("0.0.0.0", Some("the unspecified address"), true),
+            ("::", Some("the unspecified address"), true),
+            ("127.9.9.9", Some("a loopback address"), true),
+            ("::1", Some("a loopback address"), true),
+            ("224.0.0.1", Some("a multicast address"), true),
+            ("ff02::1", Some("a multicast address"), true),
+            ("239.1.2.3", Some("a multicast address"), true),
+            ("169.254.169.254", Some("a link-local address"), false),
+            ("fe80::1", Some("a link-local address"), false),
+            ("::ffff:127.0.0.1", Some("a loopback address"), true),
+            ("10.0.0.1", None, false),
+            ("255.255.255.255", None, false),
+            ("fd00::1", None, false),
+        ];
+        for (text, why, for_all) in cases {
+            let address = address(text).expect("an address");
+            assert_eq!((special(address), nowhere(address).is_some()), (why, for_all), "{text}");
+        }
     }
 
     #[test]

@@ -37,9 +37,9 @@ pub struct Service {
     /// Whether the Service has an external IP of the family, counted before the feature gate (it makes the Service
     /// externally reachable in the sense of the traffic policies).
     pub has_external_ips: PerFamily<bool>,
-    /// `spec.loadBalancerSourceRanges`: valid ones of both families, host bits masked, sorted, without duplicates.
-    /// A family that is absent here, or that holds a `/0`, is not restricted.
-    pub source_ranges: Box<[IpNet]>,
+    /// `spec.loadBalancerSourceRanges`, if there are any: valid ones of both families, host bits masked, sorted, without
+    /// duplicates. A family that is absent here is closed to all; one that holds a `/0` is open to all.
+    pub source_ranges: Option<Box<[IpNet]>>,
     /// `spec.internalTrafficPolicy`: concerns the cluster IP.
     pub internal_policy: TrafficPolicy,
     /// `spec.externalTrafficPolicy`, where the type lets it count: concerns node ports, external and load-balancer IPs.

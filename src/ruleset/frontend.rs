@@ -102,8 +102,8 @@ pub struct Frontend {
     pub port_name: ArcStr,
     /// What becomes of a connection.
     pub action: Action,
-    /// `loadBalancerSourceRanges`: the only sources that are not dropped, sorted and merged. `None`: all are allowed, as
-    /// at every node port.
+    /// `loadBalancerSourceRanges`: the only sources that are not dropped, sorted and merged; none where none of the ranges
+    /// can be used. `None`: all are allowed, as at every node port.
     pub allowed_sources: Option<Box<[Range]>>,
 }
 

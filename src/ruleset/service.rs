@@ -101,12 +101,13 @@ fn slots(targets: &[Target]) -> Slots {
     targets.iter().take(Pick::LOCAL_OFFSET as usize).map(Backend::from).collect()
 }
 
-/// The ranges that may reach a load-balancer IP; `None` where all sources may: no range of this family, or a `/0`.
+/// The ranges that may reach a load-balancer IP, maybe none; `None` where all sources may: nothing is said about it, or a
+/// `/0`.
 fn allowed_sources(service: &Service, family: Family, facts: &ServiceFacts) -> Option<Box<[Range]>> {
     let of_family = |address: &IpAddr| Family::of(*address) == family;
-    let nets: SmallVec<[IpNet; 8]> =
-        service.source_ranges.iter().filter(|net| of_family(&net.network())).copied().collect();
-    if nets.is_empty() || nets.iter().any(|net| net.prefix_len() == 0) {
+    let ranges = service.source_ranges.as_ref()?;
+    let nets: SmallVec<[IpNet; 8]> = ranges.iter().filter(|net| of_family(&net.network())).copied().collect();
+    if nets.iter().any(|net| net.prefix_len() == 0) {
         return None;
     }
     let mut allowed: Vec<Range> = nets.iter().map(Range::of).collect();
@@ -185,7 +186,7 @@ mod tests {
             external_ips: ["192.0.2.1", "192.0.2.2", "2001:db8::1"].map(address).into(),
             load_balancer_ips: ["192.0.2.2", "192.0.2.3"].map(address).into(),
             has_external_ips: PerFamily::default(),
-            source_ranges: ["203.0.113.0/24".parse().expect("a range")].into(),
+            source_ranges: Some(["203.0.113.0/24".parse().expect("a range")].into()),
             internal_policy: TrafficPolicy::Cluster,
             external_policy: TrafficPolicy::Cluster,
             affinity: None,

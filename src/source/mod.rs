@@ -33,7 +33,7 @@ impl Key {
     fn new(kind: Kind, namespace: &str, name: &str) -> Option<Key> {
         let name = match kind {
             Kind::Service | Kind::EndpointSlice => ObjectName::new(namespace, name)?.as_str().into(),
-            Kind::Node | Kind::ServiceCidr if name.is_empty() || name.contains('/') => return None,
+            Kind::Node | Kind::ServiceCidr if !ObjectName::is_part(name) => return None,
             Kind::Node | Kind::ServiceCidr => name.into(),
         };
         Some(Key { kind, name })

@@ -181,11 +181,13 @@ fn source_ranges() {
             &["203.0.113.0/25", "203.0.113.0/24", "203.0.114.0/24", "203.0.113.0/24", "10.0.0.0/8"],
             &[(CLIENT, ALL), ("203.0.113.200", ALL), ("203.0.114.255", ALL), ("203.0.115.0", "drop"), (POD, ALL)],
         ),
-        // A /0 lifts all; so do ranges that cannot be read, or only those of the other family.
+        // A /0 lifts all. Ranges that cannot be read, or only those of the other family, lift nothing.
         (&["203.0.113.0/24", "0.0.0.0/0"], &[("198.51.100.1", ALL), (POD, ALL)]),
-        (&["2001:db8::/32"], &[(CLIENT, ALL), (POD, ALL)]),
+        (&["2001:db8::/32"], &[(CLIENT, "drop"), (POD, "drop"), (THE_NODE, "drop")]),
+        (&["::/0"], &[(CLIENT, "drop"), (POD, "drop")]),
         (&["::/0", "198.51.100.0/24"], &[(CLIENT, "drop")]),
-        (&["203.0.113.0/240"], &[(CLIENT, ALL), (POD, ALL)]),
+        (&["203.0.113.0/240"], &[(CLIENT, "drop"), (POD, "drop")]),
+        (&["x", ""], &[(CLIENT, "drop"), (THE_NODE, "drop")]),
         (&["nonsense", "198.51.100.0/24"], &[(CLIENT, "drop"), ("198.51.100.1", ALL)]),
         // The node may come with a load-balancer IP as its source, if it may come with its own.
         (&["192.0.2.0/24"], &[(THE_NODE, ALL), ("198.18.0.1", ALL), ("198.18.0.2", ALL), (CLIENT, "drop")]),
@@ -412,9 +414,9 @@ fn services_that_are_not_proxied() {
     check(&cluster, "with AllowServiceExternalIPs off", &without_gate);
 }
 
-/// One family's ranges say nothing about the other's.
+/// Ranges of one family do not open the other.
 #[test]
-fn source_ranges_of_one_family_leave_the_other_open() {
+fn source_ranges_of_one_family_leave_the_other_closed() {
     let dual_stack = json!({
         "metadata": {},
         "spec": {
@@ -432,7 +434,8 @@ fn source_ranges_of_one_family_leave_the_other_open() {
         "only IPv4 ranges",
         &[
             (CLIENT, LOAD_BALANCER_IP, "drop"),
-            ("2001:db8:113::5", "tcp [fd18::1]:80", "[fd10:2::1]:80(m)"),
+            ("198.51.100.1", LOAD_BALANCER_IP, "e1(m) e2(m)"),
+            ("2001:db8:113::5", "tcp [fd18::1]:80", "drop"),
             ("fd10::2", "tcp [fd30::1]:80", "[fd10:2::1]:80"),
             ("fd10::2", "tcp [fd30::1]:81", "reject"),
         ],

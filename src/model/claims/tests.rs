@@ -46,7 +46,7 @@ fn service(text: &str, created: i64, cluster_ip: &str, ports: &[ServicePort]) ->
         external_ips: Box::default(),
         load_balancer_ips: Box::default(),
         has_external_ips: PerFamily::default(),
-        source_ranges: Box::default(),
+        source_ranges: None,
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         affinity: None,

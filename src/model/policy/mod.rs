@@ -39,7 +39,7 @@ pub fn external(service: &Service, port: &ServicePort, family: Family) -> bool {
 
 /// Chooses the endpoints. `slices` are those of the Service, of any family and in any order; `zone` is this node's.
 pub fn choose(service: &Service, port: &ServicePort, family: Family, slices: &[Slice], zone: Option<&str>) -> Choice {
-    let endpoints = endpoints(port, family, slices);
+    let endpoints = endpoints(port, family, slices, ready);
     let external = external(service, port, family);
     let uses_cluster = service.internal_policy == TrafficPolicy::Cluster || external;
     let uses_local = service.internal_policy == TrafficPolicy::Local
@@ -63,7 +63,7 @@ pub fn choose(service: &Service, port: &ServicePort, family: Family, slices: &[S
 /// The endpoints of a service port that answer at all (`conditions.serving`), on any node and whatever the policies
 /// say, sorted by address and port: a UDP connection to any other endpoint is stale.
 pub fn serving(port: &ServicePort, family: Family, slices: &[Slice]) -> Vec<Target> {
-    let endpoints = endpoints(port, family, slices);
+    let endpoints = endpoints(port, family, slices, |endpoint| endpoint.conditions.serving);
     endpoints.iter().filter(|found| found.endpoint.conditions.serving).map(Candidate::target).collect()
 }
 
@@ -114,9 +114,16 @@ impl Candidate<'_> {
 
 /// All endpoints of a service port, sorted by address and port, each once.
 ///
-/// Of several copies the last one that is not terminating counts, in the order of the slices' names and within a slice
-/// in its own; if all are terminating, the first. So a pod that runs wins over one that is leaving the same address.
-fn endpoints<'a>(port: &ServicePort, family: Family, slices: &'a [Slice]) -> Vec<Candidate<'a>> {
+/// Of several copies that disagree, one that is not terminating counts before one that is, as in kube-proxy: a pod that
+/// runs wins over one that is leaving the same address. Then, where kube-proxy leaves it to chance, one that is `preferred`,
+/// and one that is serving; of those that are alike the last, in the order of the slices' names and within a slice in its
+/// own, and if all are terminating the first.
+fn endpoints<'a>(
+    port: &ServicePort,
+    family: Family,
+    slices: &'a [Slice],
+    preferred: fn(&Endpoint) -> bool,
+) -> Vec<Candidate<'a>> {
     let mut slices: Vec<&Slice> = slices.iter().filter(|slice| slice.family == family).collect();
     slices.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     let mut found: Vec<Candidate<'a>> = Vec::new();
@@ -129,7 +136,11 @@ fn endpoints<'a>(port: &ServicePort, family: Family, slices: &'a [Slice]) -> Vec
     found.sort_by_key(|found| (found.endpoint.address, found.port));
     found.dedup_by(|new, kept| {
         let same = (new.endpoint.address, new.port) == (kept.endpoint.address, kept.port);
-        if same && !new.endpoint.conditions.terminating {
+        let rank = |found: &Candidate<'_>| {
+            let conditions = found.endpoint.conditions;
+            (!conditions.terminating, preferred(found.endpoint), conditions.serving)
+        };
+        if same && (rank(new), !new.endpoint.conditions.terminating) > (rank(kept), false) {
             *kept = *new;
         }
         same

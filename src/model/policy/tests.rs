@@ -34,7 +34,7 @@ fn service(internal_policy: TrafficPolicy, external_policy: TrafficPolicy) -> Se
         external_ips: Box::default(),
         load_balancer_ips: Box::default(),
         has_external_ips: PerFamily::default(),
-        source_ranges: Box::default(),
+        source_ranges: None,
         internal_policy,
         external_policy,
         affinity: None,
@@ -116,7 +116,15 @@ fn naive(internal_local: bool, external_local: bool, external: bool, slices: &[S
         for port in &slice.ports {
             for endpoint in &slice.endpoints {
                 let key = (endpoint.address, port.port.get());
-                if &*port.name == "p" && (!all.contains_key(&key) || !endpoint.conditions.terminating) {
+                let worth = |it: &Endpoint| {
+                    let Conditions { ready, serving, terminating, .. } = it.conditions;
+                    4 * u8::from(!terminating) + 2 * u8::from(ready) + u8::from(serving)
+                };
+                let better = |before: &Endpoint| match worth(endpoint).cmp(&worth(before)) {
+                    std::cmp::Ordering::Equal => !endpoint.conditions.terminating,
+                    order => order.is_gt(),
+                };
+                if &*port.name == "p" && all.get(&key).is_none_or(|before| better(before)) {
                     all.insert(key, endpoint);
                 }
             }
@@ -354,6 +362,19 @@ fn several_slices() {
             ["a", "b"].map(|name| slice(name, Family::V4, P, std::slice::from_ref(if name == "a" { a } else { b })));
         let (cluster, local, _) = chosen(TrafficPolicy::Local, &slices);
         assert_eq!((cluster, local), (vec![1], vec![1]), "vector 32: the ready, local copy");
+    }
+    // Two that do not terminate: the ready one, whichever slice it is in.
+    let unready = endpoint(Family::V4, 1, false, NEITHER);
+    for (a, b) in [(&ready, &unready), (&unready, &ready)] {
+        let slices = [("a", a), ("b", b)].map(|(name, it)| slice(name, Family::V4, P, std::slice::from_ref(it)));
+        let (cluster, local, _) = chosen(TrafficPolicy::Local, &slices);
+        assert_eq!((cluster, local), (vec![1], vec![1]), "the ready, local copy");
+    }
+    // Two that terminate: the one that serves.
+    let gone = endpoint(Family::V4, 1, false, Conditions { terminating: true, ..NEITHER });
+    for (a, b) in [(&gone, &leaving), (&leaving, &gone)] {
+        let slices = [("a", a), ("b", b)].map(|(name, it)| slice(name, Family::V4, P, std::slice::from_ref(it)));
+        assert_eq!(chosen(TrafficPolicy::Cluster, &slices).0, [1], "the serving copy");
     }
     let service = service(TrafficPolicy::Cluster, TrafficPolicy::Cluster);
     let port = &service.ports[0];

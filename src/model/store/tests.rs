@@ -23,7 +23,7 @@ fn service(text: &str, version: i64) -> Service {
         external_ips: Box::default(),
         load_balancer_ips: Box::default(),
         has_external_ips: PerFamily::default(),
-        source_ranges: Box::default(),
+        source_ranges: None,
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         affinity: None,

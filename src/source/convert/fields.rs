@@ -1,5 +1,6 @@
 //! Reading single fields: numbers, protocols, names, labels.
 
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use ipnet::IpNet;
@@ -13,9 +14,8 @@ pub(super) fn object_name(metadata: &ObjectMeta) -> Result<ObjectName, Reject> {
     let namespace = metadata.namespace.as_deref().unwrap_or_default();
     let name = metadata.name.as_deref().unwrap_or_default();
     ObjectName::new(namespace, name).ok_or_else(|| {
-        let bad = |part: &str| part.is_empty() || part.contains('/');
-        let (field, value) = if bad(namespace) { ("namespace", namespace) } else { ("name", name) };
-        let what = if value.is_empty() { "missing".to_owned() } else { format!("{} has a \"/\"", shown(value)) };
+        let (field, value) = if ObjectName::is_part(namespace) { ("name", name) } else { ("namespace", namespace) };
+        let what = if value.is_empty() { "missing".to_owned() } else { format!("{} is not a name", shown(value)) };
         Reject::new(format!("metadata.{field}"), format_args!("{what}; the object is not used"))
     })
 }
@@ -30,9 +30,23 @@ pub(super) fn list<T>(field: &Option<Vec<T>>) -> &[T] {
     field.as_deref().unwrap_or_default()
 }
 
+/// An address that is not `wrong`, as [`parse::special`] says of some.
+pub(super) fn address(text: &str, wrong: fn(IpAddr) -> Option<&'static str>) -> Result<IpAddr, String> {
+    let address = parse::address(text).map_err(|error| error.to_string())?;
+    match wrong(address) {
+        None => Ok(address),
+        Some(why) => Err(format!("{} is {why}", shown(text))),
+    }
+}
+
 /// A port number, 1..=65535.
 pub(super) fn port_number(number: i32) -> Option<NonZeroU16> {
     u16::try_from(number).ok().and_then(NonZeroU16::new)
+}
+
+/// The name of a port, which may be empty: no stranger than a name of an object.
+pub(super) fn port_name(name: &str) -> Result<&str, String> {
+    if name.is_empty() || ObjectName::is_part(name) { Ok(name) } else { Err(format!("{} is not a name", shown(name))) }
 }
 
 /// A protocol; absent or empty is TCP, the default of the API.

@@ -7,7 +7,7 @@ use std::num::NonZeroU16;
 use arcstr::ArcStr;
 use k8s_openapi::api::core::v1 as core;
 
-use super::fields::{cidrs, label, list, object_name, port_number, protocol, sorted_set};
+use super::fields::{address, cidrs, label, list, object_name, port_name, port_number, protocol, sorted_set};
 use super::{Converted, Options, Pool};
 use crate::model::parse::{self, shown};
 use crate::model::{Family, PerFamily, Protocol, Reject, Service, ServicePort, TrafficPolicy};
@@ -26,7 +26,7 @@ pub fn service(object: &core::Service, options: &Options, pool: &mut Pool) -> Co
         Err(reject) => return Converted { name: None, value: None, rejects: vec![reject] },
     };
     let mut rejects = Vec::new();
-    let Some(spec) = proxied_spec(object) else {
+    let Some(spec) = proxied_spec(object, &mut rejects) else {
         return Converted { name: Some(name), value: None, rejects };
     };
 
@@ -44,14 +44,14 @@ pub fn service(object: &core::Service, options: &Options, pool: &mut Pool) -> Co
             }
             policy => policy,
         };
-    let value = Service {
+    let mut value = Service {
         name: name.clone(),
         cluster_ips,
         ports: ports(spec, &mut rejects, pool),
         external_ips: if options.allow_external_ips { external_ips } else { Box::default() },
         load_balancer_ips: load_balancer_ips(object, &mut rejects),
         has_external_ips,
-        source_ranges: source_ranges(spec, &mut rejects),
+        source_ranges: None,
         internal_policy,
         external_policy,
         affinity: affinity(spec, &mut rejects),
@@ -60,18 +60,29 @@ pub fn service(object: &core::Service, options: &Options, pool: &mut Pool) -> Co
             .flatten(),
         created: object.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second()),
     };
+    value.source_ranges = source_ranges(spec, &value.load_balancer_ips, &mut rejects);
     let usable = Family::ALL.iter().any(|family| value.cluster_ips[*family].is_some()) && !value.ports.is_empty();
     Converted { name: Some(name), value: usable.then_some(value), rejects }
 }
 
 /// The spec of a Service that is for this proxy: not headless, not ExternalName, not another proxy's.
-fn proxied_spec(object: &core::Service) -> Option<&core::ServiceSpec> {
-    let spec = object.spec.as_ref()?;
-    let has_ip = !matches!(spec.cluster_ip.as_deref(), None | Some("" | "None"));
-    let proxied = has_ip
-        && spec.type_.as_deref() != Some("ExternalName")
-        && label(&object.metadata, SERVICE_PROXY_NAME_LABEL).is_none();
-    proxied.then_some(spec)
+fn proxied_spec<'a>(object: &'a core::Service, rejects: &mut Vec<Reject>) -> Option<&'a core::ServiceSpec> {
+    if label(&object.metadata, SERVICE_PROXY_NAME_LABEL).is_some() {
+        return None;
+    }
+    let spec = object.spec.as_ref();
+    if spec.is_some_and(|spec| spec.type_.as_deref() == Some("ExternalName")) {
+        return None;
+    }
+    match spec.and_then(|spec| spec.cluster_ip.as_deref()).unwrap_or_default() {
+        "None" => None,
+        // An API server always fills it in; somebody who writes manifests may not know.
+        "" => {
+            rejects.push(Reject::new("spec.clusterIP", "missing; the Service is not proxied"));
+            None
+        }
+        _ => spec,
+    }
 }
 
 /// `spec.type`, as far as it matters.
@@ -100,8 +111,8 @@ fn service_type(spec: &core::ServiceSpec, rejects: &mut Vec<Reject>) -> Type {
 fn cluster_ips(spec: &core::ServiceSpec, rejects: &mut Vec<Reject>) -> PerFamily<Option<IpAddr>> {
     let mut found = PerFamily::default();
     let families = list(&spec.ip_families);
-    if families.is_empty() {
-        match parse::address(spec.cluster_ip.as_deref().unwrap_or_default()) {
+    if families.is_empty() || list(&spec.cluster_ips).is_empty() {
+        match address(spec.cluster_ip.as_deref().unwrap_or_default(), parse::nowhere) {
             Ok(address) => found[Family::of(address)] = Some(address),
             Err(error) => {
                 rejects.push(Reject::new("spec.clusterIP", format_args!("{error}; the Service is not proxied")));
@@ -121,7 +132,7 @@ fn cluster_ips(spec: &core::ServiceSpec, rejects: &mut Vec<Reject>) -> PerFamily
             rejects.push(Reject::new(field(), format_args!("a second cluster IP of {family}; skipped")));
             continue;
         }
-        match parse::address(text) {
+        match address(text, parse::nowhere) {
             Ok(address) if Family::of(address) == family => found[family] = Some(address),
             Ok(address) => rejects.push(Reject::new(
                 field(),
@@ -136,6 +147,9 @@ fn cluster_ips(spec: &core::ServiceSpec, rejects: &mut Vec<Reject>) -> PerFamily
 fn ports(spec: &core::ServiceSpec, rejects: &mut Vec<Reject>, pool: &mut Pool) -> Box<[ServicePort]> {
     let mut seen: BTreeSet<(ArcStr, Protocol)> = BTreeSet::new();
     let mut ports = Vec::new();
+    if list(&spec.ports).is_empty() {
+        rejects.push(Reject::new("spec.ports", "missing; the Service is not proxied"));
+    }
     for (i, object) in list(&spec.ports).iter().enumerate() {
         let Some(port) = port_number(object.port) else {
             let reason = format_args!("{} is not from 1 to 65535; the port is skipped", object.port);
@@ -160,7 +174,14 @@ fn ports(spec: &core::ServiceSpec, rejects: &mut Vec<Reject>, pool: &mut Pool) -
                 None
             }),
         };
-        let name = pool.share(object.name.as_deref().unwrap_or_default());
+        let name = match port_name(object.name.as_deref().unwrap_or_default()) {
+            Ok(name) => pool.share(name),
+            Err(error) => {
+                let reason = format_args!("{error}; the port is skipped");
+                rejects.push(Reject::new(format!("spec.ports[{i}].name"), reason));
+                continue;
+            }
+        };
         if !seen.insert((ArcStr::clone(&name), protocol)) {
             let reason = format_args!("a second {protocol} port of the name {}; skipped", shown(&name));
             rejects.push(Reject::new(format!("spec.ports[{i}].name"), reason));
@@ -175,7 +196,7 @@ fn ports(spec: &core::ServiceSpec, rejects: &mut Vec<Reject>, pool: &mut Pool) -
 fn external_ips(spec: &core::ServiceSpec, rejects: &mut Vec<Reject>) -> Box<[IpAddr]> {
     let mut addresses = Vec::new();
     for (i, text) in list(&spec.external_ips).iter().enumerate() {
-        match parse::address(text) {
+        match address(text, parse::special) {
             Ok(address) => addresses.push(address),
             // Blank entries are common in old objects and mean nothing.
             Err(_) if text.trim().is_empty() => {}
@@ -193,7 +214,7 @@ fn load_balancer_ips(object: &core::Service, rejects: &mut Vec<Reject>) -> Box<[
         let field = |name: &str| format!("status.loadBalancer.ingress[{i}].{name}");
         let Some(text) = ingress.ip.as_deref().filter(|text| !text.is_empty()) else { continue };
         match ingress.ip_mode.as_deref() {
-            None | Some("VIP") => match parse::address(text) {
+            None | Some("VIP") => match address(text, parse::nowhere) {
                 Ok(address) => addresses.push(address),
                 Err(error) => rejects.push(Reject::new(field("ip"), format_args!("{error}; skipped"))),
             },
@@ -207,11 +228,32 @@ fn load_balancer_ips(object: &core::Service, rejects: &mut Vec<Reject>) -> Box<[
     sorted_set(addresses)
 }
 
-fn source_ranges(spec: &core::ServiceSpec, rejects: &mut Vec<Reject>) -> Box<[ipnet::IpNet]> {
+/// Who may connect to the load-balancer IPs: nobody, where something is said about it that cannot be used.
+fn source_ranges(
+    spec: &core::ServiceSpec,
+    load_balancer_ips: &[IpAddr],
+    rejects: &mut Vec<Reject>,
+) -> Option<Box<[ipnet::IpNet]>> {
+    const FIELD: &str = "spec.loadBalancerSourceRanges";
+    let texts = list(&spec.load_balancer_source_ranges);
+    if texts.is_empty() {
+        return None;
+    }
     // White space around a source range has always been accepted, unlike around addresses.
-    let trimmed: Vec<String> =
-        list(&spec.load_balancer_source_ranges).iter().map(|text| text.trim().to_owned()).collect();
-    sorted_set(cidrs(&trimmed, "spec.loadBalancerSourceRanges", rejects).into_vec())
+    let trimmed: Vec<String> = texts.iter().map(|text| text.trim().to_owned()).collect();
+    let ranges = sorted_set(cidrs(&trimmed, FIELD, rejects).into_vec());
+    if ranges.is_empty() {
+        rejects.push(Reject::new(FIELD, "no range is left: nobody may connect to the load-balancer IPs"));
+        return Some(ranges);
+    }
+    for family in Family::ALL {
+        let has_ip = load_balancer_ips.iter().any(|address| Family::of(*address) == family);
+        if has_ip && !ranges.iter().any(|range| Family::of(range.addr()) == family) {
+            let reason = format_args!("no range is {family}: nobody may connect to the load-balancer IPs that are");
+            rejects.push(Reject::new(FIELD, reason));
+        }
+    }
+    Some(ranges)
 }
 
 fn traffic_policy(value: Option<&str>, field: &str, rejects: &mut Vec<Reject>) -> TrafficPolicy {

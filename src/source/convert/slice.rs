@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use jiff::Timestamp;
 use k8s_openapi::api::discovery::v1 as discovery;
 
-use super::fields::{label, list, object_name, port_number, protocol};
+use super::fields::{address, label, list, object_name, port_name, port_number, protocol};
 use super::{Converted, Options, Pool};
 use crate::model::parse::{self, shown};
 use crate::model::{Conditions, Endpoint, Family, Hints, ObjectName, Reject, Slice, SlicePort};
@@ -85,7 +85,13 @@ fn ports(object: &discovery::EndpointSlice, rejects: &mut Vec<Reject>, pool: &mu
             rejects.push(Reject::new(format!("ports[{i}].{field}"), format_args!("{problem}; the port is skipped")));
         };
         // As the API server fills it in.
-        let name = object.name.as_deref().unwrap_or_default();
+        let name = match port_name(object.name.as_deref().unwrap_or_default()) {
+            Ok(name) => name,
+            Err(error) => {
+                reject("name", &error);
+                continue;
+            }
+        };
         let Some(number) = object.port else {
             reject("port", "missing, and \"all ports\" cannot be served");
             continue;
@@ -110,16 +116,16 @@ fn endpoint(
     rejects: &mut Vec<Reject>,
     pool: &mut Pool,
 ) -> Option<Endpoint> {
-    let address = match object.addresses.first() {
+    let found = match object.addresses.first() {
         None => Err("empty".to_owned()),
-        Some(text) => match parse::address(text) {
+        Some(text) => match address(text, parse::special) {
             Ok(address) if Family::of(address) == family => Ok(address),
             // An IPv4-mapped address in an IPv6 slice ends here: no IPv6 rule could hold it.
             Ok(address) => Err(format!("{} is {}, the slice is {family}", shown(text), Family::of(address))),
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(error),
         },
     };
-    let address = match address {
+    let address = match found {
         Ok(address) => address,
         Err(problem) => {
             let first = if object.addresses.is_empty() { "" } else { "[0]" };

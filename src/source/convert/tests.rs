@@ -70,7 +70,7 @@ fn a_plain_service() {
     assert_eq!((service.internal_policy, service.external_policy), (TrafficPolicy::Cluster, TrafficPolicy::Cluster));
     assert_eq!((service.affinity, service.health_check_node_port), (None, None));
     assert!(service.external_ips.is_empty() && service.load_balancer_ips.is_empty());
-    assert!(service.source_ranges.is_empty());
+    assert_eq!(service.source_ranges, None);
 }
 
 type PerFamilyIp = crate::model::PerFamily<Option<IpAddr>>;
@@ -79,14 +79,11 @@ type PerFamilyIp = crate::model::PerFamily<Option<IpAddr>>;
 fn services_that_are_not_proxied_have_no_rejects() {
     let cases = [
         json!({"spec": {"clusterIP": "None"}}),
-        json!({"spec": {"clusterIP": ""}}),
-        json!({"spec": {"clusterIP": null}}),
-        json!({"spec": null}),
+        json!({"spec": {"clusterIP": "None", "ports": null}}),
         json!({"spec": {"type": "ExternalName"}}),
+        json!({"spec": {"type": "ExternalName", "clusterIP": "", "ports": null}}),
         json!({"metadata": {"labels": {"service.kubernetes.io/service-proxy-name": ""}}}),
-        json!({"spec": {"ports": null}}),
-        json!({"spec": {"ports": []}}),
-        json!({"spec": {"clusterIPs": null}}),
+        json!({"metadata": {"labels": {"service.kubernetes.io/service-proxy-name": ""}}, "spec": {"clusterIP": null}}),
     ];
     for patch in cases {
         let converted = convert_service(patch.clone());
@@ -110,6 +107,10 @@ fn cluster_ips_follow_the_families() {
         (json!([]), json!(both), "172.30.0.1", [Some(both[0]), None]),
         (json!(null), json!(null), "::ffff:1.2.3.4", [Some("1.2.3.4"), None]),
         (json!(["IPv4"]), json!(["172.30.0.041"]), "172.30.0.041", [Some("172.30.0.41"), None]),
+        // By hand, as an API server never has it.
+        (json!(["IPv4"]), json!(null), "172.30.0.1", [Some(both[0]), None]),
+        (json!(["IPv6", "IPv4"]), json!([]), "fd00::1", [None, Some(both[1])]),
+        (json!(null), json!(both), "172.30.0.1", [Some(both[0]), None]),
     ];
     for (families, ips, ip, [v4, v6]) in cases {
         let patch = json!({"spec": {"ipFamilies": families, "clusterIPs": ips, "clusterIP": ip}});
@@ -169,7 +170,7 @@ fn everything_a_service_can_have() {
     assert_eq!(*service.external_ips, *addresses(&["203.0.113.8", "203.0.113.9", "fd00::9"]));
     assert_eq!((service.has_external_ips.v4, service.has_external_ips.v6), (true, true));
     assert_eq!(*service.load_balancer_ips, *addresses(&["5.6.7.9", "5.6.7.10"]));
-    let ranges: Vec<String> = service.source_ranges.iter().map(ToString::to_string).collect();
+    let ranges: Vec<String> = service.source_ranges.iter().flatten().map(ToString::to_string).collect();
     assert_eq!(ranges, ["198.51.100.0/24", "fd00::/8"]);
     assert_eq!((service.internal_policy, service.affinity), (TrafficPolicy::Local, Some(86_400)));
     let ports: Vec<_> =
@@ -212,8 +213,22 @@ fn bad_fields_of_a_service() {
             "spec.externalIPs[1]: \" 1.2.3.4\" is not an IP address; skipped",
         ),
         (
-            json!({"loadBalancerSourceRanges": ["1.2.3.4"]}),
+            json!({"loadBalancerSourceRanges": ["1.2.3.4", "1.2.3.0/24"]}),
             "spec.loadBalancerSourceRanges[0]: \"1.2.3.4\" is not a CIDR",
+        ),
+        (
+            json!({"externalIPs": ["169.254.169.254"]}),
+            "spec.externalIPs[0]: \"169.254.169.254\" is a link-local address; skipped",
+        ),
+        (json!({"externalIPs": ["::1", "1.2.3.4"]}), "spec.externalIPs[0]: \"::1\" is a loopback address; skipped"),
+        (json!({"externalIPs": ["224.0.0.1"]}), "spec.externalIPs[0]: \"224.0.0.1\" is a multicast address; skipped"),
+        (
+            json!({"ipFamilies": ["IPv4", "IPv6"], "clusterIPs": ["172.30.0.41", "::"]}),
+            "spec.clusterIPs[1]: \"::\" is the unspecified address; not proxied in IPv6",
+        ),
+        (
+            json!({"ports": [good, {"name": "a\nb", "port": 1}]}),
+            "spec.ports[1].name: \"a\\nb\" is not a name; the port is skipped",
         ),
         (json!({"internalTrafficPolicy": "local"}), "spec.internalTrafficPolicy: \"local\" is not Cluster or Local"),
         (json!({"externalTrafficPolicy": "Remote"}), "spec.externalTrafficPolicy: \"Remote\" is not"),
@@ -257,13 +272,16 @@ fn bad_fields_of_a_service() {
         assert_eq!(service.cluster_ips, PerFamilyIp { v4: Some(address("172.30.0.41")), v6: None }, "{spec}");
         assert_eq!((service.ports.len(), service.ports[0].port.get()), (1, 80), "{spec}");
     }
-    let ingress = json!({"status": {"loadBalancer": {"ingress": [{"ip": "x"}, {"ip": "1.2.3.4", "ipMode": "vip"}]}}});
+    let ingress = json!({"status": {"loadBalancer": {"ingress": [
+        {"ip": "x"}, {"ip": "1.2.3.4", "ipMode": "vip"}, {"ip": "127.0.0.1"},
+    ]}}});
     let converted = convert_service(ingress);
     assert_eq!(
         shown(&converted.rejects),
         [
             "status.loadBalancer.ingress[0].ip: \"x\" is not an IP address; skipped",
             "status.loadBalancer.ingress[1].ipMode: \"vip\" is not VIP or Proxy; skipped",
+            "status.loadBalancer.ingress[2].ip: \"127.0.0.1\" is a loopback address; skipped",
         ]
     );
     assert!(converted.value.expect("the rest works").load_balancer_ips.is_empty());
@@ -277,7 +295,18 @@ fn services_of_which_nothing_is_left() {
         (json!({"spec": {"ports": [{"port": 0}]}}), "spec.ports[0].port: "),
         (json!({"metadata": {"name": null}}), "metadata.name: missing; the object is not used"),
         (json!({"metadata": {"namespace": ""}}), "metadata.namespace: missing"),
-        (json!({"metadata": {"name": "a/b"}}), "metadata.name: \"a/b\" has a \"/\""),
+        (json!({"metadata": {"name": "a/b"}}), "metadata.name: \"a/b\" is not a name; the object is not used"),
+        (json!({"metadata": {"name": "a\nb"}}), "metadata.name: \"a\\nb\" is not a name"),
+        (json!({"metadata": {"namespace": "a\"b"}}), "metadata.namespace: \"a\\\"b\" is not a name"),
+        (json!({"spec": {"clusterIP": ""}}), "spec.clusterIP: missing; the Service is not proxied"),
+        (json!({"spec": {"clusterIP": null}}), "spec.clusterIP: missing"),
+        (json!({"spec": null}), "spec.clusterIP: missing"),
+        (json!({"spec": {"ports": null}}), "spec.ports: missing; the Service is not proxied"),
+        (json!({"spec": {"ports": []}}), "spec.ports: missing"),
+        (
+            json!({"spec": {"ipFamilies": null, "clusterIP": "127.0.0.1"}}),
+            "spec.clusterIP: \"127.0.0.1\" is a loopback address; the Service is not proxied",
+        ),
     ];
     for (patch, reject) in cases {
         let converted = convert_service(patch.clone());
@@ -286,6 +315,35 @@ fn services_of_which_nothing_is_left() {
         assert_eq!(converted.value, None, "{patch}");
         assert_eq!(converted.name.is_none(), reject.starts_with("metadata"), "{patch}");
     }
+}
+
+#[test]
+fn source_ranges_that_cannot_be_used_let_nobody_in() {
+    let left = "spec.loadBalancerSourceRanges: no range is left: nobody may connect to the load-balancer IPs";
+    let none = |family| {
+        format!(
+            "spec.loadBalancerSourceRanges: no range is {family}: nobody may connect to the load-balancer IPs that are"
+        )
+    };
+    let cases = [
+        (json!([]), None, vec![]),
+        (json!(["x", "10.0.0.0/33"]), Some(0), vec![left.to_owned()]),
+        (json!([""]), Some(0), vec![left.to_owned()]),
+        (json!(["::/0"]), Some(1), vec![none("IPv4")]),
+        (json!(["10.0.0.0/8", "x"]), Some(1), vec![none("IPv6")]),
+        (json!(["10.0.0.0/8", "fd00::/8"]), Some(2), vec![]),
+    ];
+    for (ranges, count, said) in cases {
+        let ingress = json!({"loadBalancer": {"ingress": [{"ip": "5.6.7.8"}, {"ip": "fd00::9"}]}});
+        let converted = convert_service(json!({"spec": {"loadBalancerSourceRanges": ranges}, "status": ingress}));
+        let rejects = shown(&converted.rejects).into_iter().filter(|reject| !reject.contains("Ranges["));
+        assert_eq!(rejects.collect::<Vec<_>>(), said, "{ranges}");
+        let service = converted.value.expect("the rest works");
+        assert_eq!(service.source_ranges.map(|ranges| ranges.len()), count, "{ranges}");
+    }
+    // Nothing is to be said about a family without load-balancer IPs.
+    let converted = convert_service(json!({"spec": {"loadBalancerSourceRanges": ["10.0.0.0/8"]}}));
+    assert_eq!(converted.rejects, []);
 }
 
 fn slice_object(patch: &Value) -> discovery::EndpointSlice {
@@ -407,16 +465,18 @@ fn endpoint_hints() {
 #[test]
 fn bad_endpoints_are_skipped() {
     let endpoints = json!([
-        {"addresses": []}, {"addresses": ["x"]}, {"addresses": ["fd00::1"]}, {"addresses": ["10.180.00.001"]},
-        {"addresses": ["::ffff:10.180.0.2"]},
+        {"addresses": ["127.0.0.1"]}, {"addresses": ["x"]}, {"addresses": ["fd00::1"]}, {"addresses": ["10.180.00.001"]},
+        {"addresses": ["::ffff:10.180.0.2"]}, {"addresses": []}, {"addresses": ["169.254.169.254"]},
     ]);
     let converted = convert_slice(json!({ "endpoints": endpoints }));
     assert_eq!(
         shown(&converted.rejects),
         [
-            "endpoints[0].addresses: empty; the endpoint is skipped",
+            "endpoints[0].addresses[0]: \"127.0.0.1\" is a loopback address; the endpoint is skipped",
             "endpoints[1].addresses[0]: \"x\" is not an IP address; the endpoint is skipped",
             "endpoints[2].addresses[0]: \"fd00::1\" is IPv6, the slice is IPv4; the endpoint is skipped",
+            "endpoints[5].addresses: empty; the endpoint is skipped",
+            "endpoints[6].addresses[0]: \"169.254.169.254\" is a link-local address; the endpoint is skipped",
         ]
     );
     let got: Vec<IpAddr> = converted.value.expect("used").endpoints.iter().map(|endpoint| endpoint.address).collect();
@@ -539,6 +599,10 @@ fn events_of_objects() {
     let events = converter.slice(&slice_object(&changed("yesterday")));
     assert!(matches!(&events[..], [Event::Slice { changed_at: None, .. }, _]), "{events:?}");
     rejects("EndpointSlice shop/web-x", &[&format!("metadata.annotations[{LAST_CHANGE}]")], &events);
+    let bad: Vec<Value> = (0..1000).map(|i| json!({"addresses": [format!("x{i}")]})).collect();
+    let events = converter.slice(&slice_object(&json!({ "endpoints": bad })));
+    assert!(matches!(&events[..], [Event::Slice { slice, .. }, _] if slice.endpoints.is_empty()), "{events:?}");
+    rejects("EndpointSlice shop/web-x", &["endpoints"], &events);
     let events = converter.slice(&slice_object(&json!({"addressType": "FQDN"})));
     assert!(matches!(&events[..], [Event::SliceGone(gone), _] if *gone == name("web-x")), "{events:?}");
     rejects("EndpointSlice shop/web-x", &["addressType"], &events);

@@ -70,7 +70,7 @@ pub(crate) fn plain_service(index: u16) -> Service {
         external_ips: [].into(),
         load_balancer_ips: [].into(),
         has_external_ips: PerFamily::default(),
-        source_ranges: [].into(),
+        source_ranges: None,
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         affinity: None,
@@ -147,7 +147,7 @@ pub(crate) fn of_every_kind(count: u16, affinity: Option<u32>) -> Cluster {
                 1 => counts = 0,
                 2 => {
                     service.load_balancer_ips = both(100, "fd00:192:2").into();
-                    service.source_ranges = [net("10.1.0.0/16"), net("192.0.2.0/24"), net("fd00:1::/32")].into();
+                    service.source_ranges = Some([net("10.1.0.0/16"), net("192.0.2.0/24"), net("fd00:1::/32")].into());
                 }
                 3 => {
                     service.external_ips = both(101, "fd00:192:3").into();
@@ -356,7 +356,7 @@ fn outside() -> impl Strategy<Value = Box<[IpAddr]>> {
     })
 }
 
-fn source_ranges() -> impl Strategy<Value = Box<[IpNet]>> {
+fn source_ranges() -> impl Strategy<Value = Option<Box<[IpNet]>>> {
     let all: Vec<IpNet> = [
         "0.0.0.0/0",
         "10.0.0.0/8",
@@ -370,12 +370,14 @@ fn source_ranges() -> impl Strategy<Value = Box<[IpNet]>> {
     .map(net)
     .to_vec();
     prop_oneof![
-        2 => Just(Vec::new()),
-        2 => prop::sample::subsequence(all, 1..=4),
+        2 => Just(None),
+        2 => prop::sample::subsequence(all, 0..=4).prop_map(Some),
     ]
-    .prop_map(|mut ranges| {
-        ranges.sort_unstable();
-        ranges.into()
+    .prop_map(|ranges| {
+        ranges.map(|mut ranges| {
+            ranges.sort_unstable();
+            ranges.into()
+        })
     })
 }
 
