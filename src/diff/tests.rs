@@ -354,6 +354,7 @@ fn removing_one_of_many_endpoints_changes_a_handful_of_elements() {
             },
         )],
         shared: vec![],
+        left_out: 0,
     };
     let (mut installed, mut table) = (Installed::default(), Table::default());
     step(&mut installed, &mut table, &[(name.clone(), wanted(&many))]);

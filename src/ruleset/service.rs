@@ -18,6 +18,8 @@ pub struct ServicePart {
     pub frontends: Vec<(FrontendKey, Frontend)>,
     /// Sorted, each once.
     pub shared: Vec<Shared>,
+    /// Endpoints of the port with the most of them for which there is no room: they are in no frontend.
+    pub left_out: usize,
 }
 
 /// What a Service's part of the ruleset depends on besides the Service, per family.
@@ -44,9 +46,12 @@ pub fn part<'a>(
     previous: impl Fn(&FrontendKey) -> Option<&'a Frontend>,
 ) -> ServicePart {
     let Some(cluster_ip) = service.cluster_ips[family] else { return ServicePart::default() };
-    let mut part = ServicePart { frontends: Vec::new(), shared: vec![Shared::ClusterIp(cluster_ip)] };
+    let shared = vec![Shared::ClusterIp(cluster_ip)];
+    let mut part = ServicePart { frontends: Vec::new(), shared, left_out: 0 };
     for port in &service.ports {
         let choice = choose(port);
+        let most = choice.cluster.len().max(choice.local.len());
+        part.left_out = part.left_out.max(most.saturating_sub(Pick::LOCAL_OFFSET as usize));
         for (key, role) in service.frontends(port, family).filter(|(key, role)| owns(key, port, *role)) {
             let (action, allowed_sources) = match role {
                 Role::ClusterIp => (internal_action(service, &choice, facts), None),

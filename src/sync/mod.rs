@@ -11,6 +11,7 @@
 
 mod affinity;
 mod cluster;
+mod crowd;
 mod engine;
 mod failure;
 mod mend;

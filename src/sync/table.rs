@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tracing::{debug, error, info, warn};
 
 use super::affinity::Sweeper;
+use super::crowd::Crowded;
 use super::failure::{FIRST_RETRY, Failure};
 use super::mend::{frame_repairs, must_be_replaced, new_table};
 use super::pass::Pass;
@@ -52,6 +53,8 @@ pub(super) struct Table {
     dirty: BTreeSet<ObjectName>,
     /// Services that the kernel refuses.
     refused: BTreeMap<ObjectName, Failure>,
+    /// Services with more endpoints than there is room for.
+    crowded: Crowded,
     /// Set while the whole table cannot be synced.
     failing: Option<Failure>,
     /// After a sync that somebody else disturbed: when to try again.
@@ -85,6 +88,7 @@ impl Table {
             nodeport_ips,
             dirty: BTreeSet::new(),
             refused: BTreeMap::new(),
+            crowded: Crowded::default(),
             failing: None,
             paused: None,
             contested: false,
@@ -359,7 +363,9 @@ impl Table {
         let empty = Installed::default();
         let mut stage = Stage::default();
         for name in &self.dirty {
-            stage.service(&empty, name, pass.cluster.wanted(name, self.family, &empty));
+            let wanted = pass.cluster.wanted(name, self.family, &empty);
+            self.crowded.note(self.family, name, wanted.left_out);
+            stage.service(&empty, name, wanted);
         }
         stage.nodeport_ips(self.nodeport_ips.clone());
         let elements = stage.transaction(self.family, &empty, |name| base::on_demand(name, &self.facts));
@@ -408,7 +414,9 @@ impl Table {
             while stage.weight() < ELEMENTS_PER_TRANSACTION
                 && let Some(name) = self.dirty.pop_first()
             {
-                stage.service(&self.installed, &name, pass.cluster.wanted(&name, self.family, &self.installed));
+                let wanted = pass.cluster.wanted(&name, self.family, &self.installed);
+                self.crowded.note(self.family, &name, wanted.left_out);
+                stage.service(&self.installed, &name, wanted);
                 names.push(name);
             }
             if let Err(error) = self.send_services(pass, stage, &names, read_back) {
