@@ -8,7 +8,7 @@ mod resolve;
 mod tree;
 mod write;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use granit_parser::{Event, Marker, Parser, ScalarStyle, Span, Tag, options};
@@ -237,10 +237,9 @@ impl Builder {
                     let path = join(&self.path(), &entries[index].0);
                     self.duplicates.push(Duplicate { path, lines: Some((lines[before], lines[index])) });
                 }
-                for (key, value) in merged {
-                    if !entries.iter().any(|(known, _)| *known == key) {
-                        entries.push((key, value));
-                    }
+                if !merged.is_empty() {
+                    let mut known: HashSet<String> = entries.iter().map(|(key, _)| key.clone()).collect();
+                    entries.extend(merged.into_iter().filter(|(key, _)| known.insert(key.clone())));
                 }
                 Tree::Map(entries)
             }
@@ -308,15 +307,11 @@ fn key_of(tree: Tree) -> Result<String, &'static str> {
     }
 }
 
-/// What a merge key adds: of several sections the first counts.
+/// What a merge key adds: of what several sections say the first counts.
 fn merge(tree: Tree, merged: &mut Vec<(String, Tree)>) -> Result<(), &'static str> {
     match tree {
         Tree::Map(entries) => {
-            for (key, value) in entries {
-                if !merged.iter().any(|(known, _)| *known == key) {
-                    merged.push((key, value));
-                }
-            }
+            merged.extend(entries);
             Ok(())
         }
         Tree::List(items) if items.iter().all(|item| matches!(item, Tree::Map(_))) => {

@@ -24,6 +24,7 @@ fn texts_are_texts_where_they_are_quoted() {
         ("{\"a\": [1, null, {}], \"b\":\n\t\"x\\ny\"}", r#"{a: [1, null, {}], b: "x\ny"}"#),
         ("a: &x [1]\nb: *x\n", "{a: [1], b: [1]}"),
         ("base: &base {a: 1, c: 3}\nmore: {<<: *base, b: 2, c: 4}\n", "{base: {a: 1, c: 3}, more: {b: 2, c: 4, a: 1}}"),
+        ("a: &a {x: 1}\nb: &b {x: 2, z: 3}\nc: {<<: [*a, *b]}\n", "{a: {x: 1}, b: {x: 2, z: 3}, c: {x: 1, z: 3}}"),
         ("\u{feff}a: 1", "{a: 1}"),
         ("a: 2026-01-01", "{a: \"2026-01-01\"}"),
     ];
