@@ -154,6 +154,11 @@ impl ObjectName {
         self.0.split_once('/').map_or("", |(_, name)| name)
     }
 
+    /// The shared text.
+    pub fn shared(&self) -> &ArcStr {
+        &self.0
+    }
+
     /// `namespace/name`.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -228,6 +228,12 @@ impl Reader<'_> {
                     object.metadata_mut().namespace = Some(namespace);
                 }
                 let events = object::events(&object, &key, self.convert);
+                // The text that the model holds too.
+                let key = match events.first() {
+                    Some(Event::Service(service)) => Key { name: service.name.shared().clone(), ..key },
+                    Some(Event::Slice { slice, .. }) => Key { name: slice.name.shared().clone(), ..key },
+                    _ => key,
+                };
                 contents.objects.insert(key, Some(events));
             }
             Err(reject) => contents.faulty(key, path, better(reject, tree)),

@@ -3,17 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read};
+use std::num::NonZeroU64;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use nix::errno::Errno;
 use smallvec::SmallVec;
 use tracing::info;
 
 use super::document::{self, Format, Reader};
 use super::update::{Document, Update, winners};
+use crate::keyed::{Keyed, KeyedTable};
 use crate::model::{Event, ObjectRef, RefKind, Reject};
 use crate::source::Key;
 use crate::source::convert::Converter;
@@ -29,13 +33,15 @@ pub(super) struct Folder {
     path: PathBuf,
     node_name: String,
     convert: Arc<Converter>,
-    files: BTreeMap<Arc<OsStr>, File>,
-    /// Which files give an object; the last name wins. Nearly always one, kept in place.
-    claims: BTreeMap<Key, Givers>,
+    files: KeyedTable<File>,
+    /// Which files give an object.
+    claims: KeyedTable<Claim>,
     /// What is to be said about objects, collected so that an object that moves from file to file is never gone.
     changes: BTreeMap<Key, Vec<Event>>,
     /// Objects that another file gave until now, and that are to be taken from these files instead.
     restore: BTreeMap<Arc<OsStr>, BTreeSet<Key>>,
+    /// Files that could not be read for a reason that passes.
+    unread: BTreeSet<Arc<OsStr>>,
     /// Files whose reports may have to change.
     unreported: BTreeSet<Arc<OsStr>>,
     /// Reports about files that are gone.
@@ -45,9 +51,25 @@ pub(super) struct Folder {
     /// Those of them that have not been logged yet.
     unnamed_kinds: BTreeSet<String>,
     subfolders_named: bool,
+    /// Of stamps.
+    hasher: RandomState,
 }
 
-/// Names of files, sorted, each once.
+/// Which files give an object; the last name wins.
+struct Claim {
+    key: Key,
+    givers: Givers,
+}
+
+impl Keyed for Claim {
+    type Key = Key;
+
+    fn key(&self) -> &Key {
+        &self.key
+    }
+}
+
+/// Names of files, sorted, each once. Nearly always one, kept in place.
 #[derive(Default)]
 struct Givers(SmallVec<[Arc<OsStr>; 1]>);
 
@@ -73,43 +95,68 @@ impl Givers {
     }
 }
 
-#[derive(Default)]
+/// What is known of a file. There may be a great many, each with one object: this is kept small.
 struct File {
-    documents: Vec<Document>,
+    name: Arc<OsStr>,
+    documents: Box<[Document]>,
     /// Why it could not be read, at the last attempt.
     unreadable: Option<Box<Reject>>,
     /// `None` where the next look at it must read it.
     stamp: Option<Stamp>,
     /// What was last reported, by number of the document; 0 is the file itself.
-    reported: BTreeMap<usize, Vec<Reject>>,
+    reported: Option<Box<Reports>>,
 }
 
-/// When this is equal, so is the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
+type Reports = BTreeMap<usize, Vec<Reject>>;
+
+impl File {
+    fn new(name: Arc<OsStr>) -> File {
+        File { name, documents: Box::default(), unreadable: None, stamp: None, reported: None }
+    }
 }
+
+impl Keyed for File {
+    type Key = Arc<OsStr>;
+
+    fn key(&self) -> &Arc<OsStr> {
+        &self.name
+    }
+}
+
+/// When this is equal, so is the file: a hash of what the file system says of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp(NonZeroU64);
 
 impl Stamp {
-    fn of(metadata: &fs::Metadata) -> Stamp {
-        Stamp {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size: metadata.size(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        }
+    fn of(metadata: &fs::Metadata, hasher: &RandomState) -> Stamp {
+        let identity = (metadata.dev(), metadata.ino(), metadata.size());
+        let times = (metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec());
+        Stamp(NonZeroU64::new(hasher.hash_one((identity, times))).unwrap_or(NonZeroU64::MIN))
     }
+}
 
-    /// Whether a change after `now` gives another stamp.
-    fn is_settled(self, now: SystemTime) -> bool {
-        let changed = Duration::new(self.changed.0.try_into().unwrap_or(0), self.changed.1.try_into().unwrap_or(0));
-        now.duration_since(SystemTime::UNIX_EPOCH + changed).is_ok_and(|age| age > STAMP_RESOLUTION)
-    }
+/// Whether a change after `now` gives another stamp.
+fn is_settled(metadata: &fs::Metadata, now: SystemTime) -> bool {
+    let seconds = metadata.ctime().try_into().unwrap_or(0);
+    let changed = Duration::new(seconds, metadata.ctime_nsec().try_into().unwrap_or(0));
+    now.duration_since(SystemTime::UNIX_EPOCH + changed).is_ok_and(|age| age > STAMP_RESOLUTION)
+}
+
+/// Whether reading may work a little later although nothing changes in the folder: there are no descriptors or no memory,
+/// or a disk or a server somewhere has a moment of weakness.
+pub(super) fn passes(error: &io::Error) -> bool {
+    const PASSING: [Errno; 8] = [
+        Errno::EMFILE,
+        Errno::ENFILE,
+        Errno::ENOMEM,
+        Errno::EIO,
+        Errno::EINTR,
+        Errno::EAGAIN,
+        Errno::ESTALE,
+        Errno::ENOBUFS,
+    ];
+    error.kind() == io::ErrorKind::OutOfMemory
+        || error.raw_os_error().is_some_and(|number| PASSING.contains(&Errno::from_raw(number)))
 }
 
 /// How the files of this name are written, if it is the name of a manifest.
@@ -130,16 +177,18 @@ impl Folder {
             path: path.to_owned(),
             node_name: node_name.to_owned(),
             convert,
-            files: BTreeMap::new(),
-            claims: BTreeMap::new(),
+            files: KeyedTable::default(),
+            claims: KeyedTable::default(),
             changes: BTreeMap::new(),
             restore: BTreeMap::new(),
+            unread: BTreeSet::new(),
             unreported: BTreeSet::new(),
             withdrawn: Vec::new(),
             reported: Reported::default(),
             other_kinds: BTreeSet::new(),
             unnamed_kinds: BTreeSet::new(),
             subfolders_named: false,
+            hasher: RandomState::new(),
         }
     }
 
@@ -147,29 +196,28 @@ impl Folder {
     /// nothing can be gone, else at the end.
     pub(super) fn rescan(&mut self, emit: &mut dyn FnMut(Event)) -> io::Result<()> {
         let first = self.files.is_empty();
-        let mut names: BTreeSet<OsString> = BTreeSet::new();
+        let mut names: Vec<OsString> = Vec::new();
         for entry in fs::read_dir(&self.path)? {
             let entry = entry?;
             if format_of(&entry.file_name()).is_some() {
-                names.insert(entry.file_name());
+                names.push(entry.file_name());
             } else if !self.subfolders_named && entry.file_type()?.is_dir() && !is_hidden(&entry.file_name()) {
                 self.subfolders_named = true;
                 info!(folder = %self.path.display(), "manifests in subfolders are not read");
             }
         }
-        let gone: Vec<_> = self.files.keys().filter(|name| !names.contains(&***name)).cloned().collect();
+        names.sort_unstable();
+        let is_there = |name: &OsStr| names.binary_search_by(|there| there.as_os_str().cmp(name)).is_ok();
+        let all = self.files.iter_unordered().map(|file| &file.name);
+        let mut gone: Vec<_> = all.filter(|name| !is_there(name)).cloned().collect();
+        gone.sort_unstable();
         for name in gone {
             self.forget(&name);
         }
         for name in names {
-            let stamp = self.files.get(&*name).and_then(|file| file.stamp);
-            let unchanged = stamp.is_some()
-                && fs::metadata(self.path.join(&name)).is_ok_and(|metadata| stamp == Some(Stamp::of(&metadata)));
-            if !unchanged {
-                self.look_at(&name);
-                if first {
-                    self.flush_objects(emit);
-                }
+            self.look_at(&name);
+            if first {
+                self.flush_objects(emit);
             }
         }
         self.flush(emit);
@@ -178,19 +226,41 @@ impl Folder {
 
     /// Reads a file that may have changed, or be gone.
     pub(super) fn look_at(&mut self, name: &OsStr) {
-        self.look_at_for(name, &BTreeSet::new());
+        let name: Arc<OsStr> = name.into();
+        let stamp = self.files.get(&name).and_then(|file| file.stamp);
+        let now = || fs::metadata(self.path.join(&*name)).map(|metadata| Stamp::of(&metadata, &self.hasher));
+        if stamp.is_none() || now().ok() != stamp {
+            self.look_at_for(name, &BTreeSet::new());
+        }
     }
 
-    /// The same, where what it says about the objects of `wanted` is to be said again.
-    fn look_at_for(&mut self, name: &OsStr, wanted: &BTreeSet<Key>) {
-        let Some(format) = format_of(name) else { return };
-        let name: Arc<OsStr> = name.into();
-        match read(&self.path.join(&*name)) {
+    /// Whether there are files that could not be read for a reason that passes.
+    pub(super) fn has_unread(&self) -> bool {
+        !self.unread.is_empty()
+    }
+
+    /// Tries to read them.
+    pub(super) fn read_unread(&mut self) {
+        for name in std::mem::take(&mut self.unread) {
+            self.look_at_for(name, &BTreeSet::new());
+        }
+    }
+
+    /// Reads a file. What it says about the objects of `wanted` is to be said again.
+    fn look_at_for(&mut self, name: Arc<OsStr>, wanted: &BTreeSet<Key>) {
+        let Some(format) = format_of(&name) else { return };
+        self.unread.remove(&name);
+        match read(&self.path.join(&*name), &self.hasher) {
             Ok(Some((text, stamp))) => self.read(&name, &text, format, stamp, wanted),
             Ok(None) => self.forget(&name),
             Err(err) => {
-                let reason = format!("cannot be read ({err}); what it said before stays in force");
-                let file = self.files.entry(Arc::clone(&name)).or_default();
+                let passes = passes(&err);
+                let again = if passes { "it is tried again, and " } else { "" };
+                let reason = format!("cannot be read ({err}); {again}what it said before stays in force");
+                if passes {
+                    self.unread.insert(Arc::clone(&name));
+                }
+                let file = self.files.get_or_insert_with(&name, || File::new(Arc::clone(&name)));
                 file.unreadable = Some(Box::new(Reject::new("the file", reason)));
                 file.stamp = None;
                 file.documents.iter_mut().for_each(|document| document.must_be_said(wanted));
@@ -201,7 +271,7 @@ impl Folder {
 
     /// Whether the last attempt to read this file failed.
     pub(super) fn is_unreadable(&self, name: &OsStr) -> bool {
-        self.files.get(name).is_some_and(|file| file.unreadable.is_some())
+        self.files.get(&name.into()).is_some_and(|file| file.unreadable.is_some())
     }
 
     /// Whether there is such a file on disk.
@@ -222,19 +292,22 @@ impl Folder {
         for key in winners(&file.documents).keys() {
             self.release(name, key);
         }
-        self.withdrawn.extend(file.reported.keys().map(|&number| object(name, number)));
+        let reported = file.reported.iter().flat_map(|reports| reports.keys());
+        self.withdrawn.extend(reported.map(|&number| object(name, number)));
         self.unreported.remove(name);
+        self.unread.remove(name);
     }
 
     fn read(&mut self, name: &Arc<OsStr>, text: &[u8], format: Format, stamp: Option<Stamp>, wanted: &BTreeSet<Key>) {
-        let before = self.files.remove(name).unwrap_or_default();
+        let before = self.files.remove(name).unwrap_or_else(|| File::new(Arc::clone(name)));
         let winners_before = winners(&before.documents);
         let reader = Reader { node_name: &self.node_name, convert: &self.convert };
         let mut update =
-            Update::new(before.documents, document::split(text, format), |chunk| reader.read(chunk, format));
+            Update::new(before.documents.into_vec(), document::split(text, format), |chunk| reader.read(chunk, format));
         let winners = winners(&update.documents);
         for (key, winner) in &winners {
-            let files = self.claims.entry(key.clone()).or_default();
+            let claim = || Claim { key: key.clone(), givers: Givers::default() };
+            let files = &mut self.claims.get_or_insert_with(key, claim).givers;
             let won_before = files.last() == Some(name);
             files.insert(Arc::clone(name));
             if files.0.len() > 1 {
@@ -251,11 +324,8 @@ impl Folder {
                 self.unnamed_kinds.insert(kind.to_owned());
             }
         }
-        let mut documents = update.documents;
-        // Most files have one document of one or two objects, and a vector makes room for four.
-        documents.iter_mut().for_each(|document| document.objects.shrink_to_fit());
-        documents.shrink_to_fit();
-        self.files.insert(Arc::clone(name), File { documents, unreadable: None, stamp, reported: before.reported });
+        let documents = update.documents.into();
+        self.files.insert(File { documents, unreadable: None, stamp, ..before });
         self.unreported.insert(Arc::clone(name));
         // An object that is to be taken from this file, but became faulty while another file gave it, counts as gone.
         let faulty = wanted.iter().filter(|key| winners.get(key).is_some_and(|winner| !winner.usable));
@@ -266,7 +336,7 @@ impl Folder {
 
     /// A file no longer gives an object.
     fn release(&mut self, name: &Arc<OsStr>, key: &Key) {
-        let Some(files) = self.claims.get_mut(key) else { return };
+        let Some(Claim { givers: files, .. }) = self.claims.get_mut(key) else { return };
         let won = files.last() == Some(name);
         if !files.remove(name) {
             return;
@@ -294,10 +364,10 @@ impl Folder {
     pub(super) fn flush_objects(&mut self, emit: &mut dyn FnMut(Event)) {
         while let Some((name, keys)) = self.restore.pop_first() {
             // Where it cannot be read, what was said last stays in force.
-            self.look_at_for(&name, &keys);
+            self.look_at_for(name, &keys);
         }
         for (key, events) in std::mem::take(&mut self.changes) {
-            if events.is_empty() && !self.claims.contains_key(&key) {
+            if events.is_empty() && self.claims.get(&key).is_none() {
                 key.gone().into_iter().for_each(&mut *emit);
                 self.reported.withdraw(&key.object()).into_iter().for_each(&mut *emit);
             }
@@ -314,15 +384,17 @@ impl Folder {
         for name in std::mem::take(&mut self.unreported) {
             let Some(file) = self.files.get(&name) else { continue };
             let wanted = self.reports(&name, file);
-            let numbers: BTreeSet<_> = wanted.keys().chain(file.reported.keys()).copied().collect();
+            let none = Reports::new();
+            let reported = file.reported.as_deref().unwrap_or(&none);
+            let numbers: BTreeSet<_> = wanted.keys().chain(reported.keys()).copied().collect();
             for number in numbers {
-                if wanted.get(&number) != file.reported.get(&number) {
+                if wanted.get(&number) != reported.get(&number) {
                     let rejects = wanted.get(&number).cloned().unwrap_or_default();
                     emit(Event::Rejects { object: object(&name, number), rejects });
                 }
             }
             if let Some(file) = self.files.get_mut(&name) {
-                file.reported = wanted;
+                file.reported = (!wanted.is_empty()).then(|| Box::new(wanted));
             }
         }
         for object in std::mem::take(&mut self.withdrawn) {
@@ -331,13 +403,14 @@ impl Folder {
     }
 
     /// What is wrong with a file, by number of the document; 0 is the file itself.
-    fn reports(&self, name: &Arc<OsStr>, file: &File) -> BTreeMap<usize, Vec<Reject>> {
-        let mut reports = BTreeMap::new();
+    fn reports(&self, name: &Arc<OsStr>, file: &File) -> Reports {
+        let mut reports = Reports::new();
         reports.extend(file.unreadable.iter().map(|reject| (0, vec![Reject::clone(reject)])));
         let winners = winners(&file.documents);
         for (index, document) in file.documents.iter().enumerate() {
             let overruled = document.objects.iter().filter_map(|(key, _)| {
-                let by_file = self.claims.get(key).and_then(Givers::last).filter(|last| *last != name);
+                let givers = self.claims.get(key).map(|claim| &claim.givers);
+                let by_file = givers.and_then(Givers::last).filter(|last| *last != name);
                 let by_document = winners.get(key).map(|winner| winner.document).filter(|&winner| winner != index);
                 let by = match (by_file, by_document) {
                     (Some(file), _) => format!("file {}, whose name comes later", file.display()),
@@ -370,7 +443,7 @@ fn is_hidden(name: &OsStr) -> bool {
 }
 
 /// Reads a file; `None` where there is none. There is no stamp if the file may be changing.
-fn read(path: &Path) -> io::Result<Option<(Vec<u8>, Option<Stamp>)>> {
+fn read(path: &Path, hasher: &RandomState) -> io::Result<Option<(Vec<u8>, Option<Stamp>)>> {
     let found = |result: io::Result<fs::Metadata>| match result {
         Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
         result => result.map(Some),
@@ -385,8 +458,32 @@ fn read(path: &Path) -> io::Result<Option<(Vec<u8>, Option<Stamp>)>> {
         Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file?,
     };
-    let stamp = Stamp::of(&file.metadata()?);
+    let metadata = file.metadata()?;
     let mut text = Vec::new();
     file.read_to_end(&mut text)?;
-    Ok(Some((text, stamp.is_settled(now).then_some(stamp))))
+    Ok(Some((text, is_settled(&metadata, now).then(|| Stamp::of(&metadata, hasher)))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_that_pass() {
+        for (errno, expected) in [
+            (Errno::EMFILE, true),
+            (Errno::ENFILE, true),
+            (Errno::ENOMEM, true),
+            (Errno::EIO, true),
+            (Errno::EINTR, true),
+            (Errno::ESTALE, true),
+            (Errno::EACCES, false),
+            (Errno::ELOOP, false),
+            (Errno::ENOENT, false),
+        ] {
+            assert_eq!(passes(&io::Error::from(errno)), expected, "{errno}");
+        }
+        assert!(passes(&io::ErrorKind::OutOfMemory.into()));
+        assert!(!passes(&io::Error::other("it is not a regular file")));
+    }
 }

@@ -10,6 +10,7 @@
 //!   or linked into place, so half-written files are not seen. Only that file is read, and in it only the documents
 //!   that have changed. What a removed file said goes after [`REMOVAL_GRACE`], unless it is back by then: many editors
 //!   replace a file by removing it.
+//! - What cannot be read for a reason that passes, such as want of descriptors, is tried again after growing pauses.
 //! - Where the folder itself is replaced, the new one counts. Where it goes away, what it said stays in force.
 
 mod document;

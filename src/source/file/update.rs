@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
+use smallvec::SmallVec;
+
 use super::document::{Chunk, Contents};
 use crate::model::{Event, Reject};
 use crate::source::Key;
@@ -12,7 +14,7 @@ pub(super) struct Document {
     /// Of its text; `None` where it has to be read again although its text is the same.
     hash: Option<u64>,
     /// The objects that it gives: `true`; and those that a faulty document gave before and holds on to: `false`.
-    pub(super) objects: Vec<(Key, bool)>,
+    pub(super) objects: SmallVec<[(Key, bool); 1]>,
     pub(super) rejects: Vec<Reject>,
 }
 
@@ -74,7 +76,8 @@ impl<'a, Read: Fn(Chunk<'a>) -> Contents> Update<'a, Read> {
             documents.push(origin.and_then(|origin| before[origin].take()).unwrap_or_else(|| {
                 let read = contents.entry(index).or_insert_with(|| read(*chunk));
                 let usable = |(key, events): (&Key, &Option<_>)| events.is_some().then(|| (key.clone(), true));
-                let objects = read.objects.iter().filter_map(usable).collect();
+                let mut objects: SmallVec<_> = read.objects.iter().filter_map(usable).collect();
+                objects.shrink_to_fit();
                 Document { hash: Some(hash), objects, rejects: std::mem::take(&mut read.rejects) }
             }));
         }

@@ -1,7 +1,8 @@
 //! Following the changes of a folder.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::OsString;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -12,7 +13,7 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc::Sender;
 use tokio::sync::oneshot;
 
-use super::folder::{Folder, format_of};
+use super::folder::{Folder, format_of, passes};
 use super::{FolderError, load};
 use crate::model::{Event, ObjectRef, RefKind, Reject};
 use crate::source::convert::Converter;
@@ -20,6 +21,15 @@ use crate::threads;
 
 /// How long a file may be missing before what it said is gone.
 pub const REMOVAL_GRACE: Duration = Duration::from_millis(50);
+
+/// The pause before what could not be read for a reason that passes is read again; it doubles up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// See [`FIRST_PAUSE`].
+const LONGEST_PAUSE: Duration = Duration::from_secs(16);
+
+/// A look at all files is not begun before so many times as long as the last one took has passed since: it may have to be
+/// repeated for as long as somebody changes more files than the kernel tells of.
+const RESCAN_SHARE: u32 = 4;
 
 /// Says what a folder holds, as a list of every kind, and then follows its changes until the receiver is dropped.
 ///
@@ -174,12 +184,17 @@ fn follow(
     let mut folder = Folder::new(&absolute, node_name, convert);
     load(&mut folder, &mut emit).map_err(unreadable)?;
 
-    let mut missing: BTreeMap<OsString, Instant> = BTreeMap::new();
+    let mut missing = Missing::default();
+    let mut again = Again::default();
+    again.plan(false, folder.has_unread());
+    // When all files may be looked at next, and whether they are to be.
+    let (mut rescan_from, mut rescan_due) = (Instant::now(), false);
     let mut folder_reported = false;
     loop {
-        let first = match missing.values().min() {
+        let wake = [missing.next(), again.at, rescan_due.then_some(rescan_from)].into_iter().flatten().min();
+        let first = match wake {
             None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(deadline) => inbox.recv_timeout(deadline.saturating_duration_since(Instant::now())),
+            Some(at) => inbox.recv_timeout(at.saturating_duration_since(Instant::now())),
         };
         let mut work = Work::default();
         match first {
@@ -194,27 +209,32 @@ fn follow(
         if work.stop || events.is_closed() {
             return Ok(());
         }
-        if work.renew {
-            let renewed = watched.renew().map_err(|err| err.to_string());
-            let result = renewed.and_then(|()| folder.rescan(&mut emit).map_err(|err| err.to_string()));
+        let started = Instant::now();
+        let retry = again.at.is_some_and(|at| at <= started);
+        let renew = work.renew || (retry && folder_reported);
+        rescan_due |= work.rescan;
+        if renew || (rescan_due && rescan_from <= started) {
+            rescan_due = false;
+            let renewed = if renew { watched.renew() } else { Ok(()) };
+            let result = renewed.map_err(into_io).and_then(|()| folder.rescan(&mut emit));
+            rescan_from = Instant::now() + started.elapsed() * RESCAN_SHARE;
+            again.folder = result.as_ref().is_err_and(passes);
             report_folder(&absolute, result.err(), &mut folder_reported, &mut emit);
-        } else if work.rescan {
-            let result = folder.rescan(&mut emit).map_err(|err| err.to_string());
-            report_folder(&absolute, result.err(), &mut folder_reported, &mut emit);
+        }
+        if retry {
+            folder.read_unread();
         }
         for name in work.look_at {
             missing.remove(&name);
             folder.look_at(&name);
         }
-        let now = Instant::now();
-        missing.retain(|name, deadline| {
+        for name in missing.take_due(Instant::now()) {
             // One that is back but was not closed yet will be: then it is read.
-            let wait = *deadline > now;
-            if !wait && !folder.has_on_disk(name) {
-                folder.look_at(name);
+            if !folder.has_on_disk(&name) {
+                folder.look_at(&name);
             }
-            wait
-        });
+        }
+        again.plan(retry, folder.has_unread());
         folder.flush_objects(&mut emit);
         // A file that is about to go must not be reported as winning over the one it was renamed to.
         if missing.is_empty() {
@@ -223,8 +243,77 @@ fn follow(
     }
 }
 
+/// Files that are gone, until it is sure that they do not come back at once.
+#[derive(Default)]
+struct Missing {
+    names: BTreeMap<OsString, Instant>,
+    /// In the order of time. Names that are no longer missing, or are again since later, are passed over.
+    queue: VecDeque<(Instant, OsString)>,
+}
+
+impl Missing {
+    fn insert(&mut self, name: OsString, deadline: Instant) {
+        self.queue.push_back((deadline, name.clone()));
+        self.names.insert(name, deadline);
+    }
+
+    fn remove(&mut self, name: &OsString) {
+        self.names.remove(name);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    /// When there may be something to do.
+    fn next(&self) -> Option<Instant> {
+        self.queue.front().map(|(deadline, _)| *deadline)
+    }
+
+    /// Those that were missing for long enough.
+    fn take_due(&mut self, now: Instant) -> Vec<OsString> {
+        let mut due = Vec::new();
+        while self.next().is_some_and(|deadline| deadline <= now) {
+            let Some((deadline, name)) = self.queue.pop_front() else { break };
+            if self.names.get(&name) == Some(&deadline) {
+                self.names.remove(&name);
+                due.push(name);
+            }
+        }
+        due
+    }
+}
+
+/// When to read again what could not be read for a reason that passes.
+#[derive(Default)]
+struct Again {
+    at: Option<Instant>,
+    pause: Duration,
+    /// Whether the folder itself is one that could not be.
+    folder: bool,
+}
+
+impl Again {
+    /// `tried`: it was just tried; `files`: whether there are files that could not be read.
+    fn plan(&mut self, tried: bool, files: bool) {
+        if !files && !self.folder {
+            *self = Again::default();
+        } else if tried || self.at.is_none() {
+            self.pause = (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+            self.at = Some(Instant::now() + self.pause);
+        }
+    }
+}
+
+fn into_io(error: notify::Error) -> io::Error {
+    match error.kind {
+        notify::ErrorKind::Io(error) => error,
+        _ => io::Error::other(error),
+    }
+}
+
 impl Work {
-    fn take(&mut self, message: Message, folder: &Folder, missing: &mut BTreeMap<OsString, Instant>) {
+    fn take(&mut self, message: Message, folder: &Folder, missing: &mut Missing) {
         match message {
             Message::Born(name) if folder.is_complete_at_birth(&name) => drop(self.look_at.insert(name)),
             Message::Born(_) => {}
@@ -243,9 +332,12 @@ impl Work {
 }
 
 /// Reports that the folder cannot be read, or that it can again.
-fn report_folder(path: &Path, error: Option<String>, reported: &mut bool, emit: &mut dyn FnMut(Event)) {
+fn report_folder(path: &Path, error: Option<io::Error>, reported: &mut bool, emit: &mut dyn FnMut(Event)) {
     let object = ObjectRef { kind: RefKind::Folder, name: path.display().to_string().into() };
-    let reason = error.map(|error| format!("cannot be read ({error}); what it said before stays in force"));
+    let again = |error: &io::Error| if passes(error) { "it is tried again, and " } else { "" };
+    let said =
+        |error: io::Error| format!("cannot be read ({error}); {}what it said before stays in force", again(&error));
+    let reason = error.map(said);
     let rejects = reason.map(|reason| Reject::new("the folder", reason));
     if rejects.is_some() || std::mem::take(reported) {
         *reported = rejects.is_some();
@@ -258,6 +350,47 @@ mod tests {
     use notify::event::{DataChange, Flag};
 
     use super::*;
+
+    #[test]
+    fn what_is_missing_is_gone_after_its_time() {
+        let (mut missing, now) = (Missing::default(), Instant::now());
+        let at = |milliseconds| now + Duration::from_millis(milliseconds);
+        let name = |name: &str| OsString::from(name);
+        for (file, milliseconds) in [("a", 1), ("b", 2), ("c", 3), ("d", 4)] {
+            missing.insert(name(file), at(milliseconds));
+        }
+        // Back, and back and gone again.
+        missing.remove(&name("b"));
+        missing.remove(&name("a"));
+        missing.insert(name("a"), at(5));
+        assert_eq!(missing.next(), Some(at(1)));
+        assert_eq!(missing.take_due(at(3)), [name("c")]);
+        assert_eq!((missing.next(), missing.is_empty()), (Some(at(4)), false));
+        assert_eq!(missing.take_due(at(9)), [name("d"), name("a")]);
+        assert_eq!((missing.next(), missing.is_empty()), (None, true));
+    }
+
+    #[test]
+    fn what_passes_is_tried_again_after_growing_pauses() {
+        let mut again = Again::default();
+        again.plan(false, false);
+        assert_eq!(again.at, None);
+        let mut pauses = Vec::new();
+        again.plan(false, true);
+        for _ in 0..8 {
+            let at = again.at;
+            again.plan(false, true);
+            assert_eq!(again.at, at, "it is not put off");
+            pauses.push(again.pause.as_millis());
+            again.plan(true, true);
+        }
+        assert_eq!(pauses, [500, 1000, 2000, 4000, 8000, 16_000, 16_000, 16_000]);
+        again.plan(true, false);
+        assert_eq!((again.at, again.pause), (None, Duration::ZERO), "it is over");
+        again.folder = true;
+        again.plan(false, false);
+        assert!(again.at.is_some(), "the folder counts too");
+    }
 
     #[test]
     fn what_the_kernel_says_becomes_messages() {

@@ -55,6 +55,30 @@ fn files_that_come_change_and_go_are_followed() {
     node.stop();
 }
 
+/// Nothing tells when there are descriptors again.
+#[test]
+fn a_file_that_cannot_be_read_for_want_of_descriptors_is_read_later() {
+    let Some(mut node) = Node::new() else { return };
+    node.write("web.yaml", &yaml(&web("web", "172.30.1.1", &["10.1.0.1:8080"])));
+    node.start(&json!({}));
+    node.wait_forward("at the start", "172.30.1.1:80", &["10.1.0.1:8080"]);
+    node.daemon().limit_descriptors(3).expect("it can be limited");
+    node.write("web.yaml", &yaml(&web("web", "172.30.1.1", &["10.1.0.2:8080"])));
+    node.write("new.yaml", &yaml(&web("new", "172.30.1.2", &["10.1.0.3:8080"])));
+    for file in ["web", "new"] {
+        let line = format!("file {file}.yaml: the file: cannot be read (Too many open files");
+        let line = node.wait_for_log("it cannot be read", |found| found.contains(&line));
+        assert!(line.contains("it is tried again, and what it said before stays in force"), "{line}");
+    }
+    node.wait_forward("what it said before stays in force", "172.30.1.1:80", &["10.1.0.1:8080"]);
+    node.daemon().limit_descriptors(1024).expect("it can be allowed more");
+    node.wait_forward("it is read again", "172.30.1.1:80", &["10.1.0.2:8080"]);
+    node.wait_forward("the new one, too", "172.30.1.2:80", &["10.1.0.3:8080"]);
+    let told = node.log().lines().filter(|line| line.contains("the file: cannot be read (Too many")).count();
+    assert_eq!(told, 2, "once for each file: {}", node.log());
+    node.stop();
+}
+
 #[test]
 fn many_files_of_all_formats_at_once_are_followed() {
     const FILES: usize = 100;
@@ -129,6 +153,27 @@ fn a_config_map_volume_of_the_kubelet_is_followed() {
     std::fs::rename(folder.join("..data_tmp"), folder.join("..data")).expect("a link can be moved");
     std::fs::remove_dir_all(folder.join("..2026_01_01")).expect("the old version is there");
     node.wait_forward("the second version", "172.30.1.1:80", &["10.1.0.2:8080"]);
+    node.stop();
+}
+
+/// Whoever may write manifests may not write the log.
+#[test]
+fn names_cannot_forge_lines_of_the_log() {
+    let Some(mut node) = Node::new() else { return };
+    let mut objects = web("web", "172.30.1.1", &["10.1.0.1:8080"]);
+    node.write("good.yaml", &yaml(&objects));
+    node.write("a\nforged by a file\u{1b}[2J.yaml", "a: [");
+    objects[0]["metadata"]["name"] = json!("web\nforged by a name");
+    objects[1]["metadata"]["name"] = json!("other");
+    objects[1]["metadata"]["labels"]["kubernetes.io/service-name"] = json!("web\nforged by a label");
+    node.write("names.yaml", &yaml(&objects));
+    node.start(&json!({}));
+    node.wait_forward("beside them", "172.30.1.1:80", &["10.1.0.1:8080"]);
+    for word in ["a file", "a name", "a label"] {
+        let line = node.wait_for_log(word, |line| line.contains(&format!("\\nforged by {word}")));
+        assert!(line.contains(" WARN ") && !line.contains('\u{1b}'), "{line}");
+    }
+    assert!(!node.log().lines().any(|line| line.starts_with("forged")), "{}", node.log());
     node.stop();
 }
 

@@ -75,6 +75,14 @@ impl Daemon {
         }
     }
 
+    /// Limits how many descriptors it may have; those that it has stay.
+    pub(crate) fn limit_descriptors(&self, limit: u32) -> io::Result<()> {
+        let mut command = Command::new("prlimit");
+        command.args(["--pid", &self.child.id().to_string(), &format!("--nofile={limit}:")]);
+        let status = command.status()?;
+        if status.success() { Ok(()) } else { Err(io::Error::other(format!("prlimit: {status}"))) }
+    }
+
     /// Its resident memory in bytes, from procfs.
     pub(crate) fn resident_memory(&self) -> io::Result<u64> {
         let status = procfs::process::Process::new(self.child.id().cast_signed())
