@@ -38,7 +38,8 @@ pub struct Service {
     /// externally reachable in the sense of the traffic policies).
     pub has_external_ips: PerFamily<bool>,
     /// `spec.loadBalancerSourceRanges`, if there are any: valid ones of both families, host bits masked, sorted, without
-    /// duplicates. A family that is absent here is closed to all; one that holds a `/0` is open to all.
+    /// duplicates. Without any, nobody may connect. A family that is absent beside the other is open to all, and so is one
+    /// that holds a `/0`.
     pub source_ranges: Option<Box<[IpNet]>>,
     /// `spec.internalTrafficPolicy`: concerns the cluster IP.
     pub internal_policy: TrafficPolicy,

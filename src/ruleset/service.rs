@@ -106,13 +106,14 @@ fn slots(targets: &[Target]) -> Slots {
     targets.iter().take(Pick::LOCAL_OFFSET as usize).map(Backend::from).collect()
 }
 
-/// The ranges that may reach a load-balancer IP, maybe none; `None` where all sources may: nothing is said about it, or a
-/// `/0`.
+/// The ranges that may reach a load-balancer IP, maybe none; `None` where all sources may: nothing is said about it, or
+/// about the other family only, or a `/0`.
 fn allowed_sources(service: &Service, family: Family, facts: &ServiceFacts) -> Option<Box<[Range]>> {
     let of_family = |address: &IpAddr| Family::of(*address) == family;
     let ranges = service.source_ranges.as_ref()?;
     let nets: SmallVec<[IpNet; 8]> = ranges.iter().filter(|net| of_family(&net.network())).copied().collect();
-    if nets.iter().any(|net| net.prefix_len() == 0) {
+    let only_of_the_other = nets.is_empty() && !ranges.is_empty();
+    if only_of_the_other || nets.iter().any(|net| net.prefix_len() == 0) {
         return None;
     }
     let mut allowed: Vec<Range> = nets.iter().map(Range::of).collect();

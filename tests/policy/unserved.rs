@@ -181,10 +181,10 @@ fn source_ranges() {
             &["203.0.113.0/25", "203.0.113.0/24", "203.0.114.0/24", "203.0.113.0/24", "10.0.0.0/8"],
             &[(CLIENT, ALL), ("203.0.113.200", ALL), ("203.0.114.255", ALL), ("203.0.115.0", "drop"), (POD, ALL)],
         ),
-        // A /0 lifts all. Ranges that cannot be read, or only those of the other family, lift nothing.
+        // A /0 lifts all; so do ranges of the other family only. Those that cannot be read lift nothing.
         (&["203.0.113.0/24", "0.0.0.0/0"], &[("198.51.100.1", ALL), (POD, ALL)]),
-        (&["2001:db8::/32"], &[(CLIENT, "drop"), (POD, "drop"), (THE_NODE, "drop")]),
-        (&["::/0"], &[(CLIENT, "drop"), (POD, "drop")]),
+        (&["2001:db8::/32"], &[(CLIENT, ALL), (POD, ALL)]),
+        (&["2001:db8::/32", "x"], &[(CLIENT, ALL)]),
         (&["::/0", "198.51.100.0/24"], &[(CLIENT, "drop")]),
         (&["203.0.113.0/240"], &[(CLIENT, "drop"), (POD, "drop")]),
         (&["x", ""], &[(CLIENT, "drop"), (THE_NODE, "drop")]),
@@ -414,9 +414,9 @@ fn services_that_are_not_proxied() {
     check(&cluster, "with AllowServiceExternalIPs off", &without_gate);
 }
 
-/// Ranges of one family do not open the other.
+/// One family's ranges say nothing about the other's.
 #[test]
-fn source_ranges_of_one_family_leave_the_other_closed() {
+fn source_ranges_of_one_family_leave_the_other_open() {
     let dual_stack = json!({
         "metadata": {},
         "spec": {
@@ -435,7 +435,7 @@ fn source_ranges_of_one_family_leave_the_other_closed() {
         &[
             (CLIENT, LOAD_BALANCER_IP, "drop"),
             ("198.51.100.1", LOAD_BALANCER_IP, "e1(m) e2(m)"),
-            ("2001:db8:113::5", "tcp [fd18::1]:80", "drop"),
+            ("2001:db8:113::5", "tcp [fd18::1]:80", "[fd10:2::1]:80(m)"),
             ("fd10::2", "tcp [fd30::1]:80", "[fd10:2::1]:80"),
             ("fd10::2", "tcp [fd30::1]:81", "reject"),
         ],

@@ -228,7 +228,8 @@ fn load_balancer_ips(object: &core::Service, rejects: &mut Vec<Reject>) -> Box<[
     sorted_set(addresses)
 }
 
-/// Who may connect to the load-balancer IPs: nobody, where something is said about it that cannot be used.
+/// Who may connect to the load-balancer IPs: nobody, where nothing of what is said about it can be used. Ranges of one
+/// family say nothing about the other, as with kube-proxy; that may not have been meant so.
 fn source_ranges(
     spec: &core::ServiceSpec,
     load_balancer_ips: &[IpAddr],
@@ -249,7 +250,7 @@ fn source_ranges(
     for family in Family::ALL {
         let has_ip = load_balancer_ips.iter().any(|address| Family::of(*address) == family);
         if has_ip && !ranges.iter().any(|range| Family::of(range.addr()) == family) {
-            let reason = format_args!("no range is {family}: nobody may connect to the load-balancer IPs that are");
+            let reason = format_args!("no range is {family}: load-balancer IPs of that family are open to all");
             rejects.push(Reject::new(FIELD, reason));
         }
     }

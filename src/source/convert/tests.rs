@@ -321,9 +321,7 @@ fn services_of_which_nothing_is_left() {
 fn source_ranges_that_cannot_be_used_let_nobody_in() {
     let left = "spec.loadBalancerSourceRanges: no range is left: nobody may connect to the load-balancer IPs";
     let none = |family| {
-        format!(
-            "spec.loadBalancerSourceRanges: no range is {family}: nobody may connect to the load-balancer IPs that are"
-        )
+        format!("spec.loadBalancerSourceRanges: no range is {family}: load-balancer IPs of that family are open to all")
     };
     let cases = [
         (json!([]), None, vec![]),
