@@ -90,12 +90,13 @@ pub async fn watch(
     let slices = all().labels(&format!("!{HEADLESS_LABEL}"));
     let node = all().fields(&format!("metadata.name={node_name}"));
 
-    let shared = Shared { client, line: Arc::default(), following };
+    let shared = Shared { client, line: Arc::new(Line::new(Instant::now())), following };
     let output = || Output::new(Arc::clone(&convert), events.clone());
     let mut tasks = JoinSet::new();
+    // The first shows whether anybody answers: it is the one with the shortest list.
+    tasks.spawn(Task::<Node>::new(&shared, node, output()).follow());
     tasks.spawn(Task::<Service>::new(&shared, services, output()).follow());
     tasks.spawn(Task::<EndpointSlice>::new(&shared, slices, output()).follow());
-    tasks.spawn(Task::<Node>::new(&shared, node, output()).follow());
     tasks.spawn(Task::<ServiceCIDR>::new(&shared, all(), output()).follow());
     // Each task runs for ever, or until it cannot send: the first that ends ends all.
     let ended = tokio::select! {
@@ -272,7 +273,12 @@ where
                 return Ok(Some(Failure::OtherKind));
             }
             let lives_at = self.follower.lives_at();
+            let doubts_at = self.follower.doubts_at();
             let event = tokio::select! {
+                () = sleep_until(doubts_at.unwrap_or_else(Instant::now)), if doubts_at.is_some() => {
+                    self.tell(|follower, now, _| follower.doubted(now));
+                    return Ok(None);
+                }
                 _ = recoveries.changed() => continue,
                 event = stream.next() => event,
                 () = sleep_until(lives_at.unwrap_or_else(Instant::now)), if lives_at.is_some() => {

@@ -22,8 +22,6 @@ pub(super) enum Failure {
     AnotherStore { object: String, known: String, now: String, is_gone: bool },
     #[error("{0} is not there, and never went")]
     Vanished(String),
-    #[error("{0}, which changed last, has changed again while the server was away: it may be another store")]
-    ChangedMeanwhile(String),
     #[error("its store is another one, as another kind has shown")]
     OtherKind,
     #[error("the watch ends after {} ms without an event", .0.as_millis())]
@@ -35,7 +33,7 @@ pub(super) enum Failure {
     #[error("{}", one_line(.0))]
     Unreadable(String),
     /// The server, or what stands before it, refuses.
-    #[error("{}", one_line(&format!("{} {}: {}", .status.code, .status.reason, .status.message)))]
+    #[error("{}", refusal(.status))]
     Refused {
         status: Box<Status>,
         /// How long it wants to be left alone.
@@ -88,7 +86,7 @@ impl Failure {
     pub(super) fn is_stale(&self) -> bool {
         let status = match self {
             _ if self.is_another_store() => return true,
-            Failure::OtherKind | Failure::ChangedMeanwhile(_) | Failure::Vanished(_) => return true,
+            Failure::OtherKind | Failure::Vanished(_) => return true,
             Failure::Refused { status, .. } => status,
             _ => return false,
         };
@@ -110,8 +108,17 @@ impl Failure {
     }
 }
 
+fn refusal(status: &Status) -> String {
+    let Status { code, reason, message, .. } = status;
+    // Many say the same twice.
+    one_line(&if message == reason { format!("{code} {reason}") } else { format!("{code} {reason}: {message}") })
+}
+
 fn one_line(text: &str) -> String {
-    let mut text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    // What libraries say of where an error came through, and where to read about it.
+    let words =
+        text.split_whitespace().filter(|word| *word != "ServiceError:" && !word.starts_with("https://docs.rs/"));
+    let mut text = words.collect::<Vec<_>>().join(" ");
     if let Some((end, _)) = text.char_indices().nth(MAX_REASON) {
         text.truncate(end);
         text.push_str(" ...");

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::failure::{Failure, Scope};
-use super::history::{Found, History, Named};
+use super::history::{Found, History, Named, Same};
 use super::pace::{self, Failed, Pace, Pause};
 use super::turns::Turns;
 use super::version;
@@ -38,6 +38,18 @@ const POLLED: Duration = Duration::from_secs(30);
 
 /// A watch that ends so long before its time has ended in time.
 const EARLY: Duration = Duration::from_secs(10);
+
+/// A server that does not answer for so long was away, whether or not a request has failed meanwhile: packets may have been
+/// lost.
+const AWAY: Duration = Duration::from_secs(3);
+
+/// When all is listed after a server was away, and what changed last has changed again: its store may have been restored.
+/// At random, as all are after the same.
+const SOON: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(8)];
+
+/// The same where nothing tells: its store may have been restored, and have come past the version last seen. It costs what
+/// an expired version costs at once, which is what a server that was started again answers as a rule.
+const TO_BE_SURE: [Duration; 2] = [Duration::from_secs(300), Duration::from_secs(1800)];
 
 /// Pages without an object in sequence that a list may have.
 const MAX_EMPTY_PAGES: u32 = 10;
@@ -113,6 +125,8 @@ pub(super) struct Follower {
     is_warned: bool,
     /// How often the store was another one when all was last listed, or is being listed.
     store: u64,
+    /// When to list all to be sure that it is the same store, watching until then.
+    doubts: Option<Instant>,
     /// Whether an object can be looked for by its name.
     by_name: bool,
     /// Whether something happened after which the server may be behind that version: it says nothing at all on a watch
@@ -151,6 +165,7 @@ impl Follower {
             history: History::default(),
             is_warned: false,
             store: 0,
+            doubts: None,
             by_name: true,
             unsure: false,
             listed: false,
@@ -270,6 +285,7 @@ impl Follower {
         self.is_warned = false;
         version.clone_into(&mut self.history.version);
         self.unsure = false;
+        self.doubts = None;
         self.listed = true;
         self.step = Step::Watch;
         if self.followed.state == State::Lost {
@@ -284,13 +300,13 @@ impl Follower {
     /// list.
     pub(super) fn looked(&mut self, now: Instant, turns: &mut Turns, version: &str, found: &Found) {
         turns.serves(false);
-        let failure = match self
-            .history
-            .is_ahead(version)
-            .and_then(|()| self.history.is_the_same(found, turns.was_away(self.unheard)))
-        {
-            Ok(()) => {
+        let failure = match self.history.is_ahead(version).and_then(|()| self.history.is_the_same(found)) {
+            Ok(same) => {
                 self.unsure = false;
+                if turns.was_away(self.unheard) || now.duration_since(self.unheard) >= AWAY {
+                    let at = now + pace::between(if same == Same::Unknown { SOON } else { TO_BE_SURE });
+                    self.doubts = Some(self.doubts.map_or(at, |doubts| doubts.min(at)));
+                }
                 self.goes_on = self.watches_fail.is_none() && !turns.refuses_watches();
                 return;
             }
@@ -356,6 +372,19 @@ impl Follower {
             self.works(now, turns, false);
         }
         Ok(())
+    }
+
+    /// When all is to be listed to be sure, although the watch goes on.
+    pub(super) fn doubts_at(&self) -> Option<Instant> {
+        self.doubts
+    }
+
+    /// It is that time; the watch is over.
+    pub(super) fn doubted(&mut self, now: Instant) {
+        debug!(kind = %self.kind, "listing again, to be sure that it is the same store after the server was away");
+        self.watching = None;
+        self.unheard = now;
+        self.step = FIRST_PAGE;
     }
 
     /// The watch ended: properly where there is no failure.
@@ -454,12 +483,14 @@ impl Follower {
                 _ => info!(
                     kind = %self.kind,
                     reason,
-                    "the API server does not have the version last seen; listing again"
+                    "the API server does not know the version last seen, as is usual after its start; listing again"
                 ),
             }
             self.stands(now, State::Lost, Some(reason));
             self.due = now + pace::short();
             self.goes_on = true;
+            // What watches came to was this.
+            self.watches_fail = None;
             return;
         }
         let pause = match scope {

@@ -43,6 +43,15 @@ pub(super) enum Found {
     There(String),
 }
 
+/// Whether a store is the one that was read before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Same {
+    /// As far as can be seen.
+    Yes,
+    /// What would tell has changed meanwhile.
+    Unknown,
+}
+
 /// What is known of the store of a kind.
 #[derive(Debug, Default)]
 pub(super) struct History {
@@ -117,31 +126,30 @@ impl History {
         Ok(())
     }
 
-    /// Whether what was found of the object that changed last is of the store that was read before, so far as it can be
-    /// known. `was_away`: whether the server has not answered since.
+    /// Whether what was found of the object that changed last is of the store that was read before.
     ///
     /// # Errors
-    /// It is not, or cannot be told from another one.
-    pub(super) fn is_the_same(&mut self, found: &Found, was_away: bool) -> Result<(), Failure> {
+    /// It is not.
+    pub(super) fn is_the_same(&mut self, found: &Found) -> Result<Same, Failure> {
         self.vanished = None;
-        let Some(latest) = &self.latest else { return Ok(()) };
+        let Some(latest) = &self.latest else { return Ok(Same::Yes) };
         let now = match found {
-            Found::Nothing => return Ok(()),
+            Found::Nothing => return Ok(Same::Yes),
             Found::Gone => {
                 self.vanished = (!latest.is_gone).then(|| latest.object.clone());
-                return Ok(());
+                // That it is gone may be so in both.
+                return Ok(if latest.is_gone { Same::Unknown } else { Same::Yes });
             }
             Found::There(now) => now,
         };
         if (*now == latest.version && !latest.is_gone) || !version::is_comparable(now) {
-            return Ok(());
+            return Ok(Same::Yes);
         }
-        let object = latest.object.to_string();
         if !version::is_before(&self.version, now) {
-            let (known, is_gone) = (latest.version.clone(), latest.is_gone);
+            let (object, known, is_gone) = (latest.object.to_string(), latest.version.clone(), latest.is_gone);
             return Err(Failure::AnotherStore { object, known, now: now.clone(), is_gone });
         }
-        // It has changed meanwhile, as it may in any store. Where the server was not away, it is the same.
-        if was_away { Err(Failure::ChangedMeanwhile(object)) } else { Ok(()) }
+        // It has changed meanwhile, as it may in any store.
+        Ok(Same::Unknown)
     }
 }

@@ -22,8 +22,10 @@ const SHORT: Duration = Duration::from_millis(100);
 const LONGEST_IN_HASTE: Duration = Duration::from_millis(500);
 /// So many watches that are cut short are resumed as if nothing were wrong.
 const IN_HASTE: u32 = 3;
-/// Between two lists of all objects without a pause.
-const BETWEEN_LISTS: Duration = Duration::from_secs(60);
+/// How many lists of all objects there may be without a pause, each after a watch that worked.
+const LISTS_NOW: u32 = 5;
+/// How soon there may be one more.
+const ANOTHER_LIST: Duration = Duration::from_secs(30);
 /// How often it is said that something goes on failing.
 const REPEAT: Duration = Duration::from_secs(300);
 /// How soon it is said that it fails for another reason.
@@ -64,8 +66,10 @@ pub(super) struct Pace {
     since: Option<Instant>,
     /// How many of them were followed by a growing pause.
     pauses: u32,
-    /// When all objects were last listed again without a pause.
-    listed_now: Option<Instant>,
+    /// How often all objects were listed again without a pause, of late; and when one was last taken off from that.
+    lists_now: (u32, Option<Instant>),
+    /// Whether that was done since it worked last.
+    is_listed: bool,
     /// Watches in sequence that brought something and were cut short.
     in_haste: u32,
     /// When it was said last, and for what reason.
@@ -120,12 +124,19 @@ impl Pace {
         self.since
     }
 
-    /// All objects have to be listed again. Returns whether that may be without a pause: now and then, so that versions
-    /// that are expired always do not go on like this.
+    /// All objects have to be listed again. Returns whether that may be without a pause: once after a watch that worked,
+    /// so that versions that are expired always do not go on like this, and not too often in all.
     pub(super) fn lists_now(&mut self, now: Instant) -> bool {
-        let may = self.listed_now.is_none_or(|at| now.duration_since(at) >= BETWEEN_LISTS);
+        let (count, since) = &mut self.lists_now;
+        let over = now.duration_since(*since.get_or_insert(now)).as_secs() / ANOTHER_LIST.as_secs();
+        if over > 0 {
+            *count = count.saturating_sub(u32::try_from(over).unwrap_or(u32::MAX));
+            *since = Some(now);
+        }
+        let may = !self.is_listed && *count < LISTS_NOW;
         if may {
-            self.listed_now = Some(now);
+            *count += 1;
+            self.is_listed = true;
         }
         may
     }
@@ -142,7 +153,7 @@ impl Pace {
     pub(super) fn works(&mut self, whole: bool) -> bool {
         let before = std::mem::take(self);
         self.in_haste = if whole { 0 } else { before.in_haste };
-        (self.said, self.beginnings, self.listed_now) = (before.said, before.beginnings, before.listed_now);
+        (self.said, self.beginnings, self.lists_now) = (before.said, before.beginnings, before.lists_now);
         before.is_said
     }
 }
@@ -278,9 +289,14 @@ mod tests {
     #[test]
     fn all_is_listed_without_a_pause_now_and_then() {
         let (start, mut pace) = (Instant::now(), Pace::default());
-        assert!(pace.lists_now(start));
-        pace.works(true);
-        assert!(!pace.lists_now(start + BETWEEN_LISTS / 2));
-        assert!(pace.lists_now(start + BETWEEN_LISTS) && !pace.lists_now(start + BETWEEN_LISTS));
+        assert!(pace.lists_now(start) && !pace.lists_now(start), "once after a watch that worked");
+        let may = |pace: &mut Pace, at: Instant| {
+            pace.works(true);
+            pace.lists_now(at)
+        };
+        let taken = (0..20).filter(|second| may(&mut pace, start + Duration::from_secs(*second))).count();
+        assert_eq!(taken, 4, "five of late");
+        let taken = (20..620).filter(|second| may(&mut pace, start + Duration::from_secs(*second))).count();
+        assert!((19..=21).contains(&taken), "{taken}");
     }
 }

@@ -46,6 +46,11 @@ pub(super) struct Turns {
 }
 
 impl Turns {
+    /// Of a server that has not answered yet: one request is the first.
+    pub(super) fn unknown(now: Instant) -> Turns {
+        Turns { silent: Some(now), ..Turns::default() }
+    }
+
     /// There was no answer, or a connection broke. The first attempt follows soon: it may be a short gap.
     pub(super) fn lost(&mut self, now: Instant) {
         if self.silent.is_none() {
@@ -148,7 +153,7 @@ impl Turns {
 }
 
 /// The turns of the tasks of all kinds.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Line {
     turns: Mutex<Turns>,
     /// Sent to when something has become better, or has to be listed again.
@@ -156,6 +161,10 @@ pub(super) struct Line {
 }
 
 impl Line {
+    pub(super) fn new(now: Instant) -> Line {
+        Line { turns: Mutex::new(Turns::unknown(now)), recovered: watch::Sender::default() }
+    }
+
     /// Does this with the turns; wakes who waits for one if it may be in vain.
     pub(super) fn with<T>(&self, act: impl FnOnce(&mut Turns) -> T) -> T {
         let mut turns = self.turns();

@@ -101,7 +101,7 @@ impl Cluster {
     fn new(server: Server) -> Cluster {
         let start = Instant::now();
         let kinds = Kind::ALL.iter().map(|kind| (Follower::new(*kind, start), Does::Waits(start))).collect();
-        let (now, turns) = (start, Turns::default());
+        let (now, turns) = (start, Turns::unknown(start));
         let right = vec![None; Kind::ALL.len()];
         let (requests, none) = (Vec::new(), Vec::new());
         Cluster { start, now, server, version: 1000, turns, kinds, requests, right, none }
@@ -215,6 +215,7 @@ impl Cluster {
                 *does = Does::Watches(end);
             }
             Does::Watches(Some((end, failure))) if end <= now => follower.ended(now, &mut self.turns, failure),
+            Does::Watches(_) if follower.doubts_at().is_some_and(|at| at <= now) => follower.doubted(now),
             watches @ Does::Watches(_) => {
                 assert!(follower.lived(now, &mut self.turns).is_ok());
                 *does = watches;
@@ -818,23 +819,70 @@ fn what_one_kind_has_seen_of_the_store_holds_for_all() {
 }
 
 #[test]
-fn a_server_that_was_away_is_believed_only_if_the_last_change_is_still_the_last() {
-    for was_away in [false, true] {
-        let mut kind = Alone::new();
-        kind.ask();
-        kind.follower.saw("shop", "web", "90", false);
-        assert!(kind.page("100", None, 3).is_ok());
-        kind.watch();
-        kind.passes(20);
-        kind.ends(Some(broken()));
-        assert!(matches!(kind.ask(), Ask::Look(Some(_))));
-        if was_away {
-            kind.follower.failed(kind.now, &mut kind.turns, &no_answer());
+fn a_server_that_was_away_is_listed_soon_where_the_last_change_is_no_longer_the_last() {
+    // Whether a request has failed meanwhile, and how many seconds it took until there was an answer.
+    for (fails, seconds) in [(false, 0), (true, 1), (false, 10)] {
+        for (found, is_last) in [("90", true), ("499", false)] {
+            let mut kind = Alone::new();
+            kind.ask();
+            kind.follower.saw("shop", "web", "90", false);
+            assert!(kind.page("100", None, 3).is_ok());
+            kind.watch();
+            kind.passes(20);
+            kind.ends(Some(broken()));
             assert!(matches!(kind.ask(), Ask::Look(Some(_))));
+            if fails {
+                kind.follower.failed(kind.now, &mut kind.turns, &no_answer());
+                assert!(matches!(kind.ask(), Ask::Look(Some(_))));
+            }
+            kind.passes(seconds);
+            kind.follower.looked(kind.now, &mut kind.turns, "500", &Found::There(found.to_owned()));
+            kind.watch();
+            let doubts = kind.follower.doubts_at().map(|at| at - kind.now);
+            match (fails || seconds > 3, is_last) {
+                (false, _) => assert_eq!(doubts, None),
+                (true, true) => assert!(doubts.is_some_and(|after| after >= TO_BE_SURE[0]), "{doubts:?}"),
+                (true, false) => assert!(doubts.is_some_and(|after| after <= SOON[1]), "{doubts:?}"),
+            }
+            if let Some(after) = doubts {
+                kind.now += after;
+                kind.follower.doubted(kind.now);
+                assert_eq!(kind.ask(), Ask::Page(None));
+                assert!(kind.page("600", None, 3).is_ok());
+                kind.watch();
+                assert_eq!(kind.follower.doubts_at(), None);
+            }
         }
-        kind.follower.looked(kind.now, &mut kind.turns, "500", &Found::There("499".to_owned()));
-        assert_eq!(kind.ask() == Ask::Page(None), was_away);
     }
+}
+
+#[test]
+fn all_is_listed_some_time_after_a_server_was_away() {
+    let mut cluster = Cluster::well();
+    cluster.becomes(Server::Refused);
+    cluster.run(20.0);
+    cluster.becomes(Server::Well);
+    let from = cluster.at();
+    cluster.run(2200.0);
+    let lists = |kind: Kind| {
+        let lists = cluster.requests.iter().filter(move |(_, of, ask)| *of == kind && matches!(ask, Ask::Page(_)));
+        lists.map(|(at, ..)| (*at - from).as_secs()).collect::<Vec<_>>()
+    };
+    for kind in Kind::ALL {
+        let lists = lists(kind);
+        assert!(matches!(lists[..], [at] if (300..2100).contains(&at)), "{kind}: {lists:?}");
+    }
+    let mut cluster = Cluster::well();
+    for _ in 0..20 {
+        // It answers at once each time.
+        for (_, does) in &mut cluster.kinds {
+            if let Does::Watches(end) = does {
+                *end = Some((cluster.now, Some(broken())));
+            }
+        }
+        cluster.run(180.0);
+    }
+    assert!(!cluster.requests.iter().any(|(.., ask)| matches!(ask, Ask::Page(_))));
 }
 
 fn servers() -> impl Strategy<Value = Server> {
