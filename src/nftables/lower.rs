@@ -55,6 +55,10 @@ pub(super) fn lower(family: Family, statement: &Statement) -> Vec<Expression> {
         Statement::StatusDnat => {
             has_bits(Expression::Ct { key: uapi::ct::STATUS, direction: None, dreg: first }, uapi::IPS_DST_NAT)
         }
+        Statement::Priority { value, negated } => vec![
+            Expression::MetaLoad { key: uapi::meta::PRIORITY, dreg: first },
+            compare(first, equal_unless(*negated), &value.to_ne_bytes()),
+        ],
         Statement::MarkHas(bits) => has_bits(Expression::MetaLoad { key: uapi::meta::MARK, dreg: first }, *bits),
         Statement::SetMark(bits) => change_mark(!bits, *bits),
         Statement::ClearMark(bits) => change_mark(!bits, 0),

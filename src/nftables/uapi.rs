@@ -100,6 +100,7 @@ pub(super) mod set_flag {
 
 /// `enum nft_meta_keys`.
 pub(super) mod meta {
+    pub(in crate::nftables) const PRIORITY: u32 = 2;
     pub(in crate::nftables) const MARK: u32 = 3;
     pub(in crate::nftables) const IIFNAME: u32 = 6;
     pub(in crate::nftables) const L4PROTO: u32 = 16;

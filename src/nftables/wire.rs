@@ -193,6 +193,8 @@ fn statements(family: Family) -> Case {
         ("fib daddr type local drop", vec![Statement::DestinationIsLocal { negated: false }, drop()]),
         ("fib daddr type != local drop", vec![Statement::DestinationIsLocal { negated: true }, drop()]),
         ("ct status dnat goto services", vec![Statement::StatusDnat, goto(ChainName::Services)]),
+        ("meta priority 6e66:7078 drop", vec![Statement::Priority { value: 0x6e66_7078, negated: false }, drop()]),
+        ("meta priority != 1:2 drop", vec![Statement::Priority { value: 0x1_0002, negated: true }, drop()]),
         (
             "meta mark & 0x4000 != 0 jump services",
             vec![Statement::MarkHas(0x4000), Statement::Verdict(Verdict::Jump(ChainName::Services))],

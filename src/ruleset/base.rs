@@ -13,6 +13,7 @@
 //! ```
 //!
 //! * Base chains are of type `nat` only: an established connection meets none of our rules.
+//! * The proxy's own connections to the API server pass `nat-output` by: see [`OWN_PRIORITY`].
 //! * A `nat` chain runs only while connection tracking is on in the namespace, which `ct`, `dnat` or `masquerade` in
 //!   any rule switches on. The frame always holds some, so that rejects and drops work before the first endpoint exists.
 //! * Source translation is at priority 99, before the usual 100 of other programs: the first chain that translates ends
@@ -40,6 +41,14 @@ pub const SOURCE_PRIORITY: i32 = 99;
 
 /// Priority of destination translation, `dstnat`.
 pub const DESTINATION_PRIORITY: i32 = -100;
+
+/// What tells the proxy's own connections to the API server: the `SO_PRIORITY` of their sockets ("nfpx"). No Service may
+/// stand in their way: the proxy could not hear that the Service is gone.
+///
+/// Not a mark, as CNIs route by marks. A queueing discipline takes it for what has no priority, as 0: the last four
+/// bits choose the same band of `pfifo_fast` and `prio`, and nobody has classes of this number. Only those with
+/// CAP_NET_ADMIN or CAP_NET_RAW can set one above 6.
+pub const OWN_PRIORITY: u32 = 0x6e66_7078;
 
 /// What tells a packet of a pod (`detectLocalMode`).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -251,7 +260,10 @@ fn fixed(name: ChainName, facts: &FrameFacts) -> Option<Chain> {
         }
         ChainName::NatOutput => {
             hook = base(HookPoint::Output, DESTINATION_PRIORITY);
-            vec![rule([jump(ChainName::Services)])]
+            // One comparison in the rule that there is anyhow. It sees what the socket has: whatever else may use the
+            // field for what it has found out about a packet comes after it.
+            let of_others = Statement::Priority { value: OWN_PRIORITY, negated: true };
+            vec![rule([of_others, jump(ChainName::Services)])]
         }
         ChainName::NatInput => {
             hook = base(HookPoint::Input, SOURCE_PRIORITY);

@@ -40,6 +40,8 @@ pub struct Packet {
 pub enum Origin {
     /// A process of the node sends it.
     Node,
+    /// The proxy itself sends it, on its way to the API server.
+    Proxy,
     /// It arrives, by this interface if that is known. Rules that ask for the interface need it.
     Arrives(Option<ArcStr>),
 }
@@ -154,7 +156,8 @@ impl<'a> Tracer<'a> {
         }
         let mut walk = Walk { tracer: self, packet, hook: HookPoint::Prerouting, steps: Vec::new() };
         let start = State { destination: SocketAddr::new(packet.destination, packet.port), mark: 0 };
-        let first = if packet.origin == Origin::Node { HookPoint::Output } else { HookPoint::Prerouting };
+        let sent_here = matches!(packet.origin, Origin::Node | Origin::Proxy);
+        let first = if sent_here { HookPoint::Output } else { HookPoint::Prerouting };
         let mut fates = BTreeSet::new();
         for (ending, mut state) in walk.on_hook(first, start)? {
             match ending {
@@ -167,7 +170,7 @@ impl<'a> Tracer<'a> {
             }
             // What the node sends to itself passes postrouting on its way out; by the time it comes in again its
             // translations are settled, and nat chains are not asked.
-            let local = self.is_local(state.destination.ip()) && packet.origin != Origin::Node;
+            let local = self.is_local(state.destination.ip()) && !sent_here;
             let second = if local { HookPoint::Input } else { HookPoint::Postrouting };
             for (ending, state) in walk.on_hook(second, state)? {
                 fates.insert(walk.fate(ending, state)?);

@@ -127,6 +127,9 @@ pub fn statement(table: Family, statement: &Statement) -> String {
         Statement::SourceIsLocal => "fib saddr type local".to_owned(),
         Statement::DestinationIsLocal { negated } => format!("fib daddr type {}local", not(*negated)),
         Statement::StatusDnat => "ct status dnat".to_owned(),
+        Statement::Priority { value, negated } => {
+            format!("meta priority {}{:04x}:{:04x}", not(*negated), value >> 16, value & 0xffff)
+        }
         Statement::MarkHas(bits) => format!("meta mark & {bits:#010x} != 0x00000000"),
         Statement::SetMark(bits) => format!("meta mark set meta mark | {bits:#010x}"),
         Statement::ClearMark(bits) => format!("meta mark set meta mark & {:#010x}", !bits),

@@ -201,6 +201,13 @@ pub enum Statement {
     },
     /// `ct status dnat`.
     StatusDnat,
+    /// `meta priority [!=] MAJOR:MINOR`: for what a process of the node sends, the `SO_PRIORITY` of its socket.
+    Priority {
+        /// `MAJOR << 16 | MINOR`.
+        value: u32,
+        /// `!=`.
+        negated: bool,
+    },
     /// `meta mark & BITS != 0`.
     MarkHas(u32),
     /// `meta mark set meta mark | BITS`.

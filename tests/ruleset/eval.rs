@@ -218,6 +218,25 @@ fn service_ranges() {
     }
 }
 
+/// No Service, and no range of cluster IPs, stands between the proxy and the API server, wherever that is.
+#[test]
+fn the_proxys_own_connections_pass_by() {
+    for family in Family::ALL {
+        let (ruleset, local) = (sample::ruleset(&sample::facts(family)), sample::local_addresses(family));
+        let tracer = Tracer::new(&ruleset, &local).unwrap();
+        for (destination, port) in
+            [("10.96.0.1", 80), ("10.96.0.1", 81), ("10.96.7.7", 80), ("192.0.2.6", 80), (NODE, 30080)]
+        {
+            let of_others = packet(family, NODE, Tcp, destination, port);
+            assert_ne!(tracer.trace(&of_others).unwrap().outcome, Outcome::Pass, "{destination}:{port}");
+            let own = Packet { origin: Origin::Proxy, ..of_others };
+            let trace = tracer.trace(&own).unwrap();
+            assert_eq!(trace.outcome, Outcome::Pass, "{destination}:{port}\n{trace}");
+            assert_eq!(trace.steps, [], "it meets no rule that matches");
+        }
+    }
+}
+
 /// An endpoint that reaches itself through the Service has to be masqueraded, whatever else holds.
 #[test]
 fn hairpin() {

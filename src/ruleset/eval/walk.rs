@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use super::index::{IndexedSet, fits, value_type};
 use super::{EvalError, Origin, Packet, Reached, Step, Tracer, malformed};
 use crate::model::Protocol;
+use crate::ruleset::base::OWN_PRIORITY;
 use crate::ruleset::names::{ChainName, SetName};
 use crate::ruleset::text;
 use crate::ruleset::types::{Data, DataDef, HookPoint, Key, Rule, Selector, Statement, Value, Verdict};
@@ -115,6 +116,10 @@ impl Walk<'_> {
                     self.tracer.is_local(at.state.destination.ip()) != *negated
                 }
                 Statement::StatusDnat => self.is_translated(at.state),
+                Statement::Priority { value, negated } => {
+                    let own = self.packet.origin == Origin::Proxy && *value == OWN_PRIORITY;
+                    own != *negated
+                }
                 Statement::MarkHas(bits) => at.state.mark & bits != 0,
                 Statement::SetMark(bits) => {
                     at.state.mark |= bits;
@@ -301,7 +306,7 @@ impl Walk<'_> {
     fn arrived_by(&self, at: &At<'_>, name: &str, prefix: bool) -> Result<bool, EvalError> {
         match &self.packet.origin {
             // The name is then empty, which no other equals and which `!=` matches (Linux >= 5.4).
-            Origin::Node => Ok(false),
+            Origin::Node | Origin::Proxy => Ok(false),
             Origin::Arrives(Some(interface)) if prefix => Ok(interface.starts_with(name)),
             Origin::Arrives(Some(interface)) => Ok(**interface == *name),
             Origin::Arrives(None) => Err(EvalError::Interface(at.chain, text::rule(self.tracer.family, at.rule))),
