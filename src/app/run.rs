@@ -1,5 +1,6 @@
 //! `nftproxyd run`: the daemon.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,8 +29,9 @@ use crate::health::{self, Health, Moment};
 use crate::metrics::Metrics;
 use crate::model::{Family, PerFamily};
 use crate::nftables::{Heard, LinuxKernel, Monitor};
+use crate::ruleset::base::OWN_PRIORITY;
 use crate::ruleset::text;
-use crate::source::{Exchange, Following, file, kube};
+use crate::source::{Bypass, Exchange, Following, file, kube};
 use crate::sync::{self, Engine, Inputs, Told};
 use crate::{sysctl, threads};
 
@@ -106,6 +108,7 @@ async fn supervise(
         () = signals.stop() => return Ok(()),
     };
     let (address_sender, addresses) = watch::channel(local);
+    let (reached, _) = watch::channel(BTreeSet::new());
     let (disturbance_sender, disturbances) = mpsc::channel(16);
     let (attempted_sender, attempted) = oneshot::channel();
     let metrics = Arc::new(Metrics::new());
@@ -164,7 +167,8 @@ async fn supervise(
                 requests.requested(method, host, *code, *elapsed);
             };
             threads::first_of_runtime().await?;
-            let client = kube::connect_with(&kubeconfig, master.as_deref(), Arc::new(listener)).await?;
+            let bypass = Bypass { priority: OWN_PRIORITY, reached };
+            let client = kube::connect_with(&kubeconfig, master.as_deref(), Some(bypass), Arc::new(listener)).await?;
             let (sender, notices) = Events::channel();
             events_out = sender;
             first_words.into_iter().for_each(|notice| events_out.say(notice));

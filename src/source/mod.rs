@@ -4,6 +4,7 @@
 //! each object into a model value as it arrives and forgets the object. It keeps what works: when a server cannot be
 //! reached or a file cannot be read, nothing is said, so everything that was known stays in force.
 
+mod bypass;
 pub mod convert;
 mod exchange;
 pub mod file;
@@ -15,6 +16,7 @@ mod shape;
 
 use arcstr::ArcStr;
 
+pub use bypass::Bypass;
 pub use exchange::{Exchange, ExchangeListener};
 pub use following::{Followed, Following, FollowingListener, State};
 

@@ -682,7 +682,7 @@ async fn a_server_that_comes_back_is_met_soon_by_all_kinds() {
     let address = socket.local_addr().expect("bound").as_socket().expect("an IP address");
     let (sender, exchanges) = std::sync::mpsc::channel();
     let listener = move |exchange: &Exchange| drop(sender.send(exchange.clone()));
-    let client = connect_with(Path::new(""), Some(&format!("http://{address}")), Arc::new(listener)).await;
+    let client = connect_with(Path::new(""), Some(&format!("http://{address}")), None, Arc::new(listener)).await;
     let mut watched = Watched::with(client.expect("a valid URL"));
     // Long enough for pauses that grow to be long.
     let outage = Duration::from_secs(12);
@@ -836,7 +836,7 @@ async fn every_request_is_told() {
     file.write_all(api.kubeconfig().as_bytes()).expect("written");
     let (sender, exchanges) = std::sync::mpsc::channel();
     let listener = move |exchange: &Exchange| sender.send(exchange.clone()).expect("the test listens");
-    let client = connect_with(file.path(), None, Arc::new(listener)).await.expect("a valid kubeconfig");
+    let client = connect_with(file.path(), None, None, Arc::new(listener)).await.expect("a valid kubeconfig");
     client.apiserver_version().await.expect_err("it has no /version");
     let exchange = exchanges.try_recv().expect("it was told");
     assert_eq!((&*exchange.method, exchange.code), ("GET", Some(404)));

@@ -24,6 +24,7 @@ use self::access::{Access, Place};
 pub use self::error::ConnectError;
 use self::files::Files;
 use self::live::{Live, Sending};
+use crate::source::bypass::Bypass;
 use crate::source::exchange::{ExchangeListener, ReportExchanges};
 
 /// Makes a client; the server is not contacted yet.
@@ -34,19 +35,20 @@ use crate::source::exchange::{ExchangeListener, ReportExchanges};
 /// # Errors
 /// The configuration cannot be used.
 pub async fn connect(kubeconfig: &Path, master: Option<&str>) -> Result<Client, ConnectError> {
-    connect_with(kubeconfig, master, Arc::new(|_| {})).await
+    connect_with(kubeconfig, master, None, Arc::new(|_| {})).await
 }
 
-/// The same, with somebody who hears of every request and its answer.
+/// The same, past the Services of this node where that is possible, with somebody who hears of every request and its answer.
 ///
 /// # Errors
 /// The configuration cannot be used.
 pub async fn connect_with(
     kubeconfig: &Path,
     master: Option<&str>,
+    bypass: Option<Bypass>,
     listener: ExchangeListener,
 ) -> Result<Client, ConnectError> {
-    let live = Live::start(place(kubeconfig, master))?;
+    let live = Live::start(place(kubeconfig, master), bypass)?;
     let (host, namespace) = (live.host(), live.namespace());
     let builder = ClientBuilder::new(Sending(live), namespace);
     Ok(builder.with_layer(&ReportExchanges { listener, host }).build())

@@ -1,5 +1,10 @@
 //! Sockets to an API server, or to the proxy before it, and what is spoken on them.
 
+mod either_way;
+mod names;
+mod sockets;
+
+use std::env;
 use std::time::Duration;
 
 use axum::http::{HeaderValue, Request, Response, Uri};
@@ -10,8 +15,8 @@ use hyper::rt::{Read, Write};
 use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
 use hyper_timeout::TimeoutConnector;
 use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::Connection;
 use hyper_util::client::legacy::connect::proxy::{SocksV5, Tunnel};
-use hyper_util::client::legacy::connect::{Connection, HttpConnector};
 use hyper_util::rt::TokioExecutor;
 use kube::client::{Body, DynBody};
 use rustls::ClientConfig;
@@ -21,16 +26,13 @@ use tower::{BoxError, ServiceBuilder};
 use tower_http::ServiceExt as _;
 use tower_http::trace::TraceLayer;
 
-/// A connection that is not there after so long, for each address of a name, is given up: nobody answers.
-const CONNECTED: Duration = Duration::from_secs(10);
-/// The same with all that comes before the first request: proxies and TLS.
+use self::either_way::EitherWay;
+pub(super) use self::names::Names;
+use self::sockets::Sockets;
+use crate::source::bypass::Bypass;
+
+/// A connection that is not there after so long, with all that comes before the first request, is given up: proxies and TLS.
 const READY: Duration = Duration::from_secs(30);
-/// A connection on which nothing is sent or received for so long is asked whether it is still there.
-const IDLE: Duration = Duration::from_secs(10);
-/// And again, until there is an answer.
-const AGAIN: Duration = Duration::from_secs(5);
-/// What was sent, or asked, and not acknowledged for so long breaks the connection (`TCP_USER_TIMEOUT`, tcp(7)).
-const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 /// A connection on which nothing arrives for so long is given up: the other end may be gone without a word, behind one
 /// that goes on acknowledging. API servers send a bookmark on each watch about once a minute.
 const SILENCE: Duration = Duration::from_secs(90);
@@ -42,45 +44,39 @@ pub(super) type Transport = BoxCloneSyncService<Request<Body>, Response<Box<DynB
 
 /// Where connections go.
 pub(super) struct Way<'a> {
+    pub(super) server: &'a Uri,
     pub(super) proxy: Option<&'a Uri>,
     pub(super) tls: ClientConfig,
     /// The name that the server's certificate has to have, where it is not that of the URL.
     pub(super) server_name: Option<&'a ServerName<'static>>,
+    /// Past the Services of this node, where there is such a way.
+    pub(super) bypass: Option<&'a Bypass>,
+    pub(super) names: &'a Names,
 }
 
 /// Makes what sends requests. Nothing is connected yet.
-pub(super) fn transport(way: Way<'_>) -> Transport {
-    let Way { proxy, tls, server_name } = way;
-    let Some(proxy) = proxy else { return over(sockets(), tls, server_name) };
-    let authorization = proxy_authorization(proxy);
-    let tunnel = match proxy.scheme_str() {
-        Some("socks5") => return over(SocksV5::new(proxy.clone(), sockets()), tls, server_name),
+pub(super) fn transport(way: &Way<'_>) -> Transport {
+    let Some(proxy) = way.proxy else { return over(way, |sockets| sockets) };
+    match proxy.scheme_str() {
+        Some("socks5") => over(way, |sockets| SocksV5::new(proxy.clone(), sockets)),
         // The proxy is spoken to as the server is, as Go does.
-        Some("https") => {
-            let to_proxy = with_tls(sockets(), tls.clone(), None);
-            let tunnel = Tunnel::new(proxy.clone(), to_proxy);
-            return match authorization {
-                Some(value) => over(tunnel.with_auth(value), tls, server_name),
-                None => over(tunnel, tls, server_name),
-            };
-        }
-        _ => Tunnel::new(proxy.clone(), sockets()),
-    };
-    match authorization {
-        Some(value) => over(tunnel.with_auth(value), tls, server_name),
-        None => over(tunnel, tls, server_name),
+        Some("https") => over(way, |sockets| tunnel(proxy, with_tls(sockets, way.tls.clone(), None))),
+        _ => over(way, |sockets| tunnel(proxy, sockets)),
     }
 }
 
-/// The one place where sockets are made, whatever is at their other end.
-fn sockets() -> HttpConnector {
-    let mut connector = HttpConnector::new();
-    connector.enforce_http(false);
-    connector.set_connect_timeout(Some(CONNECTED));
-    connector.set_keepalive(Some(IDLE));
-    connector.set_keepalive_interval(Some(AGAIN));
-    connector.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
-    connector
+fn tunnel<C>(proxy: &Uri, connector: C) -> Tunnel<C> {
+    let tunnel = Tunnel::new(proxy.clone(), connector);
+    match proxy_authorization(proxy) {
+        Some(value) => tunnel.with_auth(value),
+        None => tunnel,
+    }
+}
+
+/// Whether only the tables lead to the server: in pods, it is named by a cluster IP.
+fn is_behind_tables(way: &Way<'_>) -> bool {
+    let host = way.server.host().map(|host| host.trim_matches(['[', ']']));
+    way.proxy.is_none() && host.is_some() && env::var("KUBERNETES_SERVICE_HOST").ok().as_deref() == host
 }
 
 fn with_tls<C>(connector: C, tls: ClientConfig, server_name: Option<&ServerName<'static>>) -> HttpsConnector<C> {
@@ -92,14 +88,18 @@ fn with_tls<C>(connector: C, tls: ClientConfig, server_name: Option<&ServerName<
     builder.enable_http1().wrap_connector(connector)
 }
 
-fn over<C>(connector: C, tls: ClientConfig, server_name: Option<&ServerName<'static>>) -> Transport
+fn over<C>(way: &Way<'_>, connector: impl Fn(Sockets) -> C) -> Transport
 where
     C: tower::Service<Uri> + Clone + Send + Sync + 'static,
     C::Response: Connection + Read + Write + Send + Unpin + 'static,
     C::Future: Send + 'static,
     C::Error: Into<BoxError>,
 {
-    let mut connector = TimeoutConnector::new(with_tls(connector, tls, server_name));
+    let with = |priority| {
+        with_tls(connector(Sockets { priority, names: way.names.clone() }), way.tls.clone(), way.server_name)
+    };
+    let past = way.bypass.map(|bypass| (with(Some(bypass.priority)), bypass.clone()));
+    let mut connector = TimeoutConnector::new(EitherWay::new(past, with(None), is_behind_tables(way)));
     connector.set_connect_timeout(Some(READY));
     connector.set_read_timeout(Some(SILENCE));
     connector.set_write_timeout(Some(WRITTEN));

@@ -32,9 +32,10 @@ use super::plugin::{Issued, Plugin};
 use super::until::until;
 use super::verify::{Anything, Verifier};
 use crate::secrets::shown;
+use crate::source::bypass::Bypass;
 use crate::source::kube::proxy::Route;
 use crate::source::kube::server;
-use crate::source::kube::transport::{Transport, Way, transport};
+use crate::source::kube::transport::{Names, Transport, Way, transport};
 
 /// How often files are compared with what was read. A change has to be there twice: it may be half a one.
 const LOOK: Duration = Duration::from_secs(1);
@@ -57,6 +58,7 @@ impl Connection {
         plugin: Option<Arc<Plugin>>,
         issued: Option<Identity>,
         before: Option<&Connection>,
+        outer: &Outer,
     ) -> Result<Connection, String> {
         let mut config = Config::new(match &access.route {
             // Who asks a proxy takes 443 for every port that is not there.
@@ -82,7 +84,15 @@ impl Connection {
         let nobody = Authorities::Of(Vec::new(), Origin::Field("certificate-authority"));
         let authorities = if schemes.contains(&Some("https")) { &access.authorities } else { &nobody };
         let tls = tls(authorities, identity)?;
-        let transport = transport(Way { proxy, tls, server_name: access.server_name.as_ref() });
+        let server_name = access.server_name.as_ref();
+        let transport = transport(&Way {
+            server: &access.server,
+            proxy,
+            tls,
+            server_name,
+            bypass: outer.bypass.as_ref(),
+            names: &outer.names,
+        });
         let transport = BoxCloneSyncService::new(config.base_uri_layer().layer(headers.layer(transport)));
         let same = |before: &&Connection| before.access.server == access.server && before.access.route == access.route;
         let over = before.filter(same).map(|before| Arc::clone(&before.over));
@@ -144,9 +154,16 @@ struct State {
     refused: Option<String>,
 }
 
+/// What stays, whatever the files say.
+struct Outer {
+    bypass: Option<Bypass>,
+    names: Names,
+}
+
 /// The client that is in use.
 pub(super) struct Live {
     place: Place,
+    outer: Outer,
     state: Mutex<State>,
 }
 
@@ -158,7 +175,7 @@ struct Sender {
 
 impl Live {
     /// Reads everything, says what is remarkable, and goes on to look at the files as long as somebody has the result.
-    pub(super) fn start(place: Place) -> Result<Arc<Live>, ConnectError> {
+    pub(super) fn start(place: Place, bypass: Option<Bypass>) -> Result<Arc<Live>, ConnectError> {
         let mut files = Files::default();
         let access = Access::read(&place, &mut files)?;
         access.remarks.iter().for_each(|remark| warn!("{remark}"));
@@ -172,11 +189,12 @@ impl Live {
             Route::Direct | Route::Unusable { .. } => {}
         }
         let plugin = plugin_of(&access, None);
+        let outer = Outer { bypass, names: Names::default() };
         let path = place.kubeconfig.display().to_string();
-        let connection = Connection::new(Arc::new(access), plugin, None, None);
+        let connection = Connection::new(Arc::new(access), plugin, None, None, &outer);
         let connection = connection.map_err(|reason| ConnectError::Field { path, reason })?;
         let state = State { connection: Arc::new(connection), files, unsettled: None, refused: None };
-        let live = Arc::new(Live { place, state: Mutex::new(state) });
+        let live = Arc::new(Live { place, outer, state: Mutex::new(state) });
         tokio::spawn(follow(Arc::downgrade(&live)));
         Ok(live)
     }
@@ -226,7 +244,7 @@ impl Live {
                 warn!("{remark}");
             });
             let plugin = plugin_of(&access, before.plugin.as_ref());
-            let connection = Connection::new(Arc::new(access), plugin, None, Some(&before))?;
+            let connection = Connection::new(Arc::new(access), plugin, None, Some(&before), &self.outer)?;
             Ok(Some((connection, differences)))
         });
         match made {
@@ -308,7 +326,7 @@ impl Live {
         }
         if present.issued != issued.identity {
             let (access, plugin) = (Arc::clone(&present.access), present.plugin.clone());
-            let connection = Connection::new(access, plugin, issued.identity.clone(), Some(present));
+            let connection = Connection::new(access, plugin, issued.identity.clone(), Some(present), &self.outer);
             state.connection = Arc::new(connection.map_err(not_asked)?);
         }
         Ok(Some(Sender { connection: Arc::clone(&state.connection), issued: Some(issued) }))
@@ -332,7 +350,8 @@ fn not_asked(reason: String) -> BoxError {
 
 /// Whether connections can be made of an access; none is.
 pub(super) fn check(access: &Arc<Access>) -> Result<(), String> {
-    Connection::new(Arc::clone(access), None, None, None).map(drop)
+    let outer = Outer { bypass: None, names: Names::default() };
+    Connection::new(Arc::clone(access), None, None, None, &outer).map(drop)
 }
 
 /// The plugin of an access; the one from before where it is the same, with what it has said.
