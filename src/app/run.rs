@@ -108,7 +108,7 @@ async fn supervise(
         () = signals.stop() => return Ok(()),
     };
     let (address_sender, addresses) = watch::channel(local);
-    let (reached, _) = watch::channel(BTreeSet::new());
+    let (reached, servers) = watch::channel(BTreeSet::new());
     let (disturbance_sender, disturbances) = mpsc::channel(16);
     let (attempted_sender, attempted) = oneshot::channel();
     let metrics = Arc::new(Metrics::new());
@@ -180,7 +180,7 @@ async fn supervise(
             });
         }
     }
-    let inputs = Inputs { events, addresses, disturbances };
+    let inputs = Inputs { events, addresses, servers, disturbances };
     let health = Health::new(health::State::new(Family::ALL, config.sync_period, Moment::now()));
     let (checks_sender, checks) = watch::channel(Checks::default());
     let name = config.node_name.clone();

@@ -2,7 +2,7 @@
 //! asked how long something took.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use arcstr::ArcStr;
@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use tracing::warn;
 
 use super::cluster::Cluster;
+use super::obstacle::{Obstacle, obstacles};
 use super::pass::Pass;
 use super::report::Report;
 use super::standing::Standing;
@@ -66,6 +67,10 @@ pub struct Engine<K> {
     tables: PerFamily<Table>,
     /// Whether the node's addresses or the ServiceCIDRs have changed since [`Engine::overlaps`] told.
     overlaps_due: PerFamily<bool>,
+    /// Where the API server was found past the tables.
+    servers: BTreeSet<SocketAddr>,
+    /// Whether anything has changed since [`Engine::obstacles`] told that it depends on.
+    obstacles_due: bool,
     udp: PerFamily<Unchecked>,
 }
 
@@ -82,7 +87,20 @@ impl<K: Kernel> Engine<K> {
         let service_facts = service_facts(&facts, &store);
         let overlaps_due = PerFamily::default();
         let udp = PerFamily::from_fn(|_| Unchecked::All);
-        Engine { kernel, facts, store, claims, addresses, service_facts, tables, overlaps_due, udp }
+        let (servers, obstacles_due) = (BTreeSet::new(), false);
+        Engine {
+            kernel,
+            facts,
+            store,
+            claims,
+            addresses,
+            service_facts,
+            tables,
+            overlaps_due,
+            servers,
+            obstacles_due,
+            udp,
+        }
     }
 
     /// Takes in what a source says. Costs what the event costs, not what there is.
@@ -98,6 +116,7 @@ impl<K: Kernel> Engine<K> {
                 self.use_affinity();
             }
         }
+        self.obstacles_due |= !changes.redefined.is_empty() || changes.service_cidrs || changes.node;
         let facts_changed = changes.node && self.update_service_facts();
         if changes.all_services || facts_changed {
             self.touch_all();
@@ -117,7 +136,26 @@ impl<K: Kernel> Engine<K> {
     pub fn set_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
         self.addresses = addresses;
         self.overlaps_due = PerFamily::from_fn(|_| true);
+        self.obstacles_due = true;
         self.update_facts();
+    }
+
+    /// The API server, or the proxy before it, was reached past the tables: it has these addresses.
+    pub fn set_servers(&mut self, servers: BTreeSet<SocketAddr>) {
+        self.servers = servers;
+        self.obstacles_due = true;
+    }
+
+    /// What has the address of the API server, if that may have changed since it was last told. Costs the same whatever
+    /// the number of Services.
+    pub fn obstacles(&mut self) -> Option<Vec<Obstacle>> {
+        if !self.obstacles_due || !self.is_complete() {
+            return None;
+        }
+        self.obstacles_due = false;
+        let ranges = self.store.service_cidr_objects();
+        let nodeport_ips = || self.node_port_addresses();
+        Some(obstacles(&self.servers, &self.claims, ranges, &self.addresses, nodeport_ips))
     }
 
     /// The ranges of cluster IPs that hold addresses of the node, if that may have changed since it was last told, and when

@@ -15,6 +15,7 @@ mod crowd;
 mod engine;
 mod failure;
 mod mend;
+mod obstacle;
 mod pass;
 mod report;
 mod reports;
@@ -26,6 +27,7 @@ mod udp;
 
 pub use cluster::serving;
 pub use engine::{Engine, Facts, Overlap};
+pub use obstacle::Obstacle;
 pub use report::{FamilyReport, Report, UdpChange};
 pub use run::{Disturbance, Inputs, Observer, run};
 pub use standing::{Refused, Standing};

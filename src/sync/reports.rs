@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use tracing::{info, warn};
 
 use super::engine::Overlap;
+use super::obstacle::Obstacle;
 use crate::model::faults::{Faults, News};
 use crate::model::{Event, Family, PerFamily};
 
@@ -22,16 +23,23 @@ pub(super) fn log_faults(known: &Faults, event: &Event) {
     }
 }
 
-/// What has been logged about ServiceCIDRs and still holds.
+/// What has been logged about ServiceCIDRs, and about what has the address of the API server, and still holds.
 #[derive(Debug, Default)]
 pub(super) struct Reports {
     overlaps: PerFamily<BTreeMap<(ArcStr, IpNet), BTreeSet<IpAddr>>>,
+    obstacles: Vec<Obstacle>,
 }
 
 /// At most this many addresses are named.
 const NAMED: usize = 3;
 
 impl Reports {
+    /// Logs what is new about what has the address of the API server; these are all.
+    pub(super) fn obstacles(&mut self, obstacles: Vec<Obstacle>) {
+        obstacles.iter().filter(|it| !self.obstacles.contains(it)).for_each(|it| warn!("{it}"));
+        self.obstacles = obstacles;
+    }
+
     /// Logs what is new about ServiceCIDRs of a family that hold addresses of the node; these are all.
     pub(super) fn overlaps(&mut self, family: Family, overlaps: &[Overlap]) {
         for Overlap { object, range, addresses } in overlaps {

@@ -1,7 +1,7 @@
 //! The loop around the engine: waits, coalesces, syncs.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
@@ -28,6 +28,8 @@ pub struct Inputs {
     pub events: mpsc::Receiver<Event>,
     /// The node's own addresses.
     pub addresses: watch::Receiver<BTreeSet<IpAddr>>,
+    /// The addresses of the API server, where it is reached past the tables.
+    pub servers: watch::Receiver<BTreeSet<SocketAddr>>,
     /// What others do to the tables.
     pub disturbances: mpsc::Receiver<Disturbance>,
 }
@@ -95,6 +97,9 @@ pub async fn run<K: Kernel>(
                 reports.overlaps(family, &overlaps);
             }
         }
+        if let Some(obstacles) = engine.obstacles() {
+            reports.obstacles(obstacles);
+        }
         let wake = if due { Some(not_before) } else { engine.wake_at() };
         let wake = async {
             match wake {
@@ -113,6 +118,9 @@ pub async fn run<K: Kernel>(
             Some(disturbance) = inputs.disturbances.recv() => disturb(engine, disturbance),
             Ok(()) = inputs.addresses.changed() => {
                 engine.set_addresses(inputs.addresses.borrow_and_update().clone());
+            }
+            Ok(()) = inputs.servers.changed() => {
+                engine.set_servers(inputs.servers.borrow_and_update().clone());
             }
             () = wake => {}
         }

@@ -8,8 +8,10 @@
 //! * [`named_cases`]: the cases that people ask about, by number.
 //! * [`unserved`]: what is refused, dropped or left alone, and who wins where two Services want the same.
 //! * [`affinity`]: clients that are known.
+//! * [`api_server`]: what has the address of the API server.
 
 mod affinity;
+mod api_server;
 mod cluster;
 mod combinations;
 mod coverage;

@@ -263,7 +263,7 @@ async fn run_with<F: Future<Output = ()>>(min_sync_period: Duration, script: imp
         convert: Converter::new(Options { node_name: "n1".to_owned(), allow_external_ips: true }),
         next: AtomicUsize::new(1),
     };
-    let inputs = Inputs { events, addresses, disturbances };
+    let inputs = Inputs { events, addresses, servers: watch::channel(BTreeSet::new()).1, disturbances };
     tokio::join!(sync::run(&mut engine, inputs, min_sync_period, &mut observers), script(outside));
 }
 

@@ -9,6 +9,7 @@ mod firewalls;
 mod flows;
 mod following;
 mod health;
+mod lockout;
 mod manifests;
 mod proxies;
 mod readers;

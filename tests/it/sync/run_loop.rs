@@ -83,7 +83,7 @@ async fn with_loop<F: Future<Output = ()>>(
     let start = Instant::now();
     let mut note = Note { start, synced };
     let mut engine = Engine::new(InMemoryKernel::new(), facts(node_ports));
-    let inputs = Inputs { events, addresses, disturbances };
+    let inputs = Inputs { events, addresses, servers: watch::channel(BTreeSet::new()).1, disturbances };
     tokio::join!(sync::run(&mut engine, inputs, min_sync_period, &mut note), script(senders));
     engine
 }
@@ -293,7 +293,12 @@ async fn a_source_that_never_pauses_keeps_nobody_waiting() {
         };
         let ranges = NodePortAddresses::Cidrs(vec!["10.125.0.0/16".parse().expect("a range")]);
         let mut engine = Engine::new(InMemoryKernel::new(), facts(ranges));
-        let inputs = Inputs { events, addresses: address_receiver, disturbances: disturbance_receiver };
+        let inputs = Inputs {
+            events,
+            addresses: address_receiver,
+            servers: watch::channel(BTreeSet::new()).1,
+            disturbances: disturbance_receiver,
+        };
         sync::run(&mut engine, inputs, min_sync_period, &mut source).await;
         other.await.expect("it does not panic");
         let Endless { heard, synced, repaired, moved, served_after, .. } = source;
@@ -335,7 +340,8 @@ async fn somebody_who_never_stops_disturbing_does_not_keep_back_the_events() {
     let (disturbances, disturbance_receiver) = mpsc::channel(16);
     let mut vandal = Vandal { disturbances: Some(disturbances), syncs: 0, done: false };
     let mut engine = Engine::new(InMemoryKernel::new(), facts(NodePortAddresses::All));
-    let inputs = Inputs { events, addresses, disturbances: disturbance_receiver };
+    let inputs =
+        Inputs { events, addresses, servers: watch::channel(BTreeSet::new()).1, disturbances: disturbance_receiver };
     let script = async {
         for kind in Kind::ALL {
             sender.send(Event::ListStarted(kind)).await.expect("the loop runs");
