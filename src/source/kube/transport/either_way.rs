@@ -2,7 +2,8 @@
 //!
 //! An external IP of a Service can be the address of the API server, and a ServiceCIDR can hold it. What is in the tables
 //! must not keep this process from hearing that it is gone. But there may be nothing past the Services: where the API
-//! server is named by a cluster IP, as in pods, the tables are what leads to it. So there are both, one after the other.
+//! server is named by a cluster IP, as in pods, the tables are what leads to it. So there are both, one after the other: a
+//! server that is away is not asked twice in one attempt.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use axum::http::uri::Scheme;
 use axum::http::{Extensions, Uri};
 use futures::future::{BoxFuture, Either, select};
 use hyper_util::client::legacy::connect::Connection;
@@ -29,14 +31,16 @@ pub(super) struct EitherWay<C> {
     /// With a priority that the tables know; `None`: there is only the usual one.
     past: Option<(C, Bypass)>,
     usual: C,
-    /// The one that worked last.
+    /// The one that worked last, or the other where it has failed since.
     usual_first: Arc<AtomicBool>,
+    /// Whether the other has ever worked.
+    past_works: Arc<AtomicBool>,
 }
 
 impl<C> EitherWay<C> {
     /// `usual_first`: before any has worked.
     pub(super) fn new(past: Option<(C, Bypass)>, usual: C, usual_first: bool) -> EitherWay<C> {
-        EitherWay { past, usual, usual_first: Arc::new(AtomicBool::new(usual_first)) }
+        EitherWay { past, usual, usual_first: Arc::new(AtomicBool::new(usual_first)), past_works: Arc::default() }
     }
 }
 
@@ -56,47 +60,57 @@ where
     }
 
     fn call(&mut self, to: Uri) -> Self::Future {
-        let EitherWay { past, usual, usual_first } = self.clone();
+        let EitherWay { past, usual, usual_first, past_works } = self.clone();
         Box::pin(async move {
             let Some((past, bypass)) = past else { return usual.oneshot(to).await.map_err(Into::into) };
             let first = usual_first.load(Ordering::Relaxed);
+            if past_works.load(Ordering::Relaxed) && to.scheme() != Some(&Scheme::HTTPS) {
+                // Without TLS nobody could tell the server from who has its address.
+                let connection = past.oneshot(to).await.map_err(Into::into)?;
+                tell(&bypass, &connection);
+                return Ok(connection);
+            }
             let connect = |way: C| {
                 let to = to.clone();
                 async move { way.oneshot(to).await.map_err(Into::into) }
             };
             let (past, usual) = (connect(past), connect(usual));
-            let (connection, was_usual) = if first {
-                let (connection, was_first) = earlier(usual, past).await?;
-                (connection, was_first)
+            let connected = if first {
+                earlier(usual, past).await
             } else {
-                let (connection, was_first) = earlier(past, usual).await?;
-                (connection, !was_first)
+                earlier(past, usual).await.map(|(connection, was_first)| (connection, !was_first))
             };
+            let (connection, was_usual) = connected.inspect_err(|_| usual_first.store(!first, Ordering::Relaxed))?;
             usual_first.store(was_usual, Ordering::Relaxed);
             if was_usual != first {
                 let way = if was_usual { "as everybody goes" } else { "past the Services of this node" };
                 debug!("the API server is reached {way}, and not the other way");
             }
             if !was_usual {
-                let mut extensions = Extensions::new();
-                connection.connected().get_extras(&mut extensions);
-                if let Some(Reached(addresses)) = extensions.get() {
-                    bypass.reached.send_if_modified(|known| {
-                        let differs = *known != **addresses;
-                        if differs {
-                            known.clone_from(addresses);
-                        }
-                        differs
-                    });
-                }
+                past_works.store(true, Ordering::Relaxed);
+                tell(&bypass, &connection);
             }
             Ok(connection)
         })
     }
 }
 
-/// The result of the first, or of the second where the first fails or is not there in time; and whether it is of the first.
-/// Where both fail the error is that of the first, unless only the second met anybody at all.
+/// Tells where a connection past the tables has led to.
+fn tell(bypass: &Bypass, connection: &impl Connection) {
+    let mut extensions = Extensions::new();
+    connection.connected().get_extras(&mut extensions);
+    let Some(Reached(addresses)) = extensions.get() else { return };
+    bypass.reached.send_if_modified(|known| {
+        let differs = *known != **addresses;
+        if differs {
+            known.clone_from(addresses);
+        }
+        differs
+    });
+}
+
+/// The result of the first, or of the second where the first is not there in time; and whether it is of the first. Where
+/// both fail the error is that of the first, unless only the second met anybody at all.
 async fn earlier<T>(
     first: impl Future<Output = Result<T, BoxError>>,
     second: impl Future<Output = Result<T, BoxError>>,
@@ -104,10 +118,8 @@ async fn earlier<T>(
     let mut first = pin!(first);
     let of_first = |connection| (connection, true);
     let of_second = |connection| (connection, false);
-    match timeout(HEAD_START, &mut first).await {
-        Ok(Ok(connection)) => return Ok(of_first(connection)),
-        Ok(Err(error)) => return second.await.map(of_second).map_err(|other| more_telling(error, other)),
-        Err(_) => {}
+    if let Ok(result) = timeout(HEAD_START, &mut first).await {
+        return result.map(of_first);
     }
     match select(first, pin!(second)).await {
         Either::Left((Ok(connection), _)) => Ok(of_first(connection)),
@@ -149,12 +161,11 @@ mod tests {
         let never = 1_000_000;
         for (first, second, expected, milliseconds) in [
             ((10, Ok(())), (0, Ok(())), Ok(true), 10),
-            ((10, Err("first")), (10, Ok(())), Ok(false), 20),
+            ((10, Err("first")), (10, Ok(())), Err("first"), 10),
             ((never, Ok(())), (10, Ok(())), Ok(false), 1_010),
             ((1_005, Ok(())), (10, Ok(())), Ok(true), 1_005),
             ((2_000, Err("first")), (2_000, Ok(())), Ok(false), 3_000),
             ((5_000, Ok(())), (10, Err("second")), Ok(true), 5_000),
-            ((10, Err("first")), (10, Err("second")), Err("first"), 20),
             ((5_000, Err("first")), (10, Err("second")), Err("first"), 5_000),
         ] {
             let began = Instant::now();
