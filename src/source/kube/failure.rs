@@ -101,6 +101,11 @@ impl Failure {
         matches!(self, Failure::WentBack { .. } | Failure::AnotherStore { .. })
     }
 
+    /// Whether a list came and is of no use.
+    pub(super) fn is_useless_list(&self) -> bool {
+        matches!(self, Failure::NoVersion | Failure::TooLong { .. } | Failure::Unreadable(_))
+    }
+
     /// The status that the server answered, where it refused.
     pub(super) fn status(&self) -> Option<u16> {
         let Failure::Refused { status, .. } = self else { return None };

@@ -36,6 +36,9 @@ const WATCH: [Duration; 2] = [Duration::from_secs(200), Duration::from_secs(290)
 /// How long after another list all is listed again while watches come to nothing, though the server answers.
 const POLLED: Duration = Duration::from_secs(30);
 
+/// A watch that ends sooner, other than by its time, is one that is cut short.
+const SHORT: Duration = Duration::from_secs(10);
+
 /// A watch that ends so long before its time has ended in time.
 const EARLY: Duration = Duration::from_secs(10);
 
@@ -138,6 +141,8 @@ pub(super) struct Follower {
     list_failed: bool,
     /// Since when watches come to nothing.
     watches_fail: Option<Instant>,
+    /// When the server's version was last looked for.
+    looked: Option<Instant>,
     /// Whether what is to be asked goes with what was just answered, so that it needs no turn of its own.
     goes_on: bool,
     pace: Pace,
@@ -149,6 +154,8 @@ pub(super) struct Follower {
     not_before: Instant,
     /// How long it is until the next look for a kind that the server does not have.
     absent: Duration,
+    /// Whether it asked at once because something had become better.
+    went_on: bool,
     /// How often something had become better when it last failed.
     failed_at: Option<u64>,
     /// Since when it fails, for the log.
@@ -171,12 +178,14 @@ impl Follower {
             listed: false,
             list_failed: false,
             watches_fail: None,
+            looked: None,
             goes_on: false,
             pace: Pace::default(),
             unheard: now,
             due: now,
             not_before: now,
             absent: Duration::ZERO,
+            went_on: false,
             failed_at: None,
             failing: None,
             followed: Followed { state: State::Begins, since: now.into_std(), heard: None, reason: None },
@@ -195,7 +204,10 @@ impl Follower {
             self.is_warned = true;
             self.step = FIRST_PAGE;
         }
-        let fails_still = self.failed_at.is_none_or(|recoveries| recoveries == turns.recoveries());
+        // Not again and again, where one kind gets through and this one does not.
+        let may_go_on = self.pace.may_go_on_at().is_none_or(|at| at <= now);
+        let fails_still = !may_go_on || self.failed_at.is_none_or(|recoveries| recoveries == turns.recoveries());
+        self.went_on = !fails_still;
         let due = if fails_still { self.due.max(self.not_before) } else { self.not_before };
         if now < due {
             return Todo::Wait(due);
@@ -254,10 +266,7 @@ impl Follower {
         rest: Option<&str>,
         objects: usize,
     ) -> Result<Place, Failure> {
-        turns.serves(false);
-        if std::mem::take(&mut self.list_failed) {
-            turns.recovered();
-        }
+        turns.serves(now, false);
         self.unheard = now;
         let Step::List { token, empty_pages } = &self.step else { return Ok(Place { is_last: true }) };
         if let Some(rest) = rest {
@@ -284,6 +293,9 @@ impl Follower {
         }
         self.is_warned = false;
         version.clone_into(&mut self.history.version);
+        if std::mem::take(&mut self.list_failed) {
+            turns.recovered();
+        }
         self.unsure = false;
         self.doubts = None;
         self.listed = true;
@@ -299,10 +311,11 @@ impl Follower {
     /// What the server's version is, and that of the object that changed last. A store that is another one leads to a
     /// list.
     pub(super) fn looked(&mut self, now: Instant, turns: &mut Turns, version: &str, found: &Found) {
-        turns.serves(false);
+        turns.serves(now, false);
         let failure = match self.history.is_ahead(version).and_then(|()| self.history.is_the_same(found)) {
             Ok(same) => {
                 self.unsure = false;
+                self.looked = Some(now);
                 if turns.was_away(self.unheard) || now.duration_since(self.unheard) >= AWAY {
                     let at = now + pace::between(if same == Same::Unknown { SOON } else { TO_BE_SURE });
                     self.doubts = Some(self.doubts.map_or(at, |doubts| doubts.min(at)));
@@ -322,7 +335,7 @@ impl Follower {
 
     /// The head of the answer to a watch came.
     pub(super) fn watch_began(&mut self, now: Instant, turns: &mut Turns, asked: Duration) {
-        turns.serves(true);
+        turns.serves(now, true);
         self.watching =
             Some(Watching { began: now, from: self.history.version.clone(), asked, works: false, heard: false });
     }
@@ -342,7 +355,7 @@ impl Follower {
         }
         if let Some(watching) = &mut self.watching {
             watching.works = true;
-            self.works(now, turns, true);
+            self.works(now, turns);
         }
         Ok(())
     }
@@ -369,7 +382,7 @@ impl Follower {
         // Not by any event: there are servers that send the same ones again and again.
         if is_change && !self.history.waits() && !watching.works && version != watching.from {
             watching.works = true;
-            self.works(now, turns, false);
+            self.works(now, turns);
         }
         Ok(())
     }
@@ -402,14 +415,19 @@ impl Follower {
             return self.comes_to_nothing(now, turns, &failure, Then::GoesOn);
         }
         let is_whole = !is_broken && watching.heard && lived + EARLY >= watching.asked;
-        self.unsure |= is_broken || (lived >= LIVED && !is_whole);
+        let is_short = lived < SHORT && !is_whole;
+        if !is_short {
+            self.pace.lasted();
+        }
+        // One that ends properly again and again was looked after a moment ago.
+        let looked = self.looked.is_some_and(|at| now.duration_since(at) < SHORT);
+        self.unsure |= is_broken || (lived >= LIVED && !is_whole && !looked);
         if is_broken && lived >= LIVED {
             // When to ask next is for `turns` to say, and the first time is soon.
             turns.lost(now);
-            self.due = now;
-        } else {
-            self.due = now + if lived >= LIVED { pace::short() } else { self.pace.cut_short() };
         }
+        self.due =
+            now + if is_short { self.pace.cut_short(watching.from != self.history.version) } else { pace::short() };
         debug!(kind = %self.kind, error = failure.map(|failure| failure.to_string()), "watch ended; resuming it");
     }
 
@@ -419,7 +437,7 @@ impl Follower {
         if self.by_name && self.looks() && self.history.latest().is_some() && failure.scope() == Scope::Kind {
             debug!(kind = %self.kind, error = failure.to_string(), "an object cannot be looked for by its name");
             self.by_name = false;
-            turns.answers();
+            turns.answers(now);
             self.goes_on = true;
             return false;
         }
@@ -429,7 +447,7 @@ impl Follower {
             return false;
         }
         if failure.status() == Some(404) {
-            turns.answers();
+            turns.answers(now);
             if self.followed.state != State::Absent {
                 info!(
                     reason = failure.to_string(),
@@ -450,12 +468,15 @@ impl Follower {
 
     /// Decides when and what to ask next.
     fn comes_to_nothing(&mut self, now: Instant, turns: &mut Turns, failure: &Failure, then: Then) {
-        let scope = failure.scope();
+        let scope = match failure {
+            Failure::NoAnswer(_) if turns.has_answered(now) => Scope::Kind,
+            _ => failure.scope(),
+        };
         let is_watch = self.step == Step::Watch && !self.looks();
         match scope {
             Scope::Silent => turns.lost(now),
             Scope::Server => turns.refuses(now, is_watch),
-            Scope::Kind => turns.answers(),
+            Scope::Kind => turns.answers(now),
         }
         self.unsure |= scope == Scope::Silent || matches!(failure, Failure::Broken(_) | Failure::EndsAtOnce(_));
         self.goes_on = false;
@@ -463,6 +484,9 @@ impl Follower {
             turns.is_away(now);
         }
         self.failed_at = Some(turns.recoveries());
+        if std::mem::take(&mut self.went_on) {
+            self.pace.went_on_in_vain(now);
+        }
         if is_watch {
             self.watches_fail.get_or_insert(now);
         }
@@ -470,6 +494,8 @@ impl Follower {
         let may_be_polled = scope == Scope::Kind
             && self.watches_fail.is_some_and(|since| now.duration_since(since) >= POLLED)
             && self.followed.heard.is_none_or(|heard| now.into_std().duration_since(heard) >= POLLED);
+        // What is behind the first page of a list, or of no use, was work for the server.
+        let is_dear = matches!(self.step, Step::List { token: Some(_), .. }) || failure.is_useless_list();
         let lists_anew = then != Then::GoesOn || failure.is_stale();
         if lists_anew || self.step != Step::Watch || may_be_polled {
             self.step = FIRST_PAGE;
@@ -480,6 +506,7 @@ impl Follower {
         if lists_now && failure.is_stale() {
             match failure {
                 _ if failure.is_another_store() => self.says_it_went_back(failure),
+                Failure::OtherKind | Failure::Vanished(_) => info!(kind = %self.kind, reason, "listing again"),
                 _ => info!(
                     kind = %self.kind,
                     reason,
@@ -494,10 +521,11 @@ impl Follower {
             return;
         }
         let pause = match scope {
-            Scope::Silent | Scope::Server => Pause::Turns,
+            Scope::Silent | Scope::Server if !is_dear => Pause::Turns,
             Scope::Kind if lists_now => Pause::Short,
+            _ if is_dear => Pause::GrowsToList,
             Scope::Kind if lists_anew => Pause::GrowsToList,
-            Scope::Kind => Pause::Grows,
+            _ => Pause::Grows,
         };
         self.due = now + self.says_it_fails(now, pause, &reason);
         self.not_before = now + failure.retry_after();
@@ -516,8 +544,8 @@ impl Follower {
     }
 
     /// A watch works.
-    fn works(&mut self, now: Instant, turns: &mut Turns, whole: bool) {
-        let was_said = self.pace.works(whole);
+    fn works(&mut self, now: Instant, turns: &mut Turns) {
+        let was_said = self.pace.works();
         if self.failed_at.take().is_some() {
             turns.recovered();
         }

@@ -19,9 +19,15 @@ const FIRST_LIST: Duration = Duration::from_secs(4);
 /// A pause where nothing has failed.
 const SHORT: Duration = Duration::from_millis(100);
 /// The longest pause between watches that are cut short, though each brings something.
-const LONGEST_IN_HASTE: Duration = Duration::from_millis(500);
+const LONGEST_IN_HASTE: Duration = Duration::from_secs(1);
+/// The same where they bring nothing.
+const LONGEST_IN_VAIN: Duration = Duration::from_secs(4);
 /// So many watches that are cut short are resumed as if nothing were wrong.
 const IN_HASTE: u32 = 3;
+/// So often something that has become better lets a kind go on without a pause that fails again all the same.
+const GOES_ON: u32 = 1;
+/// The pause before it may do so once more, at first.
+const GOES_ON_AFTER: Duration = Duration::from_secs(2);
 /// How many lists of all objects there may be without a pause, each after a watch that worked.
 const LISTS_NOW: u32 = 5;
 /// How soon there may be one more.
@@ -70,8 +76,10 @@ pub(super) struct Pace {
     lists_now: (u32, Option<Instant>),
     /// Whether that was done since it worked last.
     is_listed: bool,
-    /// Watches in sequence that brought something and were cut short.
+    /// Watches in sequence that were cut short, though they brought something or lasted for a moment.
     in_haste: u32,
+    /// How often it went on at once when something had become better, and failed; and when it may do so again.
+    went_on: (u32, Option<Instant>),
     /// When it was said last, and for what reason.
     said: Option<(Instant, String)>,
     /// Whether it was said since it worked last.
@@ -141,18 +149,36 @@ impl Pace {
         may
     }
 
-    /// A watch brought something and was cut short. Returns the pause before the next.
-    pub(super) fn cut_short(&mut self) -> Duration {
+    /// A watch was cut short: it brought something, or lasted for a moment only. Returns the pause before the next.
+    pub(super) fn cut_short(&mut self, brought: bool) -> Duration {
         self.in_haste = self.in_haste.saturating_add(1);
         let times = self.in_haste.saturating_sub(IN_HASTE).min(10);
-        shortened(SHORT.saturating_mul(1 << times).min(LONGEST_IN_HASTE))
+        shortened(SHORT.saturating_mul(1 << times).min(if brought { LONGEST_IN_HASTE } else { LONGEST_IN_VAIN }))
     }
 
-    /// It works: whatever fails next is the first. `whole`: a watch lasted, and did not only bring something. Returns
-    /// whether it was said that it does not.
-    pub(super) fn works(&mut self, whole: bool) -> bool {
+    /// A watch lasted for as long as can be wished.
+    pub(super) fn lasted(&mut self) {
+        self.in_haste = 0;
+    }
+
+    /// It failed although it went on at once because something had become better.
+    pub(super) fn went_on_in_vain(&mut self, now: Instant) {
+        let (count, until) = &mut self.went_on;
+        *count = count.saturating_add(1);
+        if let Some(times) = count.checked_sub(GOES_ON) {
+            *until = Some(now + GOES_ON_AFTER.saturating_mul(1 << times.min(10)).min(LONGEST));
+        }
+    }
+
+    /// When it may go on at once if something becomes better.
+    pub(super) fn may_go_on_at(&self) -> Option<Instant> {
+        self.went_on.1
+    }
+
+    /// It works: whatever fails next is the first. Returns whether it was said that it does not.
+    pub(super) fn works(&mut self) -> bool {
         let before = std::mem::take(self);
-        self.in_haste = if whole { 0 } else { before.in_haste };
+        self.in_haste = before.in_haste;
         (self.said, self.beginnings, self.lists_now) = (before.said, before.beginnings, before.lists_now);
         before.is_said
     }
@@ -236,7 +262,7 @@ mod tests {
             pace.failed(now, Pause::Grows, "no");
         }
         assert_eq!(pace.failing_since(), Some(now));
-        pace.works(true);
+        pace.works();
         assert_eq!(pace.failing_since(), None);
         let Failed { pause, say, attempts } = pace.failed(now, Pause::Grows, "no");
         assert!(pause <= lengthest(FIRST) && say && attempts == 1, "{pause:?} {say} {attempts}");
@@ -247,14 +273,15 @@ mod tests {
         let mut pace = Pace::default();
         let pauses: Vec<_> = (0..20)
             .map(|_| {
-                pace.works(false);
-                pace.cut_short()
+                pace.works();
+                pace.cut_short(true)
             })
             .collect();
         assert!(pauses[..3].iter().all(|pause| *pause <= SHORT), "{pauses:?}");
         assert!(pauses[6..].iter().all(|pause| *pause >= LONGEST_IN_HASTE / 2), "{pauses:?}");
-        pace.works(true);
-        assert!(pace.cut_short() <= SHORT);
+        assert!((0..10).map(|_| pace.cut_short(false)).max().is_some_and(|pause| pause > LONGEST_IN_HASTE));
+        pace.lasted();
+        assert!(pace.cut_short(false) <= SHORT);
     }
 
     #[test]
@@ -280,7 +307,7 @@ mod tests {
             if pace.failed(start + Duration::from_secs(second), Pause::Grows, "no").say {
                 said.push(second);
             }
-            assert_eq!(pace.works(true), said.last() == Some(&second));
+            assert_eq!(pace.works(), said.last() == Some(&second));
         }
         assert_eq!(said[..5], [0, 2, 4, 6, 8]);
         assert!(said.len() <= 45 && said.windows(2).all(|pair| pair[1] - pair[0] <= 62), "{said:?}");
@@ -291,7 +318,7 @@ mod tests {
         let (start, mut pace) = (Instant::now(), Pace::default());
         assert!(pace.lists_now(start) && !pace.lists_now(start), "once after a watch that worked");
         let may = |pace: &mut Pace, at: Instant| {
-            pace.works(true);
+            pace.works();
             pace.lists_now(at)
         };
         let taken = (0..20).filter(|second| may(&mut pace, start + Duration::from_secs(*second))).count();

@@ -23,6 +23,9 @@ const BETWEEN_ANSWERS: [Duration; 2] = [Duration::from_millis(1000), Duration::f
 /// The same, once it has been so for [`LONG`].
 const BETWEEN_LATER: [Duration; 2] = [Duration::from_millis(1500), Duration::from_millis(2500)];
 const A_WHILE: Duration = Duration::from_secs(25);
+/// Trouble that comes again so soon after its end has not ended: it goes on as it was.
+const SAME_TROUBLE: Duration = Duration::from_secs(10);
+const A_MOMENT: Duration = Duration::from_secs(1);
 /// A store is not restored twice in such a time.
 const BETWEEN_STORES: Duration = Duration::from_secs(5);
 /// Who is first in the line and does not come is waited for so long.
@@ -33,6 +36,8 @@ const GRACE: Duration = Duration::from_millis(50);
 pub(super) struct Turns {
     /// Since when there has been no answer.
     silent: Option<Instant>,
+    /// Since when there has been trouble again and again, and when there was last.
+    trouble: Option<(Instant, Instant)>,
     /// Since when it has said that it cannot answer anybody, and whether it said so last to a watch.
     unwell: Option<(Instant, bool)>,
     /// When the next request may be made, where turns are taken.
@@ -43,6 +48,7 @@ pub(super) struct Turns {
     stores: u64,
     another_store_at: Option<Instant>,
     away: Option<Instant>,
+    answered: Option<Instant>,
 }
 
 impl Turns {
@@ -53,36 +59,52 @@ impl Turns {
 
     /// There was no answer, or a connection broke. The first attempt follows soon: it may be a short gap.
     pub(super) fn lost(&mut self, now: Instant) {
+        let (since, is_new) = self.trouble(now);
         if self.silent.is_none() {
-            self.silent = Some(now);
-            self.next = Some(now + pace::short());
+            self.silent = Some(since);
+            self.next = Some(now + if is_new { pace::short() } else { pace::between(BETWEEN) });
         }
     }
 
     /// The server says that it cannot answer anybody at the moment.
     pub(super) fn refuses(&mut self, now: Instant, a_watch: bool) {
-        self.answers();
+        self.answers(now);
+        let (since, _) = self.trouble(now);
         if let Some((_, was_a_watch)) = &mut self.unwell {
             *was_a_watch = a_watch;
         } else {
-            self.unwell = Some((now, a_watch));
+            self.unwell = Some((since, a_watch));
             self.next = Some(now + pace::between(BETWEEN));
         }
     }
 
+    /// There is trouble: since when, and whether it is new.
+    fn trouble(&mut self, now: Instant) -> (Instant, bool) {
+        let before = self.trouble.filter(|(_, last)| now.duration_since(*last) < SAME_TROUBLE);
+        let since = before.map_or(now, |(since, _)| since);
+        self.trouble = Some((since, now));
+        (since, before.is_none())
+    }
+
     /// There was an answer, good or bad.
-    pub(super) fn answers(&mut self) {
+    pub(super) fn answers(&mut self, now: Instant) {
+        self.answered = Some(now);
         if self.silent.take().is_some() {
             self.recovered();
         }
     }
 
     /// There was a good answer. One to a list says nothing about watches.
-    pub(super) fn serves(&mut self, a_watch: bool) {
-        self.answers();
+    pub(super) fn serves(&mut self, now: Instant, a_watch: bool) {
+        self.answers(now);
         if self.unwell.take_if(|(_, was_a_watch)| a_watch || !*was_a_watch).is_some() {
             self.recovered();
         }
+    }
+
+    /// Whether somebody had an answer a moment ago: a request without one is no sign that there is nobody.
+    pub(super) fn has_answered(&self, now: Instant) -> bool {
+        self.answered.is_some_and(|at| now.duration_since(at) < A_MOMENT)
     }
 
     /// Whether it was a watch that it could not answer.
@@ -93,7 +115,6 @@ impl Turns {
     /// A kind that could not be followed can be.
     pub(super) fn recovered(&mut self) {
         self.recovered += 1;
-        self.next = None;
         self.waiting.clear();
     }
 
@@ -145,6 +166,10 @@ impl Turns {
         let between = match self.silent {
             _ if lasted >= LONG => BETWEEN_LATER,
             None if lasted >= A_WHILE => BETWEEN_ANSWERS,
+            // Some have answers, now and then.
+            Some(_) if lasted >= A_WHILE && self.answered.is_some_and(|at| now.duration_since(at) < SAME_TROUBLE) => {
+                BETWEEN_ANSWERS
+            }
             _ => BETWEEN,
         };
         self.next = Some(now + pace::between(between));
@@ -198,10 +223,10 @@ mod tests {
         }
         turns.lost(now);
         assert!(turns.take(now, Kind::Node, None).is_err(), "all kinds take turns");
-        turns.answers();
+        turns.answers(now);
         assert_eq!((turns.take(now, Kind::Node, None), turns.recoveries()), (Ok(()), 1));
-        turns.answers();
-        turns.serves(true);
+        turns.answers(now);
+        turns.serves(now, true);
         assert_eq!(turns.recoveries(), 1, "nothing became better");
     }
 
@@ -213,9 +238,9 @@ mod tests {
         assert_eq!(turns.recoveries(), 1, "it answers");
         turns.refuses(now, true);
         assert!(turns.take(now, Kind::Node, None).is_err() && turns.recoveries() == 1);
-        turns.serves(false);
+        turns.serves(now, false);
         assert_eq!(turns.recoveries(), 1, "lists are served, watches are not");
-        turns.serves(true);
+        turns.serves(now, true);
         assert_eq!((turns.take(now, Kind::Node, None), turns.recoveries()), (Ok(()), 2));
     }
 

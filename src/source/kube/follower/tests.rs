@@ -33,6 +33,12 @@ enum Server {
     OddLists,
     /// Each list of Services breaks off.
     ListsBreak,
+    /// The first page of each list is right, the second is answered so; 0: breaks off.
+    SecondPage(u16),
+    /// Lists come without a version.
+    NoVersions,
+    /// Services are refused with this status; connections for watches of other kinds are reset before the answer.
+    Mixed(u16),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -51,6 +57,14 @@ enum Watches {
     Gone,
     /// The same, says the status.
     GoneAsStatus,
+    /// There is no answer to them, though there is one to lists.
+    Reset,
+    /// The same, once there were some for a moment.
+    ResetSlices,
+    /// Properly, after a second and a bit.
+    Short,
+    /// With the connection, after the same.
+    ShortCut,
     Unreadable,
     Status(u16),
 }
@@ -59,6 +73,7 @@ enum Watches {
 enum Answer {
     Failed(Failure),
     Page,
+    FirstPage,
     Version,
     Watch(Duration),
 }
@@ -186,6 +201,9 @@ impl Cluster {
                     self.none.push(follower.kind);
                 }
             }
+            Does::Asks(_, Answer::FirstPage) => {
+                assert!(follower.page(now, &mut self.turns, None, Some("more"), 3).is_ok_and(|place| !place.is_last));
+            }
             Does::Asks(_, Answer::Page) => {
                 let page = follower.page(now, &mut self.turns, Some(&version), None, 3);
                 assert!(page.is_ok_and(|place| place.is_last));
@@ -206,6 +224,8 @@ impl Cluster {
                     Server::Watches(Watches::Replay) => Some((now, heard("7", true).err())),
                     Server::Watches(Watches::Cut) => Some((now, Some(broken()))),
                     Server::Watches(Watches::Gone) => Some((now, Some(refused(410, None)))),
+                    Server::Watches(Watches::Short) => Some((now + Duration::from_millis(1150), None)),
+                    Server::Watches(Watches::ShortCut) => Some((now + Duration::from_millis(1150), Some(broken()))),
                     Server::Watches(Watches::Unreadable) => Some((now, Some(Failure::Unreadable("odd".into())))),
                     _ => {
                         heard(&version, false).expect("nothing is wrong");
@@ -270,6 +290,15 @@ fn asked(now: Instant, server: Server, kind: Kind, ask: Ask) -> Does {
         (Server::Status(code), _) => Answer::Failed(refused(code, None)),
         (Server::Busy(code, seconds), _) => Answer::Failed(refused(code, Some(seconds))),
         (Server::Watches(Watches::GoneAsStatus), Ask::Watch(..)) => Answer::Failed(refused(410, None)),
+        (Server::Watches(Watches::Reset) | Server::Mixed(_), Ask::Watch(..)) => Answer::Failed(no_answer()),
+        (Server::Watches(Watches::ResetSlices), Ask::Watch(..)) if kind == Kind::EndpointSlice => {
+            Answer::Failed(no_answer())
+        }
+        (Server::Mixed(code), _) if kind == Kind::Service => Answer::Failed(refused(code, None)),
+        (Server::SecondPage(_), Ask::Page(None)) => Answer::FirstPage,
+        (Server::SecondPage(0), Ask::Page(Some(_))) => Answer::Failed(broken()),
+        (Server::SecondPage(code), Ask::Page(Some(_))) => Answer::Failed(refused(code, None)),
+        (Server::NoVersions, Ask::Page(_)) => Answer::Failed(Failure::NoVersion),
         (Server::Watches(Watches::Status(code)), Ask::Watch(..)) => Answer::Failed(refused(code, None)),
         (Server::NoCidrs(code), Ask::Page(_)) if kind == Kind::ServiceCidr => Answer::Failed(refused(code, None)),
         (Server::OddLists, Ask::Page(_)) if kind == Kind::Service => Answer::Failed(Failure::Unreadable("odd".into())),
@@ -279,7 +308,20 @@ fn asked(now: Instant, server: Server, kind: Kind, ask: Ask) -> Does {
     Does::Asks(soon, answer)
 }
 
-const USELESS: [Server; 15] = [
+/// For which lists are of no use, so that all kinds have to be listed for the test to be about them.
+const USELESS_LISTS: [Server; 5] = [
+    Server::SecondPage(500),
+    Server::SecondPage(410),
+    Server::SecondPage(504),
+    Server::SecondPage(0),
+    Server::NoVersions,
+];
+
+const USELESS: [Server; 19] = [
+    Server::Watches(Watches::Reset),
+    Server::Watches(Watches::ResetSlices),
+    Server::Mixed(500),
+    Server::Mixed(429),
     Server::Watches(Watches::End),
     Server::Watches(Watches::Cut),
     Server::Watches(Watches::Bookmark),
@@ -314,16 +356,50 @@ fn servers_that_answer_nothing_of_use_are_asked_four_times_a_second_and_then_onc
         for second in 30..580 {
             let window = f64::from(second)..f64::from(second + 20);
             let count = cluster.requests(from, window.clone());
-            assert!(count <= 22, "{server:?}: {count} in {window:?}");
+            // Where connections fail by turns, it may be that there is nobody.
+            let is_mixed = matches!(server, Server::Watches(Watches::Reset) | Server::Mixed(_));
+            assert!(count <= if is_mixed { 44 } else { 24 }, "{server:?}: {count} in {window:?}");
         }
         let late = cluster.requests(from, 300.0..600.0);
-        assert!((20..=300).contains(&late), "{server:?}: it is tried for ever: {late}");
+        assert!((20..=350).contains(&late), "{server:?}: it is tried for ever: {late}");
+    }
+}
+
+#[test]
+fn servers_whose_lists_are_of_no_use_are_asked_gently() {
+    for server in USELESS_LISTS {
+        for late in [false, true] {
+            let mut cluster = if late { Cluster::new(server) } else { Cluster::well() };
+            if !late {
+                // No version is known any more.
+                cluster.becomes(Server::Watches(Watches::Gone));
+                cluster.run(0.3);
+            }
+            let from = cluster.becomes(server);
+            cluster.run(300.0);
+            let count = cluster.requests(from, 0.0..5.0);
+            assert!(count <= 24, "{server:?} {late}: {count}");
+            let count = cluster.requests(from, 30.0..300.0);
+            assert!((10..=270).contains(&count), "{server:?} {late}: {count}");
+        }
+    }
+}
+
+#[test]
+fn watches_that_are_cut_short_are_resumed_gently() {
+    for watches in [Watches::Short, Watches::ShortCut] {
+        let mut cluster = Cluster::well();
+        let from = cluster.becomes(Server::Watches(watches));
+        cluster.run(300.0);
+        let count = cluster.requests(from, 30.0..300.0);
+        assert!((100..=540).contains(&count), "{watches:?}: {count}");
     }
 }
 
 #[test]
 fn a_server_that_is_of_use_again_is_followed_soon() {
-    for server in USELESS {
+    // With one of these, all kinds but one go on with the watches that they have.
+    for server in USELESS.into_iter().filter(|server| *server != Server::Watches(Watches::ResetSlices)) {
         for seconds in [0.1, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0] {
             let mut cluster = Cluster::well();
             cluster.becomes(server);
@@ -338,7 +414,7 @@ fn a_server_that_is_of_use_again_is_followed_soon() {
             let at_most = match server {
                 Server::Status(500 | 503) => 1.2,
                 _ if dear => 31.0,
-                _ => 6.5,
+                _ => 10.0,
             };
             assert!(took <= at_most, "{server:?} {seconds}: {took}");
         }
@@ -384,7 +460,7 @@ fn a_server_that_is_starting_refuses_at_first() {
     cluster.run(1.0);
     cluster.becomes(Server::Well);
     let took = cluster.until_right();
-    assert!(took <= 1.5, "{took}");
+    assert!(took <= 2.0, "{took}");
 }
 
 #[test]
@@ -420,7 +496,8 @@ fn what_is_said_of_a_kind_is_so() {
         for late in [false, true] {
             let mut cluster = if late { Cluster::new(server) } else { Cluster::well() };
             let since = cluster.becomes(server);
-            if let Server::Status(404) = server {
+            // There are none, or the others are well.
+            if let Server::Status(404) | Server::Watches(Watches::ResetSlices) = server {
                 continue;
             }
             cluster.run(5.0);
@@ -436,7 +513,9 @@ fn what_is_said_of_a_kind_is_so() {
             }
             cluster.becomes(Server::Well);
             cluster.until_right();
-            cluster.run(1.1);
+            // Lists were right all the time with these.
+            let lists = matches!(server, Server::Watches(Watches::Reset) | Server::Mixed(_));
+            cluster.run(if lists { 6.5 } else { 1.1 });
             assert!(cluster.follows_all(), "{server:?}");
             assert!(cluster.kinds.iter().all(|(follower, _)| follower.followed().reason.is_none()));
         }
