@@ -1,7 +1,7 @@
 //! Objects from an API server.
 //!
 //! One task for each kind lists it page by page, converts each object as it arrives, and then watches from where the
-//! list ended, with bookmarks. What to ask when, and what to make of the answers, is decided by [`follower`], which is pure:
+//! list ended, with bookmarks. What to ask when, and what to make of the answers, is decided by `follower`, which is pure:
 //! kube's own `watcher` resumes in silence what ends at once, and a storm of that kind cannot be seen from outside of it.
 //! What happens when things go wrong:
 //!
@@ -123,6 +123,8 @@ struct Task<T> {
     selectors: ListParams,
     /// Objects of a page. Less than [`PAGE_SIZE`] where one was too long.
     page_size: u32,
+    /// Whether the last list had an end.
+    is_whole: bool,
     follower: Follower,
     line: Arc<Line>,
     following: Arc<Following>,
@@ -138,6 +140,7 @@ where
             ask: Ask::new(shared.client.clone()),
             selectors,
             page_size: PAGE_SIZE,
+            is_whole: false,
             follower: Follower::new(T::KIND, Instant::now()),
             line: Arc::clone(&shared.line),
             following: Arc::clone(&shared.following),
@@ -209,6 +212,10 @@ where
 
     async fn page(&mut self, token: Option<String>) -> Result<(), Closed> {
         if token.is_none() {
+            if std::mem::take(&mut self.is_whole) {
+                // It may have been one object.
+                self.page_size = (self.page_size * 4).min(PAGE_SIZE);
+            }
             self.output.begin_list();
             self.follower.list_begins();
         }
@@ -228,6 +235,7 @@ where
                     self.output.object_of_list(object).await?;
                 }
                 if place.is_last {
+                    self.is_whole = true;
                     self.output.end_list(T::KIND).await?;
                 }
                 Ok(())

@@ -15,6 +15,7 @@ use kube::api::{ListParams, WatchParams};
 use kube::client::Body;
 use kube::core::{Request as Path, Status};
 use kube::{Client, Resource};
+use tokio::time::Instant;
 
 use super::answer::{self, Change, Page};
 use super::failure::Failure;
@@ -25,6 +26,9 @@ use crate::source::object::Object;
 /// A server that does not begin to answer, or does not go on, for so long is asked again. API servers give up a request
 /// after 60 s by themselves.
 const PATIENCE: Duration = Duration::from_secs(65);
+/// A page that has taken so long has to come with [`LEAST`] bytes a second: another connection may be a better one.
+const SLOW: Duration = Duration::from_secs(20);
+const LEAST: u64 = 1 << 10;
 /// The same for a watch, which has nothing to look for first.
 const WATCH_PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes of a page: it is held as a whole.
@@ -69,8 +73,13 @@ where
     async fn page(&self, path: &Path, params: &ListParams) -> Result<Page<T>, Failure> {
         let mut answer = self.send(path.list(params), PATIENCE).await?.into_data_stream();
         let mut text = BytesMut::new();
+        let began = Instant::now();
         while let Some(frame) = in_time(PATIENCE, answer.next()).await? {
             text.extend_from_slice(&frame.map_err(Failure::Broken)?);
+            let elapsed = began.elapsed();
+            if elapsed > SLOW && text.len() as u64 / elapsed.as_secs() < LEAST {
+                return Err(Failure::Late(elapsed));
+            }
             if text.len() > MAX_PAGE {
                 return Err(Failure::TooLong { objects: params.limit, limit: MAX_PAGE });
             }
