@@ -6,12 +6,13 @@ use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read};
 use std::num::NonZeroU64;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use smallvec::SmallVec;
 use tracing::info;
 
@@ -454,7 +455,8 @@ fn read(path: &Path, hasher: &RandomState) -> io::Result<Option<(Vec<u8>, Option
         return Err(io::Error::other("it is not a regular file"));
     }
     let now = SystemTime::now();
-    let mut file = match fs::File::open(path) {
+    // Some of the kernel's files are called regular, and wait for more.
+    let mut file = match fs::OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path) {
         Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file?,
     };
