@@ -88,7 +88,10 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
     if !unset.is_empty() {
         first_words.push(Notice::start_failed("FailedToSetConntrack", sysctl::list(&unset)));
     }
-    runtime.block_on(supervise(config, file, kernel, first_words, take_over))
+    let result = runtime.block_on(supervise(config, file, kernel, first_words, take_over));
+    // Whoever still asks for a name, or reads a file that does not come, is not waited for.
+    runtime.shutdown_background();
+    result
 }
 
 /// Owns every task: one that ends unexpectedly ends the process with its reason.
