@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
+use tracing::warn;
 
 use super::certificates::{Identity, Unfit};
 
@@ -283,8 +284,17 @@ impl Plugin {
                 return None;
             }
         }
-        let again = self.run(&mut state).await.ok()?;
-        (again != *refused).then_some(again)
+        let before = state.failed.as_ref().map(|failed| failed.reason.clone());
+        match self.run(&mut state).await {
+            Ok(again) => (again != *refused).then_some(again),
+            Err(reason) => {
+                // What the log says of the request is only that the server refuses it.
+                if before.as_ref() != Some(&reason) {
+                    warn!("{reason}; the API server has refused what it gave before");
+                }
+                None
+            }
+        }
     }
 
     async fn run(&self, state: &mut State) -> Result<Arc<Issued>, String> {
