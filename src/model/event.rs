@@ -139,7 +139,7 @@ impl Reject {
         Reject { field: field.into(), reason: reason.to_string() }
     }
 
-    /// The same rejects; of each list in the object, and of each field, at most [`NAMED`] are told one by one, and of more
+    /// The same rejects; of each list in the object, and of each field, at most three are told one by one, and of more
     /// than that the first of them and how many there are. So an object has few, however much is wrong with it.
     pub fn fold(rejects: Vec<Reject>) -> Vec<Reject> {
         if rejects.len() <= NAMED {
