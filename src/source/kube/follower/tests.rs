@@ -357,7 +357,7 @@ fn servers_that_answer_nothing_of_use_are_asked_four_times_a_second_and_then_onc
             let window = f64::from(second)..f64::from(second + 20);
             let count = cluster.requests(from, window.clone());
             // Where connections fail by turns, it may be that there is nobody.
-            let is_mixed = matches!(server, Server::Watches(Watches::Reset) | Server::Mixed(_));
+            let is_mixed = matches!(server, Server::Watches(Watches::Reset | Watches::ResetSlices) | Server::Mixed(_));
             assert!(count <= if is_mixed { 44 } else { 24 }, "{server:?}: {count} in {window:?}");
         }
         let late = cluster.requests(from, 300.0..600.0);
