@@ -565,7 +565,7 @@ async fn a_list_of_another_kind_takes_nothing_away() {
     let lists = |requests: &[Request]| {
         requests.iter().filter(|request| request.resource == "services" && request.verb == Verb::List).count()
     };
-    watched.until_requests(&api, "lists in vain", |requests| lists(requests) >= 4).await;
+    watched.until_requests(&api, "lists in vain", |requests| lists(requests) >= 3).await;
     assert_eq!(watched.picture.services.len(), 1, "what is known stays");
     api.set_lists(Lists::Whole);
     api.apply(service("new", "10.96.0.2"));
