@@ -443,6 +443,18 @@ fn what_is_nested_too_deep_holds_nobody_up() {
 }
 
 #[test]
+fn many_documents_that_cannot_be_used_are_some_reports() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let nameless = "---\napiVersion: v1\nkind: Service\nspec: {ports: [{port: 80}]}\n";
+    fs::write(folder.path().join("many.yaml"), nameless.repeat(5_000) + &service("web", "10.96.0.1")).expect("written");
+    let picture = load(folder.path());
+    assert!(picture.services.contains_key("default/web"), "the rest works");
+    assert_eq!(picture.rejects.len(), 21, "{:?}", picture.rejects.keys());
+    assert_eq!(picture.rejects["file many.yaml"], ["documents: 4980 more have parts that cannot be used"]);
+    assert!(picture.rejects["file many.yaml, document 20"][0].starts_with("metadata.name: "), "{:?}", picture.rejects);
+}
+
+#[test]
 fn values_are_read_by_the_rules_of_yaml_1_1() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let text = "\u{feff}apiVersion: v1\nkind: Service\nmetadata: {name: \"on\"}\n\

@@ -28,6 +28,9 @@ use crate::source::rejects::Reported;
 /// may have changed again under the same stamp.
 const STAMP_RESOLUTION: Duration = Duration::from_millis(50);
 
+/// Documents of a file of which it is told one by one what is wrong with them.
+const MOST_DOCUMENTS: usize = 20;
+
 /// The folder, and which file gave which object. Objects themselves are not kept: where an object is to be taken
 /// from another file, that file is read again.
 pub(super) struct Folder {
@@ -425,6 +428,12 @@ impl Folder {
             if !rejects.is_empty() {
                 reports.insert(index + 1, Reject::fold(rejects));
             }
+        }
+        let more = reports.keys().filter(|number| **number > 0).nth(MOST_DOCUMENTS).copied();
+        if let Some(first) = more {
+            let count = reports.split_off(&first).len();
+            let reason = format_args!("{count} more have parts that cannot be used");
+            reports.entry(0).or_default().push(Reject::new("documents", reason));
         }
         reports
     }
