@@ -18,6 +18,16 @@ pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
+/// Words on one line, of which not more than so many characters are shown.
+pub(crate) fn one_line<'a>(words: impl Iterator<Item = &'a str>, most: usize) -> String {
+    let mut text = words.collect::<Vec<_>>().join(" ");
+    if let Some((end, _)) = text.char_indices().nth(most) {
+        text.truncate(end);
+        text.push_str(" ...");
+    }
+    text
+}
+
 /// Controls, other ends of lines, and what turns the direction of writing around.
 pub(crate) fn is_dangerous(c: char) -> bool {
     c.is_control()

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kube::core::Status;
 
-use crate::errors;
+use crate::{errors, printable};
 
 /// Characters of a reason in the log: a gateway may answer with a page of HTML.
 const MAX_REASON: usize = 300;
@@ -123,10 +123,5 @@ fn one_line(text: &str) -> String {
     // What libraries say of where an error came through, and where to read about it.
     let words =
         text.split_whitespace().filter(|word| *word != "ServiceError:" && !word.starts_with("https://docs.rs/"));
-    let mut text = words.collect::<Vec<_>>().join(" ");
-    if let Some((end, _)) = text.char_indices().nth(MAX_REASON) {
-        text.truncate(end);
-        text.push_str(" ...");
-    }
-    text
+    printable::one_line(words, MAX_REASON)
 }

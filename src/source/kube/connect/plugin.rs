@@ -24,6 +24,7 @@ use tokio::time::{Instant, timeout};
 use tracing::warn;
 
 use super::certificates::{Identity, Unfit};
+use crate::printable;
 
 /// A program that takes longer is ended.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -166,12 +167,7 @@ fn failed(status: ExitStatus, stderr: &[u8]) -> String {
 fn one_line(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
     let shown: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    let mut shown = shown.split_whitespace().collect::<Vec<_>>().join(" ");
-    if let Some((end, _)) = shown.char_indices().nth(MAX_COMPLAINT) {
-        shown.truncate(end);
-        shown.push_str(" ...");
-    }
-    shown
+    printable::one_line(shown.split_whitespace(), MAX_COMPLAINT)
 }
 
 /// What a program has said.
