@@ -279,17 +279,13 @@ impl Follower {
             return Ok(Place { is_last: false });
         }
         let version = version.ok_or(Failure::NoVersion)?;
-        if version::is_before(version, &self.history.version) && !self.is_warned {
-            self.says_it_went_back(&Failure::WentBack { known: self.history.version.clone(), now: version.to_owned() });
-            turns.another_store(now);
-            self.store = turns.stores();
-        }
-        if let Some(missing) = self.history.ends()
-            && !self.is_warned
-        {
-            self.says_it_went_back(&Failure::Vanished(missing.to_string()));
-            turns.another_store(now);
-            self.store = turns.stores();
+        let known = &self.history.version;
+        let behind = version::is_before(version, known)
+            .then(|| Failure::WentBack { known: known.clone(), now: version.to_owned() });
+        let missing = self.history.ends().map(|missing| Failure::Vanished(missing.to_string()));
+        if let Some(failure) = behind.or(missing).filter(|_| !self.is_warned) {
+            self.says_it_went_back(&failure);
+            self.tells_of_another_store(now, turns);
         }
         self.is_warned = false;
         version.clone_into(&mut self.history.version);
@@ -303,7 +299,7 @@ impl Follower {
         if self.followed.state == State::Lost {
             self.followed.reason = Some("listed; its watch has not lasted for a second yet".to_owned());
         }
-        self.goes_on = self.watches_fail.is_none() && !turns.refuses_watches();
+        self.goes_on = self.watch_may_follow(turns);
         self.followed.heard = Some(now.into_std());
         Ok(Place { is_last: true })
     }
@@ -320,15 +316,14 @@ impl Follower {
                     let at = now + pace::between(if same == Same::Unknown { SOON } else { TO_BE_SURE });
                     self.doubts = Some(self.doubts.map_or(at, |doubts| doubts.min(at)));
                 }
-                self.goes_on = self.watches_fail.is_none() && !turns.refuses_watches();
+                self.goes_on = self.watch_may_follow(turns);
                 return;
             }
             Err(failure) => failure,
         };
         if failure.is_another_store() {
             self.is_warned = true;
-            turns.another_store(now);
-            self.store = turns.stores();
+            self.tells_of_another_store(now, turns);
         }
         self.comes_to_nothing(now, turns, &failure, Then::ListsNow);
     }
@@ -530,6 +525,17 @@ impl Follower {
         self.due = now + self.says_it_fails(now, pause, &reason);
         self.not_before = now + failure.retry_after();
         self.stands(now, State::Lost, Some(reason));
+    }
+
+    /// This kind has seen that the store is another one; so are all others to know.
+    fn tells_of_another_store(&mut self, now: Instant, turns: &mut Turns) {
+        turns.another_store(now);
+        self.store = turns.stores();
+    }
+
+    /// Whether a watch may follow at once on a good answer to another question.
+    fn watch_may_follow(&self, turns: &Turns) -> bool {
+        self.watches_fail.is_none() && !turns.refuses_watches()
     }
 
     /// Whether a look comes before the watch.

@@ -24,9 +24,7 @@ const LONGEST_IN_HASTE: Duration = Duration::from_secs(1);
 const LONGEST_IN_VAIN: Duration = Duration::from_secs(4);
 /// So many watches that are cut short are resumed as if nothing were wrong.
 const IN_HASTE: u32 = 3;
-/// So often something that has become better lets a kind go on without a pause that fails again all the same.
-const GOES_ON: u32 = 1;
-/// The pause before it may do so once more, at first.
+/// The pause before something that has become better lets a kind go on at once that has failed all the same, at first.
 const GOES_ON_AFTER: Duration = Duration::from_secs(2);
 /// How many lists of all objects there may be without a pause, each after a watch that worked.
 const LISTS_NOW: u32 = 5;
@@ -164,10 +162,8 @@ impl Pace {
     /// It failed although it went on at once because something had become better.
     pub(super) fn went_on_in_vain(&mut self, now: Instant) {
         let (count, until) = &mut self.went_on;
+        *until = Some(now + GOES_ON_AFTER.saturating_mul(1 << (*count).min(10)).min(LONGEST));
         *count = count.saturating_add(1);
-        if let Some(times) = count.checked_sub(GOES_ON) {
-            *until = Some(now + GOES_ON_AFTER.saturating_mul(1 << times.min(10)).min(LONGEST));
-        }
     }
 
     /// When it may go on at once if something becomes better.

@@ -22,9 +22,11 @@ const BETWEEN: [Duration; 2] = [Duration::from_millis(500), Duration::from_milli
 const BETWEEN_ANSWERS: [Duration; 2] = [Duration::from_millis(1000), Duration::from_millis(1050)];
 /// The same, once it has been so for [`LONG`].
 const BETWEEN_LATER: [Duration; 2] = [Duration::from_millis(1500), Duration::from_millis(2500)];
+/// See [`BETWEEN_ANSWERS`].
 const A_WHILE: Duration = Duration::from_secs(25);
 /// Trouble that comes again so soon after its end has not ended: it goes on as it was.
 const SAME_TROUBLE: Duration = Duration::from_secs(10);
+/// See [`Turns::has_answered`].
 const A_MOMENT: Duration = Duration::from_secs(1);
 /// A store is not restored twice in such a time.
 const BETWEEN_STORES: Duration = Duration::from_secs(5);

@@ -59,7 +59,7 @@ enum Watches {
     GoneAsStatus,
     /// There is no answer to them, though there is one to lists.
     Reset,
-    /// The same, once there were some for a moment.
+    /// The same, for those of EndpointSlices only.
     ResetSlices,
     /// Properly, after a second and a bit.
     Short,
@@ -622,6 +622,20 @@ impl Alone {
         Alone { now, turns: Turns::default(), follower: Follower::new(Kind::Service, now) }
     }
 
+    /// One that was followed up to version 100, where shop/web changed last, with version 90, and whose connection has broken:
+    /// it looks for that object.
+    fn cut_off() -> Alone {
+        let mut kind = Alone::new();
+        kind.ask();
+        kind.follower.saw("shop", "web", "90", false);
+        assert!(kind.page("100", None, 3).is_ok());
+        kind.watch();
+        kind.passes(20);
+        kind.ends(Some(broken()));
+        assert!(matches!(kind.ask(), Ask::Look(Some(_))));
+        kind
+    }
+
     /// What is asked next, whenever that is.
     fn ask(&mut self) -> Ask {
         loop {
@@ -792,14 +806,7 @@ fn a_store_that_has_come_past_the_version_is_seen_by_the_object_that_changed_las
 #[test]
 fn an_object_that_is_gone_has_to_be_said_to_be() {
     for is_said in [false, true] {
-        let mut kind = Alone::new();
-        kind.ask();
-        kind.follower.saw("shop", "web", "90", false);
-        assert!(kind.page("100", None, 3).is_ok());
-        kind.watch();
-        kind.passes(20);
-        kind.ends(Some(broken()));
-        assert!(matches!(kind.ask(), Ask::Look(Some(_))));
+        let mut kind = Alone::cut_off();
         kind.follower.looked(kind.now, &mut kind.turns, "500", &Found::Gone);
         kind.watch();
         // Another one, which may be of any store.
@@ -855,14 +862,7 @@ fn a_server_that_does_not_find_what_it_has_is_not_said_to_have_gone_back() {
 
 #[test]
 fn where_objects_cannot_be_looked_for_by_name_any_will_do() {
-    let mut kind = Alone::new();
-    kind.ask();
-    kind.follower.saw("shop", "web", "90", false);
-    assert!(kind.page("100", None, 3).is_ok());
-    kind.watch();
-    kind.passes(20);
-    kind.ends(Some(broken()));
-    assert!(matches!(kind.ask(), Ask::Look(Some(_))));
+    let mut kind = Alone::cut_off();
     kind.follower.failed(kind.now, &mut kind.turns, &refused(404, None));
     let before = kind.now;
     assert_eq!((kind.ask(), kind.now), (Ask::Look(None), before));
@@ -902,14 +902,7 @@ fn a_server_that_was_away_is_listed_soon_where_the_last_change_is_no_longer_the_
     // Whether a request has failed meanwhile, and how many seconds it took until there was an answer.
     for (fails, seconds) in [(false, 0), (true, 1), (false, 10)] {
         for (found, is_last) in [("90", true), ("499", false)] {
-            let mut kind = Alone::new();
-            kind.ask();
-            kind.follower.saw("shop", "web", "90", false);
-            assert!(kind.page("100", None, 3).is_ok());
-            kind.watch();
-            kind.passes(20);
-            kind.ends(Some(broken()));
-            assert!(matches!(kind.ask(), Ask::Look(Some(_))));
+            let mut kind = Alone::cut_off();
             if fails {
                 kind.follower.failed(kind.now, &mut kind.turns, &no_answer());
                 assert!(matches!(kind.ask(), Ask::Look(Some(_))));
