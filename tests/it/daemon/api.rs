@@ -82,18 +82,8 @@ fn objects_are_listed_page_by_page_and_watched() {
     node.stop();
 }
 
-/// The way to the server is lost for the connections that there are, as when a load balancer fails: nobody says so.
-#[test]
-fn a_connection_that_is_dead_without_a_word_is_given_up() {
-    // Bookmarks come once a minute: what only waits for one needs 90 s.
-    const PATIENCE: Duration = Duration::from_secs(45);
-    let Some((mut node, api)) = node_with_api() else { return };
-    apply(&api, &web("web", "172.30.1.1", &["10.1.0.1:8080"]));
-    start(&mut node);
-    for plural in ["services", "endpointslices"] {
-        wait_for_requests(&mut node, &api, plural, Verb::Watch);
-    }
-    let port = api.address().port();
+/// A table of the test's own that loses what goes to and comes from a port, but on connections that begin from now on.
+pub(super) fn lose_old_connections(node: &Node, port: u16) {
     let lost = format!(
         "table inet lost {{
             set new {{ type inet_service; flags dynamic; size 1000; }}
@@ -106,6 +96,20 @@ fn a_connection_that_is_dead_without_a_word_is_given_up() {
         }}"
     );
     node.world.nft(&["-f", "-"], &lost).expect("rules of the test's own");
+}
+
+/// The way to the server is lost for the connections that there are, as when a load balancer fails: nobody says so.
+#[test]
+fn a_connection_that_is_dead_without_a_word_is_given_up() {
+    // Bookmarks come once a minute: what only waits for one needs 90 s.
+    const PATIENCE: Duration = Duration::from_secs(45);
+    let Some((mut node, api)) = node_with_api() else { return };
+    apply(&api, &web("web", "172.30.1.1", &["10.1.0.1:8080"]));
+    start(&mut node);
+    for plural in ["services", "endpointslices"] {
+        wait_for_requests(&mut node, &api, plural, Verb::Watch);
+    }
+    lose_old_connections(&node, api.address().port());
     let began = std::time::Instant::now();
     apply(&api, &web("new", "172.30.1.2", &["10.1.0.2:8080"]));
     while !node.table("ip").expect("the table is there").contains("shop/new") {

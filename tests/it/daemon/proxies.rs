@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::api::lose_old_connections;
 use super::{NODE_IP, Node, OTHER_IP, PATIENCE, PROGRAM, web};
 use crate::api::{Api, Verb};
 use crate::support::daemon::Daemon;
@@ -258,22 +259,6 @@ fn a_proxy_that_is_dead_is_said_and_tried_again() {
     assert_eq!(api.requests(), [], "not directly");
     let status = node.daemon.take().expect("it was started").terminate(PATIENCE).expect("it ends");
     assert!(status.success(), "{status}");
-}
-
-/// A table of the test's own that loses what goes to and comes from a port, but on connections that begin from now on.
-fn lose_old_connections(node: &Node, port: u16) {
-    let lost = format!(
-        "table inet lost {{
-            set new {{ type inet_service; flags dynamic; size 1000; }}
-            chain lost {{
-                type filter hook output priority -300;
-                tcp dport {port} tcp flags & (syn | ack) == syn add @new {{ tcp sport }}
-                tcp dport {port} tcp sport != @new counter drop
-                tcp sport {port} tcp dport != @new counter drop
-            }}
-        }}"
-    );
-    node.world.nft(&["-f", "-"], &lost).expect("rules of the test's own");
 }
 
 #[test]
