@@ -49,6 +49,7 @@ pub(super) struct Turns {
     recovered: u64,
     stores: u64,
     another_store_at: Option<Instant>,
+    /// When the server was last known to be away: see [`Turns::is_away`].
     away: Option<Instant>,
     answered: Option<Instant>,
 }
@@ -91,7 +92,10 @@ impl Turns {
     /// There was an answer, good or bad.
     pub(super) fn answers(&mut self, now: Instant) {
         self.answered = Some(now);
-        if self.silent.take().is_some() {
+        if let Some(since) = self.silent.take() {
+            if self.was_away(since) {
+                self.is_away(now);
+            }
             self.recovered();
         }
     }
@@ -100,6 +104,7 @@ impl Turns {
     pub(super) fn serves(&mut self, now: Instant, a_watch: bool) {
         self.answers(now);
         if self.unwell.take_if(|(_, was_a_watch)| a_watch || !*was_a_watch).is_some() {
+            self.is_away(now);
             self.recovered();
         }
     }
@@ -134,7 +139,8 @@ impl Turns {
         }
     }
 
-    /// A request of any kind was not answered, or with the word that nobody is at the moment.
+    /// A request of any kind was not answered, or with the word that nobody is at the moment; or the time in which that was
+    /// so has ended.
     pub(super) fn is_away(&mut self, now: Instant) {
         self.away = Some(now);
     }
@@ -244,6 +250,28 @@ mod tests {
         assert_eq!(turns.recoveries(), 1, "lists are served, watches are not");
         turns.serves(now, true);
         assert_eq!((turns.take(now, Kind::Node, None), turns.recoveries()), (Ok(()), 2));
+    }
+
+    #[test]
+    fn a_server_is_away_from_the_first_failure_to_the_end_of_it() {
+        let start = Instant::now();
+        let later = |seconds| start + Duration::from_secs(seconds);
+        let mut turns = Turns::default();
+        turns.refuses(start, true);
+        turns.is_away(start);
+        assert!(turns.was_away(start) && !turns.was_away(later(1)), "it may be over");
+        turns.serves(later(2), true);
+        // What was not heard of since the middle of it has missed the same.
+        assert!(turns.was_away(later(1)) && !turns.was_away(later(3)));
+
+        let mut turns = Turns::default();
+        turns.lost(start);
+        turns.answers(later(1));
+        assert!(!turns.was_away(start), "a connection broke, no more");
+        turns.lost(later(2));
+        turns.is_away(later(3));
+        turns.answers(later(5));
+        assert!(turns.was_away(later(4)) && !turns.was_away(later(6)));
     }
 
     #[test]
