@@ -5,16 +5,14 @@
 //! set.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Output;
 
 use serde_json::{Value, json};
 
 use super::take_over::{Clients, connect, node_with_echo};
-use super::{Node, PROGRAM, echoes, ip, run_to_end, slice_of, socket, write_everything, yaml};
-use crate::netns::skip;
+use super::{Node, echoes, ip, run_to_end, slice_of, socket, write_everything, yaml};
 use crate::support::nft::{assert_same, blocks};
+use crate::support::nft_versions::Nft;
 use crate::support::objects::{endpoint_slice, service};
 use crate::support::outcome::Fate;
 use crate::support::packet::Protocol;
@@ -22,34 +20,12 @@ use crate::support::packet::Protocol;
 /// The tables of a listing, each by its sets and chains.
 type Tables = BTreeMap<String, BTreeMap<String, Vec<String>>>;
 
-/// The nft of a Debian release.
-#[derive(Debug, Clone)]
-struct Nft(PathBuf);
-
 impl Nft {
-    /// `None`, said loudly, where it is not there.
-    fn of(suite: &str) -> Option<Nft> {
-        let found = Path::new(PROGRAM)
-            .ancestors()
-            .map(|folder| folder.join("nft-versions").join(suite).join("nft"))
-            .find(|path| path.is_file());
-        if found.is_none() {
-            skip(&format!("nft of {suite}"), "run tests/nft-versions");
-        }
-        found.map(Nft)
-    }
-
     /// Runs it in the node.
     fn output(&self, node: &Node, arguments: &[&str], input: &str) -> Output {
-        let mut command = Command::new(&self.0);
-        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let input = input.to_owned();
-        node.world.run(move || {
-            let mut child = command.spawn().expect("nft can be run");
-            // One that crashes does not read it.
-            let _ = child.stdin.take().expect("a pipe").write_all(input.as_bytes());
-            child.wait_with_output().expect("nft ends")
-        })
+        let (nft, input) = (self.clone(), input.to_owned());
+        let arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        node.world.run(move || nft.output_here(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), &input))
     }
 
     /// Runs it in the node; it has to succeed, and to complain about nothing that it reads.

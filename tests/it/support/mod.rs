@@ -7,6 +7,7 @@ pub(crate) mod http;
 pub(crate) mod judge;
 pub(crate) mod namespace;
 pub(crate) mod nft;
+pub(crate) mod nft_versions;
 pub(crate) mod objects;
 pub(crate) mod outcome;
 pub(crate) mod packet;

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::canary::Canary;
 use super::http::{self, Answer};
 use super::judge::judge;
+use super::nft_versions;
 use super::objects::{ObjectKey, merge, with_defaults};
 use super::outcome::Outcome;
 use super::proxy::Proxy;
@@ -94,6 +95,7 @@ pub(crate) fn run(
             // Whatever the rules are, stock nft must be able to print them.
             let listing = world.nft(&["list", "ruleset"], "");
             report.failures.extend(listing.as_ref().err().map(|error| format!("nft cannot list the rules: {error}")));
+            report.failures.extend(nft_versions::cannot_read(&world));
             if !report.failures.is_empty() {
                 let rules = listing.unwrap_or_else(|error| error.to_string());
                 report.context = format!("--- log of the proxy\n{}\n--- rules\n{rules}\n", proxy.log());
