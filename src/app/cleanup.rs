@@ -2,13 +2,20 @@
 
 use anyhow::Context;
 
+use super::instance;
 use crate::diff::{Operation, Transaction};
 use crate::nftables::{Kernel, LinuxKernel};
 use crate::ruleset::names::TABLE;
 use crate::ruleset::text;
 
 /// Removes our tables, where there are any, and nothing else.
+///
+/// # Errors
+/// A daemon serves the node: it would only make them anew.
 pub(super) fn cleanup() -> anyhow::Result<()> {
+    if let Some(holder) = instance::serving() {
+        anyhow::bail!("{holder}: stop it first; nothing was removed");
+    }
     let mut kernel = LinuxKernel::open()?;
     let families = kernel.tables()?;
     for family in &families {

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -20,7 +21,7 @@ use super::ports::{self, BindPolicy};
 use super::ready::{Awaited, Readiness};
 use super::reload::{self, File, follow};
 use super::signals::Signals;
-use super::{configuration, converter, facts, one_shot, service_manager, take_over};
+use super::{configuration, converter, facts, instance, one_shot, service_manager, take_over};
 use crate::addresses;
 use crate::cli::RunArgs;
 use crate::config::{Config, Loaded, Source};
@@ -71,12 +72,11 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
     info!(version = env!("CARGO_PKG_VERSION"), node = %config.node_name, "nftproxyd starts");
     let mut kernel = LinuxKernel::open()?;
     kernel.probe()?;
-    let unset = sysctl::tune(Path::new("/"), &config.conntrack);
     if args.init_only {
+        sysctl::tune(Path::new("/"), &config.conntrack);
         info!("connection tracking is set up, and the kernel can do what is needed (--init-only)");
         return Ok(());
     }
-    sysctl::set_oom_score(Path::new("/"), config.oom_score_adj);
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     // Threads are for the names of servers only. They stay, because later there may be none to be had.
     runtime.enable_all().max_blocking_threads(NAMES_AT_ONCE).thread_keep_alive(FOR_EVER);
@@ -84,11 +84,25 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
     let take_over = args.take_over;
     let overrides = args.node.overrides(args.manifests);
     let file = args.node.config.map(|path| File { path, text, overrides });
-    let mut first_words = vec![Notice::starting()];
-    if !unset.is_empty() {
-        first_words.push(Notice::start_failed("FailedToSetConntrack", sysctl::list(&unset)));
-    }
-    let result = runtime.block_on(supervise(config, file, kernel, first_words, take_over));
+    let result = runtime.block_on(async {
+        let (mut signals, hangups) = Signals::listen()?;
+        // Before anything on the node is changed: another daemon may serve it.
+        let instance = tokio::select! {
+            instance = instance::acquire(&config.node_name) => instance?,
+            () = signals.stop() => return Ok(()),
+        };
+        let unset = sysctl::tune(Path::new("/"), &config.conntrack);
+        sysctl::set_oom_score(Path::new("/"), config.oom_score_adj);
+        let mut first_words = vec![Notice::starting()];
+        if !unset.is_empty() {
+            first_words.push(Notice::start_failed("FailedToSetConntrack", sysctl::list(&unset)));
+        }
+        // The right to serve is given up when nothing is written any more.
+        tokio::select! {
+            result = supervise(config, file, kernel, first_words, take_over, signals, hangups) => result,
+            () = instance.tell() => Ok(()),
+        }
+    });
     // Whoever still asks for a name, or reads a file that does not come, is not waited for.
     runtime.shutdown_background();
     result
@@ -101,8 +115,9 @@ async fn supervise(
     kernel: LinuxKernel,
     first_words: Vec<Notice>,
     take_over: bool,
+    mut signals: Signals,
+    hangups: Signal,
 ) -> anyhow::Result<()> {
-    let (mut signals, hangups) = Signals::listen()?;
     let (event_sender, events) = mpsc::channel(EVENTS_WAITING);
     let mut following = addresses::Watch::new().context("cannot follow the node's addresses")?;
     // Without them there would be no node ports for a while.

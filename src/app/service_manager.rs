@@ -18,6 +18,12 @@ pub(super) fn stopping() {
     tell(NotifyState::Stopping);
 }
 
+/// Tells what is going on, in words. While a start waits, nothing else is said: how long it may take is for the unit to
+/// say (`TimeoutStartSec`), as for a start without an API server.
+pub(super) fn status(text: &str) {
+    tell(NotifyState::Status(text));
+}
+
 fn tell(state: NotifyState<'_>) {
     let states = [state];
     if let Err(error) = sd_notify::notify(&states) {

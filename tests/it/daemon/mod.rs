@@ -9,6 +9,7 @@ mod firewalls;
 mod flows;
 mod following;
 mod health;
+mod instances;
 mod lockout;
 mod manifests;
 mod proxies;
