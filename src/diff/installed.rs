@@ -9,6 +9,7 @@ use crate::keyed::{Keyed, KeyedTable};
 use crate::model::{FrontendKey, ObjectName};
 use crate::ruleset::elements;
 use crate::ruleset::frontend::{Frontend, Shared};
+use crate::ruleset::kinds::Kind;
 use crate::ruleset::names::{ChainName, SetName};
 use crate::ruleset::types::Element;
 
@@ -23,7 +24,12 @@ pub struct Installed {
     /// How many Services need each shared element. Zero: it was found in the table and nobody needs it yet.
     pub(super) shared: HashMap<Shared, u32>,
     pub(super) nodeport_ips: BTreeSet<IpAddr>,
-    pub(super) chains: BTreeSet<ChainName>,
+    /// The chains made on demand, with how many elements hold their kind.
+    pub(super) chains: BTreeMap<ChainName, u32>,
+    /// Those of them that stay although nobody uses them.
+    pub(super) common: BTreeSet<ChainName>,
+    /// Those that nobody uses, and that do not stay for that.
+    pub(super) idle: BTreeSet<ChainName>,
     /// Elements of frontends that were found in the table but are not what the proxy would write: kept as they are,
     /// to be deleted one by one when the frontend is staged.
     pub(super) damaged: HashMap<FrontendKey, Vec<(SetName, Element)>>,
@@ -99,9 +105,57 @@ impl Installed {
         self.units.len()
     }
 
+    /// Nothing but a frame with these chains that are made on demand in general.
+    pub fn with_common(common: BTreeSet<ChainName>) -> Installed {
+        Installed { chains: common.iter().map(|chain| (*chain, 0)).collect(), common, ..Installed::default() }
+    }
+
     /// The chains made on demand that the table holds.
-    pub fn chains(&self) -> &BTreeSet<ChainName> {
-        &self.chains
+    pub fn chains(&self) -> impl Iterator<Item = ChainName> {
+        self.chains.keys().copied()
+    }
+
+    /// The chains made on demand that nobody uses any more.
+    pub fn idle(&self) -> &BTreeSet<ChainName> {
+        &self.idle
+    }
+
+    /// The frame is now one with these chains: they have been made, if they were not there.
+    pub fn set_common(&mut self, common: BTreeSet<ChainName>) {
+        for chain in &common {
+            self.chains.entry(*chain).or_default();
+        }
+        self.common = common;
+        let unused = self.chains.iter().filter(|(chain, uses)| **uses == 0 && !self.common.contains(*chain));
+        self.idle = unused.map(|(chain, _)| *chain).collect();
+    }
+
+    /// These chains are no longer there.
+    pub fn chains_deleted(&mut self, chains: &[ChainName]) {
+        for chain in chains {
+            self.chains.remove(chain);
+            self.idle.remove(chain);
+        }
+    }
+
+    /// Elements have been added, or deleted.
+    pub(super) fn count_uses<'a>(&mut self, elements: impl IntoIterator<Item = &'a Element>, added: bool) {
+        for kind in elements.into_iter().filter_map(|element| Kind::of_data(&element.data)) {
+            self.count_use(kind, added);
+        }
+    }
+
+    /// An element with this kind has been added, or deleted.
+    pub(super) fn count_use(&mut self, kind: Kind, added: bool) {
+        let Some((chain, uses)) = kind.on_demand().and_then(|chain| Some((chain, self.chains.get_mut(&chain)?))) else {
+            return;
+        };
+        *uses = if added { *uses + 1 } else { uses.saturating_sub(1) };
+        if *uses == 0 && !self.common.contains(&chain) {
+            self.idle.insert(chain);
+        } else {
+            self.idle.remove(&chain);
+        }
     }
 
     /// Whether the table holds this address as a Service's cluster IP.
@@ -137,6 +191,12 @@ impl Installed {
         self.frontend(key).map(|frontend| elements::elements(key, frontend)).unwrap_or_default()
     }
 
+    /// What is done with each kind.
+    pub(super) fn dispatched(&self) -> impl Iterator<Item = (SetName, Element)> {
+        let on_demand = self.chains.keys().filter_map(|chain| Kind::of_chain(*chain));
+        Kind::fixed().into_iter().chain(on_demand).flat_map(elements::dispatch_elements)
+    }
+
     /// All elements of the table, sorted: what a dump of it must show. For tests and listings.
     #[expect(clippy::disallowed_methods, reason = "they are sorted")]
     pub fn all_elements(&self) -> Vec<(SetName, Element)> {
@@ -144,6 +204,7 @@ impl Installed {
         elements.extend(self.damaged.values().flatten().cloned());
         elements.extend(self.shared.keys().map(|shared| elements::shared_element(*shared)));
         elements.extend(self.nodeport_ips.iter().map(|address| elements::nodeport_ip_element(*address)));
+        elements.extend(self.dispatched());
         elements.sort_unstable();
         elements
     }
@@ -157,6 +218,7 @@ impl Installed {
         self.damaged.values().flatten().for_each(|(set, _)| count(*set));
         self.shared.keys().for_each(|shared| count(elements::shared_element(*shared).0));
         self.nodeport_ips.iter().for_each(|_| count(SetName::NodeportIps));
+        self.dispatched().for_each(|(set, _)| count(set));
         counts
     }
 }

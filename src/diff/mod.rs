@@ -14,7 +14,7 @@ mod text;
 mod transaction;
 
 pub use installed::Installed;
-pub use recover::recover;
+pub use recover::{Recovered, recover};
 pub use stage::Stage;
 pub use transaction::{Operation, Transaction};
 

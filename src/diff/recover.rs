@@ -1,18 +1,31 @@
 //! Makes an [`Installed`] of what a table holds: the state that an earlier run left behind.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use arcstr::ArcStr;
 
 use super::installed::{Installed, Placed, Unit};
 use crate::keyed::KeyedTable;
 use crate::model::ObjectName;
+use crate::ruleset::elements;
+use crate::ruleset::kinds::Kind;
 use crate::ruleset::names::{ChainName, SetName};
 use crate::ruleset::read::Contents;
 use crate::ruleset::types::Element;
 
-/// The installed state of a table with these contents and these chains. Elements that cannot be part of any frontend are
-/// returned beside it.
+/// What a table was found to hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recovered {
+    /// Its installed state.
+    pub installed: Installed,
+    /// Elements that cannot be part of anything of ours: to be deleted.
+    pub unknown: Vec<(SetName, Element)>,
+    /// What lacks of the verdicts for kinds: to be added, after those are deleted.
+    pub missing: Vec<(SetName, Element)>,
+}
+
+/// The installed state of a table with these contents and these chains. `common` are the chains made on demand that belong
+/// to its frame: they count as there.
 ///
 /// A frontend counts as installed if its elements are exactly those that the proxy would write for it; otherwise its
 /// elements are kept as damaged and will be replaced. `known` gives the text that others hold already of the name of a
@@ -20,17 +33,19 @@ use crate::ruleset::types::Element;
 pub fn recover(
     contents: Contents,
     chains: impl IntoIterator<Item = ChainName>,
+    common: BTreeSet<ChainName>,
     known: impl Fn(&ObjectName) -> Option<ObjectName>,
-) -> (Installed, Vec<(SetName, Element)>) {
-    let on_demand = |chain: &ChainName| matches!(chain, ChainName::Pick(_) | ChainName::RememberFor(_));
+) -> Recovered {
+    let on_demand = |chain: &ChainName| Kind::of_chain(*chain).is_some_and(|kind| kind.on_demand().is_some());
     let mut installed = Installed {
-        chains: chains.into_iter().filter(on_demand).collect(),
+        chains: chains.into_iter().filter(on_demand).map(|chain| (chain, 0)).collect(),
         shared: contents.shared.into_iter().map(|shared| (shared, 0)).collect(),
         nodeport_ips: contents.nodeport_ips,
         frontends: KeyedTable::with_capacity(contents.frontends.len()),
         unclaimed: true,
         ..Installed::default()
     };
+    installed.set_common(common);
     // The names of ports are few, and repeated by many Services.
     let mut port_names: HashSet<ArcStr> = HashSet::new();
     for (key, elements) in contents.frontends {
@@ -47,10 +62,20 @@ pub fn recover(
                 unit.frontends.insert(at, key);
                 // The text that the Service's other frontends share.
                 frontend.service = unit.service.clone();
+                for (_, kind) in elements::kinds(&key, &frontend) {
+                    installed.count_use(kind, true);
+                }
                 installed.frontends.insert(Placed { key, frontend });
             }
-            Err(damaged) => drop(installed.damaged.insert(key, damaged.elements)),
+            Err(damaged) => {
+                installed.count_uses(damaged.elements.iter().map(|(_, element)| element), true);
+                installed.damaged.insert(key, damaged.elements);
+            }
         }
     }
-    (installed, contents.unknown)
+    let dispatch: BTreeSet<(SetName, Element)> = installed.dispatched().collect();
+    let mut unknown = contents.unknown;
+    unknown.extend(contents.dispatch.difference(&dispatch).cloned());
+    let missing = dispatch.difference(&contents.dispatch).cloned().collect();
+    Recovered { installed, unknown, missing }
 }

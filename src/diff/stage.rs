@@ -11,9 +11,10 @@ use super::transaction::{Operation, Transaction};
 use crate::model::{Family, FrontendKey, ObjectName};
 use crate::ruleset::elements;
 use crate::ruleset::frontend::{Frontend, Shared};
+use crate::ruleset::kinds::Kind;
 use crate::ruleset::names::{ChainName, SetName};
 use crate::ruleset::service::ServicePart;
-use crate::ruleset::types::{Chain, Data, Element, Verdict};
+use crate::ruleset::types::{Chain, Element};
 
 /// Changes of some Services that go to the kernel as one transaction.
 ///
@@ -134,10 +135,11 @@ impl Stage {
             }
         }
         let mut transaction = Transaction::new(family);
-        for name in changes.chains(&installed.chains) {
+        for (kind, name) in changes.chains(&installed.chains) {
             if let Some(chain) = on_demand(name) {
                 transaction.operations.push(Operation::AddChain(chain.clone()));
                 transaction.operations.push(Operation::AddRules(chain));
+                elements::dispatch_elements(kind).for_each(|element| changes.add(element));
             }
         }
         transaction
@@ -176,8 +178,11 @@ impl Stage {
         }
         installed.unclaimed &= !self.unclaimed;
         for operation in &transaction.operations {
-            if let Operation::AddChain(chain) = operation {
-                installed.chains.insert(chain.name);
+            match operation {
+                Operation::AddChain(chain) => drop(installed.chains.entry(chain.name).or_default()),
+                Operation::AddElements(_, elements) => installed.count_uses(elements, true),
+                Operation::DeleteElements(_, elements) => installed.count_uses(elements, false),
+                _ => {}
             }
         }
     }
@@ -222,13 +227,10 @@ impl Changes {
         }
     }
 
-    /// The chains that the added verdicts lead to and that are not there.
-    fn chains(&self, present: &BTreeSet<ChainName>) -> BTreeSet<ChainName> {
-        let verdicts = self.add.values().flatten().filter_map(|element| match element.data {
-            Data::Verdict(Verdict::Goto(chain) | Verdict::Jump(chain)) => Some(chain),
-            _ => None,
-        });
-        let made_on_demand = |chain: &ChainName| matches!(chain, ChainName::Pick(_) | ChainName::RememberFor(_));
-        verdicts.filter(|chain| made_on_demand(chain) && !present.contains(chain)).collect()
+    /// The chains of the added kinds that are not there.
+    fn chains(&self, present: &BTreeMap<ChainName, u32>) -> BTreeMap<Kind, ChainName> {
+        let kinds = self.add.values().flatten().filter_map(|element| Kind::of_data(&element.data));
+        let on_demand = kinds.filter_map(|kind| Some((kind, kind.on_demand()?)));
+        on_demand.filter(|(_, chain)| !present.contains_key(chain)).collect()
     }
 }

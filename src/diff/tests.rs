@@ -6,9 +6,11 @@ use std::num::NonZeroU16;
 
 use proptest::prelude::*;
 
-use super::{Installed, Operation, Stage, Transaction};
+use super::{Installed, Operation, Recovered, Stage, Transaction};
 use crate::model::{Family, FrontendAt, FrontendKey, ObjectName, Protocol, TrafficPolicy};
+use crate::ruleset::elements::dispatch_elements;
 use crate::ruleset::frontend::{Action, Backend, Frontend, Shared, Slots};
+use crate::ruleset::kinds::Kind;
 use crate::ruleset::names::{ChainName, Masquerade, SetName};
 use crate::ruleset::ranges::Range;
 use crate::ruleset::read::Contents;
@@ -48,9 +50,15 @@ impl Table {
 
     fn sorted(&self) -> Vec<(SetName, Element)> {
         let mut all: Vec<_> = self.elements.iter().map(|((set, _), element)| (*set, element.clone())).collect();
+        all.extend(fixed());
         all.sort_unstable();
         all
     }
+}
+
+/// The elements of the frame.
+fn fixed() -> impl Iterator<Item = (SetName, Element)> {
+    Kind::fixed().into_iter().flat_map(dispatch_elements)
 }
 
 fn key(set: SetName, element: &Element) -> (SetName, Vec<u8>) {
@@ -72,6 +80,16 @@ fn step(installed: &mut Installed, table: &mut Table, wanted: &[(ObjectName, Ser
     stage.commit(installed, &transaction);
 }
 
+/// Deletes the chains that nobody uses.
+fn tidy(installed: &mut Installed, table: &mut Table) {
+    let idle: Vec<ChainName> = installed.idle().iter().copied().collect();
+    for (set, element) in idle.iter().filter_map(|name| Kind::of_chain(*name)).flat_map(dispatch_elements) {
+        assert!(table.elements.remove(&key(set, &element)).is_some(), "{set}: {element:?} is not there");
+    }
+    idle.iter().for_each(|name| assert!(table.chains.remove(name)));
+    installed.chains_deleted(&idle);
+}
+
 /// What a table with these elements, read in this order, says is installed.
 fn recover(
     family: Family,
@@ -80,7 +98,17 @@ fn recover(
 ) -> (Installed, Vec<(SetName, Element)>) {
     let mut contents = Contents::new(family);
     elements.into_iter().for_each(|(set, element)| contents.element(set, element));
-    super::recover(contents, chains, |_| None)
+    let Recovered { installed, unknown, .. } = super::recover(contents, chains, BTreeSet::new(), |_| None);
+    (installed, unknown)
+}
+
+/// The same for a table, which gets the verdicts that it lacks.
+fn recover_table(table: &mut Table) -> Installed {
+    let mut contents = Contents::new(Family::V4);
+    table.sorted().into_iter().for_each(|(set, element)| contents.element(set, element));
+    let found = super::recover(contents, table.chains.iter().copied(), BTreeSet::new(), |_| None);
+    found.missing.iter().for_each(|(set, element)| table.add(*set, element));
+    found.installed
 }
 
 fn address(last: u8) -> IpAddr {
@@ -209,6 +237,7 @@ proptest! {
             } else {
                 step(&mut installed, &mut table, &state);
             }
+            tidy(&mut installed, &mut table);
             prop_assert_eq!(&table.sorted(), &expected);
             prop_assert_eq!(&installed.all_elements(), &expected);
             step(&mut installed, &mut table, &state);
@@ -225,6 +254,7 @@ proptest! {
         for index in order {
             step(&mut installed, &mut table, std::slice::from_ref(&second[index]));
         }
+        tidy(&mut installed, &mut table);
         prop_assert_eq!(table.sorted(), fresh(&second));
     }
 
@@ -246,6 +276,7 @@ proptest! {
         let transaction = stage.transaction(Family::V4, &found, chain);
         table.apply(&transaction);
         stage.commit(&mut found, &transaction);
+        tidy(&mut found, &mut table);
         prop_assert_eq!(table.sorted(), fresh(&later));
         prop_assert!(!found.has_unclaimed());
     }
@@ -261,12 +292,12 @@ proptest! {
         }
         contents.forget(set);
         elements.iter().for_each(|(set, element)| contents.element(*set, element.clone()));
-        prop_assert_eq!(super::recover(contents, [], |_| None).0, all);
+        prop_assert_eq!(super::recover(contents, [], BTreeSet::new(), |_| None).installed, all);
 
         let mut contents = Contents::new(Family::V4);
         elements.into_iter().for_each(|(set, element)| contents.element(set, element));
         contents.forget(set);
-        prop_assert_eq!(super::recover(contents, [], |_| None).0, others);
+        prop_assert_eq!(super::recover(contents, [], BTreeSet::new(), |_| None).installed, others);
     }
 
     #[test]
@@ -277,6 +308,7 @@ proptest! {
         found.sort_unstable();
         found.dedup();
         let mut expected = elements;
+        expected.extend(fixed());
         expected.sort_unstable();
         expected.dedup();
         prop_assert_eq!(found, expected);
@@ -304,13 +336,14 @@ proptest! {
             element.comment = None;
             table.elements.insert(key(set, &element), element);
         }
-        let (mut found, _) = recover(Family::V4, table.sorted(), table.chains.iter().copied());
+        let mut found = recover_table(&mut table);
         step(&mut found, &mut table, &state);
         let mut stage = Stage::default();
         stage.unclaimed(&found, &[]);
         let transaction = stage.transaction(Family::V4, &found, chain);
         table.apply(&transaction);
         stage.commit(&mut found, &transaction);
+        tidy(&mut found, &mut table);
         prop_assert_eq!(table.sorted(), expected);
     }
 
@@ -364,10 +397,10 @@ fn removing_one_of_many_endpoints_changes_a_handful_of_elements() {
     stage.service(&installed, &name, wanted(&arrange(&many, &fewer)));
     let transaction = stage.transaction(Family::V4, &installed, chain);
     table.apply(&transaction);
-    // Two chains with their rules; the verdict and slot 17 rewritten; the last slot gone.
+    // The kind and slot 17 rewritten; the last slot gone; and the two verdicts of a kind that is new.
     let elements = transaction
         .operations
         .iter()
         .filter(|operation| matches!(operation, Operation::AddElements(..) | Operation::DeleteElements(..)));
-    assert_eq!(elements.map(Operation::len).sum::<usize>(), 5);
+    assert_eq!(elements.map(Operation::len).sum::<usize>(), 7);
 }

@@ -28,6 +28,7 @@ impl fmt::Display for Transaction {
                     }
                 }
                 Operation::FlushChain(chain) => writeln!(f, "flush chain {table} {chain}")?,
+                Operation::DeleteChain(chain) => writeln!(f, "delete chain {table} {chain}")?,
                 Operation::DeleteForeignChain(chain) => writeln!(f, "delete chain {table} {chain}")?,
                 Operation::DeleteForeignSet(set) => writeln!(f, "delete set {table} {set}")?,
                 Operation::AddElements(set, elements) => {

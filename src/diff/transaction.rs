@@ -1,5 +1,7 @@
 //! A transaction: what is sent to the kernel as one atomic batch.
 
+use std::collections::BTreeMap;
+
 use crate::model::Family;
 use crate::ruleset::names::{ChainName, SetName};
 use crate::ruleset::types::{Chain, Element, SetDef};
@@ -29,6 +31,8 @@ pub enum Operation {
     AddRules(Chain),
     /// Deletes all rules of a chain.
     FlushChain(ChainName),
+    /// Deletes a chain of ours, with its rules.
+    DeleteChain(ChainName),
     /// Deletes a chain that is not ours, with its rules, by name.
     DeleteForeignChain(String),
     /// Deletes a set that is not ours, by name.
@@ -43,6 +47,19 @@ impl Transaction {
     /// An empty transaction.
     pub fn new(family: Family) -> Self {
         Transaction { family, operations: Vec::new() }
+    }
+
+    /// Appends one operation for each set that these elements are of.
+    pub fn elements(
+        &mut self,
+        operation: fn(SetName, Vec<Element>) -> Operation,
+        elements: impl IntoIterator<Item = (SetName, Element)>,
+    ) {
+        let mut by_set: BTreeMap<SetName, Vec<Element>> = BTreeMap::new();
+        for (set, element) in elements {
+            by_set.entry(set).or_default().push(element);
+        }
+        self.operations.extend(by_set.into_iter().map(|(set, elements)| operation(set, elements)));
     }
 
     /// The number of kernel objects that it creates or deletes: elements, rules, chains, sets and tables.

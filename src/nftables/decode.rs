@@ -166,6 +166,7 @@ fn read_value(bytes: &[u8], expr: Selector) -> Option<Value> {
         Selector::DestinationPort | Selector::OriginalPort | Selector::ReplyPort => {
             Some(Value::Port(u16::from_be(u16_at(bytes, 0)?)))
         }
+        Selector::Priority => Some(Value::Class(u32_at(bytes, 0)?)),
         Selector::RandomSlot { .. } => Some(Value::Slot(u32_at(bytes, 0)?)),
     }
 }
@@ -190,12 +191,13 @@ mod tests {
     use crate::nftables::encode::encode;
     use crate::ruleset::names::{Masquerade, Pick, SetName};
 
-    const ALL: [Selector; 9] = [
+    const ALL: [Selector; 10] = [
         Selector::SourceAddress,
         Selector::DestinationAddress,
         Selector::L4Proto,
         Selector::HeaderProtocol,
         Selector::DestinationPort,
+        Selector::Priority,
         Selector::RandomSlot { modulus: 2, offset: 0 },
         Selector::OriginalSource,
         Selector::OriginalDestination,
@@ -208,6 +210,7 @@ mod tests {
                 prop::sample::select(Protocol::ALL.to_vec()).prop_map(Value::Protocol).boxed()
             }
             Selector::DestinationPort | Selector::OriginalPort => any::<u16>().prop_map(Value::Port).boxed(),
+            Selector::Priority => any::<u32>().prop_map(Value::Class).boxed(),
             Selector::RandomSlot { .. } => any::<u32>().prop_map(Value::Slot).boxed(),
             _ if family == Family::V4 => {
                 any::<[u8; 4]>().prop_map(|bytes| Value::Address(IpAddr::V4(bytes.into()))).boxed()
@@ -259,7 +262,8 @@ mod tests {
                         comment: comment.map(Into::into),
                     },
                 );
-                let set = SetDef { name: SetName::ServiceIps, key, data: data_def, interval, dynamic_size: None };
+                let set =
+                    SetDef { name: SetName::ServiceIps, key, data: data_def, interval, dynamic: false, size: None };
                 (Just(family), Just(set), prop::collection::vec(element, 1..50))
             },
         )

@@ -22,6 +22,8 @@ pub(super) const TABLE_COMMENT: &str = "Kubernetes Services; written by nftproxy
 
 /// nft's `TYPE_UID` of include/datatype.h; see [`type_code`].
 pub(super) const TYPE_UID: u32 = 24;
+/// nft's `TYPE_CLASSID`, the type of `meta priority`.
+pub(super) const TYPE_CLASSID: u32 = 23;
 
 /// A key or data as registers hold it.
 type Packed = SmallVec<[u8; 64]>;
@@ -180,6 +182,10 @@ impl Encoder {
                 let header = self.begin(position, 0..0, msg::DELRULE, 0);
                 self.messages.rule(header, &sys::Rule::new(&self.table, &c_name(&chain.to_string())));
             }
+            Operation::DeleteChain(chain) => {
+                let header = self.begin(position, 0..0, msg::DELCHAIN, 0);
+                self.messages.chain(header, &sys::Chain::new(&self.table, &c_name(&chain.to_string())));
+            }
             Operation::DeleteForeignChain(name) => {
                 let name = foreign_name(position, "chain", name)?;
                 let header = self.begin(position, 0..0, msg::DELCHAIN, 0);
@@ -237,8 +243,10 @@ impl Encoder {
         if def.data != DataDef::None {
             flags |= set_flag::MAP;
         }
-        if let Some(size) = def.dynamic_size {
+        if def.dynamic {
             flags |= set_flag::TIMEOUT | set_flag::EVAL;
+        }
+        if let Some(size) = def.size {
             set.size(size);
         }
         // nft gives a single value's own length here, without padding.
@@ -348,9 +356,10 @@ fn check_rule(family: Family, rule: &Rule) -> Result<(), String> {
             {
                 return Err(format!("{net} is no {family} network"));
             }
-            Statement::InSet { key, .. } | Statement::VerdictMap { key, .. } | Statement::DnatMap { key, .. } => {
-                (key, &[])
-            }
+            Statement::InSet { key, .. }
+            | Statement::VerdictMap { key, .. }
+            | Statement::PriorityFromMap { key, .. }
+            | Statement::DnatMap { key, .. } => (key, &[]),
             Statement::Update { key, data, .. } => (key, data),
             _ => continue,
         };
@@ -424,7 +433,7 @@ fn pack(values: &[Value]) -> Packed {
             Value::Address(std::net::IpAddr::V6(address)) => packed.extend_from_slice(&address.octets()),
             Value::Protocol(protocol) => packed.push(protocol.number()),
             Value::Port(port) => packed.extend_from_slice(&port.to_be_bytes()),
-            Value::Slot(slot) => packed.extend_from_slice(&slot.to_ne_bytes()),
+            Value::Slot(number) | Value::Class(number) => packed.extend_from_slice(&number.to_ne_bytes()),
         }
     }
     if values.len() > 1 {
@@ -451,6 +460,7 @@ fn type_code(family: Family, exprs: &[Selector]) -> u32 {
             },
             Selector::L4Proto | Selector::HeaderProtocol => 12,
             Selector::DestinationPort | Selector::OriginalPort | Selector::ReplyPort => 13,
+            Selector::Priority => TYPE_CLASSID,
             Selector::RandomSlot { .. } => TYPE_UID,
         };
         code << 6 | part
@@ -496,6 +506,7 @@ fn write_value(f: &mut fmt::Formatter<'_>, value: Value) -> fmt::Result {
         Value::Protocol(protocol) => write!(f, "{protocol}"),
         Value::Port(port) => write!(f, "{port}"),
         Value::Slot(slot) => write!(f, "{slot}"),
+        Value::Class(class) => write!(f, "{:x}:{:x}", class >> 16, class & 0xffff),
     }
 }
 
@@ -586,7 +597,8 @@ mod tests {
             key: vec![Selector::DestinationAddress],
             data: DataDef::None,
             interval: true,
-            dynamic_size: None,
+            dynamic: false,
+            size: None,
         };
         let add = |element| Operation::AddElements(SetName::ServiceIps, vec![element]);
         let rule = |statement| {

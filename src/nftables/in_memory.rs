@@ -330,6 +330,7 @@ impl InMemoryKernel {
             Some(old) if old.data == element.data => Ok(()),
             // Older kernels say EBUSY.
             Some(_) => Err(Errno::EEXIST),
+            None if set.def.size.is_some_and(|size| set.elements.len() >= size as usize) => Err(Errno::ENFILE),
             None => {
                 set.elements.insert(key, element.clone());
                 Ok(())
@@ -365,13 +366,9 @@ impl TableState {
                 self.chains.get_mut(chain).ok_or(Errno::ENOENT)?.rules.clear();
                 Ok(())
             }
+            Operation::DeleteChain(chain) => self.delete_chain(*chain),
             Operation::DeleteForeignChain(name) => match ChainName::parse(name) {
-                Some(chain) if self.is_used(chain) => Err(Errno::EBUSY),
-                Some(chain) => {
-                    let removed = self.chains.remove(&chain);
-                    self.chains_touched |= removed.as_ref().is_some_and(|chain| chain.hook.is_some());
-                    there(removed.is_some())
-                }
+                Some(chain) => self.delete_chain(chain),
                 None => there(self.foreign_chains.remove(name)),
             },
             Operation::DeleteForeignSet(name) => match SetName::parse(name) {
@@ -386,6 +383,15 @@ impl TableState {
             | Operation::AddElements(..)
             | Operation::DeleteElements(..) => Ok(()),
         }
+    }
+
+    fn delete_chain(&mut self, chain: ChainName) -> Result<(), Errno> {
+        if self.is_used(chain) {
+            return Err(Errno::EBUSY);
+        }
+        let removed = self.chains.remove(&chain).ok_or(Errno::ENOENT)?;
+        self.chains_touched |= removed.hook.is_some();
+        Ok(())
     }
 
     fn add_rule(&mut self, chain: ChainName, rule: &Rule) -> Result<(), Errno> {
@@ -447,9 +453,10 @@ fn target(verdict: Verdict) -> Option<ChainName> {
 fn set_of(statement: &Statement) -> Option<SetName> {
     match statement {
         Statement::InSet { set, .. } => Some(*set),
-        Statement::VerdictMap { map, .. } | Statement::DnatMap { map, .. } | Statement::Update { map, .. } => {
-            Some(*map)
-        }
+        Statement::VerdictMap { map, .. }
+        | Statement::PriorityFromMap { map, .. }
+        | Statement::DnatMap { map, .. }
+        | Statement::Update { map, .. } => Some(*map),
         _ => None,
     }
 }

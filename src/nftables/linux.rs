@@ -455,6 +455,7 @@ pub(super) fn words(transaction: &Transaction, operation: usize, item: Option<us
             Some(item) => format!("chain {}, rule {}", chain.name, item + 1),
             None => format!("chain {}, rules", chain.name),
         },
+        Some(Operation::DeleteChain(chain)) => format!("chain {chain}"),
         Some(Operation::DeleteForeignChain(name)) => format!("chain {name:?}"),
         Some(Operation::DeleteForeignSet(name)) => format!("set {name:?}"),
         Some(Operation::AddElements(set, elements) | Operation::DeleteElements(set, elements)) => {

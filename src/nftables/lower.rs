@@ -21,7 +21,7 @@ pub(super) fn length(family: Family, expr: Selector) -> usize {
         | Selector::ReplySource => address_length(family),
         Selector::L4Proto | Selector::HeaderProtocol => 1,
         Selector::DestinationPort | Selector::OriginalPort | Selector::ReplyPort => 2,
-        Selector::RandomSlot { .. } => 4,
+        Selector::Priority | Selector::RandomSlot { .. } => 4,
     }
 }
 
@@ -59,6 +59,16 @@ pub(super) fn lower(family: Family, statement: &Statement) -> Vec<Expression> {
             Expression::MetaLoad { key: uapi::meta::PRIORITY, dreg: first },
             compare(first, equal_unless(*negated), &value.to_ne_bytes()),
         ],
+        Statement::SetPriority(value) => vec![
+            Expression::Immediate { dreg: first, data: Bytes::from_slice(&value.to_ne_bytes()) },
+            Expression::MetaSet { key: uapi::meta::PRIORITY, sreg: first },
+        ],
+        Statement::PriorityFromMap { key, map } => {
+            let lookup = Expression::Lookup { set: c_name(map.as_str()), sreg: first, lookup: Lookup::Data(first) };
+            let mut expressions = load_and(family, key, lookup);
+            expressions.push(Expression::MetaSet { key: uapi::meta::PRIORITY, sreg: first });
+            expressions
+        }
         Statement::MarkHas(bits) => has_bits(Expression::MetaLoad { key: uapi::meta::MARK, dreg: first }, *bits),
         Statement::SetMark(bits) => change_mark(!bits, *bits),
         Statement::ClearMark(bits) => change_mark(!bits, 0),
@@ -214,6 +224,7 @@ fn load_one(family: Family, expr: Selector, dreg: Register) -> Expression {
         Selector::L4Proto => Expression::MetaLoad { key: uapi::meta::L4PROTO, dreg },
         Selector::HeaderProtocol => payload(PayloadBase::Network, if family == Family::V4 { 9 } else { 6 }),
         Selector::DestinationPort => payload(PayloadBase::Transport, 2),
+        Selector::Priority => Expression::MetaLoad { key: uapi::meta::PRIORITY, dreg },
         Selector::RandomSlot { modulus, offset } => Expression::RandomNumber { dreg, modulus, offset },
         Selector::OriginalSource => original(if family == Family::V4 { uapi::ct::SRC_IP } else { uapi::ct::SRC_IP6 }),
         Selector::OriginalDestination => {

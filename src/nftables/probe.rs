@@ -57,14 +57,16 @@ fn questions() -> Vec<Question> {
         ],
         data: DataDef::None,
         interval: true,
-        dynamic_size: None,
+        dynamic: false,
+        size: None,
     };
     let affinity = SetDef {
         name: SetName::Affinity,
         key: vec![Selector::SourceAddress, Selector::DestinationAddress, Selector::L4Proto, Selector::DestinationPort],
         data: DataDef::Values(vec![Selector::DestinationAddress, Selector::DestinationPort]),
         interval: false,
-        dynamic_size: Some(1),
+        dynamic: true,
+        size: Some(1),
     };
     let update = Statement::Update {
         map: SetName::Affinity,
@@ -93,8 +95,29 @@ fn questions() -> Vec<Question> {
         key: vec![Selector::RandomSlot { modulus: 2, offset: 0 }],
         data: DataDef::Values(vec![Selector::DestinationAddress, Selector::DestinationPort]),
         interval: false,
-        dynamic_size: None,
+        dynamic: false,
+        size: None,
     };
+    let kinds = SetDef {
+        name: SetName::ServiceIps,
+        key: vec![Selector::DestinationAddress, Selector::L4Proto, Selector::DestinationPort],
+        data: DataDef::Values(vec![Selector::Priority]),
+        interval: false,
+        dynamic: false,
+        size: None,
+    };
+    let dispatch = SetDef {
+        name: SetName::Dispatch,
+        key: vec![Selector::Priority],
+        data: DataDef::Verdict,
+        interval: false,
+        dynamic: false,
+        size: Some(1),
+    };
+    let by_kind = rule(vec![
+        Statement::PriorityFromMap { key: kinds.key.clone(), map: kinds.name },
+        Statement::VerdictMap { key: dispatch.key.clone(), map: dispatch.name },
+    ]);
     let with_rules = |feature, since, chain: Chain| {
         [Operation::AddChain(chain.clone()), Operation::AddRules(chain)].map(|operation| Question {
             operation,
@@ -110,6 +133,9 @@ fn questions() -> Vec<Question> {
     all.extend(one("intervals in concatenated keys", "5.6", Operation::AddSet(interval)));
     all.extend(one("maps that rules write", "5.10", Operation::AddSet(affinity)));
     all.extend(one("maps of concatenated data", "5.10", Operation::AddSet(endpoints)));
+    all.extend(one("maps of packet priorities", "5.10", Operation::AddSet(kinds)));
+    all.extend(one("maps of verdicts", "5.10", Operation::AddSet(dispatch)));
+    all.extend(with_rules("maps of packet priorities", "5.10", chain(ChainName::ExternalLocalFromNode, vec![by_kind])));
     all.extend(with_rules(
         "maps that rules write",
         "5.10",

@@ -67,7 +67,8 @@ pub(super) fn read_comment(udata: &[u8]) -> Option<&str> {
 }
 
 /// What `typeof` says about a set or map. A verdict map has none: nft 0.9.4 to 0.9.8 crash over a verdict in it,
-/// whatever they are asked to do with whichever table (src/netlink.c `set_make_key`). Its type alone says as much.
+/// whatever they are asked to do with whichever table (src/netlink.c `set_make_key`). Nor has a map to kinds. Their types
+/// alone say as much, and every nft reads them.
 pub(super) fn set(family: Family, set: &SetDef) -> Vec<u8> {
     let mut out = Vec::with_capacity(192);
     let is_map = set.data != DataDef::None;
@@ -77,10 +78,13 @@ pub(super) fn set(family: Family, set: &SetDef) -> Vec<u8> {
         DataDef::Values(data) => put_u32(&mut out, SET_DATA_BYTE_ORDER, byte_order(data)),
         DataDef::Verdict => put_u32(&mut out, SET_DATA_BYTE_ORDER, ORDER_NONE),
     }
-    if set.data != DataDef::Verdict {
+    let by_name = set.data == DataDef::Verdict || set.data == DataDef::Values(vec![Selector::Priority]);
+    if !by_name {
         nest(&mut out, SET_KEY_TYPEOF, |out| type_of_all(family, &set.key, out));
     }
-    if let DataDef::Values(data) = &set.data {
+    if let DataDef::Values(data) = &set.data
+        && !by_name
+    {
         nest(&mut out, SET_DATA_TYPEOF, |out| type_of_all(family, data, out));
     }
     if is_map {
@@ -91,7 +95,7 @@ pub(super) fn set(family: Family, set: &SetDef) -> Vec<u8> {
 
 fn byte_order(exprs: &[Selector]) -> u32 {
     match exprs {
-        [Selector::RandomSlot { .. } | Selector::L4Proto] => ORDER_HOST,
+        [Selector::RandomSlot { .. } | Selector::L4Proto | Selector::Priority] => ORDER_HOST,
         [_] => ORDER_BIG,
         _ => ORDER_NONE,
     }
@@ -121,6 +125,7 @@ fn type_of(family: Family, expr: Selector, out: &mut Vec<u8>) {
         Selector::HeaderProtocol => (EXPR_PAYLOAD, ip(9, 6).into_iter().collect()),
         Selector::DestinationPort => (EXPR_PAYLOAD, smallvec![DESC_TH, 2]),
         Selector::L4Proto => (EXPR_META, smallvec![uapi::meta::L4PROTO]),
+        Selector::Priority => (EXPR_META, smallvec![uapi::meta::PRIORITY]),
         // NFT_NG_RANDOM is 1.
         Selector::RandomSlot { modulus, offset } => (EXPR_NUMGEN, smallvec![1, modulus, offset]),
         Selector::OriginalSource => (EXPR_CT, smallvec![ct_address(family, true), uapi::ct::ORIGINAL.into()]),

@@ -24,6 +24,7 @@ use super::uapi::{self, msg};
 use crate::diff::Operation;
 use crate::model::{Family, Protocol};
 use crate::netlink::{Attributes, Message, messages};
+use crate::ruleset::kinds::Kind;
 use crate::ruleset::names::{ChainName, Masquerade, Pick, SetName, TABLE};
 use crate::ruleset::types::{
     Chain, Data, DataDef, Element, Hook, HookPoint, Key, Rule, Selector, SetDef, Statement, Value, Verdict,
@@ -73,7 +74,12 @@ fn addresses(family: Family) -> (String, Value) {
 }
 
 fn set(name: SetName, key: &[Selector], data: DataDef) -> SetDef {
-    SetDef { name, key: key.to_vec(), data, interval: false, dynamic_size: None }
+    SetDef { name, key: key.to_vec(), data, interval: false, dynamic: false, size: None }
+}
+
+/// What maps to kinds hold.
+fn kinds() -> DataDef {
+    DataDef::Values(vec![Selector::Priority])
 }
 
 fn rules(name: ChainName, statements: &[&[Statement]]) -> Chain {
@@ -114,6 +120,9 @@ fn sets(family: Family) -> Case {
     map endpoints { typeof $IP daddr . meta l4proto . th dport . numgen random mod 2 : $IP daddr . th dport; }
     set allowed-sources { typeof $IP daddr . $NEXTHDR . th dport . $IP saddr; flags interval; }
     map affinity { typeof $IP saddr . $IP daddr . meta l4proto . th dport : $IP daddr . th dport; size 262144; flags dynamic,timeout; }
+    map cluster-policy { type $ADDR . inet_proto . inet_service : classid; }
+    map nodeport-cluster-policy { type inet_proto . inet_service : classid; }
+    map dispatch { type classid : verdict; size 4096; }
     map local-policy { type $ADDR . $ADDR : verdict; }
     set cluster-ips { typeof $IP daddr; }
     set hairpin { typeof $IP saddr . $IP daddr; }
@@ -126,7 +135,14 @@ fn sets(family: Family) -> Case {
         set(SetName::ServiceNodeports, &[L4Proto, Port], DataDef::Verdict),
         set(SetName::Endpoints, &[Daddr, L4Proto, Port, SLOT], endpoint()),
         SetDef { interval: true, ..set(SetName::AllowedSources, &[Daddr, HeaderProtocol, Port, Saddr], DataDef::None) },
-        SetDef { dynamic_size: Some(262_144), ..set(SetName::Affinity, &[Saddr, Daddr, L4Proto, Port], endpoint()) },
+        SetDef {
+            dynamic: true,
+            size: Some(262_144),
+            ..set(SetName::Affinity, &[Saddr, Daddr, L4Proto, Port], endpoint())
+        },
+        set(SetName::ClusterPolicy, &[Daddr, L4Proto, Port], kinds()),
+        set(SetName::NodeportClusterPolicy, &[L4Proto, Port], kinds()),
+        SetDef { size: Some(4_096), ..set(SetName::Dispatch, &[Selector::Priority], DataDef::Verdict) },
         set(SetName::LocalPolicy, &[OriginalSource, OriginalDestination], DataDef::Verdict),
         set(SetName::ClusterIps, &[Daddr], DataDef::None),
         set(SetName::Hairpin, &[Saddr, Daddr], DataDef::None),
@@ -195,6 +211,8 @@ fn statements(family: Family) -> Case {
         ("ct status dnat goto services", vec![Statement::StatusDnat, goto(ChainName::Services)]),
         ("meta priority 6e66:7078 drop", vec![Statement::Priority { value: 0x6e66_7078, negated: false }, drop()]),
         ("meta priority != 1:2 drop", vec![Statement::Priority { value: 0x1_0002, negated: true }, drop()]),
+        ("meta priority set none", vec![Statement::SetPriority(0)]),
+        ("meta priority set f010:a", vec![Statement::SetPriority(0xf010_000a)]),
         (
             "meta mark & 0x4000 != 0 jump services",
             vec![Statement::MarkHas(0x4000), Statement::Verdict(Verdict::Jump(ChainName::Services))],
@@ -257,7 +275,11 @@ fn lookups(family: Family) -> Case {
     set allowed-sources { typeof $IP daddr . $NEXTHDR . th dport . $IP saddr; flags interval; }
     set cluster-ips { typeof $IP daddr; }
     set hairpin { typeof $IP saddr . $IP daddr; }
+    map cluster-policy { type $ADDR . inet_proto . inet_service : classid; }
+    map dispatch { type classid : verdict; size 4096; }
     chain services {
+        meta priority set $IP daddr . meta l4proto . th dport map @cluster-policy meta priority vmap @dispatch
+        meta l4proto udp meta priority set ct original $IP daddr . meta l4proto . ct original proto-dst map @cluster-policy meta priority vmap @dispatch
         $IP daddr . meta l4proto . th dport vmap @service-ips
         meta l4proto tcp ct original $IP daddr . meta l4proto . ct original proto-dst vmap @service-ips
         $IP daddr @cluster-ips drop
@@ -278,13 +300,26 @@ fn lookups(family: Family) -> Case {
         Operation::AddSet(SetDef { interval: true, ..allowed }),
         Operation::AddSet(set(SetName::ClusterIps, &[Daddr], DataDef::None)),
         Operation::AddSet(set(SetName::Hairpin, &[Saddr, Daddr], DataDef::None)),
+        Operation::AddSet(set(SetName::ClusterPolicy, &[Daddr, L4Proto, Port], kinds())),
+        Operation::AddSet(SetDef {
+            size: Some(4_096),
+            ..set(SetName::Dispatch, &[Selector::Priority], DataDef::Verdict)
+        }),
     ];
+    let from = |key: &[Selector]| Statement::PriorityFromMap { key: key.to_vec(), map: SetName::ClusterPolicy };
+    let dispatch = || Statement::VerdictMap { key: vec![Selector::Priority], map: SetName::Dispatch };
     let vmap = |key: &[Selector]| Statement::VerdictMap { key: key.to_vec(), map: SetName::ServiceIps };
     let within = |key: &[Selector], set, negated| Statement::InSet { key: key.to_vec(), set, negated };
     let slot = |modulus, offset| Selector::RandomSlot { modulus, offset };
     let chain = rules(
         ChainName::Services,
         &[
+            &[from(&[Daddr, L4Proto, Port]), dispatch()],
+            &[
+                Statement::L4ProtoIs(Protocol::Udp),
+                from(&[Selector::OriginalDestination, L4Proto, Selector::OriginalPort]),
+                dispatch(),
+            ],
             &[vmap(&[Daddr, L4Proto, Port])],
             &[
                 Statement::L4ProtoIs(Protocol::Tcp),
@@ -326,6 +361,8 @@ const ELEMENT_SETUP: &str = "table $IP nftproxyd {
     map endpoints { typeof $IP daddr . meta l4proto . th dport . numgen random mod 2 : $IP daddr . th dport; }
     set allowed-sources { typeof $IP daddr . $NEXTHDR . th dport . $IP saddr; flags interval; }
     set cluster-ips { typeof $IP daddr; }
+    map cluster-policy { type $ADDR . inet_proto . inet_service : classid; }
+    map dispatch { type classid : verdict; size 4096; }
     chain services { }
     chain masq-pick-2 { }
 }
@@ -337,6 +374,8 @@ fn elements(family: Family) -> Case {
 add element $IP nftproxyd service-ips { $VIP . udp . 53 : drop, $VIP . sctp . 65535 : goto services }
 add element $IP nftproxyd endpoints { $VIP . tcp . 80 . 65537 : $VIP . 8080 }
 add element $IP nftproxyd cluster-ips { $VIP }
+add element $IP nftproxyd cluster-policy { $VIP . tcp . 80 : f020:2 }
+add element $IP nftproxyd dispatch { f020:2 : goto masq-pick-2 }
 ";
     let masq = Pick { nodeport: false, masquerade: Masquerade::Always, sticky: false, local: false, slots: 2 };
     let (_, vip) = addresses(family);
@@ -364,6 +403,11 @@ add element $IP nftproxyd cluster-ips { $VIP }
             vec![element(&[web[0], web[1], web[2], Value::Slot(65_537)], endpoint)],
         ),
         Operation::AddElements(SetName::ClusterIps, vec![element(&[vip], Data::None)]),
+        Operation::AddElements(SetName::ClusterPolicy, vec![element(&web, Kind::Pick(masq).data())]),
+        Operation::AddElements(
+            SetName::Dispatch,
+            vec![element(&[Value::Class(Kind::Pick(masq).class())], verdict(Kind::Pick(masq).verdict()))],
+        ),
     ];
     case_after(family, "elements", ELEMENT_SETUP, text, operations)
 }
@@ -630,7 +674,7 @@ fn our_bytes_are_those_of_nft() {
     for case in cases() {
         let (_, recorded) = read_recorded(&case.name);
         let (ours, slots) = differences::with_nfts_slots(plain_messages(case.batch.bytes()));
-        let (theirs, maps) = differences::with_our_verdict_maps(plain_messages(&recorded));
+        let (theirs, maps) = differences::with_our_named_types(plain_messages(&recorded));
         found = (found.0 + slots, found.1 + maps);
         for (ours, theirs) in ours.iter().zip(&theirs) {
             assert_eq!(ours, theirs, "{}", case.name);
@@ -638,9 +682,9 @@ fn our_bytes_are_those_of_nft() {
         assert_eq!(ours.len(), theirs.len(), "{}: number of messages", case.name);
         assert!(!ours.is_empty(), "{}", case.name);
     }
-    // In both families: one key with a slot in `sets`, one in `single-keys`, two in `lookups`; three verdict maps in
-    // `sets`, one in `lookups`.
-    assert_eq!(found, (2 * 4, 2 * 4), "the types of slots, and verdict maps, that differ from nft's");
+    // In both families: one key with a slot in `sets`, one in `single-keys`, two in `lookups`; three maps to verdicts and
+    // two to kinds in `sets`, one of each in `lookups`.
+    assert_eq!(found, (2 * 4, 2 * 7), "the types of slots, and of maps, that differ from nft's");
 }
 
 #[test]

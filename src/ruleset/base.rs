@@ -4,14 +4,22 @@
 //! The way of a connection's first packet (`nat` chains see no other):
 //!
 //! ```text
-//!  nat-prerouting, nat-output -> services: vmap @service-ips, else unserved?, else vmap @service-nodeports
-//!      -> [source-ranges | external-local | nodeport-local]      only for frontends that need them
-//!      -> [cluster-|masq-][sticky-]pick-N                        mark, remembered endpoint, random slot: dnat
-//!      -> reject-it | drop
-//!  nat-postrouting -> masquerade-marked | [remember], hairpin?   masquerade; remember the endpoint
-//!  nat-input -> [remember]                                       endpoints on the node itself
+//!  nat-prerouting, nat-output -> services: kind by @service-ips, else unserved?, else kind by @service-nodeports
+//!      kind --dispatch-->      [source-ranges | source-ranges-local | external-local | nodeport-local]
+//!                                    only for frontends that need them: another kind
+//!      kind --dispatch-last--> [cluster-|masq-][sticky-]pick-N    mark, remembered endpoint, random slot: dnat
+//!                            | reject-it | drop
+//!  nat-postrouting -> masquerade-marked | [remember], hairpin?    masquerade; remember the endpoint
+//!  nat-input -> [remember]                                        endpoints on the node itself
+//!      kind by @affinity-timeouts --dispatch-affinity--> remember-S
 //! ```
 //!
+//! * What is installed for a frontend is a number, its kind, and one of three small maps says what becomes of a kind: see
+//!   [`super::kinds`], which also says why. The number is in the packet's priority from one look-up to the next: both are
+//!   in one rule, so that what is in no map is looked up in none by the priority that it came with. What picks an endpoint
+//!   or remembers it clears the field, so that no queueing discipline, and nobody's rule behind ours, sees the number.
+//! * Chains that pick among common numbers of endpoints are always there: a new rule that looks into `endpoints` makes the
+//!   kernel walk the whole map.
 //! * Base chains are of type `nat` only: an established connection meets none of our rules.
 //! * The proxy's own connections to the API server pass `nat-output` by: see [`OWN_PRIORITY`].
 //! * A `nat` chain runs only while connection tracking is on in the namespace, which `ct`, `dnat` or `masquerade` in
@@ -28,13 +36,25 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use arcstr::ArcStr;
 use ipnet::IpNet;
 
+use super::elements;
+use super::kinds::{Kind, MOST_SECONDS};
 use super::names::{ChainName, Masquerade, Pick, SetName};
-use super::types::{Chain, DataDef, Hook, HookPoint, Rule, Selector, SetDef, Statement, Verdict};
+use super::types::{Chain, DataDef, Element, Hook, HookPoint, Rule, Selector, SetDef, Statement, Verdict};
 use crate::model::{Family, Protocol};
 
 /// How many clients of all frontends together are remembered; when the map is full a connection works but is not
 /// remembered. The map is a hash that grows with its contents: the bound costs nothing until it is used.
 pub const AFFINITY_SIZE: u32 = 262_144;
+
+/// How many kinds ([`super::kinds`]) a table has room for: those that are always there, and one for each number of endpoints
+/// that frontends of some sort have. A map of a fixed size is found in faster.
+pub const DISPATCH_SIZE: u32 = 4_096;
+
+/// The most endpoints on a node.
+pub const LOCAL_ENDPOINTS_SIZE: u32 = 65_536;
+
+/// The numbers of endpoints for which there are always chains, see [`common`].
+pub const COMMON_SLOTS: u32 = 16;
 
 /// Priority of source translation and of remembering: just before `srcnat` (100).
 pub const SOURCE_PRIORITY: i32 = 99;
@@ -128,35 +148,52 @@ impl FrameFacts {
 pub struct Frame {
     /// Every set and map, in the order of [`SetName::ALL`].
     pub sets: Vec<SetDef>,
-    /// The fixed chains, in the order of [`ChainName::FIXED`]: the target of a jump comes first.
+    /// The [`common`] chains and the fixed ones, those in the order of [`ChainName::FIXED`]: the target of a jump comes
+    /// first.
     pub chains: Vec<Chain>,
+    /// The kinds that lead to them.
+    pub elements: Vec<(SetName, Element)>,
 }
 
 /// The frame for these facts.
 pub fn frame(facts: &FrameFacts) -> Frame {
+    let common = common(facts);
+    let kinds = Kind::fixed().into_iter().chain(common.iter().filter_map(|name| Kind::of_chain(*name)));
     Frame {
         sets: SetName::ALL.into_iter().map(set).collect(),
-        chains: ChainName::FIXED.into_iter().filter_map(|name| fixed(name, facts)).collect(),
+        chains: all_chains([], facts),
+        elements: kinds.flat_map(elements::dispatch_elements).collect(),
     }
 }
 
+/// The chains made on demand that are there before anybody demands them: those for few endpoints, of cluster IPs, and of
+/// load-balancer and external IPs.
+pub fn common(facts: &FrameFacts) -> BTreeSet<ChainName> {
+    let of = |masquerade| {
+        let pick = move |slots| Pick { nodeport: false, masquerade, sticky: false, local: false, slots };
+        (1..=COMMON_SLOTS).map(move |slots| ChainName::Pick(pick(slots)))
+    };
+    of(facts.cluster_ip_masquerade()).chain(of(Masquerade::Always)).collect()
+}
+
 /// A chain that is made when first used; `None` for the fixed ones and for counts that no chain can have: more than
-/// [`Pick::LOCAL_OFFSET`] slots, no slot, no second.
+/// [`Pick::MOST_SLOTS`] slots, no slot, no second.
 pub fn on_demand(name: ChainName, facts: &FrameFacts) -> Option<Chain> {
     let rules = match name {
-        ChainName::Pick(pick) if (1..=Pick::LOCAL_OFFSET).contains(&pick.slots) => pick_rules(pick, facts),
-        ChainName::RememberFor(seconds) if seconds > 0 => remember_for_rules(seconds),
+        ChainName::Pick(pick) if (1..=Pick::MOST_SLOTS).contains(&pick.slots) => pick_rules(pick, facts),
+        ChainName::RememberFor(seconds) if (1..=MOST_SECONDS).contains(&seconds) => remember_for_rules(seconds),
         _ => return None,
     };
     Some(Chain { name, hook: None, rules })
 }
 
-/// The frame's chains and those made on demand for the given verdicts, in an order in which they can be created. Names
-/// that [`on_demand`] does not know are left out.
+/// The frame's chains and those made on demand of these names, in an order in which they can be created. Names that
+/// [`on_demand`] does not know are left out.
 pub fn all_chains(demanded: impl IntoIterator<Item = ChainName>, facts: &FrameFacts) -> Vec<Chain> {
-    let names: BTreeSet<ChainName> = demanded.into_iter().collect();
+    let mut names = common(facts);
+    names.extend(demanded);
     let mut chains: Vec<Chain> = names.into_iter().filter_map(|name| on_demand(name, facts)).collect();
-    chains.extend(frame(facts).chains);
+    chains.extend(ChainName::FIXED.into_iter().filter_map(|name| fixed(name, facts)));
     chains
 }
 
@@ -176,26 +213,37 @@ const ENDPOINT: [Selector; 2] = [Selector::DestinationAddress, Selector::Destina
 pub fn set(name: SetName) -> SetDef {
     // In a `typeof` only the type counts; the modulus is any.
     const SLOT: Selector = Selector::RandomSlot { modulus: 2, offset: 0 };
-    let verdicts = |key: &[Selector]| (key.to_vec(), DataDef::Verdict);
+    let kinds = |key: &[Selector]| (key.to_vec(), DataDef::Values(vec![Selector::Priority]));
     let (key, data) = match name {
         SetName::ServiceIps
         | SetName::AfterSourceRanges
         | SetName::ClusterPolicy
         | SetName::LocalPolicy
-        | SetName::AffinityTimeouts => verdicts(&ADDRESS_KEY),
+        | SetName::AffinityTimeouts => kinds(&ADDRESS_KEY),
         SetName::ServiceNodeports
         | SetName::NodeportClusterPolicy
         | SetName::NodeportLocalPolicy
-        | SetName::NodeportAffinityTimeouts => verdicts(&NODEPORT_KEY),
+        | SetName::NodeportAffinityTimeouts => kinds(&NODEPORT_KEY),
         SetName::Endpoints => ([&ADDRESS_KEY[..], &[SLOT]].concat(), DataDef::Values(ENDPOINT.to_vec())),
         SetName::NodeportEndpoints => ([&NODEPORT_KEY[..], &[SLOT]].concat(), DataDef::Values(ENDPOINT.to_vec())),
         SetName::AllowedSources => (ALLOWED_SOURCE_KEY.to_vec(), DataDef::None),
         SetName::Affinity => (AFFINITY_KEY.to_vec(), DataDef::Values(ENDPOINT.to_vec())),
         SetName::NodeportIps | SetName::ClusterIps => (vec![Selector::DestinationAddress], DataDef::None),
+        SetName::LocalEndpoints => (vec![Selector::SourceAddress], DataDef::None),
         SetName::Hairpin => (vec![Selector::SourceAddress, Selector::DestinationAddress], DataDef::None),
+        SetName::Dispatch | SetName::DispatchLast | SetName::DispatchAffinity => {
+            (vec![Selector::Priority], DataDef::Verdict)
+        }
     };
-    let dynamic_size = (name == SetName::Affinity).then_some(AFFINITY_SIZE);
-    SetDef { name, key, data, interval: name == SetName::AllowedSources, dynamic_size }
+    // A map that grows with the cluster has no size: it would be a limit, and memory for what may never come.
+    let size = match name {
+        SetName::Affinity => Some(AFFINITY_SIZE),
+        SetName::LocalEndpoints => Some(LOCAL_ENDPOINTS_SIZE),
+        SetName::Dispatch | SetName::DispatchLast | SetName::DispatchAffinity => Some(DISPATCH_SIZE),
+        _ => None,
+    };
+    let (interval, dynamic) = (name == SetName::AllowedSources, name == SetName::Affinity);
+    SetDef { name, key, data, interval, dynamic, size }
 }
 
 /// The protocol is taken from the header: see [`Selector::HeaderProtocol`].
@@ -215,26 +263,25 @@ fn fixed(name: ChainName, facts: &FrameFacts) -> Option<Chain> {
             vec![rule([Statement::L4ProtoIs(Protocol::Tcp), Statement::RejectTcp]), rule([Statement::Reject])]
         }
         ChainName::Remember => remember_rules(facts),
-        ChainName::SourceRanges => vec![
-            rule([
-                Statement::InSet { key: ALLOWED_SOURCE_KEY.to_vec(), set: SetName::AllowedSources, negated: true },
-                Statement::Verdict(Verdict::Drop),
-            ]),
-            rule([vmap(&ADDRESS_KEY, SetName::AfterSourceRanges)]),
-        ],
-        ChainName::ExternalLocalFromNode => from_node_rules(facts, vmap(&ADDRESS_KEY, SetName::ClusterPolicy)),
+        ChainName::SourceRanges => {
+            vec![not_allowed(), rule(by_kind(&ADDRESS_KEY, SetName::AfterSourceRanges, SetName::DispatchLast))]
+        }
+        ChainName::SourceRangesLocal => vec![not_allowed(), rule([goto(ChainName::ExternalLocal)])],
+        ChainName::ExternalLocalFromNode => from_node_rules(facts, &ADDRESS_KEY, SetName::ClusterPolicy),
         ChainName::ExternalLocal => external_local_rules(
             facts,
-            vmap(&ADDRESS_KEY, SetName::ClusterPolicy),
+            &ADDRESS_KEY,
+            SetName::ClusterPolicy,
             ChainName::ExternalLocalFromNode,
-            vmap(&ADDRESS_KEY, SetName::LocalPolicy),
+            SetName::LocalPolicy,
         ),
-        ChainName::NodeportLocalFromNode => from_node_rules(facts, vmap(&NODEPORT_KEY, SetName::NodeportClusterPolicy)),
+        ChainName::NodeportLocalFromNode => from_node_rules(facts, &NODEPORT_KEY, SetName::NodeportClusterPolicy),
         ChainName::NodeportLocal => external_local_rules(
             facts,
-            vmap(&NODEPORT_KEY, SetName::NodeportClusterPolicy),
+            &NODEPORT_KEY,
+            SetName::NodeportClusterPolicy,
             ChainName::NodeportLocalFromNode,
-            vmap(&NODEPORT_KEY, SetName::NodeportLocalPolicy),
+            SetName::NodeportLocalPolicy,
         ),
         ChainName::Unserved => vec![
             Rule {
@@ -275,6 +322,8 @@ fn fixed(name: ChainName, facts: &FrameFacts) -> Option<Chain> {
             rules.extend(remembering(facts));
             rules.push(rule([
                 Statement::StatusDnat,
+                // Most sources end here, by a look-up that costs a third of the other.
+                Statement::InSet { key: vec![Selector::SourceAddress], set: SetName::LocalEndpoints, negated: false },
                 Statement::InSet {
                     key: vec![Selector::SourceAddress, Selector::DestinationAddress],
                     set: SetName::Hairpin,
@@ -290,7 +339,7 @@ fn fixed(name: ChainName, facts: &FrameFacts) -> Option<Chain> {
 }
 
 fn services_rules(facts: &FrameFacts) -> Vec<Rule> {
-    let mut rules = vec![rule([vmap(&ADDRESS_KEY, SetName::ServiceIps)])];
+    let mut rules = vec![rule(by_kind(&ADDRESS_KEY, SetName::ServiceIps, SetName::Dispatch))];
     for net in &facts.service_cidrs {
         rules.push(rule([Statement::DestinationIn { net: *net, negated: false }, jump(ChainName::Unserved)]));
     }
@@ -310,23 +359,36 @@ fn services_rules(facts: &FrameFacts) -> Vec<Rule> {
             }]
         }
     };
-    nodeport.push(vmap(&NODEPORT_KEY, SetName::ServiceNodeports));
+    nodeport.extend(by_kind(&NODEPORT_KEY, SetName::ServiceNodeports, SetName::Dispatch));
     rules.push(rule(nodeport));
     rules
 }
 
 /// `externalTrafficPolicy: Local`. Pods and the node itself go the way that they would take by the balancer outside and
 /// back: to any endpoint of the cluster. Everybody else reaches the endpoints of this node.
-fn external_local_rules(facts: &FrameFacts, cluster: Statement, from_node: ChainName, local: Statement) -> Vec<Rule> {
+fn external_local_rules(
+    facts: &FrameFacts,
+    key: &[Selector],
+    cluster: SetName,
+    from_node: ChainName,
+    local: SetName,
+) -> Vec<Rule> {
     let mut rules = Vec::new();
-    rules.extend(facts.pod_rule(true, vec![cluster]));
+    rules.extend(facts.pod_rule(true, by_kind(key, cluster, SetName::DispatchLast).into()));
     rules.push(rule([Statement::SourceIsLocal, goto(from_node)]));
-    rules.push(rule([local]));
+    rules.push(rule(by_kind(key, local, SetName::DispatchLast)));
     rules
 }
 
-fn from_node_rules(facts: &FrameFacts, cluster: Statement) -> Vec<Rule> {
-    vec![rule([Statement::SetMark(facts.mark)]), rule([cluster])]
+fn from_node_rules(facts: &FrameFacts, key: &[Selector], cluster: SetName) -> Vec<Rule> {
+    vec![rule([Statement::SetMark(facts.mark)]), rule(by_kind(key, cluster, SetName::DispatchLast))]
+}
+
+fn not_allowed() -> Rule {
+    rule([
+        Statement::InSet { key: ALLOWED_SOURCE_KEY.to_vec(), set: SetName::AllowedSources, negated: true },
+        Statement::Verdict(Verdict::Drop),
+    ])
 }
 
 fn pick_rules(pick: Pick, facts: &FrameFacts) -> Vec<Rule> {
@@ -346,7 +408,11 @@ fn pick_rules(pick: Pick, facts: &FrameFacts) -> Vec<Rule> {
     let offset = if pick.local { Pick::LOCAL_OFFSET } else { 0 };
     let slot = Selector::RandomSlot { modulus: pick.slots, offset };
     let random = Statement::DnatMap { key: [frontend, &[slot]].concat(), map };
-    marking.into_iter().chain(pick.sticky.then(|| rule([remembered]))).chain([rule([random])]).collect()
+    // The kind has done its work. In a rule of its own this would cost twice as much.
+    let clear = Statement::SetPriority(0);
+    let picking =
+        if pick.sticky { vec![rule([clear, remembered]), rule([random])] } else { vec![rule([clear, random])] };
+    marking.into_iter().chain(picking).collect()
 }
 
 /// One rule for each protocol: nft cannot print `proto-dst` or `proto-src` without knowing it.
@@ -359,7 +425,8 @@ fn remember_for_rules(seconds: u32) -> Vec<Rule> {
         // listing, and then not be able to read the listing back.
         data: vec![Selector::ReplySource, Selector::ReplyPort],
     };
-    Protocol::ALL.into_iter().map(|protocol| rule([Statement::L4ProtoIs(protocol), update.clone()])).collect()
+    let updates = Protocol::ALL.into_iter().map(|protocol| rule([Statement::L4ProtoIs(protocol), update.clone()]));
+    [rule([Statement::SetPriority(0)])].into_iter().chain(updates).collect()
 }
 
 /// Remembers the endpoint of a connection that got one, where any frontend has affinity.
@@ -371,8 +438,12 @@ fn remember_rules(facts: &FrameFacts) -> Vec<Rule> {
     if !facts.affinity {
         return Vec::new();
     }
-    let by_protocol =
-        |key: &[Selector], map| Protocol::ALL.map(|protocol| rule([Statement::L4ProtoIs(protocol), vmap(key, map)]));
+    let by_protocol = |key: &[Selector], map| {
+        Protocol::ALL.map(|protocol| {
+            let [kind, verdict] = by_kind(key, map, SetName::DispatchAffinity);
+            rule([Statement::L4ProtoIs(protocol), kind, verdict])
+        })
+    };
     let mut rules = Vec::new();
     rules.extend(by_protocol(
         &[Selector::OriginalDestination, Selector::L4Proto, Selector::OriginalPort],
@@ -402,8 +473,12 @@ fn jump(chain: ChainName) -> Statement {
     Statement::Verdict(Verdict::Jump(chain))
 }
 
-fn vmap(key: &[Selector], map: SetName) -> Statement {
-    Statement::VerdictMap { key: key.to_vec(), map }
+/// Looks up a kind, and then what is done with it. Only together, in one rule.
+fn by_kind(key: &[Selector], kinds: SetName, dispatch: SetName) -> [Statement; 2] {
+    [
+        Statement::PriorityFromMap { key: key.to_vec(), map: kinds },
+        Statement::VerdictMap { key: vec![Selector::Priority], map: dispatch },
+    ]
 }
 
 fn is_cluster_ip() -> Statement {

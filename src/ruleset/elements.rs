@@ -3,34 +3,100 @@
 use std::net::IpAddr;
 
 use arcstr::ArcStr;
-use smallvec::smallvec;
+use smallvec::{SmallVec, smallvec};
 
 use super::frontend::{Action, Backend, Frontend, Shared, Slots};
-use super::names::{ChainName, Masquerade, Pick, SetName};
+use super::kinds::Kind;
+use super::names::{Masquerade, Pick, SetName};
 use super::ranges::Range;
-use super::types::{Data, Element, Key, Value, Verdict};
+use super::types::{Data, Element, Key, Value};
 use crate::model::{FrontendAt, FrontendKey, TrafficPolicy};
 
 /// All elements of a frontend, in a fixed order.
 pub fn elements(key: &FrontendKey, frontend: &Frontend) -> Vec<(SetName, Element)> {
-    let mut sink = Elements { nodeport: is_node_port(key), key, elements: Vec::new() };
-    let verdict = sink.action(&frontend.action);
-    let first = match &frontend.allowed_sources {
-        None => verdict,
-        Some(allowed) => {
-            sink.elements.extend(allowed.iter().map(|range| source_element(key, range)));
-            sink.verdict(SetName::AfterSourceRanges, verdict, None);
-            Verdict::Goto(ChainName::SourceRanges)
-        }
+    let mut elements = Vec::new();
+    let mut slots = |slots: &[Backend], offset: u32| {
+        elements.extend((offset..).zip(slots).map(|(slot, backend)| slot_element(key, slot, backend)));
     };
-    let map = if sink.nodeport { SetName::ServiceNodeports } else { SetName::ServiceIps };
-    sink.verdict(map, first, Some(frontend.comment()));
-    sink.elements
+    match &frontend.action {
+        Action::Reject | Action::Drop => {}
+        Action::Forward { policy: TrafficPolicy::Cluster, slots: all, .. } => slots(all, 0),
+        Action::Forward { policy: TrafficPolicy::Local, slots: local, .. } => slots(local, Pick::LOCAL_OFFSET),
+        Action::Split { cluster, local, .. } => {
+            slots(cluster, 0);
+            slots(local, Pick::LOCAL_OFFSET);
+        }
+    }
+    elements.extend(frontend.allowed_sources.iter().flatten().map(|range| source_element(key, range)));
+    let entry = if is_node_port(key) { SetName::ServiceNodeports } else { SetName::ServiceIps };
+    elements.extend(kinds(key, frontend).into_iter().map(|(map, kind)| {
+        let comment = (map == entry).then(|| frontend.comment());
+        (map, kind_element(key, kind, comment))
+    }));
+    elements
 }
 
-/// An element of a verdict map of a frontend.
-pub(super) fn verdict_element(key: &FrontendKey, verdict: Verdict, comment: Option<ArcStr>) -> Element {
-    Element { key: element_key(key), key_end: None, data: Data::Verdict(verdict), comment }
+/// The kinds of a frontend, each with the map that it is in.
+pub fn kinds(key: &FrontendKey, frontend: &Frontend) -> SmallVec<[(SetName, Kind); 4]> {
+    let nodeport = is_node_port(key);
+    let map = |of_address, of_node_port| if nodeport { of_node_port } else { of_address };
+    let pick = |masquerade, sticky, local, slots: &Slots| {
+        Kind::Pick(Pick { nodeport, masquerade, sticky, local, slots: slots.len() as u32 })
+    };
+    let mut kinds = SmallVec::new();
+    if let Some(seconds) = frontend.action.affinity() {
+        let timeouts = map(SetName::AffinityTimeouts, SetName::NodeportAffinityTimeouts);
+        kinds.push((timeouts, Kind::RememberFor(seconds)));
+    }
+    let kind = match &frontend.action {
+        Action::Reject => Kind::Reject,
+        Action::Drop => Kind::Drop,
+        Action::Forward { policy, masquerade, affinity, slots } => {
+            pick(*masquerade, affinity.is_some(), *policy == TrafficPolicy::Local, slots)
+        }
+        Action::Split { affinity, cluster, local } => {
+            let sticky = affinity.is_some();
+            let inside = pick(Masquerade::Never, sticky, false, cluster);
+            let outside = if local.is_empty() { Kind::Drop } else { pick(Masquerade::Never, sticky, true, local) };
+            kinds.push((map(SetName::ClusterPolicy, SetName::NodeportClusterPolicy), inside));
+            kinds.push((map(SetName::LocalPolicy, SetName::NodeportLocalPolicy), outside));
+            if nodeport { Kind::NodeportLocal } else { Kind::ExternalLocal }
+        }
+    };
+    let first = match (&frontend.allowed_sources, kind) {
+        (None, kind) => kind,
+        // What it leads to looks up in turn: two look-ups after the first would take one map of verdicts more.
+        (Some(_), Kind::ExternalLocal) => Kind::SourceRangesLocal,
+        (Some(_), kind) => {
+            kinds.push((SetName::AfterSourceRanges, kind));
+            Kind::SourceRanges
+        }
+    };
+    kinds.push((map(SetName::ServiceIps, SetName::ServiceNodeports), first));
+    kinds
+}
+
+/// The elements of a kind in the maps of verdicts that it may be looked up in.
+pub fn dispatch_elements(kind: Kind) -> impl Iterator<Item = (SetName, Element)> {
+    let maps: &[SetName] = match kind {
+        Kind::Drop | Kind::Reject | Kind::Pick(_) => &[SetName::Dispatch, SetName::DispatchLast],
+        Kind::SourceRanges | Kind::SourceRangesLocal | Kind::ExternalLocal | Kind::NodeportLocal => {
+            &[SetName::Dispatch]
+        }
+        Kind::RememberFor(_) => &[SetName::DispatchAffinity],
+    };
+    let element = move || Element {
+        key: smallvec![Value::Class(kind.class())],
+        key_end: None,
+        data: Data::Verdict(kind.verdict()),
+        comment: None,
+    };
+    maps.iter().map(move |map| (*map, element()))
+}
+
+/// An element of a map of a frontend to a kind.
+pub(super) fn kind_element(key: &FrontendKey, kind: Kind, comment: Option<ArcStr>) -> Element {
+    Element { key: element_key(key), key_end: None, data: kind.data(), comment }
 }
 
 /// The element of one of a frontend's slots.
@@ -62,6 +128,7 @@ pub fn shared_element(shared: Shared) -> (SetName, Element) {
     let element = |key: Key| Element { key, key_end: None, data: Data::None, comment: None };
     match shared {
         Shared::ClusterIp(address) => (SetName::ClusterIps, element(smallvec![Value::Address(address)])),
+        Shared::LocalEndpoint(address) => (SetName::LocalEndpoints, element(smallvec![Value::Address(address)])),
         Shared::Hairpin(address) => {
             (SetName::Hairpin, element(smallvec![Value::Address(address), Value::Address(address)]))
         }
@@ -82,61 +149,4 @@ pub fn element_key(key: &FrontendKey) -> Key {
     }
     values.extend([Value::Protocol(key.protocol), Value::Port(key.port.get())]);
     values
-}
-
-struct Elements<'a> {
-    nodeport: bool,
-    key: &'a FrontendKey,
-    elements: Vec<(SetName, Element)>,
-}
-
-impl Elements<'_> {
-    /// Adds what an action needs and returns the verdict that leads to it.
-    fn action(&mut self, action: &Action) -> Verdict {
-        let nodeport = self.nodeport;
-        let pick = |masquerade, sticky, local, slots: &Slots| {
-            Verdict::Goto(ChainName::Pick(Pick { nodeport, masquerade, sticky, local, slots: slots.len() as u32 }))
-        };
-        match action {
-            Action::Reject => Verdict::Goto(ChainName::RejectIt),
-            Action::Drop => Verdict::Drop,
-            Action::Forward { policy, masquerade, affinity, slots } => {
-                let local = *policy == TrafficPolicy::Local;
-                self.slots(slots, if local { Pick::LOCAL_OFFSET } else { 0 });
-                self.affinity(*affinity);
-                pick(*masquerade, affinity.is_some(), local, slots)
-            }
-            Action::Split { affinity, cluster, local } => {
-                let sticky = affinity.is_some();
-                self.slots(cluster, 0);
-                self.slots(local, Pick::LOCAL_OFFSET);
-                self.affinity(*affinity);
-                let (cluster_map, local_map, chain) = if nodeport {
-                    (SetName::NodeportClusterPolicy, SetName::NodeportLocalPolicy, ChainName::NodeportLocal)
-                } else {
-                    (SetName::ClusterPolicy, SetName::LocalPolicy, ChainName::ExternalLocal)
-                };
-                self.verdict(cluster_map, pick(Masquerade::Never, sticky, false, cluster), None);
-                let outside =
-                    if local.is_empty() { Verdict::Drop } else { pick(Masquerade::Never, sticky, true, local) };
-                self.verdict(local_map, outside, None);
-                Verdict::Goto(chain)
-            }
-        }
-    }
-
-    fn slots(&mut self, slots: &[Backend], offset: u32) {
-        self.elements.extend((offset..).zip(slots).map(|(slot, backend)| slot_element(self.key, slot, backend)));
-    }
-
-    fn affinity(&mut self, affinity: Option<u32>) {
-        let map = if self.nodeport { SetName::NodeportAffinityTimeouts } else { SetName::AffinityTimeouts };
-        if let Some(seconds) = affinity {
-            self.verdict(map, Verdict::Goto(ChainName::RememberFor(seconds)), None);
-        }
-    }
-
-    fn verdict(&mut self, map: SetName, verdict: Verdict, comment: Option<ArcStr>) {
-        self.elements.push((map, verdict_element(self.key, verdict, comment)));
-    }
 }

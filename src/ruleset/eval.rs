@@ -14,6 +14,7 @@ use std::net::{IpAddr, SocketAddr};
 use arcstr::ArcStr;
 
 use super::Ruleset;
+use super::base::OWN_PRIORITY;
 use super::names::{ChainName, SetName};
 use super::types::{Chain, HookPoint};
 use crate::model::{Family, Protocol};
@@ -155,7 +156,8 @@ impl<'a> Tracer<'a> {
             }
         }
         let mut walk = Walk { tracer: self, packet, hook: HookPoint::Prerouting, steps: Vec::new() };
-        let start = State { destination: SocketAddr::new(packet.destination, packet.port), mark: 0 };
+        let priority = if packet.origin == Origin::Proxy { OWN_PRIORITY } else { 0 };
+        let start = State { destination: SocketAddr::new(packet.destination, packet.port), mark: 0, priority };
         let sent_here = matches!(packet.origin, Origin::Node | Origin::Proxy);
         let first = if sent_here { HookPoint::Output } else { HookPoint::Prerouting };
         let mut fates = BTreeSet::new();

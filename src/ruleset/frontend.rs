@@ -33,7 +33,7 @@ impl From<&Target> for Backend {
 }
 
 /// The endpoints of a frontend in the order of their slots. At most
-/// [`Pick::LOCAL_OFFSET`](super::names::Pick::LOCAL_OFFSET) of them.
+/// [`Pick::MOST_SLOTS`](super::names::Pick::MOST_SLOTS) of them.
 pub type Slots = Box<[Backend]>;
 
 /// What becomes of a connection to a frontend.
@@ -112,7 +112,9 @@ pub struct Frontend {
 pub enum Shared {
     /// A cluster IP, in `cluster-ips`.
     ClusterIp(IpAddr),
-    /// An endpoint on this node, in `hairpin`.
+    /// An endpoint on this node, in `local-endpoints`.
+    LocalEndpoint(IpAddr),
+    /// The same in `hairpin`.
     Hairpin(IpAddr),
 }
 

@@ -3,6 +3,7 @@
 //! * [`types`]: tables, chains, sets, maps, rules and elements as values, in nft's words.
 //! * [`names`]: the names of our sets and chains; they are part of the interface (`nft list ruleset`).
 //! * [`base`]: the frame: every set, and every chain with its rules.
+//! * [`kinds`]: what is done with a connection to a frontend, as the number that its element holds.
 //! * [`frontend`]: what is installed for an address and port; [`service`]: what a Service wants.
 //! * [`elements`]: the elements of a frontend; [`read`]: the frontend of elements.
 //! * [`text`]: all of it as a script for `nft -f`.
@@ -12,6 +13,7 @@ pub mod base;
 pub mod elements;
 pub mod eval;
 pub mod frontend;
+pub mod kinds;
 pub mod names;
 pub mod ranges;
 pub mod read;

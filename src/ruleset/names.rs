@@ -12,9 +12,10 @@ pub const TABLE_COMMENT: &str = "Kubernetes Services; written by nftproxyd";
 /// A set or map of our table. There is a fixed number of them, whatever the cluster holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SetName {
-    /// Map address . protocol . port -> verdict: cluster, external and load-balancer IPs.
+    /// Map address . protocol . port -> kind: cluster, external and load-balancer IPs. What a kind ([`super::kinds`])
+    /// leads to is in `dispatch`.
     ServiceIps,
-    /// Map protocol . port -> verdict: node ports, on every accepted address of the node.
+    /// Map protocol . port -> kind: node ports, on every accepted address of the node.
     ServiceNodeports,
     /// Map address . protocol . port . slot -> endpoint.
     Endpoints,
@@ -22,33 +23,42 @@ pub enum SetName {
     NodeportEndpoints,
     /// Interval set address . protocol . port . source: `loadBalancerSourceRanges`.
     AllowedSources,
-    /// Map address . protocol . port -> verdict, once the source is known to be allowed.
+    /// Map address . protocol . port -> kind, once the source is known to be allowed.
     AfterSourceRanges,
-    /// Map address . protocol . port -> verdict: `externalTrafficPolicy: Local`, sources inside the cluster.
+    /// Map address . protocol . port -> kind: `externalTrafficPolicy: Local`, sources inside the cluster.
     ClusterPolicy,
     /// The same, all other sources.
     LocalPolicy,
-    /// [`SetName::ClusterPolicy`] of node ports: protocol . port -> verdict.
+    /// [`SetName::ClusterPolicy`] of node ports: protocol . port -> kind.
     NodeportClusterPolicy,
     /// [`SetName::LocalPolicy`] of node ports.
     NodeportLocalPolicy,
     /// Dynamic map client . address . protocol . port -> endpoint: session affinity, written by the kernel.
     Affinity,
-    /// Map address . protocol . port -> verdict: which frontends have session affinity, and for how long.
+    /// Map address . protocol . port -> kind: which frontends have session affinity, and for how long.
     AffinityTimeouts,
-    /// [`SetName::AffinityTimeouts`] of node ports: protocol . port -> verdict.
+    /// [`SetName::AffinityTimeouts`] of node ports: protocol . port -> kind.
     NodeportAffinityTimeouts,
     /// Set of the node's addresses that accept node ports.
     NodeportIps,
     /// Set of all cluster IPs.
     ClusterIps,
+    /// Set of the addresses of endpoints on this node: only their connections can be to themselves.
+    LocalEndpoints,
     /// Set source . destination of endpoints on this node: a connection from one to itself.
     Hairpin,
+    /// Map kind -> verdict: what is done with a connection to a frontend.
+    Dispatch,
+    /// The same after another look-up: it leads to chains that end, and to none that looks into it again. The kernel
+    /// refuses a map that can be reached from itself.
+    DispatchLast,
+    /// Map kind -> verdict: where the client's endpoint is remembered. On other hooks than `dispatch`.
+    DispatchAffinity,
 }
 
 impl SetName {
     /// Every set, in the order in which they are created and listed.
-    pub const ALL: [SetName; 16] = [
+    pub const ALL: [SetName; 20] = [
         SetName::ServiceIps,
         SetName::ServiceNodeports,
         SetName::Endpoints,
@@ -64,7 +74,11 @@ impl SetName {
         SetName::NodeportAffinityTimeouts,
         SetName::NodeportIps,
         SetName::ClusterIps,
+        SetName::LocalEndpoints,
         SetName::Hairpin,
+        SetName::Dispatch,
+        SetName::DispatchLast,
+        SetName::DispatchAffinity,
     ];
 
     /// The name in the kernel.
@@ -85,7 +99,11 @@ impl SetName {
             SetName::NodeportAffinityTimeouts => "nodeport-affinity-timeouts",
             SetName::NodeportIps => "nodeport-ips",
             SetName::ClusterIps => "cluster-ips",
+            SetName::LocalEndpoints => "local-endpoints",
             SetName::Hairpin => "hairpin",
+            SetName::Dispatch => "dispatch",
+            SetName::DispatchLast => "dispatch-last",
+            SetName::DispatchAffinity => "dispatch-affinity",
         }
     }
 
@@ -131,8 +149,12 @@ pub struct Pick {
 
 impl Pick {
     /// The first slot of a frontend's endpoints on this node, where a traffic policy Local is about them: kept apart from
-    /// the cluster's, which `externalTrafficPolicy: Local` needs as well. So a frontend has at most 65,536 endpoints of each kind.
+    /// the cluster's, which `externalTrafficPolicy: Local` needs as well.
     pub const LOCAL_OFFSET: u32 = 65_536;
+
+    /// The most endpoints that a frontend has in the cluster, and again on this node: a kind ([`super::kinds`]) has 16
+    /// bits for their number.
+    pub const MOST_SLOTS: u32 = 65_535;
 }
 
 /// A chain of our table.
@@ -148,6 +170,8 @@ pub enum ChainName {
     Remember,
     /// Drops sources that are not allowed.
     SourceRanges,
+    /// The same, for a frontend of [`ChainName::ExternalLocal`].
+    SourceRangesLocal,
     /// `externalTrafficPolicy: Local` of an address.
     ExternalLocal,
     /// ... for a connection of the node itself.
@@ -174,12 +198,13 @@ pub enum ChainName {
 
 impl ChainName {
     /// The chains that are always there, in an order in which each is created before it is referred to.
-    pub const FIXED: [ChainName; 14] = [
+    pub const FIXED: [ChainName; 15] = [
         ChainName::RejectIt,
         ChainName::Remember,
         ChainName::SourceRanges,
         ChainName::ExternalLocalFromNode,
         ChainName::ExternalLocal,
+        ChainName::SourceRangesLocal,
         ChainName::NodeportLocalFromNode,
         ChainName::NodeportLocal,
         ChainName::Unserved,
@@ -197,6 +222,7 @@ impl ChainName {
             ChainName::RejectIt => "reject-it",
             ChainName::Remember => "remember",
             ChainName::SourceRanges => "source-ranges",
+            ChainName::SourceRangesLocal => "source-ranges-local",
             ChainName::ExternalLocal => "external-local",
             ChainName::ExternalLocalFromNode => "external-local-from-node",
             ChainName::NodeportLocal => "nodeport-local",

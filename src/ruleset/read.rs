@@ -14,9 +14,10 @@ use smallvec::SmallVec;
 
 use super::elements;
 use super::frontend::{Action, Backend, Frontend, Shared, Slots};
-use super::names::{ChainName, Pick, SetName};
+use super::kinds::Kind;
+use super::names::{Pick, SetName};
 use super::ranges::Range;
-use super::types::{Data, Element, Value, Verdict};
+use super::types::{Data, Element, Value};
 use crate::model::{Family, FrontendAt, FrontendKey, ObjectName, Protocol, TrafficPolicy};
 
 /// What one family's table holds, as its elements say. They come in one by one, in any order.
@@ -29,6 +30,8 @@ pub struct Contents {
     pub nodeport_ips: BTreeSet<IpAddr>,
     /// The elements of each frontend; never none.
     pub frontends: HashMap<FrontendKey, FrontendElements>,
+    /// The elements of the maps that kinds are looked up in.
+    pub dispatch: BTreeSet<(SetName, Element)>,
     /// Elements that cannot be part of any frontend.
     pub unknown: Vec<(SetName, Element)>,
 }
@@ -41,6 +44,7 @@ impl Contents {
             shared: BTreeSet::new(),
             nodeport_ips: BTreeSet::new(),
             frontends: HashMap::new(),
+            dispatch: BTreeSet::new(),
             unknown: Vec::new(),
         }
     }
@@ -50,6 +54,9 @@ impl Contents {
         match (set, element.key.as_slice()) {
             (SetName::ClusterIps, [Value::Address(address)]) if is_plain(&element) => {
                 self.shared.insert(Shared::ClusterIp(*address));
+            }
+            (SetName::LocalEndpoints, [Value::Address(address)]) if is_plain(&element) => {
+                self.shared.insert(Shared::LocalEndpoint(*address));
             }
             (SetName::Hairpin, [Value::Address(address), Value::Address(same)])
                 if address == same && is_plain(&element) =>
@@ -61,6 +68,9 @@ impl Contents {
             }
             // Learnt by the kernel, not written by us: see `Remembered`.
             (SetName::Affinity, _) => {}
+            (SetName::Dispatch | SetName::DispatchLast | SetName::DispatchAffinity, _) => {
+                self.dispatch.insert((set, element));
+            }
             _ => match frontend_key(self.family, set, &element) {
                 Some(key) => self.frontends.entry(key).or_default().add(set, element),
                 None => self.unknown.push((set, element)),
@@ -78,6 +88,7 @@ impl Contents {
         let of_set = |key: &FrontendKey| matches!(key.at, FrontendAt::NodePort(_)) == is_nodeport(set);
         self.frontends.iter_mut().filter(|(key, _)| of_set(key)).for_each(|(_, found)| found.forget(set));
         self.frontends.retain(|_, found| !found.is_empty());
+        self.dispatch.retain(|(other, _)| *other != set);
         self.unknown.retain(|(other, _)| *other != set);
     }
 }
@@ -129,9 +140,9 @@ fn frontend_key(family: Family, set: SetName, element: &Element) -> Option<Front
 /// `elements` gives them back.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct FrontendElements {
-    /// Elements of verdict maps.
-    verdicts: SmallVec<[(SetName, Verdict); 1]>,
-    /// Of the frontend's entry, if that is among the verdicts.
+    /// Elements of maps to kinds.
+    kinds: SmallVec<[(SetName, Kind); 1]>,
+    /// Of the frontend's entry, if that is among the kinds.
     comment: Option<ArcStr>,
     /// Elements of the endpoint maps.
     slots: SmallVec<[(u32, Backend); 1]>,
@@ -189,19 +200,20 @@ impl FrontendElements {
             (SetName::Endpoints | SetName::NodeportEndpoints, [Value::Slot(slot)], Data::Values(values)) => {
                 self.slots.push((*slot, backend(values)?));
             }
-            (_, [], Data::Verdict(verdict)) if !interval => {
-                // A key is in a map once. Another verdict for it: the map was changed while it was read.
-                if self.verdicts.iter().any(|(other, known)| *other == set && known != verdict) {
+            (_, [], data) if !interval => {
+                let kind = Kind::of_data(data)?;
+                // A key is in a map once. Another kind for it: the map was changed while it was read.
+                if self.kinds.iter().any(|(other, known)| *other == set && *known != kind) {
                     return None;
                 }
                 if entry {
-                    if self.verdict(set).is_some() && self.comment != element.comment {
+                    if self.kind(set).is_some() && self.comment != element.comment {
                         return None;
                     }
                     self.comment.clone_from(&element.comment);
                 }
-                if self.verdict(set).is_none() {
-                    self.verdicts.push((set, *verdict));
+                if self.kind(set).is_none() {
+                    self.kinds.push((set, kind));
                 }
             }
             _ => return None,
@@ -210,7 +222,7 @@ impl FrontendElements {
     }
 
     fn forget(&mut self, set: SetName) {
-        self.verdicts.retain(|(other, _)| *other != set);
+        self.kinds.retain(|(other, _)| *other != set);
         match set {
             SetName::ServiceIps | SetName::ServiceNodeports => self.comment = None,
             SetName::Endpoints | SetName::NodeportEndpoints => self.slots = SmallVec::new(),
@@ -221,7 +233,7 @@ impl FrontendElements {
     }
 
     fn is_empty(&self) -> bool {
-        self.verdicts.is_empty() && self.slots.is_empty() && self.sources.is_empty() && self.strange.is_empty()
+        self.kinds.is_empty() && self.slots.is_empty() && self.sources.is_empty() && self.strange.is_empty()
     }
 
     /// The frontend that these elements were written for.
@@ -238,7 +250,7 @@ impl FrontendElements {
 
     /// Orders what came in any order, and keeps each element once.
     fn normalize(&mut self) {
-        self.verdicts.sort_unstable();
+        self.kinds.sort_unstable();
         self.slots.sort_unstable();
         self.slots.dedup();
         self.sources.sort_unstable();
@@ -247,16 +259,16 @@ impl FrontendElements {
         self.strange.dedup();
     }
 
-    fn verdict(&self, set: SetName) -> Option<Verdict> {
-        self.verdicts.iter().find(|(other, _)| *other == set).map(|(_, verdict)| *verdict)
+    fn kind(&self, set: SetName) -> Option<Kind> {
+        self.kinds.iter().find(|(other, _)| *other == set).map(|(_, kind)| *kind)
     }
 
     /// All elements, sorted.
     fn elements(&self, key: &FrontendKey) -> Vec<(SetName, Element)> {
         let mut elements = self.strange.clone();
-        elements.extend(self.verdicts.iter().map(|(set, verdict)| {
+        elements.extend(self.kinds.iter().map(|(set, kind)| {
             let comment = self.comment.clone().filter(|_| is_entry(*set));
-            (*set, elements::verdict_element(key, *verdict, comment))
+            (*set, elements::kind_element(key, *kind, comment))
         }));
         elements.extend(self.slots.iter().map(|(slot, backend)| elements::slot_element(key, *slot, backend)));
         elements.extend(self.sources.iter().map(|range| elements::source_element(key, range)));
@@ -266,29 +278,32 @@ impl FrontendElements {
 
     /// The frontend that these elements may have been written for. What it says is checked by writing it again.
     fn resembles(&self) -> Option<Frontend> {
-        let either = |one, other| self.verdict(one).or_else(|| self.verdict(other));
+        let either = |one, other| self.kind(one).or_else(|| self.kind(other));
         let entry = either(SetName::ServiceIps, SetName::ServiceNodeports)?;
         let comment = self.comment.as_ref()?;
         let (service, port_name) = comment.split_once(':').unwrap_or((comment, ""));
         let (namespace, name) = service.split_once('/')?;
-        let guarded = entry == Verdict::Goto(ChainName::SourceRanges);
-        let verdict = if guarded { self.verdict(SetName::AfterSourceRanges)? } else { entry };
+        let (guarded, kind) = match entry {
+            Kind::SourceRanges => (true, self.kind(SetName::AfterSourceRanges)?),
+            Kind::SourceRangesLocal => (true, Kind::ExternalLocal),
+            kind => (false, kind),
+        };
         let affinity = match either(SetName::AffinityTimeouts, SetName::NodeportAffinityTimeouts) {
-            Some(Verdict::Goto(ChainName::RememberFor(seconds))) => Some(seconds),
+            Some(Kind::RememberFor(seconds)) => Some(seconds),
             _ => None,
         };
         // Slots are sorted; gaps are found by writing them again.
         let (cluster, local) = self.slots.split_at(self.slots.partition_point(|(slot, _)| *slot < Pick::LOCAL_OFFSET));
         let backends = |slots: &[(u32, Backend)]| slots.iter().map(|(_, backend)| *backend).collect::<Slots>();
-        let action = match verdict {
-            Verdict::Drop => Action::Drop,
-            Verdict::Goto(ChainName::RejectIt) => Action::Reject,
-            Verdict::Goto(ChainName::Pick(Pick { masquerade, local: on_node, .. })) => {
+        let action = match kind {
+            Kind::Drop => Action::Drop,
+            Kind::Reject => Action::Reject,
+            Kind::Pick(Pick { masquerade, local: on_node, .. }) => {
                 let (policy, slots) =
                     if on_node { (TrafficPolicy::Local, local) } else { (TrafficPolicy::Cluster, cluster) };
                 Action::Forward { policy, masquerade, affinity, slots: backends(slots) }
             }
-            Verdict::Goto(ChainName::ExternalLocal | ChainName::NodeportLocal) => {
+            Kind::ExternalLocal | Kind::NodeportLocal => {
                 Action::Split { affinity, cluster: backends(cluster), local: backends(local) }
             }
             _ => return None,

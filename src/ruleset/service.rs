@@ -51,7 +51,7 @@ pub fn part<'a>(
     for port in &service.ports {
         let choice = choose(port);
         let most = choice.cluster.len().max(choice.local.len());
-        part.left_out = part.left_out.max(most.saturating_sub(Pick::LOCAL_OFFSET as usize));
+        part.left_out = part.left_out.max(most.saturating_sub(Pick::MOST_SLOTS as usize));
         for (key, role) in service.frontends(port, family).filter(|(key, role)| owns(key, port, *role)) {
             let (action, allowed_sources) = match role {
                 Role::ClusterIp => (internal_action(service, &choice, facts), None),
@@ -66,7 +66,8 @@ pub fn part<'a>(
             part.frontends.push((key, frontend));
         }
         let reachable = choice.cluster.iter().chain(&choice.local);
-        part.shared.extend(reachable.filter(|target| target.local).map(|target| Shared::Hairpin(target.address)));
+        let local = reachable.filter(|target| target.local).map(|target| target.address);
+        part.shared.extend(local.flat_map(|address| [Shared::LocalEndpoint(address), Shared::Hairpin(address)]));
     }
     part.frontends.sort_by_key(|(key, _)| *key);
     part.shared.sort_unstable();
@@ -103,7 +104,7 @@ fn forward(choice: &Choice, policy: TrafficPolicy, masquerade: Masquerade, affin
 }
 
 fn slots(targets: &[Target]) -> Slots {
-    targets.iter().take(Pick::LOCAL_OFFSET as usize).map(Backend::from).collect()
+    targets.iter().take(Pick::MOST_SLOTS as usize).map(Backend::from).collect()
 }
 
 /// The ranges that may reach a load-balancer IP, maybe none; `None` where all sources may: nothing is said about it, or

@@ -68,8 +68,8 @@ pub fn set_lines(family: Family, def: &SetDef) -> Vec<String> {
         DataDef::Verdict => format!("type {} : verdict", types(family, &def.key)),
     };
     let mut lines = vec![type_line];
-    if let Some(size) = def.dynamic_size {
-        lines.push(format!("size {size}"));
+    lines.extend(def.size.map(|size| format!("size {size}")));
+    if def.dynamic {
         lines.push("flags dynamic,timeout".to_owned());
     }
     if def.interval {
@@ -128,8 +128,10 @@ pub fn statement(table: Family, statement: &Statement) -> String {
         Statement::DestinationIsLocal { negated } => format!("fib daddr type {}local", not(*negated)),
         Statement::StatusDnat => "ct status dnat".to_owned(),
         Statement::Priority { value, negated } => {
-            format!("meta priority {}{:04x}:{:04x}", not(*negated), value >> 16, value & 0xffff)
+            format!("meta priority {}{}", not(*negated), Class(*value))
         }
+        Statement::SetPriority(value) => format!("meta priority set {}", Class(*value)),
+        Statement::PriorityFromMap { key, map } => format!("meta priority set {} map @{map}", exprs(key)),
         Statement::MarkHas(bits) => format!("meta mark & {bits:#010x} != 0x00000000"),
         Statement::SetMark(bits) => format!("meta mark set meta mark | {bits:#010x}"),
         Statement::ClearMark(bits) => format!("meta mark set meta mark & {:#010x}", !bits),
@@ -164,6 +166,7 @@ fn types(table: Family, exprs: &[Selector]) -> String {
         },
         Selector::L4Proto | Selector::HeaderProtocol => "inet_proto",
         Selector::DestinationPort | Selector::OriginalPort | Selector::ReplyPort => "inet_service",
+        Selector::Priority => "classid",
         // A number of 32 bits in host byte order; nft has no name for just that.
         Selector::RandomSlot { .. } => "uid",
     };
@@ -181,6 +184,7 @@ fn expr(table: Family, expr: Selector) -> String {
             Family::V6 => "ip6 nexthdr".to_owned(),
         },
         Selector::DestinationPort => "th dport".to_owned(),
+        Selector::Priority => "meta priority".to_owned(),
         Selector::RandomSlot { modulus, offset: 0 } => format!("numgen random mod {modulus}"),
         Selector::RandomSlot { modulus, offset } => format!("numgen random mod {modulus} offset {offset}"),
         Selector::OriginalSource => format!("ct original {ip} saddr"),
@@ -266,6 +270,19 @@ impl Display for Value {
             Value::Protocol(protocol) => protocol.fmt(f),
             Value::Port(port) => port.fmt(f),
             Value::Slot(slot) => slot.fmt(f),
+            Value::Class(class) => Class(*class).fmt(f),
+        }
+    }
+}
+
+/// A packet's priority as nft prints it. (It calls 0xffffffff `root`, which nobody has.)
+struct Class(u32);
+
+impl Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => f.write_str("none"),
+            class => write!(f, "{:x}:{:x}", class >> 16, class & 0xffff),
         }
     }
 }

@@ -24,6 +24,8 @@ pub enum Selector {
     HeaderProtocol,
     /// `th dport`.
     DestinationPort,
+    /// `meta priority`: where a frontend's element puts what is to be done, for the look-up that follows.
+    Priority,
     /// `numgen random mod N offset O`: a slot.
     RandomSlot {
         /// N, at least 1.
@@ -55,6 +57,8 @@ pub enum Value {
     Port(u16),
     /// A slot number (host byte order, as numgen makes it).
     Slot(u32),
+    /// A packet priority, nft's `classid`, as `MAJOR << 16 | MINOR` (host byte order): see [`super::kinds`].
+    Class(u32),
 }
 
 /// A key: one value, or several concatenated.
@@ -117,8 +121,10 @@ pub struct SetDef {
     pub data: DataDef,
     /// `flags interval`: elements are ranges.
     pub interval: bool,
-    /// `flags dynamic,timeout` and `size N`: written by rules, at most N elements.
-    pub dynamic_size: Option<u32>,
+    /// `flags dynamic,timeout`: written by rules.
+    pub dynamic: bool,
+    /// `size N`: at most N elements. The kernel then makes a table of that size at once, in which it finds faster.
+    pub size: Option<u32>,
 }
 
 /// How a base chain is attached.
@@ -207,6 +213,15 @@ pub enum Statement {
         value: u32,
         /// `!=`.
         negated: bool,
+    },
+    /// `meta priority set MAJOR:MINOR`; `none` where both are 0, as before anybody has set it.
+    SetPriority(u32),
+    /// `meta priority set KEY map @MAP`: to what the map holds; no match if it holds nothing.
+    PriorityFromMap {
+        /// What is looked up.
+        key: Vec<Selector>,
+        /// Where.
+        map: SetName,
     },
     /// `meta mark & BITS != 0`.
     MarkHas(u32),

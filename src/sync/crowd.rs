@@ -18,7 +18,7 @@ impl Crowded {
             warn!(
                 "Service {service}: {left_out} of its {family} endpoints get no connections: there is room for {}; spread \
                  them over several Services",
-                Pick::LOCAL_OFFSET
+                Pick::MOST_SLOTS
             );
         } else if left_out == 0 && self.0.remove(service) {
             info!("Service {service}: no {family} endpoint is left out any more");
@@ -89,9 +89,9 @@ mod tests {
             service(endpoints).into_iter().for_each(|event| engine.apply(event));
             captured(|| assert_eq!(engine.sync(Instant::now()).failures, 0))
         };
-        assert!(said(65_540).contains("Service shop/web: 4 of its IPv4 endpoints get no connections"));
+        assert!(said(65_540).contains("Service shop/web: 5 of its IPv4 endpoints get no connections"));
         assert!(!said(65_541).contains("shop/web"));
-        assert!(said(65_536).contains("Service shop/web: no IPv4 endpoint is left out any more"));
+        assert!(said(65_535).contains("Service shop/web: no IPv4 endpoint is left out any more"));
     }
 
     #[test]
@@ -102,7 +102,7 @@ mod tests {
         assert_eq!(said(&a, 0), "");
         let line = said(&a, 4464);
         assert!(
-            line.contains("Service shop/a: 4464 of its IPv4 endpoints get no connections: there is room for 65536"),
+            line.contains("Service shop/a: 4464 of its IPv4 endpoints get no connections: there is room for 65535"),
             "{line}"
         );
         assert_eq!(said(&a, 4465), "", "more of the same");

@@ -31,6 +31,7 @@ pub(super) fn new_table(family: Family, frame: &Frame, before: &Snapshot) -> Tra
     }
     transaction.operations.push(Operation::DeleteTable);
     transaction.operations.extend(frame_repairs(family, frame, &Snapshot::default(), |_| None).operations);
+    transaction.elements(Operation::AddElements, frame.elements.iter().cloned());
     transaction
 }
 

@@ -1,5 +1,6 @@
 //! One family's table: what the kernel holds of it, which Services have to be looked at again, what went wrong.
 
+mod chains;
 mod sweep;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, error, info, warn};
 
+use chains::Idle;
+
 use super::affinity::Sweeper;
 use super::crowd::Crowded;
 use super::failure::{FIRST_RETRY, Failure};
@@ -17,7 +20,7 @@ use super::pass::Pass;
 use super::report::SyncError;
 use super::standing::{MOST_NAMED, Refused, Standing};
 use super::told::Told;
-use crate::diff::{self, Installed, Operation, Stage, Transaction};
+use crate::diff::{self, Installed, Operation, Recovered, Stage, Transaction};
 use crate::errors;
 use crate::model::{Family, ObjectName};
 use crate::nftables::{CommitError, Snapshot, table_flag};
@@ -71,6 +74,8 @@ pub(super) struct Table {
     longest_retry: Duration,
     /// Forgets the clients of endpoints that are gone.
     sweeper: Sweeper,
+    /// Deletes the chains that nobody uses.
+    idle: Idle,
     /// How many elements each set has, without those that the kernel writes.
     elements: BTreeMap<SetName, usize>,
     /// Whether somebody else has changed the table, or may have, since it was last known.
@@ -97,6 +102,7 @@ impl Table {
             unfinished: false,
             longest_retry,
             sweeper: Sweeper::default(),
+            idle: Idle::default(),
             elements: BTreeMap::new(),
             disturbed: false,
         }
@@ -174,7 +180,7 @@ impl Table {
         let refused = self.refused.values().map(|failure| failure.at).min();
         self.paused
             .or(self.failing.as_ref().map(|failure| failure.at))
-            .or_else(|| refused.into_iter().chain(self.sweeper.wake_at()).min())
+            .or_else(|| refused.into_iter().chain(self.sweeper.wake_at()).chain(self.idle.wake_at()).min())
     }
 
     /// Everything that the table should hold by now.
@@ -190,7 +196,7 @@ impl Table {
         Ruleset {
             family: self.family,
             sets: sets.collect(),
-            chains: base::all_chains(self.installed.chains().iter().copied(), &self.facts),
+            chains: base::all_chains(self.installed.chains(), &self.facts),
         }
     }
 
@@ -223,6 +229,7 @@ impl Table {
                     info!("table {table} {TABLE} is repaired{before}");
                 }
                 self.sweep(pass);
+                self.tidy(pass);
             }
             Err(error) if error.is_disturbance() => {
                 if !mem::replace(&mut self.contested, true) {
@@ -290,7 +297,7 @@ impl Table {
             frame = base::frame(&facts);
         }
         let mut contents = Contents::new(self.family);
-        for set in frame.sets.iter().filter(|set| set.dynamic_size.is_none() && snapshot.sets.contains(&set.name)) {
+        for set in frame.sets.iter().filter(|set| !set.dynamic && snapshot.sets.contains(&set.name)) {
             let foreign = pass.kernel.read_elements(self.family, set, &mut |element| match element {
                 Some(element) => contents.element(set.name, element),
                 None => contents.forget(set.name),
@@ -313,7 +320,9 @@ impl Table {
         let chains = snapshot.chains.iter().chain(&snapshot.other_rules).copied();
         // What was known before goes first: both at once would be most of the memory that the daemon uses.
         self.installed = Installed::default();
-        let (installed, unknown) = diff::recover(contents, chains, |name| pass.cluster.known(name));
+        let common = base::common(&self.facts);
+        let Recovered { installed, unknown, missing } =
+            diff::recover(contents, chains, common, |name| pass.cluster.known(name));
         self.installed = installed;
         let counts = mem::replace(&mut self.elements, self.installed.element_counts());
         let same = self.elements.iter().eq(counts.iter().filter(|(_, count)| **count > 0));
@@ -321,6 +330,10 @@ impl Table {
             *self.elements.entry(set).or_default() += 1;
             transaction.operations.push(Operation::DeleteElements(set, vec![element]));
         }
+        for (set, _) in &missing {
+            *self.elements.entry(*set).or_default() -= 1;
+        }
+        transaction.elements(Operation::AddElements, missing);
         // Cheaper than to compare all, and not yet in doubt when somebody has in fact changed the table.
         let as_known = snapshot.table && same && transaction.is_empty();
         self.only_others = as_known && (self.only_others || self.contested);
@@ -360,7 +373,7 @@ impl Table {
 
     /// Makes the table anew in one transaction: parts of what there is (`before`) cannot be changed in place.
     fn replace(&mut self, pass: &mut Pass<'_>, frame: &Frame, before: &Snapshot) -> Result<(), SyncError> {
-        let empty = Installed::default();
+        let empty = Installed::with_common(base::common(&self.facts));
         let mut stage = Stage::default();
         for name in &self.dirty {
             let wanted = pass.cluster.wanted(name, self.family, &empty);
@@ -373,7 +386,7 @@ impl Table {
         transaction.operations.extend(elements.operations);
         match self.send(pass, &transaction) {
             Ok(()) => {
-                let mut installed = Installed::default();
+                let mut installed = empty;
                 pass.report.note_stage(&stage, &installed);
                 stage.commit(&mut installed, &transaction);
                 self.is_now(installed, self.facts.clone());
@@ -386,7 +399,7 @@ impl Table {
                 // portions, as at a start.
                 let facts = self.facts.before_all_services();
                 self.send(pass, &new_table(self.family, &base::frame(&facts), before))?;
-                self.is_now(Installed::default(), facts);
+                self.is_now(Installed::with_common(base::common(&facts)), facts);
                 self.unfinished = true;
                 Ok(())
             }
@@ -481,27 +494,6 @@ impl Table {
         }
         self.refused.insert(name.clone(), failure);
         pass.report.failures += 1;
-        Ok(())
-    }
-
-    /// Sends the chains whose rules are others by these facts: of the frame, and those made on demand.
-    fn send_frame(&mut self, pass: &mut Pass<'_>, facts: FrameFacts) -> Result<(), SyncError> {
-        if self.sent == facts {
-            return Ok(());
-        }
-        let present = base::frame(&self.sent).chains;
-        let made = self.installed.chains().iter().filter_map(|name| base::on_demand(*name, &facts));
-        let wanted = base::frame(&facts).chains.into_iter().chain(made);
-        let changed = wanted.filter(|chain| {
-            !present.contains(chain) && base::on_demand(chain.name, &self.sent).as_ref() != Some(chain)
-        });
-        let mut transaction = Transaction::new(self.family);
-        for chain in changed {
-            transaction.operations.push(Operation::FlushChain(chain.name));
-            transaction.operations.push(Operation::AddRules(chain));
-        }
-        self.send(pass, &transaction)?;
-        self.sent = facts;
         Ok(())
     }
 

@@ -75,10 +75,7 @@ pub(crate) enum RejectWith {
 
 /// One expression.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "ranges, hashes, constants and counters are ready and tested, not used")
-)]
+#[cfg_attr(not(test), expect(dead_code, reason = "ranges, hashes and counters are ready and tested, not used"))]
 pub(crate) enum Expression {
     /// Loads a part of the packet.
     Payload { base: PayloadBase, offset: u32, len: u32, dreg: Register },

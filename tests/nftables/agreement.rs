@@ -86,7 +86,7 @@ fn everything(kernel: &mut dyn Kernel, family: Family) -> (Snapshot, BTreeMap<Se
     let sets = frame::sets();
     let snapshot = kernel.dump(family, &sets, &chains(), &|_| None).expect("a dump");
     let mut elements = BTreeMap::new();
-    for set in sets.iter().filter(|set| set.dynamic_size.is_none() && snapshot.sets.contains(&set.name)) {
+    for set in sets.iter().filter(|set| !set.dynamic && snapshot.sets.contains(&set.name)) {
         let mut of_set = kernel.elements(family, set).expect("the elements");
         of_set.sort();
         elements.insert(set.name, of_set);

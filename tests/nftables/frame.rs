@@ -12,13 +12,19 @@ use nftproxyd::ruleset::types::{
 
 const SLOT: Selector = Selector::RandomSlot { modulus: 2, offset: 0 };
 
-/// All sixteen sets.
+/// All sets. Some are of types that ours had once: they can still be written.
 pub(crate) fn sets() -> Vec<SetDef> {
     use Selector::{
         DestinationAddress as Daddr, DestinationPort as Port, HeaderProtocol, L4Proto, SourceAddress as Saddr,
     };
-    let set =
-        |name, key: &[Selector], data| SetDef { name, key: key.to_vec(), data, interval: false, dynamic_size: None };
+    let set = |name, key: &[Selector], data| SetDef {
+        name,
+        key: key.to_vec(),
+        data,
+        interval: false,
+        dynamic: false,
+        size: None,
+    };
     let endpoint = || DataDef::Values(vec![Daddr, Port]);
     SetName::ALL
         .into_iter()
@@ -38,8 +44,13 @@ pub(crate) fn sets() -> Vec<SetDef> {
                 SetDef { interval: true, ..set(name, &[Daddr, HeaderProtocol, Port, Saddr], DataDef::None) }
             }
             SetName::Affinity => {
-                SetDef { dynamic_size: Some(262_144), ..set(name, &[Saddr, Daddr, L4Proto, Port], endpoint()) }
+                let affinity = set(name, &[Saddr, Daddr, L4Proto, Port], endpoint());
+                SetDef { dynamic: true, size: Some(262_144), ..affinity }
             }
+            SetName::Dispatch | SetName::DispatchLast | SetName::DispatchAffinity => {
+                SetDef { size: Some(4_096), ..set(name, &[Selector::Priority], DataDef::Verdict) }
+            }
+            SetName::LocalEndpoints => SetDef { size: Some(65_536), ..set(name, &[Saddr], DataDef::None) },
             SetName::NodeportIps | SetName::ClusterIps => set(name, &[Daddr], DataDef::None),
             SetName::Hairpin => set(name, &[Saddr, Daddr], DataDef::None),
         })

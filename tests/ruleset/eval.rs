@@ -112,6 +112,9 @@ fn outcomes() {
             ("203.0.113.6", Tcp, "192.0.2.5", 80, Both(true)),
             ("203.0.113.7", Tcp, "192.0.2.5", 80, Drop),
             (NODE, Tcp, "192.0.2.5", 80, Both(true)),
+            (OUTSIDE, Tcp, "192.0.2.8", 80, Drop),
+            (POD, Tcp, "192.0.2.8", 80, Drop),
+            (ALLOWED, Tcp, "192.0.2.8", 80, Here(false)),
             (OUTSIDE, Tcp, "192.0.2.6", 80, Here(false)),
             (POD, Tcp, "192.0.2.6", 80, Both(false)),
             (NODE, Tcp, "192.0.2.6", 80, Both(true)),
@@ -349,10 +352,10 @@ fn trace_reads_well() {
     let expected = "\
 prerouting:
   nat-prerouting: jump services
-  services: ip daddr . meta l4proto . th dport vmap @service-ips
-    found 10.96.0.1 . tcp . 80 comment \"default/web:http\" : goto cluster-pick-2
+  services: meta priority set ip daddr . meta l4proto . th dport map @service-ips meta priority vmap @dispatch
+    found 10.96.0.1 . tcp . 80 comment \"default/web:http\" : f010:2, f010:2 : goto cluster-pick-2
   cluster-pick-2: ip saddr != 10.124.0.0/16 meta mark set meta mark | 0x00004000
-  cluster-pick-2: dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 2 map @endpoints
+  cluster-pick-2: meta priority set none dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 2 map @endpoints
     found 10.124.0.10:8080, 10.124.1.11:8080
 postrouting:
   nat-postrouting: meta mark & 0x00004000 != 0x00000000 jump masquerade-marked
@@ -376,7 +379,7 @@ fn what_makes_no_sense_is_an_error() {
         }),
         ("the set is not there", |it| it.sets.retain(|(def, _)| def.name != SetName::Endpoints)),
         ("set hairpin is there twice", |it| {
-            let hairpin = it.sets.last().unwrap().clone();
+            let hairpin = it.sets.iter().find(|(def, _)| def.name == SetName::Hairpin).unwrap().clone();
             it.sets.push(hairpin);
         }),
         ("chain services is there twice", |it| {
@@ -398,7 +401,7 @@ fn what_makes_no_sense_is_an_error() {
         }),
         ("the set is of another type", |it| {
             damage(it, ChainName::Services, |rule| {
-                rule[0] = Statement::VerdictMap { key: vec![Selector::DestinationAddress], map: SetName::ServiceIps };
+                *rule = vec![Statement::VerdictMap { key: vec![Selector::DestinationAddress], map: SetName::Dispatch }];
             });
         }),
         ("a random slot is of use for translation only", |it| {
@@ -418,13 +421,19 @@ fn what_makes_no_sense_is_an_error() {
             it.sets.push((def, vec![]));
         }),
         ("the statement cannot be used here", |it| {
-            damage(it, ChainName::Services, |rule| rule[0] = Statement::Masquerade);
+            damage(it, ChainName::Services, |rule| *rule = vec![Statement::Masquerade]);
         }),
         ("a statement follows one that ends the rule", |it| {
             damage(it, ChainName::Services, |rule| rule.insert(0, Statement::Verdict(Verdict::Drop)));
         }),
         ("is reached by more than", |it| {
-            damage(it, ChainName::Services, |rule| rule[0] = Statement::Verdict(Verdict::Goto(ChainName::Services)));
+            damage(it, ChainName::Services, |rule| {
+                *rule = vec![Statement::Verdict(Verdict::Goto(ChainName::Services))];
+            });
+        }),
+        ("leaves with the priority", |it| {
+            let pick = it.chains.iter_mut().find(|chain| chain.name.to_string() == "cluster-pick-2").unwrap();
+            pick.rules.last_mut().unwrap().statements.remove(0);
         }),
         ("slots are missing", |it| {
             elements(it, SetName::Endpoints).retain(|element| {

@@ -74,6 +74,7 @@ fn transaction_as_text() {
         operations.push(Operation::FlushChain(chain.name));
         operations.push(Operation::AddRules(chain.clone()));
     }
+    operations.push(Operation::DeleteChain(ChainName::RememberFor(60)));
     operations.push(Operation::DeleteForeignChain("stray".to_owned()));
     operations.push(Operation::DeleteForeignSet("stray".to_owned()));
     check("transaction.nft", &Transaction { family: Family::V4, operations }.to_string());
@@ -116,24 +117,21 @@ fn detectors() {
     ];
     for (detector, masquerade_all, marking, pod) in cases {
         let facts = FrameFacts { detector, masquerade_all, ..sample::facts(Family::V4) };
-        let dnat = "dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 3 map @endpoints";
+        let dnat =
+            "meta priority set none dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 3 map @endpoints";
         let lines = text::chain_lines(Family::V4, &base::on_demand(cluster, &facts).unwrap());
         let expected: Vec<String> = marking.into_iter().chain([dnat.to_owned()]).collect();
         assert_eq!(lines, expected, "{facts:?}");
         for (chain, key, cluster, local) in [
-            (ChainName::ExternalLocal, "ip daddr . meta l4proto . th dport vmap", "@cluster-policy", "@local-policy"),
-            (
-                ChainName::NodeportLocal,
-                "meta l4proto . th dport vmap",
-                "@nodeport-cluster-policy",
-                "@nodeport-local-policy",
-            ),
+            (ChainName::ExternalLocal, "ip daddr . meta l4proto . th dport", "@cluster-policy", "@local-policy"),
+            (ChainName::NodeportLocal, "meta l4proto . th dport", "@nodeport-cluster-policy", "@nodeport-local-policy"),
         ] {
             let chain = base::frame(&facts).chains.into_iter().find(|it| it.name == chain).unwrap();
+            let by = |map| format!("meta priority set {key} map {map} meta priority vmap @dispatch-last");
             let expected: Vec<String> = pod
-                .map(|pod| format!("{pod}{key} {cluster}"))
+                .map(|pod| format!("{pod}{}", by(cluster)))
                 .into_iter()
-                .chain([format!("fib saddr type local goto {}-from-node", chain.name), format!("{key} {local}")])
+                .chain([format!("fib saddr type local goto {}-from-node", chain.name), by(local)])
                 .collect();
             assert_eq!(text::chain_lines(Family::V4, &chain), expected, "{facts:?}");
         }
@@ -146,10 +144,10 @@ fn impossible_chains_are_not_made() {
     let pick = |slots| {
         ChainName::Pick(Pick { nodeport: true, masquerade: Masquerade::Never, sticky: true, local: true, slots })
     };
-    for name in [pick(0), pick(Pick::LOCAL_OFFSET + 1), ChainName::RememberFor(0), ChainName::Services] {
+    for name in [pick(0), pick(Pick::MOST_SLOTS + 1), ChainName::RememberFor(0), ChainName::Services] {
         assert_eq!(base::on_demand(name, &facts), None, "{name}");
     }
-    assert!(base::on_demand(pick(Pick::LOCAL_OFFSET), &facts).is_some());
+    assert!(base::on_demand(pick(Pick::MOST_SLOTS), &facts).is_some());
 }
 
 /// Every chain is there before a rule refers to it, so that any prefix of the list can be sent.
@@ -170,6 +168,6 @@ fn targets_come_first() {
             }
             seen.push(chain.name.to_string());
         }
-        assert_eq!(jumps, 10);
+        assert_eq!(jumps, 11);
     }
 }

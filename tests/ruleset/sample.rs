@@ -7,8 +7,10 @@ use ipnet::IpNet;
 use nftproxyd::model::{Family, Protocol};
 use nftproxyd::ruleset::Ruleset;
 use nftproxyd::ruleset::base::{self, Detector, FrameFacts, NodePortScope};
-use nftproxyd::ruleset::names::{ChainName, Masquerade, Pick, SetName};
-use nftproxyd::ruleset::types::{Data, Element, Key, Value, Verdict};
+use nftproxyd::ruleset::elements::dispatch_elements;
+use nftproxyd::ruleset::kinds::Kind;
+use nftproxyd::ruleset::names::{Masquerade, Pick, SetName};
+use nftproxyd::ruleset::types::{Data, Element, Key, Value};
 
 use Protocol::{Sctp, Tcp, Udp};
 
@@ -56,7 +58,7 @@ const BOTH: [&str; 2] = ["10.124.0.10", "10.124.1.11"];
 /// The first endpoint is on the node.
 const LOCAL: [&str; 1] = ["10.124.0.10"];
 
-/// The endpoints that the sample's verdicts lead to.
+/// The endpoints that the sample's kinds lead to.
 pub(crate) fn endpoint(family: Family, address: &str) -> SocketAddr {
     SocketAddr::new(ip(family, address), 8080)
 }
@@ -77,14 +79,14 @@ impl Sample {
         address.into_iter().chain([Value::Protocol(protocol), Value::Port(port)]).collect()
     }
 
-    /// A frontend (a node port where there is no address) with its verdict and endpoints.
-    fn frontend(&mut self, name: &str, address: Option<&str>, protocol: Protocol, port: u16, verdict: Verdict) {
+    /// A frontend (a node port where there is no address) with its kind.
+    fn frontend(&mut self, name: &str, address: Option<&str>, protocol: Protocol, port: u16, kind: Kind) {
         let set = if address.is_some() { SetName::ServiceIps } else { SetName::ServiceNodeports };
-        self.add(set, &self.key(address, protocol, port), Data::Verdict(verdict), Some(name));
+        self.add(set, &self.key(address, protocol, port), kind.data(), Some(name));
     }
 
-    fn second(&mut self, set: SetName, address: Option<&str>, port: u16, verdict: Verdict) {
-        self.add(set, &self.key(address, Tcp, port), Data::Verdict(verdict), None);
+    fn second(&mut self, set: SetName, address: Option<&str>, port: u16, kind: Kind) {
+        self.add(set, &self.key(address, Tcp, port), kind.data(), None);
     }
 
     fn endpoints(&mut self, address: Option<&str>, protocol: Protocol, port: u16, first: u32, endpoints: &[&str]) {
@@ -102,15 +104,11 @@ fn pick(slots: u32) -> Pick {
     Pick { nodeport: false, masquerade: Masquerade::Never, sticky: false, local: false, slots }
 }
 
-fn goto(pick: Pick) -> Verdict {
-    Verdict::Goto(ChainName::Pick(pick))
-}
-
 /// The ruleset.
 pub(crate) fn ruleset(facts: &FrameFacts) -> Ruleset {
     let family = facts.family;
     let mut s = Sample { family, sets: Vec::new() };
-    let cluster = |pick: Pick| goto(Pick { masquerade: facts.cluster_ip_masquerade(), ..pick });
+    let cluster = |pick: Pick| Kind::Pick(Pick { masquerade: facts.cluster_ip_masquerade(), ..pick });
     let masq = |pick: Pick| Pick { masquerade: Masquerade::Always, ..pick };
     let np = |pick: Pick| Pick { nodeport: true, ..pick };
     let sticky = |pick: Pick| Pick { sticky: true, ..pick };
@@ -118,10 +116,10 @@ pub(crate) fn ruleset(facts: &FrameFacts) -> Ruleset {
 
     s.frontend("default/web:http", Some("10.96.0.1"), Tcp, 80, cluster(pick(2)));
     s.endpoints(Some("10.96.0.1"), Tcp, 80, 0, &BOTH);
-    s.frontend("default/web:http", None, Tcp, 30080, goto(np(masq(pick(2)))));
+    s.frontend("default/web:http", None, Tcp, 30080, Kind::Pick(np(masq(pick(2)))));
     s.endpoints(None, Tcp, 30080, 0, &BOTH);
-    s.frontend("default/empty:http", Some("10.96.0.2"), Tcp, 80, Verdict::Goto(ChainName::RejectIt));
-    s.frontend("default/int-local:http", Some("10.96.0.3"), Tcp, 80, Verdict::Drop);
+    s.frontend("default/empty:http", Some("10.96.0.2"), Tcp, 80, Kind::Reject);
+    s.frontend("default/int-local:http", Some("10.96.0.3"), Tcp, 80, Kind::Drop);
     s.frontend("default/int-local-one", Some("10.96.0.5"), Tcp, 80, cluster(local(pick(1))));
     s.endpoints(Some("10.96.0.5"), Tcp, 80, Pick::LOCAL_OFFSET, &LOCAL);
     s.frontend("default/dns:dns", Some("10.96.0.6"), Udp, 53, cluster(pick(1)));
@@ -131,33 +129,39 @@ pub(crate) fn ruleset(facts: &FrameFacts) -> Ruleset {
     // An endpoint in the node's own network namespace.
     s.frontend("default/host", Some("10.96.0.7"), Tcp, 443, cluster(pick(1)));
     s.endpoints(Some("10.96.0.7"), Tcp, 443, 0, &["10.125.0.1"]);
-    s.frontend("default/etp-cluster:http", Some("192.0.2.4"), Tcp, 80, goto(masq(pick(2))));
+    s.frontend("default/etp-cluster:http", Some("192.0.2.4"), Tcp, 80, Kind::Pick(masq(pick(2))));
     s.endpoints(Some("192.0.2.4"), Tcp, 80, 0, &BOTH);
 
-    s.frontend("default/ranges:http", Some("192.0.2.5"), Tcp, 80, Verdict::Goto(ChainName::SourceRanges));
-    s.second(SetName::AfterSourceRanges, Some("192.0.2.5"), 80, goto(masq(pick(2))));
+    s.frontend("default/ranges:http", Some("192.0.2.5"), Tcp, 80, Kind::SourceRanges);
+    s.second(SetName::AfterSourceRanges, Some("192.0.2.5"), 80, Kind::Pick(masq(pick(2))));
     s.endpoints(Some("192.0.2.5"), Tcp, 80, 0, &BOTH);
     let whole = net(family, "10.125.0.0/16");
     let part = [ip(family, "203.0.113.3"), ip(family, "203.0.113.6")];
-    for [first, last] in [[whole.network(), whole.broadcast()], part] {
-        let end =
-            |source| Key::from_iter(s.key(Some("192.0.2.5"), Tcp, 80).into_iter().chain([Value::Address(source)]));
+    let ranges = [("192.0.2.5", [whole.network(), whole.broadcast()]), ("192.0.2.5", part), ("192.0.2.8", part)];
+    for (address, [first, last]) in ranges {
+        let end = |source| Key::from_iter(s.key(Some(address), Tcp, 80).into_iter().chain([Value::Address(source)]));
         let element = Element { key: end(first), key_end: Some(end(last)), data: Data::None, comment: None };
         s.sets.push((SetName::AllowedSources, element));
     }
 
     // externalTrafficPolicy Local: with an endpoint on the node, and with none.
-    for (address, verdict) in [("192.0.2.6", goto(local(pick(1)))), ("192.0.2.7", Verdict::Drop)] {
-        s.frontend("default/etp-local:http", Some(address), Tcp, 80, Verdict::Goto(ChainName::ExternalLocal));
-        s.second(SetName::ClusterPolicy, Some(address), 80, goto(pick(2)));
-        s.second(SetName::LocalPolicy, Some(address), 80, verdict);
+    for (address, kind) in [("192.0.2.6", Kind::Pick(local(pick(1)))), ("192.0.2.7", Kind::Drop)] {
+        s.frontend("default/etp-local:http", Some(address), Tcp, 80, Kind::ExternalLocal);
+        s.second(SetName::ClusterPolicy, Some(address), 80, Kind::Pick(pick(2)));
+        s.second(SetName::LocalPolicy, Some(address), 80, kind);
         s.endpoints(Some(address), Tcp, 80, 0, &BOTH);
     }
     s.endpoints(Some("192.0.2.6"), Tcp, 80, Pick::LOCAL_OFFSET, &LOCAL);
-    for (port, verdict) in [(30081, goto(np(local(pick(1))))), (30083, Verdict::Drop)] {
-        s.frontend("default/etp-local:http", None, Tcp, port, Verdict::Goto(ChainName::NodeportLocal));
-        s.second(SetName::NodeportClusterPolicy, None, port, goto(np(pick(2))));
-        s.second(SetName::NodeportLocalPolicy, None, port, verdict);
+    // The same, and only some sources.
+    s.frontend("default/etp-local-ranges:http", Some("192.0.2.8"), Tcp, 80, Kind::SourceRangesLocal);
+    s.second(SetName::ClusterPolicy, Some("192.0.2.8"), 80, Kind::Pick(pick(2)));
+    s.second(SetName::LocalPolicy, Some("192.0.2.8"), 80, Kind::Pick(local(pick(1))));
+    s.endpoints(Some("192.0.2.8"), Tcp, 80, 0, &BOTH);
+    s.endpoints(Some("192.0.2.8"), Tcp, 80, Pick::LOCAL_OFFSET, &LOCAL);
+    for (port, kind) in [(30081, Kind::Pick(np(local(pick(1))))), (30083, Kind::Drop)] {
+        s.frontend("default/etp-local:http", None, Tcp, port, Kind::NodeportLocal);
+        s.second(SetName::NodeportClusterPolicy, None, port, Kind::Pick(np(pick(2))));
+        s.second(SetName::NodeportLocalPolicy, None, port, kind);
         s.endpoints(None, Tcp, port, 0, &BOTH);
     }
     s.endpoints(None, Tcp, 30081, Pick::LOCAL_OFFSET, &LOCAL);
@@ -165,10 +169,10 @@ pub(crate) fn ruleset(facts: &FrameFacts) -> Ruleset {
     if facts.affinity {
         s.frontend("default/sticky:http", Some("10.96.0.4"), Tcp, 80, cluster(sticky(pick(2))));
         s.endpoints(Some("10.96.0.4"), Tcp, 80, 0, &BOTH);
-        s.second(SetName::AffinityTimeouts, Some("10.96.0.4"), 80, Verdict::Goto(ChainName::RememberFor(10_800)));
-        s.frontend("default/sticky:http", None, Tcp, 30082, goto(np(masq(sticky(pick(2))))));
+        s.second(SetName::AffinityTimeouts, Some("10.96.0.4"), 80, Kind::RememberFor(10_800));
+        s.frontend("default/sticky:http", None, Tcp, 30082, Kind::Pick(np(masq(sticky(pick(2))))));
         s.endpoints(None, Tcp, 30082, 0, &BOTH);
-        s.second(SetName::NodeportAffinityTimeouts, None, 30082, Verdict::Goto(ChainName::RememberFor(10_800)));
+        s.second(SetName::NodeportAffinityTimeouts, None, 30082, Kind::RememberFor(10_800));
     }
 
     for last in 1..=7 {
@@ -177,18 +181,15 @@ pub(crate) fn ruleset(facts: &FrameFacts) -> Ruleset {
     s.add(SetName::NodeportIps, &[Value::Address(ip(family, "10.125.0.1"))], Data::None, None);
     for endpoint in LOCAL {
         let address = Value::Address(ip(family, endpoint));
+        s.add(SetName::LocalEndpoints, &[address], Data::None, None);
         s.add(SetName::Hairpin, &[address, address], Data::None, None);
     }
 
-    let demanded: Vec<ChainName> = s
-        .sets
-        .iter()
-        .filter_map(|(_, element)| match element.data {
-            Data::Verdict(Verdict::Goto(chain)) => Some(chain),
-            _ => None,
-        })
-        .collect();
-    let chains = base::all_chains(demanded, facts);
+    let kinds: BTreeSet<Kind> = s.sets.iter().filter_map(|(_, element)| Kind::of_data(&element.data)).collect();
+    let chains = base::all_chains(kinds.iter().filter_map(|kind| kind.on_demand()), facts);
+    let all: BTreeSet<Kind> =
+        chains.iter().filter_map(|chain| Kind::of_chain(chain.name)).chain([Kind::Drop]).collect();
+    s.sets.extend(all.into_iter().flat_map(dispatch_elements));
     let elements = |name| s.sets.iter().filter(|(set, _)| *set == name).map(|(_, element)| element.clone()).collect();
     let sets = base::frame(facts).sets.into_iter().map(|def| (def.clone(), elements(def.name))).collect();
     Ruleset { family, sets, chains }

@@ -56,6 +56,7 @@ pub(super) enum ValueType {
     Protocol,
     Port,
     Slot,
+    Class,
 }
 
 pub(super) fn value_type(expr: Selector) -> ValueType {
@@ -68,6 +69,7 @@ pub(super) fn value_type(expr: Selector) -> ValueType {
         Selector::L4Proto | Selector::HeaderProtocol => ValueType::Protocol,
         Selector::DestinationPort | Selector::OriginalPort | Selector::ReplyPort => ValueType::Port,
         Selector::RandomSlot { .. } => ValueType::Slot,
+        Selector::Priority => ValueType::Class,
     }
 }
 
@@ -77,6 +79,7 @@ pub(super) fn fits(values: &[Value], types: &[Selector], family: Family) -> bool
         Value::Protocol(_) => value_type(*expr) == ValueType::Protocol,
         Value::Port(_) => value_type(*expr) == ValueType::Port,
         Value::Slot(_) => value_type(*expr) == ValueType::Slot,
+        Value::Class(_) => value_type(*expr) == ValueType::Class,
     };
     values.len() == types.len() && values.iter().zip(types).all(fits_one)
 }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use super::index::{IndexedSet, fits, value_type};
 use super::{EvalError, Origin, Packet, Reached, Step, Tracer, malformed};
 use crate::model::Protocol;
-use crate::ruleset::base::OWN_PRIORITY;
+use crate::ruleset::kinds::Kind;
 use crate::ruleset::names::{ChainName, SetName};
 use crate::ruleset::text;
 use crate::ruleset::types::{Data, DataDef, HookPoint, Key, Rule, Selector, Statement, Value, Verdict};
@@ -19,6 +19,7 @@ const MAX_DEPTH: usize = 16;
 pub(super) struct State {
     pub(super) destination: SocketAddr,
     pub(super) mark: u32,
+    pub(super) priority: u32,
 }
 
 /// How a chain ends.
@@ -89,7 +90,7 @@ impl Walk<'_> {
         for rule in &chain.rules {
             let mut still_open = BTreeSet::new();
             for state in open {
-                let mut at = At { chain: name, rule, state, depth, ended: Endings::new() };
+                let mut at = At { chain: name, rule, state, depth, found: Vec::new(), ended: Endings::new() };
                 let continues = self.rule(&mut at)?;
                 endings.extend(at.ended);
                 if continues {
@@ -116,10 +117,19 @@ impl Walk<'_> {
                     self.tracer.is_local(at.state.destination.ip()) != *negated
                 }
                 Statement::StatusDnat => self.is_translated(at.state),
-                Statement::Priority { value, negated } => {
-                    let own = self.packet.origin == Origin::Proxy && *value == OWN_PRIORITY;
-                    own != *negated
+                Statement::Priority { value, negated } => (at.state.priority == *value) != *negated,
+                Statement::SetPriority(value) => {
+                    at.state.priority = *value;
+                    true
                 }
+                Statement::PriorityFromMap { key, map } => match self.priority_from(at, key, *map)? {
+                    None => false,
+                    Some((priority, element)) => {
+                        at.found.push(element);
+                        at.state.priority = priority;
+                        true
+                    }
+                },
                 Statement::MarkHas(bits) => at.state.mark & bits != 0,
                 Statement::SetMark(bits) => {
                     at.state.mark |= bits;
@@ -161,7 +171,8 @@ impl Walk<'_> {
                 let Data::Verdict(verdict) = element.data else {
                     return Err(self.malformed_rule(at, "the map holds no verdicts"));
                 };
-                self.step(at, text::element(element));
+                at.found.push(text::element(element));
+                self.step(at, at.found.join(", "));
                 return self.verdict(at, verdict);
             }
             Statement::DnatMap { key, map } => return self.translate(at, key, *map),
@@ -233,14 +244,25 @@ impl Walk<'_> {
         Ok(missed)
     }
 
+    /// What a map to priorities holds, and the element as text.
+    fn priority_from(&self, at: &At<'_>, key: &[Selector], map: SetName) -> Result<Option<(u32, String)>, EvalError> {
+        let set = self.set(at, map, key, |data| matches!(data, DataDef::Values(_)))?;
+        let Some(element) = set.find(&self.single_key(at, key)?) else { return Ok(None) };
+        match &element.data {
+            Data::Values(values) => match values[..] {
+                [Value::Class(class)] => Ok(Some((class, text::element(element)))),
+                _ => Err(self.malformed_rule(at, "the map holds no priorities")),
+            },
+            _ => Err(self.malformed_rule(at, "the map holds no priorities")),
+        }
+    }
+
     fn check_update(&self, at: &At<'_>, map: SetName, key: &[Selector], data: &[Selector]) -> Result<(), EvalError> {
         let set = self.set(at, map, key, |types| matches!(types, DataDef::Values(_)))?;
         self.single_key(at, key)?;
         let values = self.single_key(at, data)?;
         match &set.def.data {
-            DataDef::Values(types) if set.def.dynamic_size.is_some() && fits(&values, types, self.tracer.family) => {
-                Ok(())
-            }
+            DataDef::Values(types) if set.def.dynamic && fits(&values, types, self.tracer.family) => Ok(()),
             _ => Err(self.malformed_rule(at, "the map cannot take such an element")),
         }
     }
@@ -283,6 +305,7 @@ impl Walk<'_> {
                 Selector::L4Proto | Selector::HeaderProtocol => Value::Protocol(self.packet.protocol),
                 Selector::DestinationPort | Selector::ReplyPort => Value::Port(at.state.destination.port()),
                 Selector::OriginalPort => Value::Port(self.packet.port),
+                Selector::Priority => Value::Class(at.state.priority),
                 Selector::RandomSlot { modulus, offset } => {
                     let Some(end) = offset.checked_add(modulus).filter(|_| modulus > 0) else {
                         return Err(self.malformed_rule(at, "there are no such slots"));
@@ -318,6 +341,10 @@ impl Walk<'_> {
     }
 
     pub(super) fn fate(&self, ending: Ending, state: State) -> Result<Fate, EvalError> {
+        let goes_on = !matches!(ending, Ending::Reject | Ending::Drop);
+        if goes_on && Kind::of_class(state.priority).is_some() {
+            return Err(malformed(format_args!("the packet leaves with the priority {:#x}", state.priority)));
+        }
         match ending {
             Ending::Reject => Ok(Fate::Reject),
             Ending::Drop => Ok(Fate::Drop),
@@ -350,6 +377,8 @@ struct At<'a> {
     rule: &'a Rule,
     state: State,
     depth: usize,
+    /// What its look-ups have found so far.
+    found: Vec<String>,
     /// Endings of the chain that the rule brought about.
     ended: Endings,
 }

@@ -112,25 +112,28 @@ fn torn(element: &Element, key: &FrontendKey, what: Index) -> Element {
         }
     };
     match &mut torn.data {
-        Data::Verdict(verdict) => {
-            let verdicts = [
-                Verdict::Drop,
-                Verdict::Goto(ChainName::RejectIt),
-                Verdict::Jump(ChainName::RejectIt),
-                Verdict::Goto(ChainName::Services),
-                Verdict::Goto(ChainName::ExternalLocal),
-                Verdict::Goto(ChainName::SourceRanges),
-                Verdict::Goto(ChainName::RememberFor(77)),
-                Verdict::Goto(ChainName::Pick(Pick {
+        Data::Verdict(verdict) => panic!("{element:?} leads to {verdict:?}"),
+        Data::Values(values) if values.len() == 1 => {
+            let Value::Class(class) = &mut values[0] else { panic!("{element:?} has no kind") };
+            let kinds = [
+                Kind::Drop,
+                Kind::Reject,
+                Kind::ExternalLocal,
+                Kind::NodeportLocal,
+                Kind::SourceRanges,
+                Kind::SourceRangesLocal,
+                Kind::RememberFor(77),
+                Kind::Pick(Pick {
                     nodeport: matches!(key.at, FrontendAt::NodePort(_)),
                     masquerade: Masquerade::Always,
                     sticky: true,
                     local: false,
                     slots: 7,
-                })),
+                }),
             ];
-            let others: Vec<Verdict> = verdicts.into_iter().filter(|other| other != verdict).collect();
-            *verdict = *what.get(&others);
+            let numbers = kinds.into_iter().map(Kind::class).chain([0, 0x6e66_7078, 0xf200_0001]);
+            let others: Vec<u32> = numbers.filter(|other| other != class).collect();
+            *class = *what.get(&others);
         }
         Data::Values(values) => {
             let Value::Address(address) = &mut values[0] else { panic!("{element:?} leads to no address") };
@@ -216,12 +219,12 @@ proptest! {
         let backend = Backend { address: Ipv4Addr::LOCALHOST.into(), port: NonZeroU16::MIN };
         let mut more = vec![
             elements::slot_element(&key, slot, &backend),
-            (SetName::ClusterPolicy, elements::verdict_element(&key, Verdict::Drop, None)),
-            (SetName::AfterSourceRanges, elements::verdict_element(&key, Verdict::Goto(ChainName::RejectIt), None)),
+            (SetName::ClusterPolicy, elements::kind_element(&key, Kind::Drop, None)),
+            (SetName::AfterSourceRanges, elements::kind_element(&key, Kind::Reject, None)),
         ];
         if matches!(key.at, FrontendAt::NodePort(_)) {
             more.drain(1..);
-            more.push((SetName::NodeportLocalPolicy, elements::verdict_element(&key, Verdict::Drop, None)));
+            more.push((SetName::NodeportLocalPolicy, elements::kind_element(&key, Kind::Drop, None)));
         }
         // What another frontend would have in the same place.
         more.extend(elements(&key, &Frontend { allowed_sources: None, ..other }));

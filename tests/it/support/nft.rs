@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 pub(crate) use crate::netns::nft;
 
 /// A listing of a table by its sets and chains; what is said of the table itself is under "table". Elements are sorted: nft prints them in the order of the kernel's hash.
+/// Maps to kinds say which types they have, where the text gives examples of them.
 pub(crate) fn blocks(listing: &str) -> BTreeMap<String, Vec<String>> {
     let mut blocks: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut block = String::new();
@@ -28,7 +29,11 @@ pub(crate) fn blocks(listing: &str) -> BTreeMap<String, Vec<String>> {
             text = rest.trim();
         }
         match &mut elements {
-            None => blocks.entry(block.clone()).or_default().push(text.to_owned()),
+            None => {
+                let types = text.strip_prefix("type ").filter(|types| types.ends_with(" : classid"));
+                let text = types.map_or_else(|| text.to_owned(), typeof_kinds);
+                blocks.entry(block.clone()).or_default().push(text);
+            }
             Some(found) => {
                 let parts = text.trim_end_matches('}').split(',').map(str::trim).filter(|part| !part.is_empty());
                 found.extend(parts.map(str::to_owned));
@@ -41,6 +46,18 @@ pub(crate) fn blocks(listing: &str) -> BTreeMap<String, Vec<String>> {
         }
     }
     blocks
+}
+
+/// `typeof` for the types of a map to kinds.
+fn typeof_kinds(types: &str) -> String {
+    let names = [
+        ("ipv4_addr", "ip daddr"),
+        ("ipv6_addr", "ip6 daddr"),
+        ("inet_proto", "meta l4proto"),
+        ("inet_service", "th dport"),
+    ];
+    let exprs = names.into_iter().fold(types.to_owned(), |text, (name, expr)| text.replace(name, expr));
+    format!("typeof {}", exprs.replace("classid", "meta priority"))
 }
 
 /// The listing of our table.

@@ -115,7 +115,8 @@ fn clients_of_an_endpoint_that_goes_are_forgotten_and_others_kept() {
     assert!(!engine.is_due(second - Duration::from_millis(1)) && engine.is_due(second));
     engine.sync(second);
     assert_eq!(remembered(engine.kernel()), sorted(kept));
-    assert_eq!(engine.wake_at(), None, "there is no third");
+    // The chain for four endpoints goes some time.
+    assert!(engine.wake_at().is_none_or(|at| at > second + 10 * SECOND), "there is no third");
 }
 
 #[test]
@@ -332,7 +333,7 @@ fn looking_takes_a_tenth_of_the_time_at_most() {
     kernel.on_elements(move |_, set| {
         let start = Instant::now();
         // That is the set which the kernel itself writes.
-        while set.dynamic_size.is_some() && start.elapsed() < slow {}
+        while set.dynamic && start.elapsed() < slow {}
     });
     let (mut engine, now) = start(kernel);
     engine.apply(endpoints_of(&name("plain-00001"), &[1, 3]));

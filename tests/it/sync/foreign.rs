@@ -8,7 +8,7 @@ use nftproxyd::config::NodePortAddresses;
 use nftproxyd::model::Family;
 use nftproxyd::nftables::{Kernel, LinuxKernel, table_flag};
 use nftproxyd::ruleset::names::SetName;
-use nftproxyd::ruleset::types::DataDef;
+use nftproxyd::ruleset::types::{DataDef, Selector};
 use nftproxyd::ruleset::{base, text};
 use nftproxyd::sync::Engine;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -42,33 +42,48 @@ fn in_namespace(test: impl FnOnce() + Send + 'static) {
 
 /// What others do, as nft commands. `F` stands for the family, `IP` for a cluster IP of a Service with a port 80 of two
 /// endpoints, `FREE` for an address that nobody has.
-const CHANGES: [(&str, &str); 29] = [
+const CHANGES: [(&str, &str); 34] = [
     ("an element is deleted", "delete element F nftproxyd service-ips { IP . tcp . 80 }"),
     ("an endpoint is deleted", "delete element F nftproxyd endpoints { IP . tcp . 80 . 0 }"),
     ("a cluster IP is deleted", "delete element F nftproxyd cluster-ips { IP }"),
     (
-        "an element has another verdict",
+        "an element has another kind",
         "delete element F nftproxyd service-ips { IP . tcp . 80 }
-add element F nftproxyd service-ips { IP . tcp . 80 : drop }",
+add element F nftproxyd service-ips { IP . tcp . 80 : f800:1 }",
     ),
     (
         "an element has another comment",
         "delete element F nftproxyd service-ips { IP . tcp . 80 }
-add element F nftproxyd service-ips { IP . tcp . 80 comment \"mine\" : goto cluster-pick-2 }",
+add element F nftproxyd service-ips { IP . tcp . 80 comment \"mine\" : f010:2 }",
     ),
     (
-        "an element has a verdict that we never write",
+        "an element has a kind that we never write",
         "delete element F nftproxyd service-ips { IP . tcp . 80 }
-add element F nftproxyd service-ips { IP . tcp . 80 : accept }",
+add element F nftproxyd service-ips { IP . tcp . 80 : 1:2 }",
     ),
-    ("an element is added", "add element F nftproxyd service-ips { FREE . tcp . 80 : drop }"),
-    ("an element without a port is added", "add element F nftproxyd service-ips { FREE . tcp . 0 : drop }"),
-    ("an element of another protocol is added", "add element F nftproxyd service-ips { FREE . icmp . 80 : drop }"),
+    ("a kind leads nowhere", "delete element F nftproxyd dispatch { f010:2 }"),
+    (
+        "a kind leads elsewhere",
+        "delete element F nftproxyd dispatch { f010:2 }
+add element F nftproxyd dispatch { f010:2 : goto reject-it }",
+    ),
+    ("a kind that we never write leads somewhere", "add element F nftproxyd dispatch-last { 1:2 : drop }"),
+    (
+        "a chain that is always there is deleted",
+        "delete element F nftproxyd dispatch { f020:f }
+delete element F nftproxyd dispatch-last { f020:f }
+flush chain F nftproxyd masq-pick-15
+delete chain F nftproxyd masq-pick-15",
+    ),
+    ("an element is added", "add element F nftproxyd service-ips { FREE . tcp . 80 : f800:1 }"),
+    ("an element without a port is added", "add element F nftproxyd service-ips { FREE . tcp . 0 : f800:1 }"),
+    ("an element of another protocol is added", "add element F nftproxyd service-ips { FREE . icmp . 80 : f800:1 }"),
     ("an endpoint is added", "add element F nftproxyd endpoints { IP . tcp . 80 . 7 : FREE . 99 }"),
     ("a cluster IP is added", "add element F nftproxyd cluster-ips { FREE }"),
     ("a source is added", "add element F nftproxyd allowed-sources { IP . tcp . 80 . FREE }"),
+    ("a local endpoint is added", "add element F nftproxyd local-endpoints { FREE }"),
     ("a hairpin is added", "add element F nftproxyd hairpin { FREE . IP }"),
-    ("a node port is added", "add element F nftproxyd service-nodeports { tcp . 1 : accept }"),
+    ("a node port is added", "add element F nftproxyd service-nodeports { tcp . 1 : 1:2 }"),
     ("a rule is added", "add rule F nftproxyd services counter accept"),
     ("a rule is put first", "insert rule F nftproxyd nat-prerouting accept"),
     ("a rule is added to a chain made on demand", "add rule F nftproxyd pick-2 accept"),
@@ -91,7 +106,7 @@ add chain F nftproxyd a
 add rule F nftproxyd b jump a
 add chain F nftproxyd c
 add rule F nftproxyd a jump c
-add element F nftproxyd service-ips { FREE . tcp . 81 : goto b }",
+add element F nftproxyd dispatch { 1:2 : goto b }",
     ),
     ("a set is added", "add set F nftproxyd theirs { type inet_service; elements = { 80 }; }"),
     ("an object is added", "add counter F nftproxyd theirs"),
@@ -279,8 +294,8 @@ fn a_restart_sends_nothing_or_only_the_difference() {
         slice.endpoints = slice.endpoints[..1].into();
         let mut engine = cluster.engine(LinuxKernel::open().expect("a socket"), facts(NodePortAddresses::Primary));
         let report = engine.sync(Instant::now());
-        // Each frontend: two verdicts, one slot; and two chains with two rules each.
-        assert_eq!((report.transactions, report.operations), (1, 6 * 3 + 2 + 4));
+        // Each frontend: two kinds, one slot; and the chain for node ports, with its two rules and two verdicts.
+        assert_eq!((report.transactions, report.operations), (1, 6 * 3 + 1 + 2 + 2));
     });
 }
 
@@ -306,7 +321,8 @@ fn nft_makes_the_same_table_of_the_text() {
             assert_eq!(snapshot.chains.len(), ruleset.chains.len(), "{snapshot:?}");
             let of_slots = [SetName::Endpoints, SetName::NodeportEndpoints];
             assert!(of_slots.iter().all(|name| snapshot.other_sets.contains(name)), "{snapshot:?}");
-            let may_differ = |name: &SetName| of_slots.contains(name) || base::set(*name).data == DataDef::Verdict;
+            let named = |data: DataDef| data == DataDef::Verdict || data == DataDef::Values(vec![Selector::Priority]);
+            let may_differ = |name: &SetName| of_slots.contains(name) || named(base::set(*name).data);
             assert!(snapshot.other_sets.iter().all(may_differ), "{snapshot:?}");
             engine.distrust(family);
             engine.sync(Instant::now());
