@@ -42,15 +42,19 @@ fn foreign_changes_are_repaired() {
         ("a chain flushed", &["flush chain ip6 nftproxyd cluster-pick-2"]),
         ("elements flushed", &["flush map ip nftproxyd service-ips", "flush map ip nftproxyd endpoints"]),
         ("a frontend deleted", &["delete element ip nftproxyd service-ips { 172.30.1.1 . tcp . 80 }"]),
+        (
+            "what is done with each kind flushed",
+            &["flush map ip nftproxyd dispatch", "flush map ip6 nftproxyd dispatch-last"],
+        ),
         ("an endpoint deleted", &["delete element ip6 nftproxyd endpoints { fd00:172:30::1 . tcp . 80 . 1 }"]),
         ("a source range deleted", &["flush set ip nftproxyd allowed-sources"]),
-        ("a frontend added", &["add element ip nftproxyd service-ips { 172.30.1.9 . tcp . 81 : drop }"]),
+        ("a frontend added", &["add element ip nftproxyd service-ips { 172.30.1.9 . tcp . 81 : f800:1 }"]),
         ("an endpoint added", &["add element ip nftproxyd endpoints { 172.30.1.1 . tcp . 80 . 7 : 10.9.9.9 . 9 }"]),
         (
             "a frontend replaced",
             &[
                 "delete element ip nftproxyd service-ips { 172.30.1.1 . tcp . 80 }",
-                "add element ip nftproxyd service-ips { 172.30.1.1 . tcp . 80 : drop }",
+                "add element ip nftproxyd service-ips { 172.30.1.1 . tcp . 80 : f800:1 }",
             ],
         ),
         ("a rule added", &["add rule ip nftproxyd cluster-pick-1 counter accept"]),
