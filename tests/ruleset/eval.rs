@@ -351,8 +351,7 @@ fn trace_reads_well() {
         Tracer::new(&ruleset, &local).unwrap().trace(&packet(Family::V4, OUTSIDE, Tcp, "10.96.0.1", 80)).unwrap();
     let expected = "\
 prerouting:
-  nat-prerouting: jump services
-  services: meta priority set ip daddr . meta l4proto . th dport map @service-ips meta priority vmap @dispatch
+  nat-prerouting: meta priority set ip daddr . meta l4proto . th dport map @service-ips meta priority vmap @dispatch
     found 10.96.0.1 . tcp . 80 comment \"default/web:http\" : f010:2, f010:2 : goto cluster-pick-2
   cluster-pick-2: ip saddr != 10.124.0.0/16 meta mark set meta mark | 0x00004000
   cluster-pick-2: meta priority set none dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 2 map @endpoints
@@ -400,12 +399,12 @@ fn what_makes_no_sense_is_an_error() {
             elements(it, SetName::ClusterIps)[0].key[0] = Value::Address(ip(Family::V6, "10.96.0.1"));
         }),
         ("the set is of another type", |it| {
-            damage(it, ChainName::Services, |rule| {
+            damage(it, ChainName::NatPrerouting, |rule| {
                 *rule = vec![Statement::VerdictMap { key: vec![Selector::DestinationAddress], map: SetName::Dispatch }];
             });
         }),
         ("a random slot is of use for translation only", |it| {
-            damage(it, ChainName::Services, |rule| {
+            damage(it, ChainName::NatPrerouting, |rule| {
                 let slot = Selector::RandomSlot { modulus: 2, offset: 0 };
                 let key = vec![Selector::DestinationAddress, Selector::L4Proto, Selector::DestinationPort, slot];
                 let def = it_def(SetName::Endpoints);
@@ -421,14 +420,14 @@ fn what_makes_no_sense_is_an_error() {
             it.sets.push((def, vec![]));
         }),
         ("the statement cannot be used here", |it| {
-            damage(it, ChainName::Services, |rule| *rule = vec![Statement::Masquerade]);
+            damage(it, ChainName::NatPrerouting, |rule| *rule = vec![Statement::Masquerade]);
         }),
         ("a statement follows one that ends the rule", |it| {
-            damage(it, ChainName::Services, |rule| rule.insert(0, Statement::Verdict(Verdict::Drop)));
+            damage(it, ChainName::NatPrerouting, |rule| rule.insert(0, Statement::Verdict(Verdict::Drop)));
         }),
         ("is reached by more than", |it| {
-            damage(it, ChainName::Services, |rule| {
-                *rule = vec![Statement::Verdict(Verdict::Goto(ChainName::Services))];
+            damage(it, ChainName::NatPrerouting, |rule| {
+                *rule = vec![Statement::Verdict(Verdict::Goto(ChainName::NatPrerouting))];
             });
         }),
         ("leaves with the priority", |it| {

@@ -10,6 +10,7 @@ mod flows;
 mod following;
 mod health;
 mod instances;
+mod kinds;
 mod lockout;
 mod manifests;
 mod proxies;

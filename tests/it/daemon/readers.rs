@@ -57,7 +57,7 @@ fn tables(listing: &str) -> Tables {
 
 /// The Services of [`write_everything`], and one of each kind that has all: both families, all protocols, all kinds of
 /// addresses, policies.
-fn write_more(node: &Node) {
+pub(super) fn write_more(node: &Node) {
     write_everything(node);
     let ports = [("http", Protocol::Tcp, 80), ("dns", Protocol::Udp, 53), ("assoc", Protocol::Sctp, 99)];
     let kinds = [
