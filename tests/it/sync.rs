@@ -1,6 +1,7 @@
 //! The sync engine: what it sends and how much of it, what it does when something goes wrong, and when it acts at all.
 
 mod affinity;
+mod chains;
 mod disturbed;
 mod foreign;
 mod memory;
