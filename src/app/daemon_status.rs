@@ -48,6 +48,7 @@ pub(super) fn daemon_status(
         service_changes_pending: count(metrics.service_changes_pending.get()),
         endpoint_changes_pending: count(metrics.endpoint_changes_pending.get()),
         rejected_objects: metrics.rejected_objects().into_iter().filter(|(_, objects)| *objects > 0).collect(),
+        overlaps: Family::ALL.into_iter().flat_map(|family| standings[family].overlaps.clone()).collect(),
     }
 }
 

@@ -1,21 +1,31 @@
-//! Whether the daemon runs and hears of changes.
+//! Whether the daemon runs and hears of changes, and what it has found wrong with objects.
 
 use std::net::SocketAddr;
 
 use super::Finding;
 use crate::metrics::daemon::Daemon;
+use crate::printable::printable;
 use crate::status::{self, AskError};
 
-/// Asks the daemon whose metrics port has this address.
-pub(super) fn ask(metrics: SocketAddr) -> Finding {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    match runtime {
-        Ok(runtime) => judge(runtime.block_on(status::ask(metrics))),
-        Err(error) => Finding::doubtful(format!("the daemon cannot be asked: {error}"), "try again"),
-    }
+/// Asks the daemon whose metrics port has this address. The first finding is about the daemon itself.
+pub(super) fn ask(metrics: SocketAddr) -> Vec<Finding> {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return vec![Finding::doubtful(format!("the daemon cannot be asked: {error}"), "try again")],
+    };
+    let answer = runtime.block_on(status::ask(metrics));
+    let mut findings = vec![judge(&answer)];
+    findings.extend(answer.iter().flat_map(|daemon| &daemon.overlaps).map(|overlap| {
+        Finding::doubtful(
+            printable(overlap),
+            "have cluster IPs given out of a range of which no node is part; addresses of the node stay reachable, but \
+             connections to all others in the range that are no Service's are dropped",
+        )
+    }));
+    findings
 }
 
-fn judge(answer: Result<Daemon, AskError>) -> Finding {
+fn judge(answer: &Result<Daemon, AskError>) -> Finding {
     let daemon = match answer {
         Ok(daemon) => daemon,
         Err(error) => {
@@ -30,7 +40,7 @@ fn judge(answer: Result<Daemon, AskError>) -> Finding {
     };
     if daemon.not_followed().next().is_some() {
         return Finding::wrong(
-            format!("the daemon does not follow the API server: {}", status::kinds_text(&daemon)),
+            format!("the daemon does not follow the API server: {}", status::kinds_text(daemon)),
             "look at the reason, at the way to the API server, and at the daemon's log; \
              what was known stays in force until then",
         );
@@ -38,7 +48,7 @@ fn judge(answer: Result<Daemon, AskError>) -> Finding {
     if daemon.kinds.is_empty() {
         return Finding::fine("the daemon runs, and reads manifests");
     }
-    Finding::fine(format!("the daemon runs and {}", status::kinds_text(&daemon)))
+    Finding::fine(format!("the daemon runs and {}", status::kinds_text(daemon)))
 }
 
 #[cfg(test)]
@@ -62,21 +72,22 @@ mod tests {
             service_changes_pending: 0,
             endpoint_changes_pending: 0,
             rejected_objects: BTreeMap::new(),
+            overlaps: Vec::new(),
         }
     }
 
     #[test]
     fn a_daemon_that_hears_of_nothing_is_not_fine() {
-        let follows = judge(Ok(daemon(&[("Service", Followed::Follows), ("ServiceCIDR", Followed::Absent)])));
+        let follows = judge(&Ok(daemon(&[("Service", Followed::Follows), ("ServiceCIDR", Followed::Absent)])));
         assert_eq!((follows.grade, follows.what.contains("follows Service;")), (Grade::Fine, true), "{follows:?}");
-        assert_eq!(judge(Ok(daemon(&[]))).grade, Grade::Fine);
+        assert_eq!(judge(&Ok(daemon(&[]))).grade, Grade::Fine);
         for followed in [Followed::Begins, Followed::Lost, Followed::Unknown] {
-            let lost = judge(Ok(daemon(&[("Node", Followed::Follows), ("Service", followed)])));
+            let lost = judge(&Ok(daemon(&[("Node", Followed::Follows), ("Service", followed)])));
             assert_eq!(lost.grade, Grade::Wrong, "{followed:?}");
             assert!(lost.what.contains("NOT FOLLOWED: Service for 3 s"), "{lost:?}");
         }
         let address = "127.0.0.1:10249".parse().expect("an address");
-        let refused = judge(Err(AskError::NotReached(address, io::ErrorKind::ConnectionRefused.into())));
+        let refused = judge(&Err(AskError::NotReached(address, io::ErrorKind::ConnectionRefused.into())));
         assert_eq!(refused.grade, Grade::Doubtful);
     }
 }

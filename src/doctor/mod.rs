@@ -57,7 +57,8 @@ impl Finding {
 /// Looks at everything. The daemon is asked at its metrics port, files of the kernel are read below `root`; nftables are
 /// those of this network namespace. `mark` is the bit that we mark packets with. The first finding is about the daemon.
 pub fn examine(metrics: SocketAddr, root: &Path, conntrack: &Conntrack, mark: u32) -> Vec<Finding> {
-    let mut findings = vec![daemon::ask(metrics), features()];
+    let mut findings = daemon::ask(metrics);
+    findings.push(features());
     findings.extend(proc_files::forwarding(root));
     findings.extend(proc_files::reverse_path_filter(root));
     findings.extend(proc_files::bridges(root));

@@ -33,6 +33,9 @@ pub struct Daemon {
     /// Objects of which a part cannot be used, by kind; kinds without any are left out.
     #[serde(default)]
     pub rejected_objects: BTreeMap<String, u64>,
+    /// Ranges of cluster IPs that hold addresses of the node, in words: object, range and addresses.
+    #[serde(default)]
+    pub overlaps: Vec<String>,
 }
 
 impl Daemon {

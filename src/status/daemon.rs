@@ -230,6 +230,7 @@ mod tests {
             service_changes_pending: 4,
             endpoint_changes_pending: 0,
             rejected_objects: [("Service".to_owned(), 2)].into(),
+            overlaps: Vec::new(),
         }
     }
 

@@ -2,6 +2,7 @@
 //! asked how long something took.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -54,6 +55,21 @@ pub struct Overlap {
     pub range: IpNet,
     /// The addresses of the node in it; not empty.
     pub addresses: BTreeSet<IpAddr>,
+}
+
+/// At most this many addresses of an overlap are named.
+const NAMED: usize = 3;
+
+impl fmt::Display for Overlap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Overlap { object, range, addresses } = self;
+        let named: Vec<String> = addresses.iter().take(NAMED).map(ToString::to_string).collect();
+        write!(f, "ServiceCIDR {object}: spec.cidrs: {range} holds addresses of this node: {}", named.join(", "))?;
+        match addresses.len().saturating_sub(NAMED) {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
+    }
 }
 
 /// Objects in, transactions out.

@@ -30,9 +30,6 @@ pub(super) struct Reports {
     obstacles: Vec<Obstacle>,
 }
 
-/// At most this many addresses are named.
-const NAMED: usize = 3;
-
 impl Reports {
     /// Logs what is new about what has the address of the API server; these are all.
     pub(super) fn obstacles(&mut self, obstacles: Vec<Obstacle>) {
@@ -42,19 +39,13 @@ impl Reports {
 
     /// Logs what is new about ServiceCIDRs of a family that hold addresses of the node; these are all.
     pub(super) fn overlaps(&mut self, family: Family, overlaps: &[Overlap]) {
-        for Overlap { object, range, addresses } in overlaps {
-            if self.overlaps[family].get(&(object.clone(), *range)) == Some(addresses) {
+        for overlap in overlaps {
+            if self.overlaps[family].get(&(overlap.object.clone(), overlap.range)) == Some(&overlap.addresses) {
                 continue;
             }
-            let named: Vec<String> = addresses.iter().take(NAMED).map(ToString::to_string).collect();
-            let more = match addresses.len().saturating_sub(NAMED) {
-                0 => String::new(),
-                more => format!(" and {more} more"),
-            };
             warn!(
-                "ServiceCIDR {object}: spec.cidrs: {range} holds addresses of this node: {}{more}; they stay reachable, \
-                 but connections to all others in it that are no Service's are dropped: use a range of which no node is part",
-                named.join(", ")
+                "{overlap}; they stay reachable, but connections to all others in it that are no Service's are dropped: \
+                 use a range of which no node is part"
             );
         }
         let now = overlaps.iter().map(|it| ((it.object.clone(), it.range), it.addresses.clone())).collect();

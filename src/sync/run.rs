@@ -9,7 +9,7 @@ use tokio::task::yield_now;
 use tokio::time::{self, sleep_until};
 use tracing::{debug, info, warn};
 
-use super::engine::Engine;
+use super::engine::{Engine, Overlap};
 use super::report::Report;
 use super::reports::{self, Reports};
 use super::standing::Standing;
@@ -53,6 +53,8 @@ pub trait Observer<K> {
     fn begins(&mut self, engine: &Engine<K>);
     /// It has ended.
     fn synced(&mut self, engine: &Engine<K>, report: &Report);
+    /// These ranges of cluster IPs of a family hold addresses of the node now, and no others.
+    fn overlaps(&mut self, _family: Family, _overlaps: &[Overlap]) {}
 }
 
 /// Runs the engine until its source ends.
@@ -94,6 +96,7 @@ pub async fn run<K: Kernel>(
         }
         for family in Family::ALL {
             if let Some(overlaps) = engine.overlaps(family) {
+                observer.overlaps(family, &overlaps);
                 reports.overlaps(family, &overlaps);
             }
         }

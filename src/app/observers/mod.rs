@@ -22,7 +22,7 @@ use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::model::{Event, Family, PerFamily};
 use crate::nftables::Kernel;
-use crate::sync::{Engine, Observer, Report, Standing};
+use crate::sync::{Engine, Observer, Overlap, Report, Standing};
 use crate::sys::release_free_memory;
 use crate::sysctl;
 
@@ -162,6 +162,10 @@ impl<K: Kernel> Observer<K> for Observers {
         if Family::ALL.into_iter().any(|family| report.families[family].as_ref().is_some_and(|family| family.full)) {
             release_free_memory();
         }
+    }
+
+    fn overlaps(&mut self, family: Family, overlaps: &[Overlap]) {
+        self.standings.overlap(family, overlaps);
     }
 }
 

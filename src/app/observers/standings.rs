@@ -1,5 +1,6 @@
 //! How the tables stand, for those who ask from outside the sync loop.
 
+use std::mem;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,7 +9,7 @@ use tokio::sync::watch;
 use crate::metrics::daemon;
 use crate::model::{Family, ObjectName, PerFamily};
 use crate::nftables::Kernel;
-use crate::sync::{Engine, Standing};
+use crate::sync::{Engine, Overlap, Standing};
 
 /// How many Services that the kernel refuses are told by name; of the others it is told how many there are.
 const MOST_NAMED: usize = 20;
@@ -23,6 +24,8 @@ pub(in crate::app) struct FamilyStanding {
     pub(in crate::app) refused: Vec<(ObjectName, String)>,
     /// How many Services the kernel refuses.
     pub(in crate::app) refused_services: usize,
+    /// Ranges of cluster IPs that hold addresses of the node, in words.
+    pub(in crate::app) overlaps: Vec<String>,
     /// When it came in line, while it is; when that ended, if it is not; `None` if it never was.
     turned: Option<Instant>,
 }
@@ -30,7 +33,8 @@ pub(in crate::app) struct FamilyStanding {
 impl Default for FamilyStanding {
     fn default() -> FamilyStanding {
         let standing = daemon::Standing::Behind;
-        FamilyStanding { standing, reason: None, refused: Vec::new(), refused_services: 0, turned: None }
+        let (refused, overlaps) = (Vec::new(), Vec::new());
+        FamilyStanding { standing, reason: None, refused, refused_services: 0, overlaps, turned: None }
     }
 }
 
@@ -63,6 +67,7 @@ impl FamilyStanding {
             reason: reason.map(str::to_owned),
             refused: named().map(|(name, why)| (name.clone(), why.to_owned())).collect(),
             refused_services,
+            overlaps: mem::take(&mut self.overlaps),
             turned: if standing.is_in_line() == was_in_line { self.turned } else { Some(now) },
         };
         true
@@ -87,6 +92,12 @@ impl Standings {
                 Family::ALL.map(|family| families[family].update(engine.standing(family), engine.refused(family), now));
             news.contains(&true)
         });
+    }
+
+    /// Which ranges of cluster IPs of a family hold addresses of the node.
+    pub(super) fn overlap(&self, family: Family, overlaps: &[Overlap]) {
+        let overlaps = overlaps.iter().map(ToString::to_string).collect();
+        self.0.send_modify(|families| families[family].overlaps = overlaps);
     }
 }
 

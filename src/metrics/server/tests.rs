@@ -55,6 +55,7 @@ fn daemon() -> Daemon {
         service_changes_pending: 0,
         endpoint_changes_pending: 7,
         rejected_objects: BTreeMap::new(),
+        overlaps: Vec::new(),
     }
 }
 
@@ -75,7 +76,7 @@ fn paths_are_those_of_kube_proxy() {
             const ALL_WELL: &str = "[+]ping ok\nhealthz check passed\n";
             const STATUS: &str = concat!(
                 r#"{"version":"0.0.0","healthy":true,"nodeEligible":false,"awaited":["a test"],"kinds":{},"families":{},"#,
-                r#""serviceChangesPending":0,"endpointChangesPending":7,"rejectedObjects":{}}"#
+                r#""serviceChangesPending":0,"endpointChangesPending":7,"rejectedObjects":{},"overlaps":[]}"#
             );
             #[rustfmt::skip]
             let cases = [

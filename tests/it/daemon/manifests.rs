@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{
-    CLIENT, CLIENT_V6, NODE_IP, NODE_IP_V6, Node, OTHER_IP, echo_server, echoes, ip, node_object, slice, socket, web,
-    yaml,
+    CLIENT, CLIENT_V6, NODE_IP, NODE_IP_V6, Node, OTHER_IP, echo_server, echoes, ip, node_object, run_to_end, slice,
+    socket, web, yaml,
 };
 use crate::support::objects::{SERVICE_CIDRS, service, service_cidr};
 use crate::support::outcome::{Fate, Masquerade, Passed};
@@ -380,6 +380,15 @@ fn a_service_cidr_that_holds_the_nodes_addresses_leaves_it_reachable() {
     for named in ["192.0.2.0/24 holds addresses of this node: 192.0.2.10, 192.0.2.77;", "2001:db8::/120 holds"] {
         assert!(log.contains(&format!("ServiceCIDR overlapping: spec.cidrs: {named}")), "{log}");
     }
+    let doctor = |node: &Node| {
+        let report = run_to_end(node, true, &["doctor"]).stdout;
+        let line = |line: &&str| line.starts_with("check  ServiceCIDR overlapping: spec.cidrs: ");
+        report.lines().filter(line).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let of_both =
+        ["192.0.2.0/24 holds addresses of this node: 192.0.2.10, 192.0.2.77", "2001:db8::/120 holds addresses"];
+    let found = doctor(&node);
+    assert!(found.len() == 2 && (0..2).all(|nth| found[nth].contains(of_both[nth])), "{found:?}");
     // A server of the node, asked by a client of the node.
     echo_server(&node, socket("192.0.2.10:2222"));
     node.world.run(|| {
@@ -390,6 +399,7 @@ fn a_service_cidr_that_holds_the_nodes_addresses_leaves_it_reachable() {
     node.remove("overlapping.yaml");
     cidrs_are(&mut node, "without", &untouched);
     wait_told(&mut node, (2, 2));
+    assert_eq!(doctor(&node), [""; 0]);
     node.write("overlapping.yaml", &both);
     cidrs_are(&mut node, "added while it runs", &dropped);
     wait_told(&mut node, (4, 2));
