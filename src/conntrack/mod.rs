@@ -1,9 +1,13 @@
-//! Stale UDP flows: what connection tracking still sends to an endpoint that does not serve any more.
+//! Stale flows: what connection tracking still sends to an endpoint that does not serve any more, or to none.
 //!
 //! The rules choose an endpoint for the first packet of a flow only; the kernel's connection tracking sends the rest
 //! the same way. A TCP client of an endpoint that is gone gets an error and connects anew. A UDP client that keeps
 //! using one socket (a resolver, for instance) gets nothing, and each of its packets prolongs the entry. So these
 //! entries are deleted once the rules have changed; the next packet is a first packet again.
+//!
+//! A connection of TCP or SCTP whose first packet met no rules, because the tables were not there yet or somebody had
+//! flushed them, goes nowhere, and each repetition of that packet follows it. These entries are deleted, too, when the
+//! rules are in place.
 //!
 //! * [`plan`](Frontends): which entries are stale. Pure.
 //! * [`netlink`](Conntrack): lists and deletes entries. I/O.
@@ -14,5 +18,5 @@ mod plan;
 mod worker;
 
 pub use netlink::{Conntrack, Flows, FlowsError, Swept};
-pub use plan::{Flow, Frontends, Rule, Tuple, Zones, stale};
+pub use plan::{Flow, Frontends, Rule, Tuple, Zones, stale, stranded};
 pub use worker::{Sweep, Worker};

@@ -20,12 +20,16 @@ const FAMILY_HEADER: usize = 4;
 
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_STATUS: u16 = 3;
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
 const CTA_FILTER: u16 = 25;
+const CTA_STATUS_MASK: u16 = 26;
 const CTA_FILTER_ORIG_FLAGS: u16 = 1;
 /// `CTA_FILTER_F_CTA_PROTO_NUM` (net/netfilter/nf_internals.h): compare the protocol of the original tuple.
 const FILTER_PROTOCOL: u32 = 1 << 3;
+/// `IPS_SEEN_REPLY` (include/uapi/linux/netfilter/nf_conntrack_common.h).
+const SEEN_REPLY: u32 = 1 << 1;
 
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
@@ -54,6 +58,18 @@ pub struct Swept {
     pub incomplete: bool,
 }
 
+impl Swept {
+    /// What two passes did together.
+    pub(super) fn and(self, other: Swept) -> Swept {
+        Swept {
+            seen: self.seen + other.seen,
+            deleted: self.deleted + other.deleted,
+            failed: self.failed + other.failed,
+            incomplete: self.incomplete || other.incomplete,
+        }
+    }
+}
+
 /// Connection tracking could not be listed.
 #[derive(Debug, thiserror::Error)]
 pub enum FlowsError {
@@ -79,6 +95,16 @@ pub trait Flows {
     /// Looks at every UDP entry of a family and deletes those for which `stale` says so. Memory does not grow with the
     /// table. An entry that is gone before it can be deleted, or was replaced by a new one, is left alone.
     fn delete_udp(&mut self, family: Family, stale: &mut dyn FnMut(&Flow) -> bool) -> Result<Swept, FlowsError>;
+
+    /// The same for the entries of all protocols that have no answer. Others may be shown to `stale`, too.
+    fn delete_unanswered(&mut self, family: Family, stale: &mut dyn FnMut(&Flow) -> bool) -> Result<Swept, FlowsError>;
+}
+
+/// Which entries the kernel is asked for. Older ones may give more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Udp,
+    Unanswered,
 }
 
 /// The connection tracking of the network namespace in which it was opened.
@@ -87,7 +113,7 @@ pub struct Conntrack {
     /// Lists; a second socket deletes meanwhile.
     list: Socket,
     delete: Socket,
-    /// Whether the kernel is asked to list UDP only (Linux >= 5.8).
+    /// Whether the kernel is asked to list only what is wanted (UDP: Linux >= 5.8, what has no answer: >= 5.15).
     filter: bool,
 }
 
@@ -102,7 +128,7 @@ impl Conntrack {
     /// Hands every entry with ports of a family to `visit`. Returns whether the listing is complete: the kernel may
     /// interrupt it, and entries may be missing or doubled then.
     pub fn each(&mut self, family: Family, visit: &mut dyn FnMut(&Flow)) -> Result<bool, FlowsError> {
-        let request = list_request(family, false, self.list.next_sequence());
+        let request = list_request(family, None, self.list.next_sequence());
         let listed = self.list.dump(&request, |message| {
             if let Some(flow) = (message.kind == CT_NEW).then(|| parse(message.payload)).flatten() {
                 visit(&flow);
@@ -115,8 +141,14 @@ impl Conntrack {
         })
     }
 
-    fn pass(&mut self, family: Family, stale: &mut dyn FnMut(&Flow) -> bool, swept: &mut Swept) -> io::Result<Dump> {
-        let request = list_request(family, self.filter, self.list.next_sequence());
+    fn pass(
+        &mut self,
+        family: Family,
+        wanted: Wanted,
+        stale: &mut dyn FnMut(&Flow) -> bool,
+        swept: &mut Swept,
+    ) -> io::Result<Dump> {
+        let request = list_request(family, self.filter.then_some(wanted), self.list.next_sequence());
         let delete = &mut self.delete;
         self.list.dump(&request, |message| {
             // An entry that cannot be read is none of ours: ours have addresses, ports and a known protocol.
@@ -132,7 +164,7 @@ impl Conntrack {
                 Err(error) => {
                     if swept.failed == 0 {
                         let (from, to) = (flow.original.source, flow.original.destination);
-                        tracing::warn!(%from, %to, %error, "cannot delete a stale UDP entry of connection tracking");
+                        tracing::warn!(%from, %to, %error, "cannot delete a stale entry of connection tracking");
                     }
                     swept.failed += 1;
                 }
@@ -143,10 +175,25 @@ impl Conntrack {
 
 impl Flows for Conntrack {
     fn delete_udp(&mut self, family: Family, stale: &mut dyn FnMut(&Flow) -> bool) -> Result<Swept, FlowsError> {
+        self.delete(family, Wanted::Udp, stale)
+    }
+
+    fn delete_unanswered(&mut self, family: Family, stale: &mut dyn FnMut(&Flow) -> bool) -> Result<Swept, FlowsError> {
+        self.delete(family, Wanted::Unanswered, stale)
+    }
+}
+
+impl Conntrack {
+    fn delete(
+        &mut self,
+        family: Family,
+        wanted: Wanted,
+        stale: &mut dyn FnMut(&Flow) -> bool,
+    ) -> Result<Swept, FlowsError> {
         let mut swept = Swept::default();
         let mut attempts = 0;
         loop {
-            match self.pass(family, stale, &mut swept) {
+            match self.pass(family, wanted, stale, &mut swept) {
                 Ok(Dump::Complete) => return Ok(swept),
                 Ok(Dump::Interrupted) => {
                     attempts += 1;
@@ -155,7 +202,7 @@ impl Flows for Conntrack {
                     }
                 }
                 Err(error) => match error.raw_os_error().map(Errno::from_raw) {
-                    // Linux before 5.8, and any that knows less of filters: everything is listed and UDP picked here.
+                    // Linux before 5.8, and any that knows less of filters: everything is listed and picked from here.
                     Some(Errno::EINVAL | Errno::EOPNOTSUPP) if self.filter => self.filter = false,
                     Some(Errno::EPERM | Errno::EACCES) => return Err(FlowsError::Permission),
                     Some(Errno::EINVAL | Errno::EOPNOTSUPP) => return Err(FlowsError::Unsupported),
@@ -175,17 +222,20 @@ fn family_header(family: Family) -> [u8; FAMILY_HEADER] {
     [u8::try_from(number).expect("AF_INET and AF_INET6 are small"), 0, 0, 0]
 }
 
-fn list_request(family: Family, filter: bool, sequence: u32) -> Vec<u8> {
+fn list_request(family: Family, only: Option<Wanted>, sequence: u32) -> Vec<u8> {
     let request = Builder::message(CT_GET, REQUEST | DUMP, sequence, &family_header(family));
-    if !filter {
-        return request.finish();
-    }
-    request
-        .nested(CTA_TUPLE_ORIG, |tuple| {
-            tuple.nested(CTA_TUPLE_PROTO, |proto| proto.attribute(CTA_PROTO_NUM, &[Protocol::Udp.number()]))
-        })
-        .nested(CTA_FILTER, |filter| filter.attribute(CTA_FILTER_ORIG_FLAGS, &FILTER_PROTOCOL.to_ne_bytes()))
-        .finish()
+    let request = match only {
+        None => request,
+        Some(Wanted::Udp) => request
+            .nested(CTA_TUPLE_ORIG, |tuple| {
+                tuple.nested(CTA_TUPLE_PROTO, |proto| proto.attribute(CTA_PROTO_NUM, &[Protocol::Udp.number()]))
+            })
+            .nested(CTA_FILTER, |filter| filter.attribute(CTA_FILTER_ORIG_FLAGS, &FILTER_PROTOCOL.to_ne_bytes())),
+        Some(Wanted::Unanswered) => {
+            request.attribute(CTA_STATUS, &0_u32.to_be_bytes()).attribute(CTA_STATUS_MASK, &SEEN_REPLY.to_be_bytes())
+        }
+    };
+    request.finish()
 }
 
 /// Deletes one entry, and no other that took its place meanwhile.
@@ -233,18 +283,20 @@ fn with_tuple(tuple: Builder, protocol: u8, Tuple { source, destination }: Tuple
 
 /// Reads an entry; `None` for one that has no ports, or of which a part is missing.
 fn parse(payload: &[u8]) -> Option<Flow> {
-    let (mut original, mut reply, mut id, mut zone) = (None, None, None, None);
+    let (mut original, mut reply, mut id, mut zone, mut status) = (None, None, None, None, 0);
     for (kind, value) in attributes(payload.get(FAMILY_HEADER..)?) {
         match kind {
             CTA_TUPLE_ORIG => original = parse_tuple(value),
             CTA_TUPLE_REPLY => reply = parse_tuple(value),
+            CTA_STATUS => status = value.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes)),
             CTA_ID => id = value.first_chunk().copied(),
             CTA_ZONE => zone = be16(value),
             _ => {}
         }
     }
     let ((protocol, original, _), (_, reply, reply_zone)) = (original?, reply?);
-    Some(Flow { protocol, original, reply, zones: Zones { both: zone, reply: reply_zone }, id })
+    let (zones, answered) = (Zones { both: zone, reply: reply_zone }, status & SEEN_REPLY != 0);
+    Some(Flow { protocol, original, reply, zones, answered, id })
 }
 
 /// Protocol, tuple, and the zone of this direction.
@@ -308,6 +360,7 @@ mod tests {
             original: tuple("10.0.0.2:4000", "172.30.0.1:53"),
             reply: tuple("10.180.0.1:5353", "10.0.0.2:4000"),
             zones: Zones { both: Some(7), reply: None },
+            answered: false,
             id: Some([1, 2, 3, 4]),
         };
         let v6 = Flow {
@@ -315,6 +368,7 @@ mod tests {
             original: tuple("[fd00::2]:4000", "[fd00:1::1]:53"),
             reply: tuple("[fd00:2::1]:5353", "[fd00::2]:4000"),
             zones: Zones { both: None, reply: Some(9) },
+            answered: true,
             id: None,
         };
         [v4, v6]
@@ -326,7 +380,7 @@ mod tests {
         let mut message = Builder::message(CT_NEW, 0, 1, &family_header(family));
         message = message.nested(CTA_TUPLE_ORIG, |nest| with_tuple(nest, flow.protocol, flow.original, None));
         message = message.nested(CTA_TUPLE_REPLY, |nest| with_tuple(nest, flow.protocol, flow.reply, flow.zones.reply));
-        message = message.attribute(3, &[0; 4]);
+        message = message.attribute(CTA_STATUS, &(if flow.answered { 0xa } else { 8_u32 }).to_be_bytes());
         if let Some(zone) = flow.zones.both {
             message = message.attribute(CTA_ZONE, &zone.to_be_bytes());
         }

@@ -1,10 +1,11 @@
 //! Which flows are stale: values in, a yes or no out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
-use crate::model::{Family, Protocol};
+use crate::model::{Family, FrontendAt, FrontendKey, PerFamily, Protocol};
 
 /// One direction of a flow, as connection tracking expects its packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -36,6 +37,8 @@ pub struct Flow {
     pub reply: Tuple,
     /// Where the entry lives.
     pub zones: Zones,
+    /// Whether the other side has sent anything yet (`IPS_SEEN_REPLY`).
+    pub answered: bool,
     /// What helps to tell it from a later entry (`CTA_ID`, as the kernel wrote it).
     pub id: Option<[u8; 4]>,
 }
@@ -51,6 +54,7 @@ impl Flow {
             original: Tuple { source: client, destination: frontend },
             reply: Tuple { source: endpoint, destination: client },
             zones: Zones::default(),
+            answered: false,
             id: None,
         }
     }
@@ -88,7 +92,8 @@ impl Rule {
     }
 }
 
-/// The UDP frontends whose flows are to be checked: those that changed, or all after a start or a repair.
+/// The frontends whose flows are to be checked: of UDP those that changed, or all after a start or a repair; of TCP and
+/// SCTP all, then.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Frontends {
     /// Cluster, external and load-balancer IPs, with their port.
@@ -98,20 +103,24 @@ pub struct Frontends {
     /// The node's addresses that accept node ports. A flow through the node to the same port of another address is none
     /// of ours. (kube-proxy looks at the port alone, and deletes such flows.)
     pub node_port_addresses: Arc<BTreeSet<IpAddr>>,
+    /// All frontends of TCP and SCTP that have endpoints, of the families in which connections may have begun while the
+    /// rules were not in place. Shared by the copies that wait for a second pass.
+    pub restored: PerFamily<Option<Arc<HashSet<FrontendKey>>>>,
 }
 
 impl Frontends {
     /// Whether there is nothing to check.
     pub fn is_empty(&self) -> bool {
-        self.by_address.is_empty() && self.by_node_port.is_empty()
+        self.by_address.is_empty() && self.by_node_port.is_empty() && self.restored == PerFamily::default()
     }
 
     /// The number of frontends.
     pub fn len(&self) -> usize {
-        self.by_address.len() + self.by_node_port.len()
+        let restored = Family::ALL.map(|family| self.restored[family].as_ref().map_or(0, |all| all.len()));
+        self.by_address.len() + self.by_node_port.len() + restored.iter().sum::<usize>()
     }
 
-    /// Whether a frontend of this family is among them.
+    /// Whether a UDP frontend of this family is among them.
     pub fn concerns(&self, family: Family) -> bool {
         self.by_address.keys().any(|address| Family::of(address.ip()) == family)
             || self.by_node_port.keys().any(|(of, _)| *of == family)
@@ -121,10 +130,13 @@ impl Frontends {
     pub fn of(&self, family: Family) -> Frontends {
         let by_address = self.by_address.iter().filter(|(address, _)| Family::of(address.ip()) == family);
         let by_node_port = self.by_node_port.iter().filter(|((of, _), _)| *of == family);
+        let mut restored: PerFamily<Option<Arc<HashSet<FrontendKey>>>> = PerFamily::default();
+        restored[family].clone_from(&self.restored[family]);
         Frontends {
             by_address: by_address.map(|(address, rule)| (*address, rule.clone())).collect(),
             by_node_port: by_node_port.map(|(port, rule)| (*port, rule.clone())).collect(),
             node_port_addresses: Arc::clone(&self.node_port_addresses),
+            restored,
         }
     }
 
@@ -133,6 +145,9 @@ impl Frontends {
         self.by_address.extend(newer.by_address);
         self.by_node_port.extend(newer.by_node_port);
         self.node_port_addresses = newer.node_port_addresses;
+        for (family, restored) in Family::ALL.into_iter().zip([newer.restored.v4, newer.restored.v6]) {
+            self.restored[family] = restored.or(self.restored[family].take());
+        }
     }
 
     /// Forgets the frontends for which `newer` has a rule.
@@ -140,6 +155,9 @@ impl Frontends {
         self.by_address.retain(|address, _| !newer.by_address.contains_key(address));
         self.by_node_port.retain(|port, _| !newer.by_node_port.contains_key(port));
         self.node_port_addresses = Arc::clone(&newer.node_port_addresses);
+        for family in Family::ALL {
+            self.restored[family].take_if(|_| newer.restored[family].is_some());
+        }
     }
 
     fn rule(&self, destination: SocketAddr) -> Option<&Rule> {
@@ -157,6 +175,25 @@ impl Frontends {
 pub fn stale(flow: &Flow, frontends: &Frontends) -> bool {
     flow.protocol == Protocol::Udp.number()
         && frontends.rule(flow.original.destination).is_some_and(|rule| rule.forbids(flow))
+}
+
+/// Whether a connection of TCP or SCTP began through one of the restored frontends while the rules were not in place, and
+/// has had no answer. Its first packet went out as it was, and the kernel sends each repetition the same way, for minutes:
+/// when the entry is gone, the next repetition is a first packet, which meets the rules.
+///
+/// One that has been answered is left alone: somebody has the address, or had it then.
+pub fn stranded(flow: &Flow, frontends: &Frontends) -> bool {
+    let destination = flow.original.destination;
+    if flow.answered || flow.reply.source != destination {
+        return false;
+    }
+    let family = Family::of(destination.ip());
+    let Some(restored) = &frontends.restored[family] else { return false };
+    let Some(protocol) = Protocol::from_number(flow.protocol) else { return false };
+    let Some(port) = NonZeroU16::new(destination.port()) else { return false };
+    let has = |at| restored.contains(&FrontendKey { at, protocol, port });
+    has(FrontendAt::Address(destination.ip()))
+        || frontends.node_port_addresses.contains(&destination.ip()) && has(FrontendAt::NodePort(family))
 }
 
 #[cfg(test)]
@@ -189,7 +226,67 @@ mod tests {
                 ((Family::V6, 30053), rule(&["[fd00:2::1]:53"])),
             ]),
             node_port_addresses: Arc::new(["192.0.2.1", "2001:db8::1"].map(|ip| ip.parse().expect("an IP")).into()),
+            restored: PerFamily::default(),
         }
+    }
+
+    /// Of TCP and SCTP: a cluster IP of each family, and a node port of IPv4.
+    fn restored() -> Frontends {
+        let key = |at, protocol, port| FrontendKey { at, protocol, port: NonZeroU16::new(port).expect("a port") };
+        let keys = [Protocol::Tcp, Protocol::Sctp].map(|protocol| {
+            [
+                key(FrontendAt::Address(at("172.30.0.1:1").ip()), protocol, 80),
+                key(FrontendAt::Address(at("[fd00:1::1]:1").ip()), protocol, 80),
+                key(FrontendAt::NodePort(Family::V4), protocol, 30053),
+            ]
+        });
+        let of = |family| keys.as_flattened().iter().filter(|key| key.family() == family).copied().collect();
+        Frontends { restored: PerFamily::from_fn(|family| Some(Arc::new(of(family)))), ..frontends() }
+    }
+
+    #[test]
+    fn connections_that_began_without_rules_and_have_no_answer_are_stranded() {
+        #[rustfmt::skip]
+        let cases = [
+            // original destination, reply source, stranded, why
+            ("172.30.0.1:80", "172.30.0.1:80", true, "a cluster IP, never translated"),
+            ("172.30.0.1:80", "10.180.0.1:5353", false, "translated"),
+            ("172.30.0.1:80", "172.30.0.1:81", false, "translated by somebody else"),
+            ("172.30.0.1:81", "172.30.0.1:81", false, "another port"),
+            ("172.30.0.9:80", "172.30.0.9:80", false, "another address"),
+            ("[fd00:1::1]:80", "[fd00:1::1]:80", true, "IPv6"),
+            ("192.0.2.1:30053", "192.0.2.1:30053", true, "a node port"),
+            ("198.51.100.1:30053", "198.51.100.1:30053", false, "the same port of a foreign host"),
+            ("[2001:db8::1]:30053", "[2001:db8::1]:30053", false, "a node port of the other family"),
+        ];
+        let frontends = restored();
+        for (original, reply_source, expected, why) in cases {
+            for protocol in [Protocol::Tcp, Protocol::Sctp] {
+                let begun = Flow { protocol: protocol.number(), ..flow(original, reply_source) };
+                assert_eq!(stranded(&begun, &frontends), expected, "{protocol:?} {original}: {why}");
+                assert!(!stranded(&Flow { answered: true, ..begun }, &frontends), "{original}: it has an answer");
+                assert!(!stranded(&begun, &self::frontends()), "{original}: the rules were in place");
+            }
+            assert!(!stranded(&flow(original, reply_source), &frontends), "{original}: UDP");
+        }
+    }
+
+    #[test]
+    fn what_was_restored_is_told_by_family_and_the_newest_counts() {
+        let all = restored();
+        assert_eq!(all.len(), frontends().len() + 6);
+        let [v4, v6] = Family::ALL.map(|family| all.of(family));
+        assert!(v4.restored.v6.is_none() && v6.restored.v4.is_none());
+        let mut merged = v4;
+        merged.merge(v6);
+        assert_eq!(merged, all);
+        merged.merge(frontends());
+        assert_eq!(merged, all, "a change of some frontends does not take back that all are to be looked at");
+        let only = Frontends { restored: all.restored.clone(), ..Frontends::default() };
+        assert!(!only.is_empty());
+        let newer = Frontends { restored: PerFamily { v6: None, ..all.restored.clone() }, ..Frontends::default() };
+        merged.superseded_by(&newer);
+        assert!(merged.restored.v4.is_none() && merged.restored.v6.is_some());
     }
 
     #[test]
@@ -257,7 +354,7 @@ mod tests {
         let newer = Frontends {
             by_address: BTreeMap::from([(at("172.30.0.1:53"), Rule::Gone), (at("172.30.0.7:53"), Rule::Gone)]),
             by_node_port: BTreeMap::from([((Family::V4, 30053), Rule::Gone)]),
-            node_port_addresses: Arc::default(),
+            ..Frontends::default()
         };
         let mut left = frontends();
         left.superseded_by(&newer);

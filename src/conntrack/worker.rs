@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::netlink::{Flows, FlowsError, Swept};
-use super::plan::{Frontends, stale};
+use super::plan::{Frontends, stale, stranded};
 use crate::model::{Family, PerFamily};
 use crate::threads;
 
@@ -158,14 +158,21 @@ fn take(schedule: &mut Schedule, job: Job) {
     }
 }
 
-/// One pass: each family's table is listed once, however many frontends there are.
+/// One pass: each family's table is listed once, however many frontends there are, and once more where connections may
+/// have begun without rules.
 fn clean(flows: &mut impl Flows, frontends: &Frontends) -> Sweep {
     let mut elapsed = PerFamily::default();
     let families = PerFamily::from_fn(|family| {
         let start = Instant::now();
-        let swept = frontends.concerns(family).then(|| flows.delete_udp(family, &mut |flow| stale(flow, frontends)));
+        let udp = frontends.concerns(family).then(|| flows.delete_udp(family, &mut |flow| stale(flow, frontends)));
+        let restored = frontends.restored[family].as_ref();
+        let begun = restored.map(|_| flows.delete_unanswered(family, &mut |flow| stranded(flow, frontends)));
         elapsed[family] = start.elapsed();
-        swept
+        match (udp, begun) {
+            (Some(Ok(udp)), Some(Ok(begun))) => Some(Ok(udp.and(begun))),
+            (Some(Err(error)), _) | (_, Some(Err(error))) => Some(Err(error)),
+            (one, other) => one.or(other),
+        }
     });
     Sweep { frontends: frontends.len(), families, elapsed }
 }
@@ -285,13 +292,14 @@ impl Schedule {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, HashSet};
     use std::net::SocketAddr;
-    use std::sync::mpsc;
+    use std::num::NonZeroU16;
+    use std::sync::{Arc, mpsc};
 
     use super::super::plan::{Flow, Rule};
     use super::*;
-    use crate::model::Protocol;
+    use crate::model::{FrontendAt, FrontendKey, Protocol};
 
     fn at(text: &str) -> SocketAddr {
         text.parse().expect("a socket address")
@@ -437,6 +445,10 @@ mod tests {
             self.asked += 1;
             (self.answer)(self.asked, stale)
         }
+
+        fn delete_unanswered(&mut self, _: Family, _: &mut dyn FnMut(&Flow) -> bool) -> Result<Swept, FlowsError> {
+            unreachable!("nothing was restored")
+        }
     }
 
     #[test]
@@ -521,6 +533,14 @@ mod tests {
             self.go.recv().expect("the test lets us go on");
             Ok(Swept { seen: before, deleted, failed: 0, incomplete: false })
         }
+
+        fn delete_unanswered(
+            &mut self,
+            family: Family,
+            stale: &mut dyn FnMut(&Flow) -> bool,
+        ) -> Result<Swept, FlowsError> {
+            self.delete_udp(family, stale)
+        }
     }
 
     fn flow(frontend: &str, endpoint: &str) -> Flow {
@@ -560,6 +580,32 @@ mod tests {
         }
         drop(worker);
         assert!(asked.recv().is_err(), "the thread has ended");
+    }
+
+    #[test]
+    fn where_rules_were_restored_what_has_no_answer_is_looked_at_too() {
+        let (asked_sender, asked) = mpsc::channel();
+        let (go, go_receiver) = mpsc::channel();
+        (0..2).for_each(|_| go.send(()).expect("room"));
+        let tcp = |frontend, endpoint| Flow { protocol: Protocol::Tcp.number(), ..flow(frontend, endpoint) };
+        let flows = vec![
+            flow("10.0.0.1:53", "10.1.0.1:53"),
+            tcp("10.0.0.2:80", "10.0.0.2:80"),
+            tcp("10.0.0.2:80", "10.1.0.1:80"),
+        ];
+        let mut table = Table { flows, asked: asked_sender, go: go_receiver };
+        let key = FrontendKey {
+            at: FrontendAt::Address(at("10.0.0.2:80").ip()),
+            protocol: Protocol::Tcp,
+            port: NonZeroU16::new(80).expect("a port"),
+        };
+        let mut frontends = job(&[("10.0.0.1:53", "10.1.0.2:53")]);
+        frontends.restored.v4 = Some(Arc::new(HashSet::from([key])));
+        let pass = clean(&mut table, &frontends);
+        assert_eq!(asked.try_iter().collect::<Vec<_>>(), [(Family::V4, 1), (Family::V4, 1)]);
+        let swept = pass.families.v4.expect("it was looked at").expect("it could be");
+        assert_eq!((swept.seen, swept.deleted), (5, 2));
+        assert_eq!(table.flows, [tcp("10.0.0.2:80", "10.1.0.1:80")]);
     }
 
     #[test]

@@ -27,7 +27,8 @@ pub struct Report {
     pub failures: usize,
     /// UDP frontends whose flows have to be checked: their elements changed, or the endpoints that serve.
     pub udp: Vec<UdpChange>,
-    /// The families in which all UDP frontends have to be checked, not only those of `udp`.
+    /// The families in which all frontends have to be checked, of UDP not only those of `udp`: flows may have begun
+    /// without the rules.
     pub udp_all: PerFamily<bool>,
     /// Services whose frontends changed.
     pub services: BTreeSet<ObjectName>,

@@ -1,5 +1,6 @@
-//! Which UDP frontends have their flows checked after a sync, and where these may still go.
+//! Which frontends have their flows checked after a sync, and where these may still go.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -8,7 +9,8 @@ use crate::model::{Family, FrontendAt, FrontendKey, ObjectName, PerFamily, Proto
 use crate::nftables::Kernel;
 use crate::sync::{self, Engine, Report, UdpChange};
 
-/// The UDP frontends whose flows have to be checked after a sync; in the families of `all` these are all that there are.
+/// The frontends whose flows have to be checked after a sync: UDP frontends that changed, and in the families of `all`, where
+/// flows may have begun without the rules, all that there are.
 pub(super) fn to_check<K: Kernel>(engine: &Engine<K>, report: &Report, all: PerFamily<bool>) -> Frontends {
     let mut frontends = Frontends::default();
     for UdpChange { key, service } in &report.udp {
@@ -20,10 +22,15 @@ pub(super) fn to_check<K: Kernel>(engine: &Engine<K>, report: &Report, all: PerF
     }
     // In proportion to what is installed: at a start, a repair or a take-over, never for a change.
     for family in Family::ALL.into_iter().filter(|family| all[*family]) {
-        let udp = engine.installed(family).frontends().filter(|(key, _)| key.protocol == Protocol::Udp);
-        for (key, frontend) in udp {
-            insert(&mut frontends, key, may_go_on(engine, key, &frontend.service, &frontend.port_name));
+        let mut restored = HashSet::new();
+        for (key, frontend) in engine.installed(family).frontends() {
+            if key.protocol == Protocol::Udp {
+                insert(&mut frontends, key, may_go_on(engine, key, &frontend.service, &frontend.port_name));
+            } else if frontend.action.inside().len() + frontend.action.outside().len() > 0 {
+                restored.insert(*key);
+            }
         }
+        frontends.restored[family] = (!restored.is_empty()).then(|| Arc::new(restored));
     }
     if !frontends.is_empty() {
         frontends.node_port_addresses = Arc::new(engine.node_port_addresses());

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::conntrack::{Frontends, Rule, Worker, stale};
+use crate::model::PerFamily;
 use crate::testing::{in_network_namespace, run};
 
 /// `NLM_F_CREATE | NLM_F_EXCL`.
@@ -26,8 +27,13 @@ fn create(socket: &mut Socket, flow: &Flow) {
         .nested(CTA_TUPLE_REPLY, |tuple| with_tuple(tuple, flow.protocol, flow.reply, flow.zones.reply))
         .attribute(CTA_TIMEOUT, &600_u32.to_be_bytes());
     if flow.protocol == 6 {
-        // TCP needs a state (CTA_PROTOINFO_TCP, CTA_PROTOINFO_TCP_STATE): 3 is established.
-        request = request.nested(CTA_PROTOINFO, |info| info.nested(1, |tcp| tcp.attribute(1, &[3])));
+        // TCP needs a state (CTA_PROTOINFO_TCP, CTA_PROTOINFO_TCP_STATE): 3 is established, 1 that a SYN was sent.
+        let state = if flow.answered { 3 } else { 1 };
+        request = request.nested(CTA_PROTOINFO, |info| info.nested(1, |tcp| tcp.attribute(1, &[state])));
+    }
+    if flow.answered {
+        // Also `IPS_CONFIRMED`, which every entry in the table has.
+        request = request.attribute(CTA_STATUS, &(SEEN_REPLY | 8).to_be_bytes());
     }
     if let Some(zone) = flow.zones.both {
         request = request.attribute(CTA_ZONE, &zone.to_be_bytes());
@@ -66,7 +72,7 @@ fn examples() -> (Vec<Flow>, Vec<Flow>) {
         reply: Tuple { destination: SocketAddr::new(at("192.0.2.1:0").ip(), 61_000), ..flow.reply },
         ..flow
     };
-    let tcp = |flow: Flow| Flow { protocol: 6, ..flow };
+    let tcp = |flow: Flow| Flow { protocol: 6, answered: true, ..flow };
     let in_zone = |flow: Flow| Flow { zones: Zones { both: Some(5), reply: None }, ..flow };
     let in_reply_zone = |flow: Flow| Flow { zones: Zones { both: None, reply: Some(6) }, ..flow };
     let stay = vec![
@@ -111,6 +117,7 @@ fn example_rules() -> Frontends {
         node_port_addresses: Arc::new(BTreeSet::from(
             ["192.0.2.1", "2001:db8::1"].map(|ip| ip.parse::<IpAddr>().expect("an IP")),
         )),
+        restored: PerFamily::default(),
     }
 }
 
@@ -147,6 +154,36 @@ fn exactly_the_stale_entries_are_deleted() {
             expected
                 .sort_by_key(|flow| (flow.protocol, flow.original.source, flow.original.destination, flow.zones.both));
             assert_eq!(list(&mut conntrack), expected);
+        });
+    }
+}
+
+#[test]
+fn what_has_no_answer_is_listed_and_deleted() {
+    for filter in [true, false] {
+        in_network_namespace(move || {
+            let mut conntrack = Conntrack::open().expect("sockets");
+            conntrack.filter = filter;
+            let tcp = |port: u16, to: &str, answered| {
+                let flow = flow(&format!("10.0.0.2:{port}"), "172.30.0.1:80", to);
+                Flow { protocol: 6, answered, ..flow }
+            };
+            let stay = [
+                tcp(1, "172.30.0.1:80", true),
+                tcp(2, "10.1.0.1:80", true),
+                flow("10.0.0.2:3", "10.0.0.9:1", "10.0.0.9:1"),
+            ];
+            let go = [tcp(4, "172.30.0.1:80", false), tcp(5, "172.30.0.1:80", false)];
+            stay.iter().chain(&go).for_each(|flow| create(&mut conntrack.delete, flow));
+            let stranded = &mut |flow: &Flow| flow.protocol == 6 && !flow.answered;
+            let swept = conntrack.delete_unanswered(Family::V4, stranded).expect("a pass");
+            assert_eq!((swept.deleted, swept.failed, swept.incomplete), (2, 0, false));
+            // A kernel that cannot choose gives all.
+            assert!(swept.seen == 5 || filter && swept.seen == 3, "{swept:?}");
+            conntrack.filter = false;
+            let mut left = list(&mut conntrack);
+            left.sort_by_key(|flow| flow.original.source);
+            assert_eq!(left, stay);
         });
     }
 }

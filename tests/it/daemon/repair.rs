@@ -3,8 +3,12 @@
 use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use serde_json::json;
 
 use super::{
@@ -216,6 +220,72 @@ fn bursts_of_foreign_changes_are_repaired_soon_after_the_last() {
         let ends = said.iter().filter(|line| line.contains("is in sync again")).count();
         assert!(said.len() <= 2 * ends + 4, "{said:#?}");
     }
+    node.stop();
+}
+
+/// Clients that connect all the time, while everything is flushed again and again. A first packet that met no rules is
+/// sent again after a second, and after three and seven and fifteen if that one met none either.
+#[test]
+fn connections_that_began_without_rules_are_served_at_their_next_packet() {
+    const CLIENTS: usize = 12;
+    const LONGEST: Duration = Duration::from_secs(25);
+    let Some(mut node) = Node::new() else { return };
+    node.write("node.yaml", &yaml(&[node_object(&["10.1.0.0/16", "fd00:1::/64"]), service_cidr()]));
+    let mut objects = web("web", "172.30.1.1", &["192.0.2.10:8080"]);
+    objects.extend(web("six", "fd00:172:30::1", &["[2001:db8::10]:8080"]));
+    node.write("web.yaml", &yaml(&objects));
+    for server in ["192.0.2.10:8080", "[2001:db8::10]:8080"] {
+        echo_server(&node, socket(server));
+    }
+    start(&mut node);
+    let (done, over) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|nth| {
+            let to = socket(if nth % 2 == 0 { "172.30.1.1:80" } else { "[fd00:172:30::1]:80" });
+            let (done, over) = (Arc::clone(&done), Arc::clone(&over));
+            node.world.run(move || {
+                thread::spawn(move || {
+                    let mut took = Vec::new();
+                    while !over.load(Ordering::Relaxed) {
+                        let begun = Instant::now();
+                        TcpStream::connect_timeout(&to, LONGEST).unwrap_or_else(|error| panic!("{to}: {error}"));
+                        took.push(begun.elapsed());
+                        done.fetch_add(1, Ordering::Relaxed);
+                        thread::sleep(Duration::from_millis(10));
+                    }
+                    took
+                })
+            })
+        })
+        .collect();
+    let all_connect = |node: &mut Node, what: &str| {
+        let before = done.load(Ordering::Relaxed);
+        node.eventually(what, |_| match done.load(Ordering::Relaxed) - before {
+            more if more >= 20 * CLIENTS => Ok(()),
+            more => Err(format!("{more} more connections")),
+        });
+    };
+    all_connect(&mut node, "before");
+    for _ in 0..3 {
+        // The daemon is kept from repairing until all of them have met the gap.
+        node.daemon().signal(Signal::SIGSTOP).expect("the daemon runs");
+        node.nft(&["flush", "ruleset"]).expect("anybody may");
+        thread::sleep(Duration::from_millis(200));
+        node.daemon().signal(Signal::SIGCONT).expect("the daemon is there");
+        all_connect(&mut node, "after a gap");
+    }
+    for _ in 0..10 {
+        node.nft(&["flush", "ruleset"]).expect("anybody may");
+        thread::sleep(Duration::from_millis(100));
+    }
+    all_connect(&mut node, "after a storm");
+    over.store(true, Ordering::Relaxed);
+    let took: Vec<Vec<Duration>> = clients.into_iter().map(|client| client.join().expect("none hangs")).collect();
+    let waited = took.iter().map(|took| took.iter().filter(|took| **took >= Duration::from_millis(900)).count());
+    let waited: Vec<usize> = waited.collect();
+    let longest = took.iter().flatten().max().expect("there were some");
+    println!("{} connections, of which {waited:?} waited, at most {longest:?}", done.load(Ordering::Relaxed));
+    assert!(waited.iter().all(|waited| *waited >= 1), "a gap that nobody met shows nothing: {waited:?}");
     node.stop();
 }
 

@@ -18,6 +18,8 @@ struct Proxy {
     engine: Engine<InMemoryKernel>,
     convert: Converter,
     now: Instant,
+    /// How many frontends of TCP are checked in each family after the last sync.
+    restored: [usize; 2],
 }
 
 /// What a sync did, and what is checked after it: each frontend in words, and where its flows may go.
@@ -38,7 +40,7 @@ impl Proxy {
         let config = config::load(None, &overrides).expect("defaults are valid").config;
         let engine = Engine::new(kernel, crate::app::facts(&config));
         let convert = Converter::new(Options { node_name: "n1".to_owned(), allow_external_ips: true });
-        let mut proxy = Proxy { engine, convert, now: Instant::now() };
+        let mut proxy = Proxy { engine, convert, now: Instant::now(), restored: [0; 2] };
         for kind in Kind::ALL {
             proxy.hear([Event::ListStarted(kind), Event::ListDone(kind)]);
         }
@@ -81,9 +83,10 @@ impl Proxy {
     fn check(&mut self) -> Checked {
         self.now += Duration::from_secs(60);
         let report = self.engine.sync(self.now);
-        let Frontends { by_address, by_node_port, node_port_addresses } =
-            to_check(&self.engine, &report, report.udp_all);
-        let any = !by_address.is_empty() || !by_node_port.is_empty();
+        let frontends = to_check(&self.engine, &report, report.udp_all);
+        let any = !frontends.is_empty();
+        let Frontends { by_address, by_node_port, node_port_addresses, restored } = frontends;
+        self.restored = Family::ALL.map(|family| restored[family].as_ref().map_or(0, |all| all.len()));
         assert!(any || node_port_addresses.is_empty());
         let node_ports = by_node_port.into_iter().map(|((family, port), rule)| match family {
             V4 => (format!("node port {port}"), rule),
@@ -199,9 +202,21 @@ fn everything_is_checked_once_after_a_table_was_read_back() {
     let v6 = checked(&["[fd00:172::53]:53", "IPv6 node port 30053"], &["[fd00:1::1]:5353"]);
     proxy.engine.distrust(V4);
     assert_eq!(proxy.check(), (0, v4.clone()), "somebody may have been there, in this family alone");
+    assert_eq!(proxy.restored, [3, 0]);
     assert_eq!(proxy.check(), (0, BTreeMap::new()));
+    assert_eq!(proxy.restored, [0, 0]);
     Family::ALL.into_iter().for_each(|family| proxy.engine.distrust(family));
     assert_eq!(proxy.check(), (0, v4.clone().into_iter().chain(v6.clone()).collect()));
+    assert_eq!(proxy.restored, [3, 2]);
+
+    // Where there is no endpoint nothing is served.
+    proxy.slice("IPv4", &[]);
+    proxy.check();
+    proxy.engine.distrust(V4);
+    proxy.check();
+    assert_eq!(proxy.restored, [0, 0]);
+    proxy.slice("IPv4", &[endpoint(1, READY)]);
+    proxy.check();
 
     // Another life of the daemon finds the tables as they should be.
     let kernel = std::mem::take(proxy.engine.kernel());
