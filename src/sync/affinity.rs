@@ -7,12 +7,13 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use tracing::{debug, warn};
 
 use crate::diff::Installed;
 use crate::model::{Family, FrontendKey};
 use crate::nftables::{Kernel, KernelError};
-use crate::ruleset::base;
+use crate::ruleset::base::{self, Detector};
 use crate::ruleset::frontend::{Action, Backend, Frontend};
 use crate::ruleset::names::SetName;
 use crate::ruleset::read::Remembered;
@@ -104,14 +105,15 @@ impl Sweeper {
         is_due
     }
 
-    /// The entries that have to be deleted. Reads all of them.
+    /// The entries that have to be deleted. Reads all of them. `detector` is that of the installed table.
     pub(super) fn stale(
         &self,
         kernel: &mut dyn Kernel,
         family: Family,
         installed: &Installed,
+        detector: Option<&Detector>,
     ) -> Result<Vec<Element>, KernelError> {
-        let mut remembering = Remembering::new(installed, &self.lost);
+        let mut remembering = Remembering::new(installed, &self.lost, detector);
         let mut entries = kernel.elements(family, &base::set(SetName::Affinity))?;
         // What is no entry of ours is left alone.
         entries.retain(|entry| Remembered::read(entry).is_some_and(|entry| remembering.is_stale(&entry)));
@@ -190,7 +192,7 @@ impl<'a> Reachable<'a> {
     }
 
     /// The endpoints that clients inside, or those outside, no longer reach. An entry does not tell which of the two
-    /// its client is, so either kind is forgotten, and chooses anew.
+    /// its client is, so either kind is forgotten, and chooses anew: all but those that are known to be pods.
     fn lost_in(&self, new: &Reachable<'_>) -> impl Iterator<Item = &'a Backend> {
         let lost = |old: &'a [Backend], new: &[Backend]| {
             let kept: HashSet<Backend> = new.iter().copied().collect();
@@ -204,12 +206,23 @@ impl<'a> Reachable<'a> {
 struct Remembering<'a> {
     installed: &'a Installed,
     lost: &'a BTreeMap<FrontendKey, HashMap<Backend, Instant>>,
+    /// The addresses of pods, where these are what tells a pod. An interface that a connection came by is not known
+    /// afterwards.
+    pods: Option<IpNet>,
     endpoints: HashMap<FrontendKey, HashSet<&'a Backend>>,
 }
 
 impl<'a> Remembering<'a> {
-    fn new(installed: &'a Installed, lost: &'a BTreeMap<FrontendKey, HashMap<Backend, Instant>>) -> Self {
-        Remembering { installed, lost, endpoints: HashMap::new() }
+    fn new(
+        installed: &'a Installed,
+        lost: &'a BTreeMap<FrontendKey, HashMap<Backend, Instant>>,
+        detector: Option<&Detector>,
+    ) -> Self {
+        let pods = match detector {
+            Some(Detector::Source(pods)) => Some(*pods),
+            Some(Detector::Interface(_) | Detector::InterfacePrefix(_)) | None => None,
+        };
+        Remembering { installed, lost, pods, endpoints: HashMap::new() }
     }
 
     /// Whether an entry leads where its frontend would not send anybody now.
@@ -221,7 +234,20 @@ impl<'a> Remembering<'a> {
             let frontend = self.installed.frontend(&key).filter(|frontend| affinity(frontend).is_some());
             Reachable::of(frontend).all().collect()
         });
-        !endpoints.contains(&entry.backend) || self.lost.get(&key).is_some_and(|lost| lost.contains_key(&entry.backend))
+        if !endpoints.contains(&entry.backend) {
+            return true;
+        }
+        let is_lost = self.lost.get(&key).is_some_and(|lost| lost.contains_key(&entry.backend));
+        // A policy for clients outside does not concern pods.
+        is_lost && !(self.is_pod(entry) && self.inside(&key).contains(&entry.backend))
+    }
+
+    fn is_pod(&self, entry: &Remembered) -> bool {
+        self.pods.is_some_and(|pods| pods.contains(&entry.client))
+    }
+
+    fn inside(&self, key: &FrontendKey) -> &'a [Backend] {
+        Reachable::of(self.installed.frontend(key)).inside
     }
 }
 

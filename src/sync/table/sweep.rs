@@ -25,7 +25,7 @@ impl Table {
         let mut attempt = 1;
         let mut deleted = 0;
         'look: loop {
-            let stale = self.sweeper.stale(pass.kernel, self.family, &self.installed)?;
+            let stale = self.sweeper.stale(pass.kernel, self.family, &self.installed, self.sent.detector.as_ref())?;
             for some in stale.chunks(affinity::DELETIONS_PER_TRANSACTION) {
                 let operations = vec![Operation::DeleteElements(SetName::Affinity, some.to_vec())];
                 match self.send(pass, &Transaction { family: self.family, operations }) {

@@ -176,11 +176,11 @@ fn a_udp_endpoint_replaced_while_no_daemon_ran_is_left_at_the_start() {
 
 const STICKY: &str = "172.30.1.2:80";
 
-/// Where the connections of each client go.
-fn endpoints_of(node: &mut Node, clients: &[IpAddr]) -> BTreeMap<IpAddr, SocketAddr> {
+/// Where the connections of each client to a frontend go.
+fn endpoints_of(node: &mut Node, clients: &[IpAddr], frontend: &str) -> BTreeMap<IpAddr, SocketAddr> {
     let mut found = BTreeMap::new();
     for client in clients {
-        let probe = Probe { clients: vec![*client], protocol: Protocol::Tcp, destination: socket(STICKY) };
+        let probe = Probe { clients: vec![*client], protocol: Protocol::Tcp, destination: socket(frontend) };
         node.eventually(&format!("{client} is forwarded"), |node| match node.world.probe_once(&probe, super::LOOK) {
             Fate::Forward { endpoint, .. } => {
                 found.insert(*client, endpoint);
@@ -203,16 +203,16 @@ fn session_affinity_survives_the_daemon() {
     node.start(&json!({}));
     let clients: Vec<IpAddr> = (1..=8).map(|nth| ip(&format!("203.0.113.{nth}"))).collect();
     node.wait_forward("the Service", STICKY, &ENDPOINTS);
-    let before = endpoints_of(&mut node, &clients);
+    let before = endpoints_of(&mut node, &clients, STICKY);
     for killed in [false, true] {
         if killed {
             node.kill();
         } else {
             node.stop();
         }
-        assert_eq!(endpoints_of(&mut node, &clients), before, "without the daemon");
+        assert_eq!(endpoints_of(&mut node, &clients, STICKY), before, "without the daemon");
         node.start(&json!({}));
-        assert_eq!(endpoints_of(&mut node, &clients), before, "after a start, killed: {killed}");
+        assert_eq!(endpoints_of(&mut node, &clients, STICKY), before, "after a start, killed: {killed}");
     }
     // One goes while no daemon runs: its clients go elsewhere, the others stay.
     node.stop();
@@ -221,7 +221,7 @@ fn session_affinity_survives_the_daemon() {
     node.write("slice.yaml", &yaml(&[slice("sticky", &left)]));
     node.start(&json!({}));
     node.eventually("nobody is sent to the endpoint that is gone", |node| {
-        let after = endpoints_of(node, &clients);
+        let after = endpoints_of(node, &clients, STICKY);
         for (client, endpoint) in &after {
             if *endpoint == gone || (before[client] != gone && before[client] != *endpoint) {
                 return Err(format!("{client}: {} before, {endpoint} after", before[client]));
@@ -229,7 +229,43 @@ fn session_affinity_survives_the_daemon() {
         }
         Ok(())
     });
-    let after = endpoints_of(&mut node, &clients);
-    assert_eq!(endpoints_of(&mut node, &clients), after, "and there they stay");
+    let after = endpoints_of(&mut node, &clients, STICKY);
+    assert_eq!(endpoints_of(&mut node, &clients, STICKY), after, "and there they stay");
+    node.stop();
+}
+
+/// A policy for clients outside takes nothing from pods: those remembered with an endpoint elsewhere stay there.
+#[test]
+fn pods_keep_their_endpoints_when_only_local_ones_are_for_outside() {
+    const ENDPOINTS: [&str; 4] = ["10.1.0.1:8080", "10.1.0.2:8080", "10.1.0.3:8080", "10.1.0.4:8080"];
+    const BALANCER: &str = "198.51.100.3:80";
+    let Some(mut node) = Node::new() else { return };
+    let objects = |policy: &str| {
+        let mut objects = web("sticky", "172.30.1.2", &ENDPOINTS);
+        let fields = json!({"type": "LoadBalancer", "sessionAffinity": "ClientIP", "externalTrafficPolicy": policy});
+        crate::support::objects::merge(&mut objects[0]["spec"], &fields);
+        objects[0]["status"]["loadBalancer"]["ingress"] = json!([{"ip": "198.51.100.3"}]);
+        yaml(&objects)
+    };
+    node.write("node.yaml", &yaml(&[node_object(&["10.1.0.0/16"])]));
+    node.write("service.yaml", &objects("Cluster"));
+    node.start(&json!({"detectLocalMode": "NodeCIDR"}));
+    let clients = |net: &str| -> Vec<IpAddr> { (1..=8).map(|nth| ip(&format!("{net}.{nth}"))).collect() };
+    let (pods, outside) = (clients("10.1.5"), clients("203.0.113"));
+    let remembered = |node: &Node, clients: &str| {
+        let map = node.nft(&["list", "map", "ip", "nftproxyd", "affinity"]).expect("it is there");
+        map.matches(&format!("{clients}.")).count()
+    };
+    node.wait_forward("the balancer", BALANCER, &ENDPOINTS);
+    let before = endpoints_of(&mut node, &pods, BALANCER);
+    endpoints_of(&mut node, &outside, BALANCER);
+    node.replace("service.yaml", &objects("Local"));
+    node.eventually("clients outside are forgotten", |node| match remembered(node, "203.0.113") {
+        0 => Ok(()),
+        clients => Err(format!("{clients} are remembered")),
+    });
+    assert_eq!(remembered(&node, "10.1.5"), 8);
+    node.wait_fate("no endpoint on the node", BALANCER, |fate| *fate == Fate::Drop);
+    assert_eq!(endpoints_of(&mut node, &pods, BALANCER), before);
     node.stop();
 }

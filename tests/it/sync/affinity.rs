@@ -4,14 +4,14 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use nftproxyd::config::NodePortAddresses;
-use nftproxyd::model::{Conditions, Endpoint, Event, Family, ObjectName, Service, TrafficPolicy};
+use nftproxyd::model::{Conditions, Endpoint, Event, Family, Node, ObjectName, Service, TrafficPolicy};
 use nftproxyd::nftables::in_memory::{Fault, InMemoryKernel};
 use nftproxyd::ruleset::names::SetName;
 use nftproxyd::ruleset::types::{Data, Element, Key, Value};
 use nftproxyd::sync::{Engine, Report};
 
 use crate::support::cluster::{
-    Cluster, address, endpoints, facts, ip, name, of_every_kind, plain_service, port, ready, slice_of,
+    Cluster, address, endpoints, facts, ip, name, net, of_every_kind, plain_service, port, ready, slice_of,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -238,6 +238,31 @@ fn clients_that_are_right_are_kept_while_others_lose_theirs() {
         }
     }
     assert!(forgotten.iter().all(|at| *at < 3_000), "after so many milliseconds: {forgotten:?}");
+}
+
+#[test]
+fn pods_keep_what_a_policy_takes_from_clients_outside() {
+    let (mut engine, start) = start(InMemoryKernel::new());
+    let node = Node { pod_cidrs: [net("203.0.0.0/28")].into(), ..Node::default() };
+    apply(&mut engine, split(TrafficPolicy::Cluster).into_iter().chain([Event::Node(node)]));
+    engine.sync(start);
+    engine.sync(start + 10 * SECOND);
+    let mut now = start + 20 * SECOND;
+    // The eighth client is a pod, the hundredth is not.
+    let outside = entry(100, ip("10.125.0.1"), 30_001, 2);
+    learn(engine.kernel(), &[from_inside(), outside]);
+    apply(&mut engine, split(TrafficPolicy::Local));
+    engine.sync(now);
+    assert_eq!(remembered(engine.kernel()), [from_inside()]);
+    while let Some(wake) = engine.wake_at() {
+        now = wake;
+        engine.sync(now);
+    }
+    assert_eq!(remembered(engine.kernel()), [from_inside()], "nor at the second look");
+    // An endpoint that is gone is gone for pods, too.
+    engine.apply(endpoints_of(&name("plain-00001"), &[1]));
+    engine.sync(now + 10 * SECOND);
+    assert_eq!(remembered(engine.kernel()), []);
 }
 
 #[test]
