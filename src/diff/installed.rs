@@ -197,7 +197,7 @@ impl Installed {
         Kind::fixed().into_iter().chain(on_demand).flat_map(elements::dispatch_elements)
     }
 
-    /// All elements of the table, sorted: what a dump of it must show. For tests and listings.
+    /// All elements of the table, sorted: what a dump of it must show. Not for a change.
     #[expect(clippy::disallowed_methods, reason = "they are sorted")]
     pub fn all_elements(&self) -> Vec<(SetName, Element)> {
         let mut elements: Vec<_> = self.placed().collect();
@@ -207,6 +207,15 @@ impl Installed {
         elements.extend(self.dispatched());
         elements.sort_unstable();
         elements
+    }
+
+    /// The same by set. For a table that is made anew as it was.
+    pub fn elements_by_set(&self) -> BTreeMap<SetName, Vec<Element>> {
+        let mut sets: BTreeMap<SetName, Vec<Element>> = BTreeMap::new();
+        for (set, element) in self.all_elements() {
+            sets.entry(set).or_default().push(element);
+        }
+        sets
     }
 
     /// How many elements each set of the table has. Costs time in proportion to their number, and no memory.

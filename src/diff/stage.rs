@@ -103,6 +103,11 @@ impl Stage {
         self.frontends.iter().map(|(key, frontend)| (key, frontend.as_ref()))
     }
 
+    /// What is wanted of a frontend, if it changes.
+    pub fn frontend(&self, key: &FrontendKey) -> Option<&Frontend> {
+        self.frontends.get(key)?.as_ref()
+    }
+
     /// The operations that bring the table from `installed` to what is staged: chains first, then deletions, then
     /// additions, so that nothing refers to what is not there and an element with new data replaces its old self.
     pub fn transaction(

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{Operation, Transaction};
-use crate::ruleset::names::{TABLE, TABLE_COMMENT};
+use crate::ruleset::names::{SetName, TABLE, TABLE_COMMENT};
 use crate::ruleset::text;
 
 impl fmt::Display for Transaction {
@@ -34,6 +34,16 @@ impl fmt::Display for Transaction {
                 Operation::AddElements(set, elements) => {
                     for element in elements {
                         writeln!(f, "add element {table} {set} {{ {} }}", text::element(element))?;
+                    }
+                }
+                Operation::Remember(clients) => {
+                    for kept in clients {
+                        let (element, set) = (kept.element(), SetName::Affinity);
+                        let (key, data) = (text::element_key(&element), text::element(&element));
+                        let data = data.strip_prefix(&key).unwrap_or_default();
+                        let [timeout, expires] = [kept.timeout, kept.expires].map(|time| time.as_millis());
+                        let times = format!("timeout {timeout}ms expires {expires}ms");
+                        writeln!(f, "add element {table} {set} {{ {key} {times}{data} }}")?;
                     }
                 }
                 Operation::DeleteElements(set, elements) => {

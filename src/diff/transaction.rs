@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::model::Family;
+use crate::ruleset::kept::Kept;
 use crate::ruleset::names::{ChainName, SetName};
 use crate::ruleset::types::{Chain, Element, SetDef};
 
@@ -41,6 +42,8 @@ pub enum Operation {
     AddElements(SetName, Vec<Element>),
     /// Deletes elements by key (and end of interval); one that is not there is an error.
     DeleteElements(SetName, Vec<Element>),
+    /// Adds clients to the map `affinity` that have been remembered for a while.
+    Remember(Vec<Kept>),
 }
 
 impl Transaction {
@@ -79,6 +82,7 @@ impl Operation {
         match self {
             Operation::AddElements(_, elements) | Operation::DeleteElements(_, elements) => elements.len(),
             Operation::AddRules(chain) => chain.rules.len(),
+            Operation::Remember(clients) => clients.len(),
             _ => 1,
         }
     }

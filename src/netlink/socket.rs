@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mnl::Bus;
 use nix::errno::Errno;
@@ -128,10 +128,30 @@ impl Socket {
     /// Sends a request, with the sequence number that was last given out, and hands each object of the answer to `visit`
     /// as it arrives.
     pub(crate) fn dump(&mut self, request: &[u8], mut visit: impl FnMut(Message<'_>)) -> io::Result<Dump> {
+        let dump = self.visit(request, || true, |message| visit(*message))?;
+        dump.ok_or_else(|| io::Error::other("a dump without an end"))
+    }
+
+    /// The same until a point in time: `None` if there was more by then, which still comes.
+    pub(crate) fn dump_until(
+        &mut self,
+        request: &[u8],
+        until: Instant,
+        visit: impl FnMut(&Message<'_>),
+    ) -> io::Result<Option<Dump>> {
+        self.visit(request, || Instant::now() < until, visit)
+    }
+
+    fn visit(
+        &mut self,
+        request: &[u8],
+        goes_on: impl Fn() -> bool,
+        mut visit: impl FnMut(&Message<'_>),
+    ) -> io::Result<Option<Dump>> {
         self.send(request)?;
         let sequence = self.sequence;
         let mut interrupted = false;
-        loop {
+        while goes_on() {
             for message in messages(self.wait()?) {
                 let message = message.map_err(io::Error::other)?;
                 if message.sequence != sequence {
@@ -139,12 +159,13 @@ impl Socket {
                 }
                 interrupted |= message.flags & DUMP_INTERRUPTED != 0;
                 match message.end() {
-                    None => visit(message),
-                    Some(End::Done) => return Ok(if interrupted { Dump::Interrupted } else { Dump::Complete }),
+                    None => visit(&message),
+                    Some(End::Done) => return Ok(Some(if interrupted { Dump::Interrupted } else { Dump::Complete })),
                     Some(End::Errno(errno)) => return Err(io::Error::from_raw_os_error(errno)),
                 }
             }
         }
+        Ok(None)
     }
 
     /// Reads away what has arrived; says whether there was anything, or whether some of it was lost.

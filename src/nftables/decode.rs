@@ -2,12 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use super::request::NftablesMessage as _;
 use super::{lower, uapi, udata};
 use crate::model::{Family, Protocol};
 use crate::netlink::{ATTRIBUTE_HEADER, Attribute, Attributes, Message, children, find, u16_at, u32_at};
+use crate::ruleset::kept::Kept;
 use crate::ruleset::names::ChainName;
+use crate::ruleset::read::Remembered;
 use crate::ruleset::types::{Data, DataDef, Element, Key, Selector, SetDef, Value, Verdict};
 
 /// Whether a message belongs to a table.
@@ -88,6 +91,20 @@ pub(super) fn elements<'a>(
             let hex: String = key.iter().skip(ATTRIBUTE_HEADER).map(|byte| format!("{byte:02x}")).collect();
             format!("{}, element 0x{hex}", set.name)
         })
+    })
+}
+
+/// The clients in such a message of the map `affinity` (`set`). What is none of ours is left out, and whose time is over.
+pub(super) fn kept<'a>(message: &Message<'a>, family: Family, set: &'a SetDef) -> impl Iterator<Item = Kept> + use<'a> {
+    let list = find(message.attributes(), uapi::NFTA_SET_ELEM_LIST_ELEMENTS);
+    list.into_iter().flat_map(|list| children(&list)).filter_map(move |raw| {
+        let client = Remembered::read(&element(&raw, family, set)?)?;
+        let time = |kind| {
+            let bytes = find(raw.attributes(), kind)?.value.try_into().ok()?;
+            Some(Duration::from_millis(u64::from_be_bytes(bytes)))
+        };
+        let (timeout, expires) = (time(uapi::NFTA_SET_ELEM_TIMEOUT)?, time(uapi::NFTA_SET_ELEM_EXPIRATION)?);
+        (!expires.is_zero()).then_some(Kept { client, timeout, expires: expires.min(timeout) })
     })
 }
 

@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::fmt::{self, Write as _};
 use std::ops::Range;
+use std::time::Duration;
 
 use smallvec::SmallVec;
 
@@ -13,6 +14,7 @@ use super::{lower, udata};
 use crate::diff::{Operation, Transaction};
 use crate::model::Family;
 use crate::netlink::{ATTRIBUTE_HEADER, Message, children};
+use crate::ruleset::kept::Kept;
 use crate::ruleset::names::{ChainName, SetName, TABLE};
 use crate::ruleset::types::{Chain, Data, DataDef, Element, HookPoint, Rule, Selector, SetDef, Statement, Value};
 use crate::sys::{self, CName, ElementValue, Expression, Header, Messages, Register};
@@ -199,6 +201,7 @@ impl Encoder {
             Operation::AddElements(set, elements) => {
                 self.elements(position, *set, elements, msg::NEWSETELEM, uapi::NLM_F_CREATE)?;
             }
+            Operation::Remember(clients) => self.remember(position, clients)?,
             Operation::DeleteElements(set, elements) => {
                 self.elements(position, *set, elements, msg::DELSETELEM, 0)?;
             }
@@ -313,23 +316,49 @@ impl Encoder {
         kind: u16,
         flags: u16,
     ) -> Result<(), EncodeError> {
-        for element in elements {
-            check_element(self.family, element).map_err(|reason| EncodeError {
-                operation: position,
-                object: element_words(set, element),
-                reason,
-            })?;
-        }
-        let raw_set = sys::Set::new(&self.table, &c_name(set.as_str()));
+        elements.iter().try_for_each(|element| self.check(position, set, element))?;
         let deleting = kind == msg::DELSETELEM;
         let mut user_data = Vec::new();
+        self.fill(position, set, elements, (kind, flags), |element, raw| {
+            fill_element(element, deleting, raw, &mut user_data);
+        });
+        Ok(())
+    }
+
+    fn remember(&mut self, position: usize, clients: &[Kept]) -> Result<(), EncodeError> {
+        let set = SetName::Affinity;
+        clients.iter().try_for_each(|kept| self.check(position, set, &kept.element()))?;
+        let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        self.fill(position, set, clients, (msg::NEWSETELEM, uapi::NLM_F_CREATE), |kept, raw| {
+            fill_element(&kept.element(), false, raw, &mut Vec::new());
+            raw.times(Some((milliseconds(kept.timeout), milliseconds(kept.expires))));
+        });
+        self.element.times(None);
+        Ok(())
+    }
+
+    fn check(&self, operation: usize, set: SetName, element: &Element) -> Result<(), EncodeError> {
+        let object = || element_words(set, element);
+        check_element(self.family, element).map_err(|reason| EncodeError { operation, object: object(), reason })
+    }
+
+    /// Appends messages with elements, as many as it takes.
+    fn fill<T>(
+        &mut self,
+        position: usize,
+        set: SetName,
+        elements: &[T],
+        (kind, flags): (u16, u16),
+        mut fill: impl FnMut(&T, &mut sys::SetElement),
+    ) {
+        let raw_set = sys::Set::new(&self.table, &c_name(set.as_str()));
         let mut done = 0;
         while done < elements.len() {
             let header = self.begin(position, done..done, kind, flags);
             let rest = &elements[done..];
             let fill = |index: usize, raw: &mut sys::SetElement| {
                 let Some(element) = rest.get(index) else { return false };
-                fill_element(element, deleting, raw, &mut user_data);
+                fill(element, raw);
                 true
             };
             done += self.messages.elements(header, &raw_set, &mut self.element, fill);
@@ -337,7 +366,6 @@ impl Encoder {
                 part.items.end = done;
             }
         }
-        Ok(())
     }
 }
 

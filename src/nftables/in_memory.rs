@@ -6,12 +6,14 @@ use std::{fmt, io};
 
 use nix::errno::Errno;
 
-use super::kernel::{CommitError, Committed, Kernel, KernelError, Snapshot, table_flag};
+use super::kernel::{CommitError, Committed, KeptClients, Kernel, KernelError, Snapshot, table_flag};
 use super::linux::words;
 use super::owner::Owner;
 use crate::diff::{Operation, Transaction};
 use crate::model::{Family, PerFamily};
+use crate::ruleset::kept::Kept;
 use crate::ruleset::names::{ChainName, SetName};
+use crate::ruleset::read::Remembered;
 use crate::ruleset::types::{Chain, Data, Element, Hook, Key, Rule, SetDef, Statement, Verdict};
 
 /// Who owns a table that somebody has made its own.
@@ -302,6 +304,13 @@ impl InMemoryKernel {
                 }
                 Ok(())
             }
+            Operation::Remember(clients) => {
+                for (index, kept) in clients.iter().enumerate() {
+                    let added = self.add_element(table, SetName::Affinity, &kept.element());
+                    added.map_err(|errno| (errno, Some(index)))?;
+                }
+                Ok(())
+            }
             Operation::AddRules(chain) => {
                 for (index, rule) in chain.rules.iter().enumerate() {
                     table.add_rule(chain.name, rule).map_err(|errno| (errno, Some(index)))?;
@@ -381,6 +390,7 @@ impl TableState {
             | Operation::DeleteTable
             | Operation::AddRules(_)
             | Operation::AddElements(..)
+            | Operation::Remember(_)
             | Operation::DeleteElements(..) => Ok(()),
         }
     }
@@ -548,6 +558,20 @@ impl Kernel for InMemoryKernel {
         each(None);
         self.elements_of(family, set.name).into_iter().for_each(|element| each(Some(element)));
         Ok(BTreeSet::new())
+    }
+
+    fn kept(
+        &mut self,
+        family: Family,
+        _: Duration,
+        wanted: &mut dyn FnMut(&Remembered) -> bool,
+    ) -> Result<KeptClients, KernelError> {
+        // It knows no time.
+        let (timeout, expires) = (Duration::from_secs(60), Duration::from_secs(30));
+        let clients = self.elements_of(family, SetName::Affinity);
+        let clients = clients.iter().filter_map(Remembered::read).filter(|client| wanted(client));
+        let clients = clients.map(|client| Kept { client, timeout, expires }).collect();
+        Ok(KeptClients { clients, complete: true })
     }
 
     fn undisturbed(&mut self, family: Family) -> Result<bool, KernelError> {

@@ -7,7 +7,9 @@ use std::time::Duration;
 use super::owner::Owner;
 use crate::diff::Transaction;
 use crate::model::Family;
+use crate::ruleset::kept::Kept;
 use crate::ruleset::names::{ChainName, SetName};
+use crate::ruleset::read::Remembered;
 use crate::ruleset::types::{Chain, SetDef};
 
 pub use crate::ruleset::types::Element;
@@ -61,6 +63,15 @@ pub struct Snapshot {
     pub foreign_other: BTreeSet<String>,
 }
 
+/// Clients that keep their endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct KeptClients {
+    /// They, each once.
+    pub clients: Vec<Kept>,
+    /// Whether these are all, but for those that came meanwhile.
+    pub complete: bool,
+}
+
 /// The kernel's nftables, as far as our two tables are concerned.
 pub trait Kernel {
     /// Applies a transaction as one atomic batch.
@@ -95,6 +106,15 @@ pub trait Kernel {
         })?;
         Ok(elements)
     }
+
+    /// The clients of the map `affinity` that are `wanted`. Looks for them for about so long: a dump takes a time in
+    /// proportion to the square of their number.
+    fn kept(
+        &mut self,
+        family: Family,
+        patience: Duration,
+        wanted: &mut dyn FnMut(&Remembered) -> bool,
+    ) -> Result<KeptClients, KernelError>;
 
     /// Whether nobody else has changed anything in nftables since the last [`Kernel::dump`] of this family began, or since
     /// the last time this was asked about it. It may say no although only tables of others were changed, never yes

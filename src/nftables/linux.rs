@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
 use super::decode;
 use super::encode::{Batch, EncodeError, Encoder, element_words, encode};
-use super::kernel::{CommitError, Committed, Kernel, KernelError, Snapshot};
+use super::kernel::{CommitError, Committed, KeptClients, Kernel, KernelError, Snapshot};
 use super::numbers::protocol_family;
 use super::owner::Owner;
 use super::probe::{self, ProbeError};
@@ -17,7 +17,9 @@ use super::uapi::{self, msg};
 use crate::diff::{Operation, Transaction};
 use crate::model::{Family, PerFamily};
 use crate::netlink::{Attributes, Bus, End, Message, Socket, find, messages};
+use crate::ruleset::base;
 use crate::ruleset::names::{ChainName, SetName, TABLE};
+use crate::ruleset::read::Remembered;
 use crate::ruleset::types::{Chain, Element, SetDef};
 
 /// `ENOENT`: no object of this name.
@@ -40,10 +42,7 @@ impl LinuxKernel {
     /// Opens a socket. Needs no privilege; everything else does.
     pub fn open() -> Result<LinuxKernel, KernelError> {
         let failed = |step| move |source: io::Error| KernelError::Io { step, source };
-        let socket = Socket::open(Bus::Netfilter).map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::EPROTONOSUPPORT) => KernelError::Unsupported,
-            _ => failed("open a socket")(error),
-        })?;
+        let socket = open()?;
         socket.want_clear_errors().map_err(failed("set a socket option"))?;
         socket.raise_receive_queue(RECEIVE_QUEUE);
         Ok(LinuxKernel { socket, generation: None, disturbed: PerFamily::default() })
@@ -366,7 +365,7 @@ impl Kernel for LinuxKernel {
     fn commit(&mut self, transaction: &Transaction) -> Result<Committed, CommitError> {
         let operations = transaction.len();
         if operations == 0 {
-            return Ok(Committed { operations, bytes: 0, elapsed: std::time::Duration::ZERO });
+            return Ok(Committed { operations, bytes: 0, elapsed: Duration::ZERO });
         }
         let batch = encode(transaction, self.socket.next_sequence()).map_err(refuse)?;
         self.socket.used_sequence(batch.last_sequence());
@@ -428,10 +427,47 @@ impl Kernel for LinuxKernel {
         Ok(foreign)
     }
 
+    fn kept(
+        &mut self,
+        family: Family,
+        patience: Duration,
+        wanted: &mut dyn FnMut(&Remembered) -> bool,
+    ) -> Result<KeptClients, KernelError> {
+        let until = Instant::now() + patience;
+        let set = base::set(SetName::Affinity);
+        let texts = [(uapi::NFTA_TABLE, TABLE), (uapi::NFTA_NAME, set.name.as_str())];
+        let request = Request { kind: msg::GETSETELEM, family: protocol_family(family), dump: true, texts: &texts };
+        let mut clients = BTreeMap::new();
+        let mut complete = false;
+        while !complete && Instant::now() < until {
+            // What is not read of a dump goes with its socket.
+            let answer = request.ask_until(&mut open()?, until, |message| {
+                // While the kernel resizes a hash table it may show an element twice.
+                for kept in decode::kept(message, family, &set).filter(|kept| wanted(&kept.client)) {
+                    let Remembered { client, destination, protocol, port, .. } = kept.client;
+                    clients.insert((client, destination, protocol, port), kept);
+                }
+            })?;
+            complete = match answer {
+                Ok(complete) => complete,
+                Err(NOT_THERE) => true,
+                Err(errno) => return Err(unexpected("read the clients", errno)),
+            };
+        }
+        Ok(KeptClients { clients: clients.into_values().collect(), complete })
+    }
+
     fn undisturbed(&mut self, family: Family) -> Result<bool, KernelError> {
         self.note_generation()?;
         Ok(!std::mem::take(&mut self.disturbed[family]))
     }
+}
+
+fn open() -> Result<Socket, KernelError> {
+    Socket::open(Bus::Netfilter).map_err(|source| match source.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EPROTONOSUPPORT) => KernelError::Unsupported,
+        _ => KernelError::Io { step: "open a socket", source },
+    })
 }
 
 /// What an operation is about, as text; `item` is the rule or element, where it is known.
@@ -458,6 +494,10 @@ pub(super) fn words(transaction: &Transaction, operation: usize, item: Option<us
         Some(Operation::DeleteChain(chain)) => format!("chain {chain}"),
         Some(Operation::DeleteForeignChain(name)) => format!("chain {name:?}"),
         Some(Operation::DeleteForeignSet(name)) => format!("set {name:?}"),
+        Some(Operation::Remember(clients)) => match item.and_then(|item| clients.get(item)) {
+            Some(kept) => element_words(SetName::Affinity, &kept.element()),
+            None => format!("{}, one of {} clients", SetName::Affinity, clients.len()),
+        },
         Some(Operation::AddElements(set, elements) | Operation::DeleteElements(set, elements)) => {
             match item.and_then(|item| elements.get(item)) {
                 Some(element) => element_words(*set, element),

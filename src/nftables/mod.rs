@@ -20,7 +20,9 @@ mod udata;
 #[cfg(test)]
 mod wire;
 
-pub use kernel::{CommitError, Committed, Element as DumpedElement, Kernel, KernelError, Snapshot, table_flag};
+pub use kernel::{
+    CommitError, Committed, Element as DumpedElement, KeptClients, Kernel, KernelError, Snapshot, table_flag,
+};
 pub use linux::LinuxKernel;
 pub use monitor::{Heard, Monitor};
 pub use owner::Owner;

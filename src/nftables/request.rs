@@ -1,6 +1,7 @@
 //! Questions to nf_tables, and what all of its messages have.
 
 use std::io;
+use std::time::Instant;
 
 use nix::errno::Errno;
 
@@ -76,6 +77,24 @@ impl Request<'_> {
             }
         }
         Err(KernelError::Restless)
+    }
+
+    /// Asks for all that match, and takes what comes until this time, torn by a change or not. Says whether that was all
+    /// of it; if not, the rest still comes, and the socket is of no use any more. What the kernel refuses is an errno.
+    pub(super) fn ask_until(
+        &self,
+        socket: &mut Socket,
+        until: Instant,
+        each: impl FnMut(&Message<'_>),
+    ) -> Result<Result<bool, i32>, KernelError> {
+        let request = self.encode(socket.next_sequence());
+        match socket.dump_until(&request, until, each) {
+            Ok(dump) => Ok(Ok(dump == Some(Dump::Complete))),
+            Err(error) => match error.raw_os_error() {
+                Some(code) if !is_of_socket(code) => Ok(Err(code)),
+                _ => Err(KernelError::Io { step: "ask the kernel", source: error }),
+            },
+        }
     }
 
     fn encode(&self, sequence: u32) -> Vec<u8> {

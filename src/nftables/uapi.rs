@@ -62,6 +62,10 @@ pub(super) const NFTA_SET_ELEM_KEY: u16 = 1;
 pub(super) const NFTA_SET_ELEM_DATA: u16 = 2;
 /// `NFTA_SET_ELEM_FLAGS`.
 pub(super) const NFTA_SET_ELEM_FLAGS: u16 = 3;
+/// `NFTA_SET_ELEM_TIMEOUT`.
+pub(super) const NFTA_SET_ELEM_TIMEOUT: u16 = 4;
+/// `NFTA_SET_ELEM_EXPIRATION`.
+pub(super) const NFTA_SET_ELEM_EXPIRATION: u16 = 5;
 /// `NFTA_SET_ELEM_USERDATA`.
 pub(super) const NFTA_SET_ELEM_USERDATA: u16 = 6;
 /// `NFTA_SET_ELEM_KEY_END`.

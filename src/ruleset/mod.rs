@@ -13,6 +13,7 @@ pub mod base;
 pub mod elements;
 pub mod eval;
 pub mod frontend;
+pub mod kept;
 pub mod kinds;
 pub mod names;
 pub mod ranges;

@@ -113,11 +113,24 @@ impl Sweeper {
         installed: &Installed,
         detector: Option<&Detector>,
     ) -> Result<Vec<Element>, KernelError> {
-        let mut remembering = Remembering::new(installed, &self.lost, detector);
+        let mut remembering = self.remembering(|key| installed.frontend(key), detector);
         let mut entries = kernel.elements(family, &base::set(SetName::Affinity))?;
         // What is no entry of ours is left alone.
         entries.retain(|entry| Remembered::read(entry).is_some_and(|entry| remembering.is_stale(&entry)));
         Ok(entries)
+    }
+
+    /// To tell the entries that lead where a frontend, as `frontend` has it, would not send anybody.
+    pub(super) fn remembering<'a, F: Fn(&FrontendKey) -> Option<&'a Frontend>>(
+        &'a self,
+        frontend: F,
+        detector: Option<&Detector>,
+    ) -> Remembering<'a, F> {
+        let pods = match detector {
+            Some(Detector::Source(pods)) => Some(*pods),
+            Some(Detector::Interface(_) | Detector::InterfacePrefix(_)) | None => None,
+        };
+        Remembering { frontend, lost: &self.lost, pods, endpoints: HashMap::new() }
     }
 
     /// The look that began at `now` took so long and deleted so many entries, or failed. Failures are logged: the worst
@@ -203,8 +216,8 @@ impl<'a> Reachable<'a> {
 }
 
 /// The endpoints of frontends with affinity, looked up as often as there are clients.
-struct Remembering<'a> {
-    installed: &'a Installed,
+pub(super) struct Remembering<'a, F> {
+    frontend: F,
     lost: &'a BTreeMap<FrontendKey, HashMap<Backend, Instant>>,
     /// The addresses of pods, where these are what tells a pod. An interface that a connection came by is not known
     /// afterwards.
@@ -212,26 +225,14 @@ struct Remembering<'a> {
     endpoints: HashMap<FrontendKey, HashSet<&'a Backend>>,
 }
 
-impl<'a> Remembering<'a> {
-    fn new(
-        installed: &'a Installed,
-        lost: &'a BTreeMap<FrontendKey, HashMap<Backend, Instant>>,
-        detector: Option<&Detector>,
-    ) -> Self {
-        let pods = match detector {
-            Some(Detector::Source(pods)) => Some(*pods),
-            Some(Detector::Interface(_) | Detector::InterfacePrefix(_)) | None => None,
-        };
-        Remembering { installed, lost, pods, endpoints: HashMap::new() }
-    }
-
+impl<'a, F: Fn(&FrontendKey) -> Option<&'a Frontend>> Remembering<'a, F> {
     /// Whether an entry leads where its frontend would not send anybody now.
-    fn is_stale(&mut self, entry: &Remembered) -> bool {
+    pub(super) fn is_stale(&mut self, entry: &Remembered) -> bool {
         // An address that is a frontend's own comes before the node ports, as in the rules.
         let by_address = entry.by_address();
-        let key = if self.installed.frontend(&by_address).is_some() { by_address } else { entry.by_node_port() };
+        let key = if (self.frontend)(&by_address).is_some() { by_address } else { entry.by_node_port() };
         let endpoints = self.endpoints.entry(key).or_insert_with(|| {
-            let frontend = self.installed.frontend(&key).filter(|frontend| affinity(frontend).is_some());
+            let frontend = (self.frontend)(&key).filter(|frontend| affinity(frontend).is_some());
             Reachable::of(frontend).all().collect()
         });
         if !endpoints.contains(&entry.backend) {
@@ -247,7 +248,7 @@ impl<'a> Remembering<'a> {
     }
 
     fn inside(&self, key: &FrontendKey) -> &'a [Backend] {
-        Reachable::of(self.installed.frontend(key)).inside
+        Reachable::of((self.frontend)(key)).inside
     }
 }
 

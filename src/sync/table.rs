@@ -1,6 +1,7 @@
 //! One family's table: what the kernel holds of it, which Services have to be looked at again, what went wrong.
 
 mod chains;
+mod replace;
 mod sweep;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +16,7 @@ use chains::Idle;
 use super::affinity::Sweeper;
 use super::crowd::Crowded;
 use super::failure::{FIRST_RETRY, Failure};
-use super::mend::{frame_repairs, must_be_replaced, new_table};
+use super::mend::{frame_repairs, must_be_replaced};
 use super::pass::Pass;
 use super::report::SyncError;
 use super::standing::{MOST_NAMED, Refused, Standing};
@@ -25,7 +26,7 @@ use crate::errors;
 use crate::model::{Family, ObjectName};
 use crate::nftables::{CommitError, Snapshot, table_flag};
 use crate::ruleset::Ruleset;
-use crate::ruleset::base::{self, Frame, FrameFacts};
+use crate::ruleset::base::{self, FrameFacts};
 use crate::ruleset::names::{SetName, TABLE};
 use crate::ruleset::read::Contents;
 use crate::ruleset::service::ServicePart;
@@ -296,6 +297,15 @@ impl Table {
             facts = facts.before_all_services();
             frame = base::frame(&facts);
         }
+        // From here to the end of the sync the work is proportional to what there is: it is a start or a repair.
+        self.dirty.append(&mut pass.cluster.services());
+        self.dirty.extend(self.installed.services().cloned());
+        if let Some(owner) = &snapshot.owner {
+            return Err(CommitError::Owned(owner.clone()).into());
+        }
+        if must_be_replaced(&frame, &snapshot) {
+            return self.replace_other(pass, &snapshot);
+        }
         let mut contents = Contents::new(self.family);
         for set in frame.sets.iter().filter(|set| !set.dynamic && snapshot.sets.contains(&set.name)) {
             let foreign = pass.kernel.read_elements(self.family, set, &mut |element| match element {
@@ -304,17 +314,8 @@ impl Table {
             })?;
             snapshot.foreign_other.extend(foreign);
         }
-        // From here to the end of the sync the work is proportional to what there is: it is a start or a repair.
-        self.dirty.append(&mut pass.cluster.services());
-        self.dirty.extend(self.installed.services().cloned());
-        if let Some(owner) = &snapshot.owner {
-            return Err(CommitError::Owned(owner.clone()).into());
-        }
-        if must_be_replaced(&frame, &snapshot) {
-            self.replace(pass, &frame, &snapshot)?;
-            info!("table {} {TABLE} was not as this version makes it; it has been replaced", text::family(self.family));
-            self.tell_flags(&snapshot);
-            return Ok(());
+        if !snapshot.foreign_other.is_empty() {
+            return self.replace_other(pass, &snapshot);
         }
         let mut transaction = frame_repairs(self.family, &frame, &snapshot, on_demand);
         let chains = snapshot.chains.iter().chain(&snapshot.other_rules).copied();
@@ -346,7 +347,7 @@ impl Table {
                 // Foreign chains that refer to each other, say, or changes since the dump.
                 let table = text::family(self.family);
                 warn!("table {table} {TABLE} cannot be repaired and is replaced: {}", errors::text(&error));
-                self.replace(pass, &frame, &snapshot)?;
+                self.replace(pass, &snapshot)?;
             }
             Err(error) => return Err(error),
         }
@@ -368,42 +369,6 @@ impl Table {
                 warn!("table {table} {TABLE} was dormant, so that none of its rules had an effect; it is awake again");
             }
             flags => warn!("table {table} {TABLE} had the flags {flags:#x}, of which it needs none; they are gone"),
-        }
-    }
-
-    /// Makes the table anew in one transaction: parts of what there is (`before`) cannot be changed in place.
-    fn replace(&mut self, pass: &mut Pass<'_>, frame: &Frame, before: &Snapshot) -> Result<(), SyncError> {
-        let empty = Installed::with_common(base::common(&self.facts));
-        let mut stage = Stage::default();
-        for name in &self.dirty {
-            let wanted = pass.cluster.wanted(name, self.family, &empty);
-            self.crowded.note(self.family, name, wanted.left_out);
-            stage.service(&empty, name, wanted);
-        }
-        stage.nodeport_ips(self.nodeport_ips.clone());
-        let elements = stage.transaction(self.family, &empty, |name| base::on_demand(name, &self.facts));
-        let mut transaction = new_table(self.family, frame, before);
-        transaction.operations.extend(elements.operations);
-        match self.send(pass, &transaction) {
-            Ok(()) => {
-                let mut installed = empty;
-                pass.report.note_stage(&stage, &installed);
-                stage.commit(&mut installed, &transaction);
-                self.is_now(installed, self.facts.clone());
-                self.dirty.iter().for_each(|name| drop(self.refused.remove(name)));
-                self.dirty.clear();
-                Ok(())
-            }
-            Err(SyncError::Disturbed(_) | SyncError::Commit(CommitError::Refused { .. })) => {
-                // Because of a Service, or of the size, as it needs nothing that was there: the Services follow in
-                // portions, as at a start.
-                let facts = self.facts.before_all_services();
-                self.send(pass, &new_table(self.family, &base::frame(&facts), before))?;
-                self.is_now(Installed::with_common(base::common(&facts)), facts);
-                self.unfinished = true;
-                Ok(())
-            }
-            Err(error) => Err(error),
         }
     }
 

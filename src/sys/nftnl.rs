@@ -436,7 +436,7 @@ impl SetElement {
         assert!(value.len() <= max, "an element's attribute is too long");
         let (pointer, length) = (value.as_ptr().cast::<c_void>(), value.len() as u32);
         // SAFETY: the object is alive, pointer and length are those of a slice, and libnftnl copies it: keys and data into
-        // arrays of 64 bytes, which was checked above, all others into memory that it allocates.
+        // arrays of 64 bytes, which was checked above, times as what they are, all others into memory that it allocates.
         unsafe { ffi::nftnl_set_elem_set(self.raw.as_ptr(), attribute as u16, pointer, length) };
     }
 
@@ -462,6 +462,15 @@ impl SetElement {
                 }
             }
         }
+    }
+
+    /// Sets for how long the element is there and how much of that is left, in milliseconds; without them it is there for
+    /// as long as its set says.
+    pub(crate) fn times(&mut self, times: Option<(u64, u64)>) {
+        let bytes = |time: u64| time.to_ne_bytes();
+        let (timeout, expires) = times.unzip();
+        self.set(ffi::NFTNL_SET_ELEM_TIMEOUT, timeout.map(bytes).as_ref().map(|bytes| bytes.as_slice()), 8);
+        self.set(ffi::NFTNL_SET_ELEM_EXPIRATION, expires.map(bytes).as_ref().map(|bytes| bytes.as_slice()), 8);
     }
 
     /// Sets the user data; at most 256 bytes.

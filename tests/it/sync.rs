@@ -6,5 +6,6 @@ mod disturbed;
 mod foreign;
 mod memory;
 mod refusals;
+mod replace;
 mod run_loop;
 mod work;

@@ -20,9 +20,10 @@ use crate::metrics::daemon::Standing as Told;
 use crate::model::FrontendAt;
 use crate::model::Kind;
 use crate::nftables::in_memory::{Fault, InMemoryKernel};
-use crate::nftables::{CommitError, Committed, DumpedElement, KernelError, Snapshot};
+use crate::nftables::{CommitError, Committed, DumpedElement, KeptClients, KernelError, Snapshot};
 use crate::ruleset::elements::element_key;
 use crate::ruleset::names::{ChainName, SetName};
+use crate::ruleset::read::Remembered;
 use crate::ruleset::types::{Chain, SetDef};
 use crate::source::convert::{Converter, Options};
 use crate::sync;
@@ -78,6 +79,15 @@ impl Kernel for Shared {
         each: &mut dyn FnMut(Option<DumpedElement>),
     ) -> Result<BTreeSet<String>, KernelError> {
         self.get().read_elements(family, set, each)
+    }
+
+    fn kept(
+        &mut self,
+        family: Family,
+        patience: Duration,
+        wanted: &mut dyn FnMut(&Remembered) -> bool,
+    ) -> Result<KeptClients, KernelError> {
+        self.get().kept(family, patience, wanted)
     }
 
     fn undisturbed(&mut self, family: Family) -> Result<bool, KernelError> {

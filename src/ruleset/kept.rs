@@ -1,0 +1,37 @@
+//! Clients that keep their endpoint when their table is replaced.
+
+use std::time::Duration;
+
+use smallvec::smallvec;
+
+use super::read::Remembered;
+use super::types::{Data, Element, Value};
+
+/// A client that the kernel remembers, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    /// The client, and where it is sent.
+    pub client: Remembered,
+    /// How long it is remembered after each new connection.
+    pub timeout: Duration,
+    /// How much of that is left.
+    pub expires: Duration,
+}
+
+impl Kept {
+    /// The element of the map `affinity`, without its times.
+    pub fn element(&self) -> Element {
+        let Remembered { client, destination, protocol, port, backend } = self.client;
+        Element {
+            key: smallvec![
+                Value::Address(client),
+                Value::Address(destination),
+                Value::Protocol(protocol),
+                Value::Port(port.get())
+            ],
+            key_end: None,
+            data: Data::Values(smallvec![Value::Address(backend.address), Value::Port(backend.port.get())]),
+            comment: None,
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! A table made anew in the place of one that cannot be changed into it.
+//!
+//! It is one transaction: packets meet the old table until it is done, and the new one with all that is in it from then on.
+//! Established connections are no business of the tables. Clients with affinity are taken along; only one that comes
+//! between the reading of them and the commit may choose again.
+
+use std::time::{Duration, Instant};
+
+use tracing::{debug, info, warn};
+
+use super::super::mend::new_table;
+use super::super::report::SyncError;
+use super::{Pass, Table};
+use crate::diff::{Installed, Operation, Stage};
+use crate::errors;
+use crate::model::FrontendKey;
+use crate::nftables::{CommitError, KeptClients, Snapshot};
+use crate::ruleset::base::{self, FrameFacts};
+use crate::ruleset::frontend::Frontend;
+use crate::ruleset::kept::Kept;
+use crate::ruleset::names::TABLE;
+use crate::ruleset::text;
+
+/// How long clients with affinity are looked for: some 50,000 are read in that time. The old table serves meanwhile.
+const READING: Duration = Duration::from_secs(2);
+
+impl Table {
+    /// Makes the table anew because of what it is, and says so.
+    pub(super) fn replace_other(&mut self, pass: &mut Pass<'_>, before: &Snapshot) -> Result<(), SyncError> {
+        self.replace(pass, before)?;
+        info!("table {} {TABLE} was not as this version makes it; it has been replaced", text::family(self.family));
+        self.tell_flags(before);
+        Ok(())
+    }
+
+    /// Makes the table anew, with all that is wanted of it: parts of what there is (`before`) cannot be changed in place.
+    pub(super) fn replace(&mut self, pass: &mut Pass<'_>, before: &Snapshot) -> Result<(), SyncError> {
+        let empty = Installed::with_common(base::common(&self.facts));
+        let mut stage = Stage::default();
+        for name in &self.dirty {
+            let wanted = pass.cluster.wanted(name, self.family, &empty);
+            self.crowded.note(self.family, name, wanted.left_out);
+            stage.service(&empty, name, wanted);
+        }
+        stage.nodeport_ips(self.nodeport_ips.clone());
+        let elements = stage.transaction(self.family, &empty, |name| base::on_demand(name, &self.facts));
+        let mut transaction = new_table(self.family, &base::frame(&self.facts), before);
+        transaction.operations.extend(elements.operations);
+        let clients = self.clients(pass, before, |key| stage.frontend(key));
+        transaction.operations.extend(remember(&clients));
+        match self.send(pass, &transaction) {
+            Ok(()) => {
+                let mut installed = empty;
+                pass.report.note_stage(&stage, &installed);
+                stage.commit(&mut installed, &transaction);
+                self.is_now(installed, self.facts.clone());
+                self.unfinished = false;
+                self.dirty.iter().for_each(|name| drop(self.refused.remove(name)));
+                self.dirty.clear();
+                Ok(())
+            }
+            Err(error @ (SyncError::Disturbed(_) | SyncError::Commit(CommitError::Refused { .. }))) => {
+                // Because of a Service, or of the size, as it needs nothing that was there: the Services follow in
+                // portions, as at a start, and the one is found.
+                debug!("the table cannot be replaced at once: {}", errors::text(&error));
+                let facts = self.facts.before_all_services();
+                self.send_empty(pass, &facts, before, &clients)?;
+                self.is_now(Installed::with_common(base::common(&facts)), facts);
+                self.unfinished = true;
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes the table anew without Services. What is remembered of clients is not worth a failure.
+    fn send_empty(
+        &mut self,
+        pass: &mut Pass<'_>,
+        facts: &FrameFacts,
+        before: &Snapshot,
+        clients: &[Kept],
+    ) -> Result<(), SyncError> {
+        let transaction = new_table(self.family, &base::frame(facts), before);
+        let mut with_clients = transaction.clone();
+        with_clients.operations.extend(remember(clients));
+        match self.send(pass, &with_clients) {
+            Err(SyncError::Disturbed(_) | SyncError::Commit(CommitError::Refused { .. })) if !clients.is_empty() => {
+                self.send(pass, &transaction)
+            }
+            other => other,
+        }
+    }
+
+    /// The clients with affinity that `frontend`, a frontend of the new table, still sends where they were sent.
+    pub(super) fn clients<'a>(
+        &self,
+        pass: &mut Pass<'_>,
+        before: &Snapshot,
+        frontend: impl Fn(&FrontendKey) -> Option<&'a Frontend>,
+    ) -> Vec<Kept> {
+        if !self.facts.affinity || !before.table {
+            return Vec::new();
+        }
+        let started = Instant::now();
+        let frontend_of = |key: &FrontendKey| frontend(key).map(|frontend| -> &Frontend { frontend });
+        let mut remembering = self.sweeper.remembering(frontend_of, self.facts.detector.as_ref());
+        let mut wanted = |client: &_| !remembering.is_stale(client);
+        let table = text::family(self.family);
+        match pass.kernel.kept(self.family, READING, &mut wanted) {
+            Ok(KeptClients { clients, complete }) => {
+                let count = clients.len();
+                if !complete {
+                    warn!(
+                        "table {table} {TABLE} is replaced: {count} clients keep their endpoint; others choose again, as \
+                         reading them all takes too long"
+                    );
+                }
+                debug!("{count} clients keep their endpoint in table {table} {TABLE}, read in {:?}", started.elapsed());
+                clients
+            }
+            Err(error) => {
+                warn!(
+                    "table {table} {TABLE} is replaced, and clients with affinity choose again: {}",
+                    errors::text(&error)
+                );
+                Vec::new()
+            }
+        }
+    }
+}
+
+/// What makes the new table remember them.
+pub(super) fn remember(clients: &[Kept]) -> Option<Operation> {
+    (!clients.is_empty()).then(|| Operation::Remember(clients.to_vec()))
+}
