@@ -67,6 +67,11 @@ pub struct RunArgs {
     #[arg(value_parser = BoolishValueParser::new(), action = ArgAction::Set, hide_default_value = true)]
     #[arg(hide_possible_values = true, value_name = "BOOL")]
     pub take_over: bool,
+    /// Whether nobody else can change the tables while this runs, which takes Linux 6.9. auto: where the kernel can do it,
+    /// and what is left at the end is as without it, which every nft can read back. on: also after the end, until the next
+    /// start, nft before 1.1.0 cannot read a saved ruleset. off: everybody can change them, and it is repaired
+    #[arg(long, value_enum, default_value_t, value_name = "WHEN", hide_possible_values = true)]
+    pub table_owner: TableOwner,
     /// Set up connection tracking, check that the kernel can do what is needed, and exit
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false")]
     #[arg(value_parser = BoolishValueParser::new(), action = ArgAction::Set, hide_default_value = true)]
@@ -81,6 +86,18 @@ pub struct RunArgs {
     #[arg(short = 'V', long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     #[arg(value_parser = version_form, value_name = "raw")]
     pub version: Option<String>,
+}
+
+/// Whether the tables are owned.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum TableOwner {
+    /// While it runs, where the kernel can do it
+    #[default]
+    Auto,
+    /// They have to be, and stay as they are at the end
+    On,
+    /// Never
+    Off,
 }
 
 /// Options that every subcommand with a configuration has.
@@ -224,12 +241,14 @@ impl RunArgs {
     pub fn given(&self) -> Vec<String> {
         let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
         let switch = |on: bool| on.then(|| "true".to_owned());
+        let owner = Some(self.table_owner).filter(|owner| *owner != TableOwner::default());
         let own = [
             ("config", path(&self.node.config)),
             ("hostname-override", self.node.hostname_override.clone()),
             ("manifests", path(&self.manifests)),
             // There may be a password in it.
             ("master", self.node.master.as_deref().map(shown)),
+            ("table-owner", owner.and_then(|owner| Some(owner.to_possible_value()?.get_name().to_owned()))),
             ("take-over", switch(self.take_over)),
             ("init-only", switch(self.init_only)),
             ("version", self.version.clone()),

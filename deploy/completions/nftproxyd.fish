@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_nftproxyd_global_optspecs
-    string join \n manifests= config= hostname-override= master= v/v= vmodule= logging-format= log-flush-frequency= log-text-split-stream= log-json-split-stream= log-text-info-buffer-size= log-json-info-buffer-size= feature-gates= kubeconfig= kube-api-content-type= kube-api-qps= kube-api-burst= bind-address= healthz-bind-address= metrics-bind-address= healthz-port= metrics-port= bind-address-hard-fail= profiling= show-hidden-metrics-for-version= proxy-mode= iptables-masquerade-bit= masquerade-all= iptables-localhost-nodeports= iptables-sync-period= iptables-min-sync-period= ipvs-sync-period= ipvs-min-sync-period= ipvs-scheduler= ipvs-exclude-cidrs= ipvs-strict-arp= ipvs-tcp-timeout= ipvs-tcpfin-timeout= ipvs-udp-timeout= detect-local-mode= pod-bridge-interface= pod-interface-name-prefix= cluster-cidr= nodeport-addresses= oom-score-adj= conntrack-max-per-core= conntrack-min= conntrack-tcp-timeout-established= conntrack-tcp-timeout-close-wait= conntrack-tcp-be-liberal= conntrack-udp-timeout= conntrack-udp-timeout-stream= config-sync-period= boot-id-file= machine-id-file= write-config-to= take-over= init-only= cleanup= V/version= h/help
+    string join \n manifests= config= hostname-override= master= v/v= vmodule= logging-format= log-flush-frequency= log-text-split-stream= log-json-split-stream= log-text-info-buffer-size= log-json-info-buffer-size= feature-gates= kubeconfig= kube-api-content-type= kube-api-qps= kube-api-burst= bind-address= healthz-bind-address= metrics-bind-address= healthz-port= metrics-port= bind-address-hard-fail= profiling= show-hidden-metrics-for-version= proxy-mode= iptables-masquerade-bit= masquerade-all= iptables-localhost-nodeports= iptables-sync-period= iptables-min-sync-period= ipvs-sync-period= ipvs-min-sync-period= ipvs-scheduler= ipvs-exclude-cidrs= ipvs-strict-arp= ipvs-tcp-timeout= ipvs-tcpfin-timeout= ipvs-udp-timeout= detect-local-mode= pod-bridge-interface= pod-interface-name-prefix= cluster-cidr= nodeport-addresses= oom-score-adj= conntrack-max-per-core= conntrack-min= conntrack-tcp-timeout-established= conntrack-tcp-timeout-close-wait= conntrack-tcp-be-liberal= conntrack-udp-timeout= conntrack-udp-timeout-stream= config-sync-period= boot-id-file= machine-id-file= write-config-to= take-over= table-owner= init-only= cleanup= V/version= h/help
 end
 
 function __fish_nftproxyd_needs_command
@@ -82,6 +82,9 @@ complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l machine-id-file -d 
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l write-config-to -d 'Write the configuration that is in force, with all defaults, to FILE and exit' -r -F
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l take-over -d 'When all Services are in place, remove what kube-proxy has left: its tables of nftables, its chains of iptables, its part of IPVS. Nothing of others. Stop kube-proxy first; its rules stay until then' -r -f -a "true\t''
 false\t''"
+complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l table-owner -d 'Whether nobody else can change the tables while this runs, which takes Linux 6.9. auto: where the kernel can do it, and what is left at the end is as without it, which every nft can read back. on: also after the end, until the next start, nft before 1.1.0 cannot read a saved ruleset. off: everybody can change them, and it is repaired' -r -f -a "auto\t'While it runs, where the kernel can do it'
+on\t'They have to be, and stay as they are at the end'
+off\t'Never'"
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l init-only -d 'Set up connection tracking, check that the kernel can do what is needed, and exit' -r -f -a "true\t''
 false\t''"
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l cleanup -d 'Remove nftproxyd\'s tables and exit, as the subcommand does' -r -f -a "true\t''
@@ -153,6 +156,9 @@ complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l machine-id-f
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l write-config-to -d 'Write the configuration that is in force, with all defaults, to FILE and exit' -r -F
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l take-over -d 'When all Services are in place, remove what kube-proxy has left: its tables of nftables, its chains of iptables, its part of IPVS. Nothing of others. Stop kube-proxy first; its rules stay until then' -r -f -a "true\t''
 false\t''"
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l table-owner -d 'Whether nobody else can change the tables while this runs, which takes Linux 6.9. auto: where the kernel can do it, and what is left at the end is as without it, which every nft can read back. on: also after the end, until the next start, nft before 1.1.0 cannot read a saved ruleset. off: everybody can change them, and it is repaired' -r -f -a "auto\t'While it runs, where the kernel can do it'
+on\t'They have to be, and stay as they are at the end'
+off\t'Never'"
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l init-only -d 'Set up connection tracking, check that the kernel can do what is needed, and exit' -r -f -a "true\t''
 false\t''"
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l cleanup -d 'Remove nftproxyd\'s tables and exit, as the subcommand does' -r -f -a "true\t''

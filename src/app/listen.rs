@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::Sender;
+use tokio::sync::watch;
 use tokio::time::{Duration, Instant, sleep, sleep_until};
 use tracing::{info, warn};
 
@@ -31,6 +32,23 @@ impl Ear for AsyncFd<Monitor> {
                 Some(heard) => return Ok(heard),
                 None => ready.clear_ready(),
             }
+        }
+    }
+}
+
+/// Listens while there is a table that others can change: `owned` says whether there is none. Being told of changes costs
+/// the kernel about as much as a small change itself.
+pub(super) async fn listen_unless<E: Ear>(
+    mut owned: watch::Receiver<bool>,
+    mut open: impl FnMut() -> Result<E, KernelError>,
+    disturbances: Sender<Disturbance>,
+    mut told: impl FnMut(&Heard),
+) {
+    let mut not_owned = owned.clone();
+    while not_owned.wait_for(|owned| !owned).await.is_ok() {
+        tokio::select! {
+            () = listen(&mut open, disturbances.clone(), &mut told) => return,
+            _ = owned.wait_for(|owned| *owned) => {}
         }
     }
 }
@@ -167,6 +185,27 @@ mod tests {
             () = sleep(Duration::from_secs(600)) => {}
         }
         assert!((50..=70).contains(&opened.get()), "{} times in ten minutes", opened.get());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_listens_while_the_tables_are_owned() {
+        let (sender, mut disturbances) = tokio::sync::mpsc::channel(16);
+        let (owned, is_owned) = watch::channel(true);
+        let open = || Ok(Script { heard: VecDeque::new(), fails: false });
+        let script = async {
+            let mut next = async |within| tokio::time::timeout(Duration::from_secs(within), disturbances.recv()).await;
+            assert!(next(9).await.is_err(), "they are owned");
+            owned.send_replace(false);
+            assert_eq!(next(9).await, Ok(Some(Disturbance::Listening)));
+            owned.send_replace(true);
+            assert!(next(9).await.is_err(), "they are owned again");
+            owned.send_replace(false);
+            assert_eq!(next(9).await, Ok(Some(Disturbance::Listening)), "something may have changed");
+        };
+        tokio::select! {
+            () = listen_unless(is_owned, open, sender, |_| {}) => panic!("it has ended"),
+            () = script => {}
+        }
     }
 
     #[tokio::test]

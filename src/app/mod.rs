@@ -6,6 +6,7 @@ mod instance;
 mod listen;
 mod observers;
 mod one_shot;
+mod ownership;
 mod ports;
 mod ready;
 mod reload;

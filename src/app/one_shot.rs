@@ -104,17 +104,21 @@ pub(super) fn status(args: &StatusArgs) -> anyhow::Result<()> {
         return Err(no_table());
     }
     let frontends = status::read(&mut kernel, &families)?;
+    let tables = status::tables(&mut kernel)?;
     let text = match args.output {
         Output::Table => {
             let daemon = match daemon {
                 Ok(daemon) => status::daemon_text(&daemon),
                 Err(error) => format!("daemon    {error}; this is what the kernel has\n"),
             };
-            format!("{daemon}\n{}", status::table(&frontends))
+            format!("{daemon}{}\n{}", status::tables_text(&tables), status::table(&frontends))
         }
         Output::Json => {
             let error = daemon.as_ref().err().map(ToString::to_string);
-            let status = serde_json::json!({ "daemon": daemon.ok(), "daemonError": error, "frontends": frontends });
+            let daemon = daemon.ok();
+            let status = serde_json::json!({
+                "daemon": daemon, "daemonError": error, "tables": tables, "frontends": frontends
+            });
             serde_json::to_string_pretty(&status).context("cannot write JSON")? + "\n"
         }
     };

@@ -15,8 +15,9 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::daemon_status::{count_followed, daemon_status};
-use super::listen::listen;
+use super::listen::listen_unless;
 use super::observers::{self, Checks, Observers, Published, Standings, TakeOver};
+use super::ownership::{LastSync, Ownership, given_up};
 use super::ports::{self, BindPolicy};
 use super::ready::{Awaited, Readiness};
 use super::reload::{self, File, follow};
@@ -72,6 +73,7 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
     info!(version = env!("CARGO_PKG_VERSION"), node = %config.node_name, "nftproxyd starts");
     let mut kernel = LinuxKernel::open()?;
     kernel.probe()?;
+    let ownership = Ownership::new(args.table_owner, &mut kernel)?;
     if args.init_only {
         sysctl::tune(Path::new("/"), &config.conntrack);
         info!("connection tracking is set up, and the kernel can do what is needed (--init-only)");
@@ -99,7 +101,7 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
         }
         // The right to serve is given up when nothing is written any more.
         tokio::select! {
-            result = supervise(config, file, kernel, first_words, take_over, signals, hangups) => result,
+            result = supervise(config, file, (kernel, ownership), first_words, take_over, signals, hangups) => result,
             () = instance.tell() => Ok(()),
         }
     });
@@ -112,7 +114,7 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
 async fn supervise(
     config: Config,
     file: Option<File>,
-    kernel: LinuxKernel,
+    (kernel, ownership): (LinuxKernel, Ownership),
     first_words: Vec<Notice>,
     take_over: bool,
     mut signals: Signals,
@@ -129,6 +131,7 @@ async fn supervise(
     let (reached, servers) = watch::channel(BTreeSet::new());
     let (disturbance_sender, disturbances) = mpsc::channel(16);
     let (attempted_sender, attempted) = oneshot::channel();
+    let (owned, is_owned) = watch::channel(false);
     let metrics = Arc::new(Metrics::new());
     let others = [
         take_over.then_some(Awaited::TakeOver),
@@ -151,7 +154,8 @@ async fn supervise(
         if attempted.await.is_ok() {
             let mut said = PerFamily::default();
             let told = |heard: &Heard| count_foreign(heard, &mut said, &foreign);
-            listen(|| Monitor::open(own_port)?.asynchronous(), disturbance_sender, told).await;
+            let open = || Monitor::open(own_port)?.asynchronous();
+            listen_unless(is_owned, open, disturbance_sender, told).await;
         }
         std::future::pending().await
     });
@@ -222,14 +226,14 @@ async fn supervise(
     tasks.spawn(ports::serve_metrics(listening, address, Arc::clone(&metrics), configz, status));
     let mark = 1 << config.masquerade_bit;
     let take_over = take_over.then(|| -> TakeOver { Box::new(move || take_over::take_over(mark)) });
-    let published = Published { health, metrics, readiness, standings, checks: checks_sender };
+    let published = Published { health, metrics, readiness, standings, owned, checks: checks_sender };
     let observers = Observers::new(take_over, attempted_sender, config.clone(), published)?;
     let (pulse, heartbeat) = service_manager::heartbeat();
     tasks.spawn(async move {
         pulse.beat().await;
         Ok(())
     });
-    let engine = start_engine(config, kernel, inputs, observers, heartbeat)?;
+    let (engine, last_sync) = start_engine(config, (kernel, ownership), inputs, observers, heartbeat)?;
     let result = tokio::select! {
         () = signals.stop() => Ok(()),
         ended = tasks.join_next() => match ended {
@@ -246,8 +250,10 @@ async fn supervise(
         // Nobody can say anything any more. What was said last may be the reason of the end.
         let _ = timeout(LAST_EVENTS, publisher).await;
     }
-    // Nobody else needs this thread any more.
-    engine.join().map_err(|_| anyhow::anyhow!("the sync loop panicked"))??;
+    if given_up(last_sync).await {
+        // Nobody else needs this thread any more.
+        engine.join().map_err(|_| anyhow::anyhow!("the sync loop panicked"))??;
+    }
     if result.is_ok() {
         info!("nftproxyd stops; the rules stay");
     }
@@ -262,23 +268,26 @@ async fn publish(client: ::kube::Client, node_name: String, notices: mpsc::Recei
 /// Starts the thread that the engine runs on: what the kernel takes its time for keeps nobody else waiting.
 fn start_engine(
     config: Config,
-    kernel: LinuxKernel,
+    (kernel, ownership): (LinuxKernel, Ownership),
     inputs: Inputs,
     mut observers: Observers,
     heartbeat: service_manager::Heartbeat,
-) -> anyhow::Result<thread::JoinHandle<anyhow::Result<()>>> {
+) -> anyhow::Result<(thread::JoinHandle<anyhow::Result<()>>, LastSync)> {
+    let (ended, last_sync) = oneshot::channel();
     let body = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().context("cannot start")?;
         let mut engine = Engine::new(kernel, facts(&config));
+        engine.own_tables(ownership.own);
         runtime.block_on(async {
             tokio::select! {
                 () = sync::run(&mut engine, inputs, config.min_sync_period, &mut observers) => {}
                 () = heartbeat.pass_on() => {}
             }
         });
+        ownership.end(&mut engine, ended);
         Ok(())
     };
-    Ok(threads::spawn("sync", body)?)
+    Ok((threads::spawn("sync", body)?, last_sync))
 }
 
 /// Counts foreign changes, and says of them what has not been said lately.

@@ -13,6 +13,9 @@ impl fmt::Display for Transaction {
         for operation in &self.operations {
             match operation {
                 Operation::AddTable => writeln!(f, "add table {table} {{ comment \"{TABLE_COMMENT}\"; }}")?,
+                Operation::OwnTable => {
+                    writeln!(f, "add table {table} {{ comment \"{TABLE_COMMENT}\"; flags owner, persist; }}")?;
+                }
                 Operation::DeleteTable => writeln!(f, "delete table {table}")?,
                 Operation::AddSet(def) => {
                     let lines = text::set_lines(self.family, def).join("; ");

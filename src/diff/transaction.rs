@@ -22,6 +22,9 @@ pub enum Operation {
     /// Creates our table. If it is there only its flags become none: one that is dormant wakes, and gets no base chains
     /// more in the same transaction; flags that cannot be cleared are an error.
     AddTable,
+    /// Creates our table as one that only the socket may change that this is sent by, and that outlives it (flags `owner`
+    /// and `persist`, Linux 6.9). One that has outlived its owner is adopted; any other that is there is an error.
+    OwnTable,
     /// Deletes our table with all that is in it.
     DeleteTable,
     /// Creates a set or map.

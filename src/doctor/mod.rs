@@ -3,6 +3,7 @@
 
 mod daemon;
 mod proc_files;
+mod protection;
 mod tables;
 
 use std::fmt::Write as _;
@@ -64,6 +65,8 @@ pub fn examine(metrics: SocketAddr, root: &Path, conntrack: &Conntrack, mark: u3
     findings.extend(proc_files::bridges(root));
     findings.extend(proc_files::connections(root, conntrack));
     findings.extend(proc_files::leftovers(root));
+    // Who may not ask is told so below.
+    findings.extend(protection::ask().unwrap_or_default());
     match leftovers::tables::list_with_rules(mark) {
         Ok(listed) => findings.extend(tables::judge(&listed)),
         Err(error) => findings.push(Finding::doubtful(

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
+use super::kernel::table_flag;
 use super::numbers::{c_name, protocol_family, verdict};
 use super::request::NftablesMessage as _;
 use super::uapi::{self, msg, set_flag};
@@ -158,7 +159,8 @@ impl Encoder {
     /// Appends the messages of one operation.
     pub(super) fn operation(&mut self, position: usize, operation: &Operation) -> Result<(), EncodeError> {
         match operation {
-            Operation::AddTable => self.add_table(position),
+            Operation::AddTable => self.add_table(position, 0),
+            Operation::OwnTable => self.add_table(position, table_flag::OWNED),
             Operation::DeleteTable => {
                 let header = self.begin(position, 0..0, msg::DELTABLE, 0);
                 self.messages.table(header, &sys::Table::new(&self.table));
@@ -216,11 +218,11 @@ impl Encoder {
         Header { kind: uapi::SUBSYSTEM | kind, family: protocol_family(self.family), flags, sequence }
     }
 
-    fn add_table(&mut self, position: usize) {
+    fn add_table(&mut self, position: usize, flags: u32) {
         let mut table = sys::Table::new(&self.table);
         let mut user_data = Vec::new();
         udata::comment(TABLE_COMMENT, &mut user_data);
-        table.describe(0, &user_data);
+        table.describe(flags, &user_data);
         let header = self.begin(position, 0..0, msg::NEWTABLE, uapi::NLM_F_CREATE);
         self.messages.table(header, &table);
     }

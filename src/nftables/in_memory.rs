@@ -56,6 +56,8 @@ struct TableState {
     foreign_chains: BTreeSet<String>,
     foreign_objects: BTreeSet<String>,
     flags: u32,
+    /// Whether its owner is whoever uses this kernel.
+    ours: bool,
     /// Whether the transaction at hand has cleared flags: until its end there are no new base chains.
     woken: bool,
     /// Whether it has touched a chain that was there, or deleted a base chain: until its end flags stay.
@@ -186,7 +188,16 @@ impl InMemoryKernel {
     pub fn set_flags(&mut self, family: Family, flags: u32) {
         self.disturb();
         if let Some(table) = &mut self.tables[family] {
-            table.flags = flags;
+            (table.flags, table.ours) = (flags, false);
+        }
+    }
+
+    /// Who uses this kernel ends: tables that it owned have no owner any more.
+    pub fn close(&mut self) {
+        for family in Family::ALL {
+            if let Some(table) = self.tables[family].as_mut().filter(|table| table.ours) {
+                (table.flags, table.ours) = (table.flags & !table_flag::OWNER, false);
+            }
         }
     }
 
@@ -254,7 +265,7 @@ impl InMemoryKernel {
     /// Applies a transaction to a copy.
     fn apply(&self, transaction: &Transaction) -> Result<Option<TableState>, CommitError> {
         let mut table = self.tables[transaction.family].clone();
-        if table.as_ref().is_some_and(|table| table.flags & table_flag::OWNER != 0) {
+        if table.as_ref().is_some_and(|table| table.flags & table_flag::OWNER != 0 && !table.ours) {
             return Err(CommitError::Owned(OWNER.clone()));
         }
         for (position, operation) in transaction.operations.iter().enumerate() {
@@ -281,6 +292,15 @@ impl InMemoryKernel {
                     }
                     (table.flags, table.woken) = (0, true);
                 }
+                return Ok(());
+            }
+            Operation::OwnTable => {
+                let table =
+                    table.get_or_insert_with(|| TableState { flags: table_flag::PERSIST, ..Default::default() });
+                if table.flags != table_flag::PERSIST && !(table.ours && table.flags == table_flag::OWNED) {
+                    return Err((Errno::EOPNOTSUPP, None));
+                }
+                (table.flags, table.ours) = (table_flag::OWNED, true);
                 return Ok(());
             }
             Operation::DeleteTable => return table.take().map(|_| ()).ok_or((Errno::ENOENT, None)),
@@ -387,6 +407,7 @@ impl TableState {
             },
             // These are done by the kernel as a whole.
             Operation::AddTable
+            | Operation::OwnTable
             | Operation::DeleteTable
             | Operation::AddRules(_)
             | Operation::AddElements(..)
@@ -507,7 +528,7 @@ impl Kernel for InMemoryKernel {
         let Some(table) = &self.tables[family] else { return Ok(snapshot) };
         snapshot.table = true;
         snapshot.table_flags = table.flags;
-        snapshot.owner = (table.flags & table_flag::OWNER != 0).then(|| OWNER.clone());
+        snapshot.owner = (table.flags & table_flag::OWNER != 0 && !table.ours).then(|| OWNER.clone());
         snapshot.foreign_chains = table.foreign_chains.clone();
         snapshot.foreign_sets = table.foreign_sets.clone();
         snapshot.foreign_other = table.foreign_objects.clone();

@@ -33,6 +33,8 @@ pub mod table_flag {
     pub const OWNER: u32 = 0x2;
     /// The table outlives its owner (Linux 6.9). It cannot be cleared.
     pub const PERSIST: u32 = 0x4;
+    /// Those of a table of ours that we own; ours has none otherwise.
+    pub const OWNED: u32 = OWNER | PERSIST;
 }
 
 /// What one family's table holds, but for the elements of its sets.
@@ -40,10 +42,10 @@ pub mod table_flag {
 pub struct Snapshot {
     /// Whether the table is there at all.
     pub table: bool,
-    /// Its flags ([`table_flag`], or others that are not known yet); ours has none. Its user data, a comment, is not read:
+    /// Its flags ([`table_flag`], or others that are not known yet). Its user data, a comment, is not read:
     /// it has no effect.
     pub table_flags: u32,
-    /// Who owns it: nobody else can change it.
+    /// Who else owns it: nobody but that socket can change it. If there is none, and it has the flag, this one does.
     pub owner: Option<Owner>,
     /// Sets of ours whose definition in the kernel is exactly the one asked about.
     pub sets: BTreeSet<SetName>,

@@ -8,9 +8,9 @@ use nix::errno::Errno;
 
 use super::decode;
 use super::encode::{Batch, EncodeError, Encoder, element_words, encode};
-use super::kernel::{CommitError, Committed, KeptClients, Kernel, KernelError, Snapshot};
+use super::kernel::{CommitError, Committed, KeptClients, Kernel, KernelError, Snapshot, table_flag};
 use super::numbers::protocol_family;
-use super::owner::Owner;
+use super::owner::{Owner, Protection};
 use super::probe::{self, ProbeError};
 use super::request::{NftablesMessage as _, Request, unexpected};
 use super::uapi::{self, msg};
@@ -36,6 +36,8 @@ pub struct LinuxKernel {
     /// Whether somebody else has changed something since a family was read, or since [`Kernel::undisturbed`] was last asked
     /// about it.
     disturbed: PerFamily<bool>,
+    /// The other program that owned a table when that was last looked up.
+    other: Option<Owner>,
 }
 
 impl LinuxKernel {
@@ -45,7 +47,7 @@ impl LinuxKernel {
         let socket = open()?;
         socket.want_clear_errors().map_err(failed("set a socket option"))?;
         socket.raise_receive_queue(RECEIVE_QUEUE);
-        Ok(LinuxKernel { socket, generation: None, disturbed: PerFamily::default() })
+        Ok(LinuxKernel { socket, generation: None, disturbed: PerFamily::default(), other: None })
     }
 
     /// The socket's address, by which [`super::Monitor`] tells its changes from others'.
@@ -62,6 +64,15 @@ impl LinuxKernel {
             }
         }
         Ok(families)
+    }
+
+    /// What protects our table, if it is there.
+    pub fn protection(&mut self, family: Family) -> Result<Option<Protection>, KernelError> {
+        Ok(self.ask_table(family)?.map(|(flags, owner)| match owner {
+            Some(port) => Protection::Owner(Owner::of(port)),
+            None if flags & table_flag::PERSIST != 0 => Protection::Orphan,
+            None => Protection::None,
+        }))
     }
 
     /// Tries whether the kernel can do what our tables need, in each family, without leaving a trace. Takes a few
@@ -141,10 +152,33 @@ impl LinuxKernel {
         }
     }
 
-    /// Who owns our table, if anybody does and the kernel says so.
+    /// Whether tables can have an owner and outlive it (Linux 6.9). Asked like [`LinuxKernel::probe`].
+    pub fn can_own(&mut self) -> Result<bool, ProbeError> {
+        for family in Family::ALL {
+            let batch = probe::owned(family, self.socket.next_sequence()).map_err(refuse)?;
+            self.socket.used_sequence(batch.last_sequence());
+            match self.exchange(&batch, batch.bytes_without_end(), |_, _| "a table to try".to_owned()) {
+                Ok(()) => {}
+                Err(CommitError::Refused { .. }) => return Ok(false),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Who else owns our table, if anybody does and the kernel says so.
     fn owner(&mut self, family: Family) -> Option<Owner> {
         let (_, owner) = self.ask_table(family).ok()??;
-        owner.map(Owner::of)
+        self.other_owner(owner)
+    }
+
+    /// The owner with this port id, if it is another. Who that is takes some time to find out, and is asked often.
+    fn other_owner(&mut self, port: Option<u32>) -> Option<Owner> {
+        let port = port.filter(|port| *port != self.socket.port())?;
+        if self.other.as_ref().is_none_or(|owner| owner.port != port) {
+            self.other = Some(Owner::of(port));
+        }
+        self.other.clone()
     }
 
     /// Asks for all objects of a kind in our table. `each` gets every message of it; `None` means: forget what came.
@@ -391,7 +425,7 @@ impl Kernel for LinuxKernel {
         self.note_generation()?;
         self.disturbed[family] = false;
         let Some((table_flags, owner)) = self.ask_table(family)? else { return Ok(Snapshot::default()) };
-        let owner = owner.map(Owner::of);
+        let owner = self.other_owner(owner);
         let mut snapshot = Snapshot { table: true, table_flags, owner, ..Snapshot::default() };
         self.dump_sets(family, sets, &mut snapshot)?;
         self.dump_chains(family, chains, on_demand, &mut snapshot)?;
@@ -483,7 +517,9 @@ pub(super) fn words(transaction: &Transaction, operation: usize, item: Option<us
     };
     let object = match transaction.operations.get(operation) {
         None => return "the transaction".to_owned(),
-        Some(Operation::AddTable | Operation::DeleteTable) => return format!("table {table} {TABLE}"),
+        Some(Operation::AddTable | Operation::OwnTable | Operation::DeleteTable) => {
+            return format!("table {table} {TABLE}");
+        }
         Some(Operation::AddSet(set)) => format!("set {}", set.name),
         Some(Operation::AddChain(chain)) => format!("chain {}", chain.name),
         Some(Operation::FlushChain(chain)) => format!("chain {chain}"),

@@ -25,5 +25,5 @@ pub use kernel::{
 };
 pub use linux::LinuxKernel;
 pub use monitor::{Heard, Monitor};
-pub use owner::Owner;
+pub use owner::{Owner, Protection};
 pub use probe::ProbeError;

@@ -172,6 +172,13 @@ pub(super) fn transaction(family: Family) -> Transaction {
     transaction
 }
 
+/// The transaction that asks whether tables can have an owner and outlive it.
+pub(super) fn owned(family: Family, first_sequence: u32) -> Result<Batch, super::encode::EncodeError> {
+    let mut encoder = Encoder::new(family, PROBE_TABLE, first_sequence);
+    encoder.operation(0, &Operation::OwnTable)?;
+    Ok(encoder.finish())
+}
+
 /// The oldest kernel that has everything. Before about 5.11 the kernel checks which expressions a hook allows only when
 /// a transaction is really committed, so the version has to answer for that.
 const OLDEST: (u32, u32) = (5, 10);

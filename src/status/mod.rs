@@ -2,6 +2,7 @@
 //! it says is what packets meet, whether or not a daemon runs. What only a daemon knows is asked of it.
 
 mod daemon;
+mod protection;
 mod show;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,6 +12,7 @@ use std::num::NonZeroU16;
 use serde::Serialize;
 
 pub use self::daemon::{AskError, ask, daemon_text, kinds_text};
+pub use self::protection::{Protected, TableStatus, tables, tables_text};
 pub use self::show::table;
 use crate::conntrack::{Conntrack, Flow, FlowsError};
 use crate::model::{Family, FrontendAt, FrontendKey, Protocol, TrafficPolicy};

@@ -195,15 +195,42 @@ impl<K: Kernel> Engine<K> {
         Some(ranges.filter(|overlap| !overlap.addresses.is_empty()).collect())
     }
 
-    /// Somebody else has touched a table, or may have: read it back at the next sync.
+    /// Before the first sync: whether nobody else shall be able to change the tables. It takes Linux 6.9.
+    pub fn own_tables(&mut self, own: bool) {
+        Family::ALL.into_iter().for_each(|family| self.tables[family].own(own));
+    }
+
+    /// Whether nobody else can change this family's table.
+    pub fn owns(&self, family: Family) -> bool {
+        self.tables[family].is_owned()
+    }
+
+    /// Leaves tables behind that everybody may change, if they are owned. What this process knows of them is of no use
+    /// afterwards.
+    pub fn disown_tables(&mut self, now: Instant) -> Report {
+        let mut report = Report::default();
+        let cluster = Cluster { store: &self.store, claims: &self.claims, facts: &self.service_facts };
+        for family in Family::ALL {
+            let mut pass = Pass::new(&mut self.kernel, &cluster, now, &mut report);
+            if let Err(error) = self.tables[family].disown(&mut pass) {
+                report.failures += 1;
+                report.fatal.get_or_insert(error);
+            }
+        }
+        report
+    }
+
+    /// Somebody else has touched a table, or may have: read it back at the next sync. Nobody can touch one that is owned.
     pub fn distrust(&mut self, family: Family) {
-        self.tables[family].distrust();
+        if !self.owns(family) {
+            self.tables[family].distrust();
+        }
     }
 
     /// Distrusts the tables unless the kernel can tell that nobody has touched any since they were read.
     pub fn check_undisturbed(&mut self) {
         for family in Family::ALL {
-            if !self.kernel.undisturbed(family).unwrap_or(false) {
+            if !self.owns(family) && !self.kernel.undisturbed(family).unwrap_or(false) {
                 self.distrust(family);
             }
         }

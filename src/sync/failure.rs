@@ -22,4 +22,10 @@ impl Failure {
         let wait = previous.map_or(FIRST_RETRY, |previous| previous.wait * 2).min(longest);
         Failure { at: now + wait, wait, error }
     }
+
+    /// The same, to be tried again no later than after `longest`.
+    pub(super) fn within(self, longest: Duration, now: Instant) -> Failure {
+        let wait = self.wait.min(longest);
+        Failure { at: now + wait, wait, ..self }
+    }
 }

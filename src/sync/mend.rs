@@ -7,10 +7,12 @@ use crate::ruleset::base::Frame;
 use crate::ruleset::names::ChainName;
 use crate::ruleset::types::Chain;
 
-/// Whether parts of the table can only be changed along with the table.
-pub(super) fn must_be_replaced(frame: &Frame, snapshot: &Snapshot) -> bool {
+/// Whether parts of the table can only be changed along with the table: that it is to be `owned`, too, or not.
+pub(super) fn must_be_replaced(frame: &Frame, snapshot: &Snapshot, owned: bool) -> bool {
     let there = |name| snapshot.chains.contains(name) || snapshot.other_rules.contains(name);
     let right_flags = match snapshot.table_flags {
+        _ if !snapshot.table => true,
+        flags if owned => flags == table_flag::OWNED,
         0 => true,
         // A transaction that wakes a table cannot give it a base chain.
         table_flag::DORMANT => frame.chains.iter().all(|chain| chain.hook.is_none() || there(&chain.name)),
@@ -23,14 +25,14 @@ pub(super) fn must_be_replaced(frame: &Frame, snapshot: &Snapshot) -> bool {
 }
 
 /// The table with nothing but this frame, in place of the one `before`.
-pub(super) fn new_table(family: Family, frame: &Frame, before: &Snapshot) -> Transaction {
+pub(super) fn new_table(family: Family, frame: &Frame, before: &Snapshot, owned: bool) -> Transaction {
     let mut transaction = Transaction::new(family);
     // Only what is there can be deleted; but to add a table that has flags is to clear them, which may be refused.
     if before.table_flags == 0 {
         transaction.operations.push(Operation::AddTable);
     }
     transaction.operations.push(Operation::DeleteTable);
-    transaction.operations.extend(frame_repairs(family, frame, &Snapshot::default(), |_| None).operations);
+    transaction.operations.extend(frame_repairs(family, frame, &Snapshot::default(), |_| None, owned).operations);
     transaction.elements(Operation::AddElements, frame.elements.iter().cloned());
     transaction
 }
@@ -41,11 +43,12 @@ pub(super) fn frame_repairs(
     frame: &Frame,
     snapshot: &Snapshot,
     on_demand: impl Fn(ChainName) -> Option<Chain>,
+    owned: bool,
 ) -> Transaction {
     let mut transaction = Transaction::new(family);
     let operations = &mut transaction.operations;
     if !snapshot.table || snapshot.table_flags == table_flag::DORMANT {
-        operations.push(Operation::AddTable);
+        operations.push(if owned { Operation::OwnTable } else { Operation::AddTable });
     }
     let missing_sets = frame.sets.iter().filter(|set| !snapshot.sets.contains(&set.name));
     operations.extend(missing_sets.cloned().map(Operation::AddSet));

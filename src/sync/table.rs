@@ -40,6 +40,9 @@ const ELEMENTS_PER_TRANSACTION: usize = 6_000;
 /// How often a busy kernel is asked again before the sync counts as failed.
 const BUSY_ATTEMPTS: u32 = 5;
 
+/// How often a table is asked for that another program owns.
+const OWNER_PAUSE: Duration = Duration::from_millis(100);
+
 /// The least pause after a sync that somebody else disturbed. It is as long as that sync was, up to [`FIRST_RETRY`]: what is
 /// undone again and again takes at most half of a processor, and there is at most one such sync for each change of others.
 const DISTURBED_PAUSE: Duration = Duration::from_millis(20);
@@ -81,6 +84,10 @@ pub(super) struct Table {
     elements: BTreeMap<SetName, usize>,
     /// Whether somebody else has changed the table, or may have, since it was last known.
     disturbed: bool,
+    /// Whether nobody else shall be able to change the table.
+    to_own: bool,
+    /// Whether nobody else can.
+    owned: bool,
 }
 
 impl Table {
@@ -106,6 +113,8 @@ impl Table {
             idle: Idle::default(),
             elements: BTreeMap::new(),
             disturbed: false,
+            to_own: false,
+            owned: false,
         }
     }
 
@@ -123,6 +132,16 @@ impl Table {
 
     pub(super) fn refused(&self) -> usize {
         self.refused.len()
+    }
+
+    /// Before the first sync: whether nobody else shall be able to change the table.
+    pub(super) fn own(&mut self, own: bool) {
+        self.to_own = own;
+    }
+
+    /// Whether it is known that nobody else can change the table.
+    pub(super) fn is_owned(&self) -> bool {
+        self.owned && self.known
     }
 
     /// The facts that the frame depends on have changed.
@@ -244,7 +263,11 @@ impl Table {
                 pass.report.fatal.get_or_insert(error);
             }
             Err(error) => {
-                let failure = Failure::after(self.failing.as_ref(), errors::text(&error), now, self.longest_retry);
+                let mut failure = Failure::after(self.failing.as_ref(), errors::text(&error), now, self.longest_retry);
+                if matches!(error, SyncError::Commit(CommitError::Owned(_))) {
+                    // Another one of us is about to end, as a rule.
+                    failure = failure.within(OWNER_PAUSE, now);
+                }
                 if self.failing.as_ref().is_none_or(|previous| previous.error != failure.error) {
                     let wait = failure.wait.as_millis();
                     error!("table {table} {TABLE} cannot be synced: {}; next try in {wait} ms", failure.error);
@@ -289,9 +312,8 @@ impl Table {
     fn read_back(&mut self, pass: &mut Pass<'_>) -> Result<(), SyncError> {
         let mut facts = if self.unfinished { self.facts.before_all_services() } else { self.facts.clone() };
         let mut frame = base::frame(&facts);
-        let on_demand = |name| base::on_demand(name, &self.facts);
         pass.report.family(self.family).full = true;
-        let mut snapshot = pass.kernel.dump(self.family, &frame.sets, &frame.chains, &on_demand)?;
+        let mut snapshot = self.look(pass, &frame)?;
         if !snapshot.table {
             self.unfinished = true;
             facts = facts.before_all_services();
@@ -300,10 +322,7 @@ impl Table {
         // From here to the end of the sync the work is proportional to what there is: it is a start or a repair.
         self.dirty.append(&mut pass.cluster.services());
         self.dirty.extend(self.installed.services().cloned());
-        if let Some(owner) = &snapshot.owner {
-            return Err(CommitError::Owned(owner.clone()).into());
-        }
-        if must_be_replaced(&frame, &snapshot) {
+        if must_be_replaced(&frame, &snapshot, self.to_own) {
             return self.replace_other(pass, &snapshot);
         }
         let mut contents = Contents::new(self.family);
@@ -317,7 +336,8 @@ impl Table {
         if !snapshot.foreign_other.is_empty() {
             return self.replace_other(pass, &snapshot);
         }
-        let mut transaction = frame_repairs(self.family, &frame, &snapshot, on_demand);
+        let on_demand = |name| base::on_demand(name, &self.facts);
+        let mut transaction = frame_repairs(self.family, &frame, &snapshot, on_demand, self.to_own);
         let chains = snapshot.chains.iter().chain(&snapshot.other_rules).copied();
         // What was known before goes first: both at once would be most of the memory that the daemon uses.
         self.installed = Installed::default();
@@ -365,6 +385,7 @@ impl Table {
         let table = text::family(self.family);
         match before.table_flags {
             0 => {}
+            table_flag::OWNED if self.to_own => {}
             table_flag::DORMANT => {
                 warn!("table {table} {TABLE} was dormant, so that none of its rules had an effect; it is awake again");
             }
@@ -497,14 +518,15 @@ impl Table {
         };
         report.commits.push(committed);
         pass.report.note_commit(committed);
-        self.count_elements(transaction);
+        self.note_sent(transaction);
         Ok(())
     }
 
     /// What the failure of a commit means. A refusal is about what was sent only if the table is what it is taken for:
     /// whoever deletes the table makes the kernel refuse every Service.
     fn judge(&self, pass: &mut Pass<'_>, error: CommitError) -> SyncError {
-        let as_known = !matches!(error, CommitError::Refused { .. })
+        let as_known = self.owned
+            || !matches!(error, CommitError::Refused { .. })
             || pass.kernel.undisturbed(self.family).unwrap_or(false)
             || self.only_others && self.has_frame(pass);
         if as_known { SyncError::Commit(error) } else { SyncError::Disturbed(error) }
@@ -523,10 +545,14 @@ impl Table {
         })
     }
 
-    fn count_elements(&mut self, transaction: &Transaction) {
+    fn note_sent(&mut self, transaction: &Transaction) {
         for operation in &transaction.operations {
             match operation {
-                Operation::DeleteTable => self.elements.clear(),
+                Operation::OwnTable => self.owned = true,
+                Operation::DeleteTable => {
+                    self.owned = false;
+                    self.elements.clear();
+                }
                 Operation::AddElements(set, elements) => *self.elements.entry(*set).or_default() += elements.len(),
                 Operation::DeleteElements(set, elements) => {
                     // Those that the kernel writes are not counted.

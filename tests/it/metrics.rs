@@ -83,7 +83,18 @@ fn the_daemon_tells_what_it_does() {
     };
     write(&objects("10.1.0.1"));
     let manifests = folder.path().to_str().expect("text");
-    let arguments = ["run", "--manifests", manifests, "--hostname-override", "n1", "--logging-format", "json"];
+    // Somebody else changes the table below.
+    let arguments = [
+        "run",
+        "--manifests",
+        manifests,
+        "--hostname-override",
+        "n1",
+        "--logging-format",
+        "json",
+        "--table-owner",
+        "off",
+    ];
     let daemon = Daemon::start(&world, &arguments).expect("it starts");
 
     wait_for(&world, &daemon, "nftproxyd_services IPv4", 1.0);

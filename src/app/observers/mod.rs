@@ -38,6 +38,7 @@ pub(super) struct Observers {
     checks: watch::Sender<Checks>,
     readiness: Readiness,
     standings: Standings,
+    owned: watch::Sender<bool>,
     /// Removes kube-proxy's leftovers, if that is to be done, when the tables of all families are in line for the first time.
     take_over: Option<TakeOver>,
     /// To be told when no table waits for its first attempt any more: from then on changes are small.
@@ -52,6 +53,8 @@ pub(super) struct Published {
     pub(super) metrics: Arc<Metrics>,
     pub(super) readiness: Readiness,
     pub(super) standings: Standings,
+    /// Whether nobody else can change any of the tables.
+    pub(super) owned: watch::Sender<bool>,
     pub(super) checks: watch::Sender<Checks>,
 }
 
@@ -65,7 +68,7 @@ impl Observers {
         config: Config,
         published: Published,
     ) -> anyhow::Result<Observers> {
-        let Published { health, metrics, readiness, standings, checks } = published;
+        let Published { health, metrics, readiness, standings, owned, checks } = published;
         let conntrack = Conntrack::open().context("cannot use connection tracking")?;
         let counted = Arc::clone(&metrics);
         let count = move |pass: &Sweep| {
@@ -82,6 +85,7 @@ impl Observers {
             checks,
             readiness,
             standings,
+            owned,
             take_over,
             attempted: Some(attempted),
             unchecked: Some(config),
@@ -139,6 +143,8 @@ impl<K: Kernel> Observer<K> for Observers {
         }
         self.counting.synced(engine, report);
         self.tell_standing(engine);
+        let owns_all = Family::ALL.into_iter().all(|family| engine.owns(family));
+        self.owned.send_if_modified(|owned| std::mem::replace(owned, owns_all) != owns_all);
         if Family::ALL.into_iter().all(|family| engine.standing(family) != Standing::Behind)
             && let Some(attempted) = self.attempted.take()
         {

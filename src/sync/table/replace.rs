@@ -11,11 +11,11 @@ use tracing::{debug, info, warn};
 use super::super::mend::new_table;
 use super::super::report::SyncError;
 use super::{Pass, Table};
-use crate::diff::{Installed, Operation, Stage};
+use crate::diff::{Installed, Operation, Stage, Transaction};
 use crate::errors;
 use crate::model::FrontendKey;
-use crate::nftables::{CommitError, KeptClients, Snapshot};
-use crate::ruleset::base::{self, FrameFacts};
+use crate::nftables::{CommitError, KeptClients, Snapshot, table_flag};
+use crate::ruleset::base::{self, Frame, FrameFacts};
 use crate::ruleset::frontend::Frontend;
 use crate::ruleset::kept::Kept;
 use crate::ruleset::names::TABLE;
@@ -25,12 +25,61 @@ use crate::ruleset::text;
 const READING: Duration = Duration::from_secs(2);
 
 impl Table {
+    /// Reads the frame of the table, but for the elements of its sets, and makes the table ours if it has lost its owner.
+    pub(super) fn look(&mut self, pass: &mut Pass<'_>, frame: &Frame) -> Result<Snapshot, SyncError> {
+        let snapshot = self.dump(pass, frame)?;
+        self.owned = self.to_own && snapshot.table_flags == table_flag::OWNED && snapshot.owner.is_none();
+        if let Some(owner) = snapshot.owner {
+            return Err(CommitError::Owned(owner).into());
+        }
+        if !self.to_own || snapshot.table_flags != table_flag::PERSIST {
+            return Ok(snapshot);
+        }
+        // First it is ours, and then it is read: from here on it stays what it is.
+        self.send(pass, &Transaction { family: self.family, operations: vec![Operation::OwnTable] })?;
+        info!("table {} {TABLE} had lost its owner, and is adopted", text::family(self.family));
+        self.dump(pass, frame)
+    }
+
+    fn dump(&self, pass: &mut Pass<'_>, frame: &Frame) -> Result<Snapshot, SyncError> {
+        let on_demand = |name| base::on_demand(name, &self.facts);
+        Ok(pass.kernel.dump(self.family, &frame.sets, &frame.chains, &on_demand)?)
+    }
+
     /// Makes the table anew because of what it is, and says so.
     pub(super) fn replace_other(&mut self, pass: &mut Pass<'_>, before: &Snapshot) -> Result<(), SyncError> {
         self.replace(pass, before)?;
-        info!("table {} {TABLE} was not as this version makes it; it has been replaced", text::family(self.family));
+        let table = text::family(self.family);
+        if self.owned && before.table_flags == 0 {
+            info!("table {table} {TABLE} has been replaced by one that nobody else can change");
+        } else {
+            info!("table {table} {TABLE} was not as this version makes it; it has been replaced");
+        }
         self.tell_flags(before);
         Ok(())
+    }
+
+    /// Makes the table anew, as it is, but as one that everybody may change: one that loses its owner is listed by older
+    /// nft in a way that it cannot read.
+    pub(in crate::sync) fn disown(&mut self, pass: &mut Pass<'_>) -> Result<(), SyncError> {
+        if !self.owned {
+            return Ok(());
+        }
+        if !self.known {
+            self.read_back(pass)?;
+        }
+        let before = Snapshot { table: true, table_flags: table_flag::OWNED, ..Snapshot::default() };
+        // With all that is in it: what is done with each kind is among the elements below.
+        let chains = base::all_chains(self.installed.chains(), &self.sent);
+        let frame = Frame { chains, elements: Vec::new(), ..base::frame(&self.sent) };
+        let mut transaction = new_table(self.family, &frame, &before, false);
+        let elements = self.installed.elements_by_set();
+        transaction.operations.extend(elements.into_iter().map(|(set, list)| Operation::AddElements(set, list)));
+        if self.sent.affinity {
+            let clients = self.clients(pass, &before, |key| self.installed.frontend(key));
+            transaction.operations.extend(remember(&clients));
+        }
+        self.send(pass, &transaction)
     }
 
     /// Makes the table anew, with all that is wanted of it: parts of what there is (`before`) cannot be changed in place.
@@ -44,7 +93,7 @@ impl Table {
         }
         stage.nodeport_ips(self.nodeport_ips.clone());
         let elements = stage.transaction(self.family, &empty, |name| base::on_demand(name, &self.facts));
-        let mut transaction = new_table(self.family, &base::frame(&self.facts), before);
+        let mut transaction = new_table(self.family, &base::frame(&self.facts), before, self.to_own);
         transaction.operations.extend(elements.operations);
         let clients = self.clients(pass, before, |key| stage.frontend(key));
         transaction.operations.extend(remember(&clients));
@@ -81,7 +130,7 @@ impl Table {
         before: &Snapshot,
         clients: &[Kept],
     ) -> Result<(), SyncError> {
-        let transaction = new_table(self.family, &base::frame(facts), before);
+        let transaction = new_table(self.family, &base::frame(facts), before, self.to_own);
         let mut with_clients = transaction.clone();
         with_clients.operations.extend(remember(clients));
         match self.send(pass, &with_clients) {

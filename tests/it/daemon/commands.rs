@@ -91,7 +91,7 @@ fn errors_are_said_in_one_line() {
 
 #[test]
 fn what_is_rendered_without_root_is_what_the_daemon_installs() {
-    let Some(mut node) = Node::new() else { return };
+    let Some(mut node) = Node::unprotected() else { return };
     write_everything(&node);
     let mut bad = web("bad", "172.30.1.8", &["10.1.0.8:8080"]);
     bad[0]["spec"]["externalIPs"] = json!(["nowhere"]);
@@ -182,7 +182,7 @@ fn the_owner_of_a_table_is_named() {
         Ok(tables) if tables.contains("table ip nftproxyd") => Ok(()),
         other => Err(format!("{other:?}")),
     });
-    let owner = format!("belongs to netlink port {0} (perhaps process {0}, nft)", nft.id());
+    let owner = format!("belongs to netlink port {0} (process {0}, nft)", nft.id());
     // A permission is not what root lacks; who lacks it is told so, owner or not.
     let ended = run_to_end(&node, true, &["cleanup"]);
     assert_fails("cleanup of an owned table", &ended, 1, &["table ip nftproxyd", &owner]);

@@ -269,7 +269,7 @@ fn an_api_server_behind_a_service() {
 /// The tables of a version that let nobody pass.
 #[test]
 fn a_table_of_before_is_completed_in_place() {
-    let Some(mut node) = Node::new() else { return };
+    let Some(mut node) = Node::unprotected() else { return };
     let mut sticky = web("sticky", "172.30.1.2", &["10.1.0.1:8080"]);
     sticky[0]["spec"]["sessionAffinity"] = json!("ClientIP");
     node.write("services.yaml", &yaml(&sticky));

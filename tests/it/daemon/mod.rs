@@ -13,6 +13,7 @@ mod instances;
 mod kinds;
 mod lockout;
 mod manifests;
+mod owned;
 mod proxies;
 mod readers;
 mod ready;
@@ -67,6 +68,8 @@ struct Node {
     daemon: Option<Daemon>,
     files: TempDir,
     world: World,
+    /// What `--table-owner` is.
+    table_owner: &'static str,
 }
 
 impl Node {
@@ -75,7 +78,12 @@ impl Node {
         let world = World::new(&[ip(NODE_IP), ip(OTHER_IP), ip(NODE_IP_V6)], &[])?;
         let files = tempfile::tempdir().expect("a temporary folder");
         std::fs::create_dir(files.path().join("manifests")).expect("a folder can be made");
-        Some(Node { daemon: None, files, world })
+        Some(Node { daemon: None, files, world, table_owner: "auto" })
+    }
+
+    /// One whose tables others can change.
+    fn unprotected() -> Option<Node> {
+        Some(Node { table_owner: "off", ..Node::new()? })
     }
 
     /// A file beside the manifests.
@@ -121,7 +129,9 @@ impl Node {
     /// Starts the daemon with these arguments and much to say.
     fn spawn_with(&mut self, arguments: &[&std::ffi::OsStr]) {
         assert!(self.daemon.is_none(), "one daemon at a time");
-        let arguments: Vec<_> = arguments.iter().copied().chain(["-v".as_ref(), "2".as_ref()]).collect();
+        let owner = format!("--table-owner={}", self.table_owner);
+        let more = ["-v".as_ref(), "2".as_ref(), owner.as_ref()];
+        let arguments: Vec<_> = arguments.iter().copied().chain(more).collect();
         self.daemon = Some(Daemon::start(&self.world, &arguments).expect("the daemon can be started"));
     }
 
@@ -207,9 +217,10 @@ impl Node {
         self.world.nft(arguments, "")
     }
 
-    /// What stock nft lists of our table of a family (`ip`, `ip6`), in an order that depends on its contents alone.
+    /// What stock nft lists of our table of a family (`ip`, `ip6`), in an order that depends on its contents alone, and
+    /// without the owner.
     fn table(&self, family: &str) -> io::Result<String> {
-        Ok(sorted(&self.nft(&["list", "table", family, "nftproxyd"])?))
+        Ok(sorted(&without_owner(&self.nft(&["list", "table", family, "nftproxyd"])?)))
     }
 
     /// Both tables.
@@ -224,6 +235,13 @@ impl Node {
         let status = self.world.run(move || command.status()).expect("ip can be run");
         assert!(status.success(), "ip {arguments}: {status}");
     }
+}
+
+/// A listing without what is said of the owner of a table.
+fn without_owner(listing: &str) -> String {
+    let flags = |line: &&str| !line.starts_with("\tflags");
+    let lines = listing.lines().filter(flags).map(|line| line.split(" # progname").next().unwrap_or(line));
+    lines.map(|line| format!("{line}\n")).collect()
 }
 
 /// A listing with the elements of each set, and the sets and chains, in the order of their texts: the kernel lists

@@ -32,7 +32,7 @@ fn wait_for_tables(node: &mut Node, what: &str, wanted: &str) {
 
 #[test]
 fn foreign_changes_are_repaired() {
-    let Some(mut node) = Node::new() else { return };
+    let Some(mut node) = Node::unprotected() else { return };
     write_everything(&node);
     const OTHER: &str =
         "table inet other {\n set s { type inet_service; elements = { 1, 2 }; }\n chain c { accept; }\n}\n";
@@ -97,7 +97,7 @@ const DORMANT: [&str; 2] = ["add table ip nftproxyd { flags dormant; }", "add ta
 fn a_dormant_table_is_awoken() {
     const WEB: (&str, &[&str]) = ("172.30.1.1:80", &["10.1.0.1:8080"]);
     const WEB_SIX: (&str, &[&str]) = ("[fd00:172:30::1]:80", &["[fd00:1::1]:8080", "[fd00:1::2]:8080"]);
-    let Some(mut node) = Node::new() else { return };
+    let Some(mut node) = Node::unprotected() else { return };
     write_everything(&node);
     let serve = |node: &mut Node, what: &str| {
         for (to, endpoints) in [WEB, WEB_SIX] {
@@ -163,7 +163,7 @@ fn metric(node: &Node, name: &str) -> f64 {
 fn bursts_of_foreign_changes_are_repaired_soon_after_the_last() {
     const SERVICES: usize = 1_000;
     const CHANGES: usize = 30;
-    let Some(mut node) = Node::new() else { return };
+    let Some(mut node) = Node::unprotected() else { return };
     let mut objects = vec![node_object(&["10.1.0.0/16", "fd00:1::/64"]), service_cidr()];
     for nth in 0..SERVICES {
         let (high, low) = (nth / 250, nth % 250);
@@ -291,7 +291,7 @@ fn connections_that_began_without_rules_are_served_at_their_next_packet() {
 
 #[test]
 fn a_restart_changes_nothing_and_disturbs_nobody() {
-    let Some(mut node) = Node::new() else { return };
+    let Some(mut node) = Node::unprotected() else { return };
     write_everything(&node);
     let server = format!("{NODE_IP}:7777");
     node.write("echo.yaml", &yaml(&web("echo", "172.30.1.7", &[&server])));

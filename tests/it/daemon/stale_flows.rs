@@ -108,7 +108,10 @@ fn assert_stays(node: &mut Node, flow: &str, protocol: Protocol, frontend: &str,
 }
 
 fn node_with(endpoints: &[(u8, State)]) -> Option<Node> {
-    let mut node = Node::new()?;
+    started(Node::new()?, endpoints)
+}
+
+fn started(mut node: Node, endpoints: &[(u8, State)]) -> Option<Node> {
     node.write("node.yaml", &yaml(&[node_object(&[])]));
     node.write("dns.yaml", &dns(Some(endpoints)));
     node.start(&json!({}));
@@ -191,7 +194,7 @@ fn redirect(node: &Node, from: u8, to: u8) {
 /// As after a daemon that was killed when the kernel had the new rules, and flows had not been looked at yet.
 #[test]
 fn udp_flows_that_nobody_cleaned_up_are_cleaned_up_at_the_next_start() {
-    let Some(mut node) = node_with(&[(1, READY)]) else { return };
+    let Some(mut node) = Node::unprotected().and_then(|node| started(node, &[(1, READY)])) else { return };
     node.kill();
     redirect(&node, 1, 9);
     for frontend in FRONTENDS {
@@ -218,7 +221,7 @@ fn udp_flows_that_nobody_cleaned_up_are_cleaned_up_at_the_next_start() {
 
 #[test]
 fn udp_flows_that_began_without_rules_are_served_after_the_repair() {
-    let Some(mut node) = node_with(&[(1, READY)]) else { return };
+    let Some(mut node) = Node::unprotected().and_then(|node| started(node, &[(1, READY)])) else { return };
     // The second look after the start is over: it is not the one that is to find them.
     node.eventually("the looks after the start", |node| {
         let log = node.log();

@@ -46,6 +46,11 @@ impl Daemon {
         Ok(Daemon { child, log, readers: readers.into_iter().flatten().collect() })
     }
 
+    /// The number of its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Whether it has not ended.
     pub(crate) fn alive(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))

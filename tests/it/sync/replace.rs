@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 use nftproxyd::config::NodePortAddresses;
 use nftproxyd::model::{Event, Family, Service};
 use nftproxyd::nftables::in_memory::InMemoryKernel;
-use nftproxyd::nftables::{Kernel as _, LinuxKernel};
+use nftproxyd::nftables::{Kernel as _, LinuxKernel, table_flag};
 use nftproxyd::ruleset::kept::Kept;
 use nftproxyd::ruleset::names::SetName;
 use nftproxyd::ruleset::read::Remembered;
+use nftproxyd::sync::Engine;
 
+use crate::netns::try_nft;
 use crate::support::cluster::{Cluster, address, endpoints, facts, of_every_kind, plain_service, slice_of};
 use crate::support::namespace::Namespace;
 use crate::support::nft::nft;
@@ -198,6 +200,105 @@ fn nothing_is_lost_when_a_table_is_replaced() {
         }
         println!("{} connections and echoes", clients.end());
     });
+}
+
+/// An engine that has been told all, and owns the tables or does not.
+fn engine(own: bool) -> Engine<LinuxKernel> {
+    let mut engine = cluster().engine(LinuxKernel::open().expect("a socket"), facts(NodePortAddresses::Primary));
+    engine.own_tables(own);
+    engine
+}
+
+/// Whether tables can have an owner; said loudly where they cannot.
+fn can_own() -> bool {
+    let can_own = LinuxKernel::open().expect("a socket").can_own().expect("it can be asked");
+    if !can_own {
+        writeln!(io::stderr(), "skipped: no tables that persist").expect("a standard error");
+    }
+    can_own
+}
+
+#[test]
+fn nothing_is_lost_when_a_table_becomes_owned_and_is_given_up_again() {
+    let Some(namespace) = Namespace::for_test() else { return };
+    namespace.run(|| {
+        if !can_own() {
+            return;
+        }
+        serve();
+        assert_eq!(engine(false).sync(Instant::now()).failures, 0);
+        let sticky = connect(STICKY).expect("it works").1;
+        let clients = Clients::start(sticky);
+        clients.wait_for(100);
+        for round in 0..6 {
+            let mut engine = engine(true);
+            let report = engine.sync(Instant::now());
+            assert_eq!((report.failures, report.error_text()), (0, String::new()), "round {round}");
+            assert_eq!(report.transactions, 2, "round {round}: all at once, in each family");
+            assert!(Family::ALL.into_iter().all(|family| engine.owns(family)), "round {round}");
+            assert!(try_nft(&["delete", "table", "ip", "nftproxyd"], "").is_err(), "round {round}");
+            assert_eq!(remembered(engine.kernel()).len(), 1, "round {round}");
+            clients.wait_for(50);
+            // Reading back finds nothing to do; nobody can have touched it.
+            engine.distrust(Family::V4);
+            assert!(!engine.is_behind(), "round {round}");
+            let report = engine.disown_tables(Instant::now());
+            assert_eq!((report.failures, report.error_text()), (0, String::new()), "round {round}");
+            assert_eq!(report.transactions, 2, "round {round}: all at once, in each family");
+            assert!(!engine.owns(Family::V4) && !engine.owns(Family::V6), "round {round}");
+            assert!(!nft(&["list", "ruleset"], "").contains("flags owner"), "round {round}");
+            assert_eq!(remembered(engine.kernel()).len(), 1, "round {round}");
+            clients.wait_for(50);
+            engine.distrust(Family::V4);
+        }
+        // What was left is what is wanted.
+        assert_eq!(engine(false).sync(Instant::now()).operations, 0);
+        println!("{} connections and echoes", clients.end());
+    });
+}
+
+#[test]
+fn the_next_owner_waits_for_the_end_of_the_one_before() {
+    let Some(namespace) = Namespace::for_test() else { return };
+    namespace.run(|| {
+        if !can_own() {
+            return;
+        }
+        let mut first = engine(true);
+        assert_eq!(first.sync(Instant::now()).failures, 0);
+        let mut second = engine(true);
+        let mut now = Instant::now();
+        for attempt in 0..20 {
+            let report = second.sync(now);
+            assert!(report.error_text().contains("belongs to netlink port"), "{attempt}: {}", report.error_text());
+            let wake = second.wake_at().expect("another attempt");
+            assert!(wake <= now + Duration::from_millis(100), "attempt {attempt}: in {:?}", wake - now);
+            now = wake;
+        }
+        assert!(!second.is_in_line());
+        assert_eq!(first.sync(Instant::now()).failures, 0, "the first is not disturbed");
+        drop(first);
+        let report = second.sync(now);
+        assert_eq!((report.failures, report.operations), (0, 2), "{}", report.error_text());
+        assert!(second.is_in_line() && Family::ALL.into_iter().all(|family| second.owns(family)));
+    });
+}
+
+#[test]
+fn a_table_is_owned_in_memory_as_in_the_kernel() {
+    let mut engine = cluster().engine(InMemoryKernel::new(), facts(NodePortAddresses::Primary));
+    engine.own_tables(true);
+    assert_eq!(engine.sync(Instant::now()).failures, 0);
+    let mut kernel = std::mem::take(engine.kernel());
+    assert_eq!(kernel.flags_of(Family::V4), Some(table_flag::OWNED));
+    kernel.close();
+    assert_eq!(kernel.flags_of(Family::V4), Some(table_flag::PERSIST));
+    let mut engine = cluster().engine(kernel, facts(NodePortAddresses::Primary));
+    engine.own_tables(true);
+    let report = engine.sync(Instant::now());
+    assert_eq!((report.failures, report.operations), (0, 2), "{}", report.error_text());
+    assert_eq!(engine.disown_tables(Instant::now()).failures, 0);
+    assert_eq!(engine.kernel().flags_of(Family::V6), Some(0));
 }
 
 #[test]

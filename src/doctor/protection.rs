@@ -1,0 +1,66 @@
+//! Whether our tables are protected from others.
+
+use super::Finding;
+use crate::model::{Family, PerFamily};
+use crate::nftables::{KernelError, LinuxKernel, Protection};
+use crate::ruleset::names::TABLE;
+use crate::ruleset::text;
+
+/// Asks the kernel about the tables that are there.
+pub(super) fn ask() -> Result<Vec<Finding>, KernelError> {
+    let mut kernel = LinuxKernel::open()?;
+    let mut found = PerFamily::default();
+    for family in Family::ALL {
+        found[family] = kernel.protection(family)?;
+    }
+    Ok(judge(&found))
+}
+
+fn judge(found: &PerFamily<Option<Protection>>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut orphans = Vec::new();
+    for family in Family::ALL {
+        let table = format!("table {} {TABLE}", text::family(family));
+        match &found[family] {
+            Some(Protection::Owner(owner)) => {
+                findings.push(Finding::fine(format!("{table} is owned by {owner}: nobody else can change it")));
+            }
+            Some(Protection::Orphan) => orphans.push(table),
+            Some(Protection::None) | None => {}
+        }
+    }
+    if !orphans.is_empty() {
+        findings.push(Finding::doubtful(
+            format!(
+                "{} lost the daemon that owned it: nft before 1.1.0 lists it with an empty line of flags, and cannot read \
+                 a ruleset that is saved now",
+                orphans.join(", ")
+            ),
+            "start nftproxyd, or run nftproxyd cleanup; then save the ruleset again (nft list ruleset)",
+        ));
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Grade;
+    use super::*;
+    use crate::nftables::Owner;
+
+    #[test]
+    fn orphans_are_doubtful() {
+        let owner = Owner { port: 17, process: Some((17, "nftproxyd".to_owned())) };
+        let found = PerFamily { v4: Some(Protection::Owner(owner)), v6: Some(Protection::Orphan) };
+        let said: Vec<_> = judge(&found).into_iter().map(|finding| (finding.grade, finding.what)).collect();
+        assert_eq!(said.len(), 2);
+        assert_eq!(said[0].0, Grade::Fine);
+        assert!(
+            said[0].1.contains("table ip nftproxyd is owned by netlink port 17 (process 17, nftproxyd)"),
+            "{said:?}"
+        );
+        assert_eq!(said[1].0, Grade::Doubtful);
+        assert!(said[1].1.starts_with("table ip6 nftproxyd lost the daemon that owned it"), "{said:?}");
+        assert_eq!(judge(&PerFamily { v4: Some(Protection::None), v6: None }), []);
+    }
+}

@@ -1,0 +1,107 @@
+//! Who can change the tables.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use crate::model::Family;
+use crate::nftables::{KernelError, LinuxKernel, Owner, Protection};
+use crate::ruleset::names::TABLE;
+use crate::ruleset::text;
+
+/// A table of ours, and who can change it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TableStatus {
+    /// `ip nftproxyd` or `ip6 nftproxyd`.
+    pub table: String,
+    /// What protects it.
+    pub protection: Protected,
+    /// The port id of the netlink socket that owns it.
+    pub owner_port: Option<u32>,
+    /// The process that has the socket, where it can be found.
+    pub owner_pid: Option<u32>,
+    /// The name of that process.
+    pub owner_name: Option<String>,
+}
+
+/// What protects a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Protected {
+    /// Everybody with the privilege may change it.
+    Nothing,
+    /// Its owner has ended without giving it up: everybody may change it, and nft before 1.1.0 cannot read back what it
+    /// lists of it.
+    Orphaned,
+    /// Only its owner can change it.
+    Owned,
+}
+
+impl TableStatus {
+    fn new(family: Family, protection: Protection) -> TableStatus {
+        let (protection, owner) = match protection {
+            Protection::None => (Protected::Nothing, None),
+            Protection::Orphan => (Protected::Orphaned, None),
+            Protection::Owner(owner) => (Protected::Owned, Some(owner)),
+        };
+        let (owner_port, process) = owner.map(|Owner { port, process }| (port, process)).unzip();
+        let (owner_pid, owner_name) = process.flatten().unzip();
+        TableStatus {
+            table: format!("{} {TABLE}", text::family(family)),
+            protection,
+            owner_port,
+            owner_pid,
+            owner_name,
+        }
+    }
+}
+
+/// Who can change the tables that are there.
+///
+/// # Errors
+/// The kernel cannot be asked.
+pub fn tables(kernel: &mut LinuxKernel) -> Result<Vec<TableStatus>, KernelError> {
+    let mut tables = Vec::new();
+    for family in Family::ALL {
+        tables.extend(kernel.protection(family)?.map(|protection| TableStatus::new(family, protection)));
+    }
+    Ok(tables)
+}
+
+/// A line for each table.
+pub fn tables_text(tables: &[TableStatus]) -> String {
+    let mut lines = String::new();
+    for table in tables {
+        let _ = write!(lines, "table     {}: ", table.table);
+        let _ = match (table.protection, &table.owner_pid, &table.owner_name, table.owner_port) {
+            (Protected::Nothing, ..) => writeln!(lines, "not owned"),
+            (Protected::Orphaned, ..) => writeln!(lines, "has lost its owner (see nftproxyd doctor)"),
+            (Protected::Owned, Some(pid), Some(name), _) => writeln!(lines, "owned by process {pid} ({name})"),
+            (Protected::Owned, _, _, port) => writeln!(lines, "owned by netlink port {}", port.unwrap_or(0)),
+        };
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_table_has_a_line() {
+        let owner = |process| Protection::Owner(Owner { port: 9, process });
+        let process = Some((7, "nftproxyd".to_owned()));
+        let cases = [
+            (Protection::None, "table     ip nftproxyd: not owned\n"),
+            (Protection::Orphan, "table     ip nftproxyd: has lost its owner (see nftproxyd doctor)\n"),
+            (owner(process), "table     ip nftproxyd: owned by process 7 (nftproxyd)\n"),
+            (owner(None), "table     ip nftproxyd: owned by netlink port 9\n"),
+        ];
+        for (protection, text) in cases {
+            assert_eq!(tables_text(&[TableStatus::new(Family::V4, protection)]), text);
+        }
+        let json = serde_json::to_value(TableStatus::new(Family::V6, Protection::Orphan)).expect("JSON");
+        assert_eq!((&json["table"], &json["protection"]), (&"ip6 nftproxyd".into(), &"orphaned".into()));
+    }
+}
