@@ -233,7 +233,7 @@ fn udp_flows_that_began_without_rules_are_served_after_the_repair() {
     // The daemon is kept from repairing until flows have begun.
     node.daemon().signal(Signal::SIGSTOP).expect("the daemon runs");
     for family in ["ip", "ip6"] {
-        node.nft(&["flush", "chain", family, "nftproxyd", "services"]).expect("anybody may change the table");
+        node.nft(&["flush", "chain", family, "nftproxyd", "nat-prerouting"]).expect("anybody may change the table");
     }
     for frontend in FRONTENDS {
         let to = socket(frontend);
