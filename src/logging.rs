@@ -1,10 +1,19 @@
 //! The log: one line for each change of state that matters, to standard error, for journald and for people.
 //!
 //! What others have written, such as the name of an object or of a file, cannot make a line of its own: see [`OneLine`].
+//!
+//! The daemon's lines wait in a [`queue`] for a thread that writes them: a pipe that is full, or read slowly, costs lines,
+//! and stops nothing.
 
+mod queue;
+
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
+use std::panic::{self, PanicHookInfo};
+use std::thread;
+use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Subscriber};
@@ -18,10 +27,61 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::config::{LogFormat, Logging};
 use crate::printable::is_dangerous;
 
-/// Starts logging at a klog-like verbosity: 0 and 1 for information, 2 to 4 for debugging, 5 and more for everything.
+/// How long the end of the process, or of a thread by a panic, waits for the log to be read.
+const LAST_LINES: Duration = Duration::from_secs(2);
+
+/// Starts logging of a command that does one thing and ends: at once, in between what else it writes.
+pub(crate) fn init(logging: Logging) {
+    begin(logging, io::stderr);
+}
+
+/// Starts logging of a daemon: who logs never waits for who reads. Its panics are lines of the log, too.
+///
+/// # Errors
+/// When there can be no thread that writes.
+pub(crate) fn init_queued(logging: Logging) -> io::Result<()> {
+    let writer = queue::start()?;
+    if begin(logging, move || writer.clone()) {
+        panic::set_hook(Box::new(|panic| {
+            log_panic(panic);
+            queue::flush(LAST_LINES);
+        }));
+    }
+    Ok(())
+}
+
+/// Writes the last line of the process to standard error, behind all that was logged.
+pub(crate) fn last_line(text: &str) {
+    if !queue::write(text) {
+        eprintln!("{text}");
+    }
+}
+
+/// Waits for what was logged to be read, but not for ever.
+pub(crate) fn flush() {
+    queue::flush(LAST_LINES);
+}
+
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let thread = thread::current();
+    let at = panic.location().map(ToString::to_string).unwrap_or_default();
+    let why = panic.payload_as_str().unwrap_or("something that is no text");
+    tracing::error!("thread {} panicked at {at}: {why}", thread.name().unwrap_or("without a name"));
+    let trace = Backtrace::capture();
+    if trace.status() == BacktraceStatus::Captured {
+        trace.to_string().lines().for_each(|line| tracing::error!("{line}"));
+    }
+}
+
+/// Logs at a klog-like verbosity: 0 and 1 for information, 2 to 4 for debugging, 5 and more for everything. Returns whether
+/// nobody did before.
 ///
 /// Libraries are held to warnings below 5: what they say is rarely about Services.
-pub(crate) fn init(Logging { format, verbosity }: Logging) {
+fn begin<W, M>(Logging { format, verbosity }: Logging, writer: M) -> bool
+where
+    W: io::Write,
+    M: Fn() -> W + Send + Sync + 'static,
+{
     let (own, others) = match verbosity {
         0 | 1 => (LevelFilter::INFO, LevelFilter::WARN),
         2..=4 => (LevelFilter::DEBUG, LevelFilter::WARN),
@@ -33,14 +93,14 @@ pub(crate) fn init(Logging { format, verbosity }: Logging) {
         .with_default(others)
         .with_targets([("kube_client", kube), ("kube_runtime", kube), ("tower_http", kube)])
         .with_target("nftproxyd", own);
-    let lines = tracing_subscriber::fmt::layer().with_writer(|| OneLine(std::io::stderr())).with_ansi(false);
+    let lines = tracing_subscriber::fmt::layer().with_writer(move || OneLine(writer())).with_ansi(false);
     let lines = match format {
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
         LogFormat::Text if journald_listens() => lines.event_format(Journal).boxed(),
         LogFormat::Text => lines.boxed(),
     };
     // A second call, in tests, changes nothing.
-    let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
+    tracing_subscriber::registry().with(filter).with(lines).try_init().is_ok()
 }
 
 /// Whether standard error leads to journald, which says so in `JOURNAL_STREAM` (systemd.exec(5)).

@@ -7,11 +7,7 @@ use nftproxyd::cli::{Cli, with_hyphens};
 use nftproxyd::{app, errors};
 
 fn main() -> ExitCode {
-    match app::main(Cli::parse_from(with_hyphens(std::env::args_os())).command()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("Error: {}", errors::text(error.as_ref()));
-            ExitCode::FAILURE
-        }
-    }
+    let result = app::main(Cli::parse_from(with_hyphens(std::env::args_os())).command());
+    app::end(result.as_ref().err().map(|error| format!("Error: {}", errors::text(error.as_ref()))).as_deref());
+    if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

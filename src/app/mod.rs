@@ -49,12 +49,29 @@ pub fn main(command: Command) -> anyhow::Result<()> {
     }
 }
 
+/// The end of the process: the last line of standard error, if there is one, and all that was logged before.
+pub fn end(last_line: Option<&str>) {
+    last_line.into_iter().for_each(logging::last_line);
+    logging::flush();
+}
+
 /// Reads the configuration, and begins to log as it says.
 fn configuration(args: &NodeArgs, manifests: Option<PathBuf>) -> anyhow::Result<Loaded> {
     let loaded = config::load(args.config.as_deref(), &args.overrides(manifests))?;
     logging::init(loaded.config.logging);
+    Ok(with_warnings(loaded))
+}
+
+/// As [`configuration`], for the daemon.
+fn daemon_configuration(args: &NodeArgs, manifests: Option<PathBuf>) -> anyhow::Result<Loaded> {
+    let loaded = config::load(args.config.as_deref(), &args.overrides(manifests))?;
+    logging::init_queued(loaded.config.logging)?;
+    Ok(with_warnings(loaded))
+}
+
+fn with_warnings(loaded: Loaded) -> Loaded {
     loaded.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-    Ok(loaded)
+    loaded
 }
 
 fn converter(config: &Config) -> Arc<Converter> {

@@ -22,7 +22,7 @@ use super::ports::{self, BindPolicy};
 use super::ready::{Awaited, Readiness};
 use super::reload::{self, File, follow};
 use super::signals::Signals;
-use super::{configuration, converter, facts, instance, one_shot, service_manager, take_over};
+use super::{converter, daemon_configuration, facts, instance, one_shot, service_manager, take_over};
 use crate::addresses;
 use crate::cli::RunArgs;
 use crate::config::{Config, Loaded, Source};
@@ -60,7 +60,7 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
     if args.cleanup {
         return one_shot::cleanup();
     }
-    let Loaded { config, text, .. } = configuration(&args.node, args.manifests.clone())?;
+    let Loaded { config, text, .. } = daemon_configuration(&args.node, args.manifests.clone())?;
     if config.logging.verbosity >= 1 {
         args.given().iter().for_each(|flag| info!("FLAG: {flag}"));
     }

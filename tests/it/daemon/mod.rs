@@ -20,6 +20,7 @@ mod ready;
 mod repair;
 mod stale_flows;
 mod take_over;
+mod unread;
 mod unsteady;
 
 use std::io::{self, Read as _, Write as _};

@@ -33,17 +33,30 @@ impl Daemon {
 
     /// Starts another program as if it were the daemon.
     pub(crate) fn start_program<A: AsRef<OsStr>>(world: &World, program: &str, arguments: &[A]) -> io::Result<Daemon> {
+        let mut daemon = Daemon::start_unread(world, program, arguments)?;
+        daemon.read();
+        Ok(daemon)
+    }
+
+    /// As [`Daemon::start`], and nobody reads what it writes until [`Daemon::read`].
+    pub(crate) fn start_unheard<A: AsRef<OsStr>>(world: &World, arguments: &[A]) -> io::Result<Daemon> {
+        Daemon::start_unread(world, PROGRAM, arguments)
+    }
+
+    /// Reads all that it has written, and will write.
+    pub(crate) fn read(&mut self) {
+        let log = &self.log;
+        self.readers.extend(self.child.stdout.take().map(|pipe| Log::follow(log, pipe)));
+        self.readers.extend(self.child.stderr.take().map(|pipe| Log::follow(log, pipe)));
+    }
+
+    fn start_unread<A: AsRef<OsStr>>(world: &World, program: &str, arguments: &[A]) -> io::Result<Daemon> {
         // The kernel kills the daemon when the thread of the node ends, even if the test itself was killed.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--", program]).args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = world.spawn(command)?;
-        let log = Arc::new(Log::default());
-        let readers = [
-            child.stdout.take().map(|pipe| Log::follow(&log, pipe)),
-            child.stderr.take().map(|pipe| Log::follow(&log, pipe)),
-        ];
-        Ok(Daemon { child, log, readers: readers.into_iter().flatten().collect() })
+        let child = world.spawn(command)?;
+        Ok(Daemon { child, log: Arc::default(), readers: Vec::new() })
     }
 
     /// The number of its process.
