@@ -55,6 +55,10 @@ pub(super) fn lower(family: Family, statement: &Statement) -> Vec<Expression> {
         Statement::StatusDnat => {
             has_bits(Expression::Ct { key: uapi::ct::STATUS, direction: None, dreg: first }, uapi::IPS_DST_NAT)
         }
+        Statement::DirectionOriginal => vec![
+            Expression::Ct { key: uapi::ct::DIRECTION, direction: None, dreg: first },
+            compare(first, Comparison::Equal, &[uapi::ct::ORIGINAL]),
+        ],
         Statement::Priority { value, negated } => vec![
             Expression::MetaLoad { key: uapi::meta::PRIORITY, dreg: first },
             compare(first, equal_unless(*negated), &value.to_ne_bytes()),

@@ -112,6 +112,7 @@ pub(super) mod meta {
 
 /// `enum nft_ct_keys`.
 pub(super) mod ct {
+    pub(in crate::nftables) const DIRECTION: u32 = 1;
     pub(in crate::nftables) const STATUS: u32 = 2;
     pub(in crate::nftables) const PROTO_SRC: u32 = 11;
     pub(in crate::nftables) const PROTO_DST: u32 = 12;

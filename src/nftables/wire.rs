@@ -208,6 +208,7 @@ fn statements(family: Family) -> Case {
         ("fib saddr type local drop", vec![Statement::SourceIsLocal, drop()]),
         ("fib daddr type local drop", vec![Statement::DestinationIsLocal { negated: false }, drop()]),
         ("fib daddr type != local drop", vec![Statement::DestinationIsLocal { negated: true }, drop()]),
+        ("ct direction original drop", vec![Statement::DirectionOriginal, drop()]),
         ("ct status dnat goto services", vec![Statement::StatusDnat, goto(ChainName::Services)]),
         ("meta priority 6e66:7078 drop", vec![Statement::Priority { value: 0x6e66_7078, negated: false }, drop()]),
         ("meta priority != 1:2 drop", vec![Statement::Priority { value: 0x1_0002, negated: true }, drop()]),

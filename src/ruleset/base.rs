@@ -284,16 +284,22 @@ fn fixed(name: ChainName, facts: &FrameFacts) -> Option<Chain> {
             ChainName::NodeportLocalFromNode,
             SetName::NodeportLocalPolicy,
         ),
+        // The kernel sends its refusal through the same hooks, as an answer of the connection that it refuses: a client that
+        // has a cluster IP itself (a DNS cache of the node) would wait for ever.
         ChainName::Unserved => vec![
             Rule {
                 comment: Some("a port that the cluster IP does not have"),
-                ..rule([is_cluster_ip(), goto(ChainName::RejectIt)])
+                ..rule([is_cluster_ip(), Statement::DirectionOriginal, goto(ChainName::RejectIt)])
             },
             // An address of the node's own is handed back, be it in a range by mistake: the node stays reachable, and
             // its node ports are looked up. Nobody else pays for the question.
             Rule {
                 comment: Some("a cluster IP that is not allocated"),
-                ..rule([Statement::DestinationIsLocal { negated: true }, Statement::Verdict(Verdict::Drop)])
+                ..rule([
+                    Statement::DirectionOriginal,
+                    Statement::DestinationIsLocal { negated: true },
+                    Statement::Verdict(Verdict::Drop),
+                ])
             },
         ],
         ChainName::Services => services_rules(facts),

@@ -127,6 +127,7 @@ pub fn statement(table: Family, statement: &Statement) -> String {
         Statement::SourceIsLocal => "fib saddr type local".to_owned(),
         Statement::DestinationIsLocal { negated } => format!("fib daddr type {}local", not(*negated)),
         Statement::StatusDnat => "ct status dnat".to_owned(),
+        Statement::DirectionOriginal => "ct direction original".to_owned(),
         Statement::Priority { value, negated } => {
             format!("meta priority {}{}", not(*negated), Class(*value))
         }

@@ -207,6 +207,8 @@ pub enum Statement {
     },
     /// `ct status dnat`.
     StatusDnat,
+    /// `ct direction original`: not an answer, such as the reset or ICMP error that refuses a first packet.
+    DirectionOriginal,
     /// `meta priority [!=] MAJOR:MINOR`: for what a process of the node sends, the `SO_PRIORITY` of its socket.
     Priority {
         /// `MAJOR << 16 | MINOR`.

@@ -122,6 +122,8 @@ impl Walk<'_> {
                     at.state.priority = *value;
                     true
                 }
+                // What is traced is a first packet.
+                Statement::DirectionOriginal => true,
                 Statement::PriorityFromMap { key, map } => match self.priority_from(at, key, *map)? {
                     None => false,
                     Some((priority, element)) => {

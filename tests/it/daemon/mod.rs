@@ -17,6 +17,7 @@ mod owned;
 mod proxies;
 mod readers;
 mod ready;
+mod refusals;
 mod repair;
 mod stale_flows;
 mod take_over;
