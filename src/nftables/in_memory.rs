@@ -1,5 +1,7 @@
 //! A kernel in memory, for tests of what stands above: atomic like the real one, and as strict about what refers to what.
 
+mod others;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 use std::{fmt, io};
@@ -178,20 +180,6 @@ impl InMemoryKernel {
         self.tables[family].is_some()
     }
 
-    /// Somebody else deletes a table.
-    pub fn delete_table(&mut self, family: Family) {
-        self.disturb();
-        self.tables[family] = None;
-    }
-
-    /// Somebody else sets the flags ([`table_flag`]) of our table, if it exists.
-    pub fn set_flags(&mut self, family: Family, flags: u32) {
-        self.disturb();
-        if let Some(table) = &mut self.tables[family] {
-            (table.flags, table.ours) = (flags, false);
-        }
-    }
-
     /// Who uses this kernel ends: tables that it owned have no owner any more.
     pub fn close(&mut self) {
         for family in Family::ALL {
@@ -204,50 +192,6 @@ impl InMemoryKernel {
     /// The flags of our table; `None` if it does not exist.
     pub fn flags_of(&self, family: Family) -> Option<u32> {
         self.tables[family].as_ref().map(|table| table.flags)
-    }
-
-    /// Somebody else puts a chain and a set of these names into our table, if it exists.
-    pub fn add_foreign(&mut self, family: Family, chain: &str, set: &str) {
-        self.disturb();
-        if let Some(table) = &mut self.tables[family] {
-            table.foreign_chains.insert(chain.to_owned());
-            table.foreign_sets.insert(set.to_owned());
-        }
-    }
-
-    /// Somebody else puts an object into our table, if it exists, that can only go along with the table: a counter, say.
-    pub fn add_foreign_object(&mut self, family: Family, object: &str) {
-        self.disturb();
-        if let Some(table) = &mut self.tables[family] {
-            table.foreign_objects.insert(object.to_owned());
-        }
-    }
-
-    /// An element, as rules of the kernel or somebody else write it: replaces one with the same key.
-    pub fn put(&mut self, family: Family, set: SetName, element: Element) {
-        self.disturb();
-        if let Some(set) = self.tables[family].as_mut().and_then(|table| table.sets.get_mut(&set)) {
-            set.elements.insert((element.key.clone(), element.key_end.clone()), element);
-        }
-    }
-
-    /// Somebody else deletes an element. Returns whether it was there.
-    pub fn remove(&mut self, family: Family, set: SetName, key: &Key) -> bool {
-        self.disturb();
-        let set = self.tables[family].as_mut().and_then(|table| table.sets.get_mut(&set));
-        set.is_some_and(|set| {
-            let before = set.elements.len();
-            set.elements.retain(|(other, _), _| other != key);
-            set.elements.len() != before
-        })
-    }
-
-    /// Somebody else deletes the rules of a chain.
-    pub fn flush_chain(&mut self, family: Family, chain: ChainName) {
-        self.disturb();
-        if let Some(chain) = self.tables[family].as_mut().and_then(|table| table.chains.get_mut(&chain)) {
-            chain.rules.clear();
-        }
     }
 
     /// The elements of a set, sorted by key; empty if it does not exist.

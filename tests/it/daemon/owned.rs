@@ -92,7 +92,7 @@ fn nobody_else_can_change_the_tables() {
     }
     let ended = run_to_end(&node, true, &["cleanup"]);
     assert_eq!(ended.status, Some(1), "{}", ended.stdout);
-    assert!(ended.stderr.contains(&format!("(process {owner}, nftproxyd)")), "{}", ended.stderr);
+    assert!(ended.stderr.contains(&format!("another nftproxyd (pid {owner}, ")), "{}", ended.stderr);
     let log = node.log();
     assert!(!log.contains("changed by somebody else") && !log.contains("repaired"), "nobody listens: {log}");
     node.stop();

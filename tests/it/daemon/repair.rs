@@ -229,7 +229,7 @@ fn bursts_of_foreign_changes_are_repaired_soon_after_the_last() {
 fn connections_that_began_without_rules_are_served_at_their_next_packet() {
     const CLIENTS: usize = 12;
     const LONGEST: Duration = Duration::from_secs(25);
-    let Some(mut node) = Node::new() else { return };
+    let Some(mut node) = Node::unprotected() else { return };
     node.write("node.yaml", &yaml(&[node_object(&["10.1.0.0/16", "fd00:1::/64"]), service_cidr()]));
     let mut objects = web("web", "172.30.1.1", &["192.0.2.10:8080"]);
     objects.extend(web("six", "fd00:172:30::1", &["[2001:db8::10]:8080"]));
