@@ -21,8 +21,7 @@ const SAMPLES: usize = 20;
 
 /// The node's Node.
 pub(crate) fn node() -> Value {
-    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": synthetic::NODE, "labels": {}},
-        "status": {"addresses": [{"type": "InternalIP", "address": network::NODE.to_string()}]}})
+    synthetic::node(network::NODE)
 }
 
 /// Everything but the Node, in an order in which it can be created: the cluster, and each probe with endpoint 0.
@@ -75,7 +74,7 @@ pub(crate) fn probe_service(probe: usize) -> Value {
 
 /// A probe's EndpointSlice with these pods.
 pub(crate) fn probe_slice(probe: usize, pods: &[Ipv4Addr]) -> Value {
-    with_pods(synthetic::slice(LAST - probe, 1), pods)
+    synthetic::slice_of(LAST - probe, pods)
 }
 
 /// Where a probe is reached.
@@ -103,15 +102,4 @@ pub(crate) fn with_one_more(size: Size, number: usize, pod: Ipv4Addr) -> Value {
 /// and changes that are compared shall be alike.
 fn elsewhere(size: Size) -> usize {
     usize::from(size.endpoints > 1)
-}
-
-fn with_pods(mut slice: Value, pods: &[Ipv4Addr]) -> Value {
-    let endpoint = slice["endpoints"][0].take();
-    let endpoints = pods.iter().map(|pod| {
-        let mut endpoint = endpoint.clone();
-        endpoint["addresses"][0] = json!(pod);
-        endpoint
-    });
-    slice["endpoints"] = endpoints.collect();
-    slice
 }

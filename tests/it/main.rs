@@ -14,6 +14,8 @@ mod image;
 mod metrics;
 #[path = "../support/netns/mod.rs"]
 mod netns;
+#[path = "../support/numbers.rs"]
+mod numbers;
 mod operate;
 mod packets;
 #[path = "../support/properties.rs"]

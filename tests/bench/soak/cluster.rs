@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::api::{Api, synthetic};
 use crate::network;
+use crate::numbers::Random;
 use crate::truth::Truth;
 
 /// The port of every Service.
@@ -28,18 +29,6 @@ pub(crate) const CANARY: usize = 63_000;
 const FIRST: usize = 256;
 /// How often one of [`ROLLING`] changes.
 const ROLL_EVERY: Duration = Duration::from_millis(700);
-
-/// Numbers at random: splitmix64.
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) fn below(&mut self, end: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((mixed ^ (mixed >> 31)) % end as u64) as usize
-    }
-}
 
 /// What the API server holds, and what is done to it.
 pub(crate) struct Cluster {
@@ -68,14 +57,7 @@ fn service(index: usize) -> Value {
 }
 
 fn slice(index: usize, pods: &[Ipv4Addr]) -> Value {
-    let mut slice = synthetic::slice(index, 1);
-    let endpoint = slice["endpoints"][0].take();
-    let endpoints = pods.iter().map(|pod| {
-        let mut endpoint = endpoint.clone();
-        endpoint["addresses"][0] = json!(pod);
-        endpoint
-    });
-    slice["endpoints"] = endpoints.collect();
+    let mut slice = synthetic::slice_of(index, pods);
     let udp = json!({"name": "echo", "port": 8080, "protocol": "UDP"});
     slice["ports"].as_array_mut().expect("a list").push(udp);
     slice
@@ -83,9 +65,7 @@ fn slice(index: usize, pods: &[Ipv4Addr]) -> Value {
 
 impl Cluster {
     pub(crate) fn new(api: Arc<Api>, truth: Arc<Truth>, services: usize) -> Cluster {
-        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": synthetic::NODE, "labels": {}},
-            "status": {"addresses": [{"type": "InternalIP", "address": network::NODE.to_string()}]}});
-        api.apply(node);
+        api.apply(synthetic::node(network::NODE));
         let cidr = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
             "spec": {"cidrs": ["10.96.0.0/16"]}});
         api.apply(cidr);
@@ -131,7 +111,7 @@ impl Cluster {
     /// Changes some Service that nobody uses but at the end.
     fn change(&self, random: &mut Random) {
         let mut others = self.others();
-        let number = random.below(others.len());
+        let number = random.index(others.len());
         let index = FIRST + number;
         let pods = &mut others[number];
         match (random.below(10), &mut *pods) {

@@ -11,10 +11,11 @@ use anyhow::{Result, bail};
 use socket2::{Domain, Socket, Type};
 
 use crate::api::Api;
-use crate::cluster::{self, CANARY, Cluster, Random};
+use crate::cluster::{self, CANARY, Cluster};
 use crate::daemon::Lives;
 use crate::netns::fed;
 use crate::network::Network;
+use crate::numbers::Random;
 use crate::tally::Tally;
 use crate::truth::Truth;
 
@@ -142,7 +143,7 @@ impl Faults {
         if self.left.is_empty() {
             self.left = ALL.to_vec();
         }
-        let fault = self.left.swap_remove(self.random.below(self.left.len()));
+        let fault = self.left.swap_remove(self.random.index(self.left.len()));
         // What nobody else can change, nobody can lose by it.
         let may_lose = fault.is_foreign() && !is_owned();
         self.tally.fault_begins(fault.name(), may_lose);
@@ -174,7 +175,7 @@ impl Faults {
         }
         site.wait_whole(began)?;
         self.tally.fault_ends();
-        thread::sleep(Duration::from_millis(1500 + self.random.below(2000) as u64));
+        thread::sleep(Duration::from_millis(1500 + self.random.below(2000)));
         lives.look()
     }
 }

@@ -15,6 +15,8 @@ mod faults;
 mod netns;
 #[path = "../network.rs"]
 mod network;
+#[path = "../../support/numbers.rs"]
+mod numbers;
 mod pods;
 #[path = "../process.rs"]
 #[allow(dead_code, reason = "it needs less than benchmarks do")]

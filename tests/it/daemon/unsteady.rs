@@ -12,6 +12,7 @@ use super::api::{apply, node_with_api, start};
 use super::following::wait_followed;
 use super::{Node, difference, sorted, web};
 use crate::api::{Ahead, Api, Gone, Lists, Snapshot, Watches, Wire};
+use crate::numbers::Random;
 use crate::support::objects::service_cidr;
 use crate::support::outcome::Fate;
 use crate::support::packet::Protocol;
@@ -20,26 +21,6 @@ use crate::support::packet::Protocol;
 const SECONDS: &str = "NFTPROXYD_UNSTEADY_SECONDS";
 /// The first seed, to try one again; there are as many as tests.
 const SEED: &str = "NFTPROXYD_UNSTEADY_SEED";
-
-/// The numbers of a seed: splitmix64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % end
-    }
-
-    fn chance(&mut self, of: u64) -> bool {
-        self.below(of) == 0
-    }
-
-    fn one_of<T: Clone>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len() as u64) as usize].clone()
-    }
-}
 
 /// A change of some object. Names and addresses are few, so that they meet often.
 fn change(api: &Api, random: &mut Random, are_odd: bool) {

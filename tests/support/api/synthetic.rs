@@ -1,5 +1,7 @@
 //! Large made-up clusters.
 
+use std::net::Ipv4Addr;
+
 use serde_json::{Value, json};
 
 /// The node that local endpoints of a synthetic cluster are on; there are [`NODES`] such nodes.
@@ -54,6 +56,25 @@ pub fn slice(index: usize, endpoints: usize) -> Value {
         "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
         "endpoints": (0..endpoints).map(endpoint).collect::<Vec<_>>(),
     })
+}
+
+/// The EndpointSlice of Service number `index` with these pods, all on one node.
+pub fn slice_of(index: usize, pods: &[Ipv4Addr]) -> Value {
+    let mut slice = slice(index, 1);
+    let endpoint = slice["endpoints"][0].take();
+    let endpoints = pods.iter().map(|pod| {
+        let mut endpoint = endpoint.clone();
+        endpoint["addresses"][0] = json!(pod);
+        endpoint
+    });
+    slice["endpoints"] = endpoints.collect();
+    slice
+}
+
+/// The Node of [`NODE`], with this address.
+pub fn node(address: Ipv4Addr) -> Value {
+    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE, "labels": {}},
+        "status": {"addresses": [{"type": "InternalIP", "address": address.to_string()}]}})
 }
 
 fn uid(number: usize) -> String {
