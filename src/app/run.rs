@@ -143,18 +143,18 @@ async fn supervise(
     let answered = Arc::new(AtomicBool::new(false));
 
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
-    let own_port = kernel.port();
+    let audience = kernel.audience();
     tasks.spawn(async move {
         following.follow(address_sender).await;
         std::future::pending().await
     });
     let foreign = Arc::clone(&metrics);
     tasks.spawn(async move {
-        // While anybody listens, the kernel describes every element of every transaction: not before the cold start.
+        // Not before the cold start: what others do is looked at once afterwards.
         if attempted.await.is_ok() {
             let mut said = PerFamily::default();
             let told = |heard: &Heard| count_foreign(heard, &mut said, &foreign);
-            let open = || Monitor::open(own_port)?.asynchronous();
+            let open = || Monitor::open(&audience)?.asynchronous();
             listen_unless(is_owned, open, disturbance_sender, told).await;
         }
         std::future::pending().await

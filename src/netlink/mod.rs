@@ -11,4 +11,4 @@ pub(crate) use message::{
 };
 pub(crate) use mnl::Bus;
 pub(crate) use retry::Retry;
-pub(crate) use socket::{Dump, Socket, asynchronous};
+pub(crate) use socket::{Dump, Socket, asynchronous, subscribed};

@@ -75,8 +75,8 @@ impl Socket {
     /// Asks for errors that say which attribute was refused, and do not repeat the message. Both options are old (Linux
     /// 4.3 and 4.12).
     pub(crate) fn want_clear_errors(&self) -> io::Result<()> {
-        self.socket.set_option(libc::NETLINK_CAP_ACK, 1)?;
-        self.socket.set_option(libc::NETLINK_EXT_ACK, 1)
+        sys::set_option(self, libc::NETLINK_CAP_ACK, 1)?;
+        sys::set_option(self, libc::NETLINK_EXT_ACK, 1)
     }
 
     /// Makes room for so many bytes of answers or notifications. Without CAP_NET_ADMIN in the first user namespace only
@@ -220,6 +220,12 @@ impl Socket {
         };
         Ok(self.buffer.bytes().get(..length).unwrap_or_default())
     }
+}
+
+/// Has a socket get the notifications of a group from now on, or not. Any descriptor of it will do.
+pub(crate) fn subscribed(socket: impl AsFd, group: u32, is_subscribed: bool) -> io::Result<()> {
+    let option = if is_subscribed { libc::NETLINK_ADD_MEMBERSHIP } else { libc::NETLINK_DROP_MEMBERSHIP };
+    sys::set_option(socket, option, group.cast_signed())
 }
 
 /// A descriptor that a tokio task can wait for. What is wrapped owns its descriptor and never changes it, as [`Socket`].

@@ -9,8 +9,8 @@ use std::{fmt, io};
 use nix::errno::Errno;
 
 use super::kernel::{CommitError, Committed, KeptClients, Kernel, KernelError, Snapshot, table_flag};
-use super::linux::words;
 use super::owner::Owner;
+use super::words::words;
 use crate::diff::{Operation, Transaction};
 use crate::model::{Family, PerFamily};
 use crate::ruleset::kept::Kept;
@@ -33,6 +33,8 @@ pub enum Fault {
         /// Whether the transaction was in fact applied.
         applied: bool,
     },
+    /// It is applied, but what others have done meanwhile was not heard.
+    Unheard,
 }
 
 /// A set with its elements.
@@ -447,14 +449,17 @@ impl Kernel for InMemoryKernel {
             Some(Fault::Busy) => return Err(CommitError::Busy),
             Some(Fault::Permission) => return Err(CommitError::Permission),
             Some(Fault::Unknown { applied: false }) => return Err(CommitError::Unknown(Errno::ENOBUFS.into())),
-            Some(Fault::Unknown { applied: true }) | None => {}
+            Some(Fault::Unknown { applied: true } | Fault::Unheard) | None => {}
         }
         if !self.keeps_no_tables {
             self.tables[transaction.family] = self.apply(transaction)?;
         }
         self.committed.push(transaction.clone());
         match fault {
-            None => Ok(Committed { operations: transaction.len(), bytes: 0, elapsed: Duration::ZERO }),
+            None | Some(Fault::Unheard) => {
+                let (operations, unheard) = (transaction.len(), fault.is_some());
+                Ok(Committed { operations, bytes: 0, elapsed: Duration::ZERO, unheard })
+            }
             Some(_) => Err(CommitError::Unknown(Errno::ENOBUFS.into())),
         }
     }

@@ -23,6 +23,8 @@ pub struct Committed {
     pub bytes: usize,
     /// From sending the batch to having the kernel's answer.
     pub elapsed: Duration,
+    /// Whether others may have changed something meanwhile that nobody has heard of, as nobody listened.
+    pub unheard: bool,
 }
 
 /// Flags of a table: `enum nft_table_flags` of include/uapi/linux/netfilter/nf_tables.h.

@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use super::decode;
-use super::encode::{Batch, EncodeError, Encoder, element_words, encode};
+use super::encode::{Batch, EncodeError, Encoder, encode};
 use super::kernel::{CommitError, Committed, KeptClients, Kernel, KernelError, Snapshot, table_flag};
+use super::monitor::Audience;
 use super::numbers::protocol_family;
 use super::owner::{Owner, Protection};
 use super::probe::{self, ProbeError};
 use super::request::{NftablesMessage as _, Request, unexpected};
 use super::uapi::{self, msg};
+use super::words::words;
 use crate::diff::{Operation, Transaction};
 use crate::model::{Family, PerFamily};
 use crate::netlink::{Attributes, Bus, End, Message, Socket, find, messages};
@@ -28,6 +30,10 @@ const NOT_THERE: i32 = Errno::ENOENT as i32;
 /// Room for answers: an error takes less than 1 KiB of the socket's memory, so thousands fit.
 const RECEIVE_QUEUE: usize = 4 * 1024 * 1024;
 
+/// From so many operations on nobody listens to a transaction: to describe each takes the kernel some 2 microseconds. Fewer
+/// are not worth that the table is read back when others have changed anything meanwhile.
+const LARGE: usize = 2_000;
+
 /// nftables of the network namespace that it was opened in.
 pub struct LinuxKernel {
     socket: Socket,
@@ -38,6 +44,7 @@ pub struct LinuxKernel {
     disturbed: PerFamily<bool>,
     /// The other program that owned a table when that was last looked up.
     other: Option<Owner>,
+    audience: Audience,
 }
 
 impl LinuxKernel {
@@ -47,12 +54,13 @@ impl LinuxKernel {
         let socket = open()?;
         socket.want_clear_errors().map_err(failed("set a socket option"))?;
         socket.raise_receive_queue(RECEIVE_QUEUE);
-        Ok(LinuxKernel { socket, generation: None, disturbed: PerFamily::default(), other: None })
+        let audience = Audience::of(socket.port());
+        Ok(LinuxKernel { socket, generation: None, disturbed: PerFamily::default(), other: None, audience })
     }
 
-    /// The socket's address, by which [`super::Monitor`] tells its changes from others'.
-    pub fn port(&self) -> u32 {
-        self.socket.port()
+    /// For a [`super::Monitor`] of what others change.
+    pub fn audience(&self) -> Audience {
+        self.audience.clone()
     }
 
     /// The families whose table `nftproxyd` exists.
@@ -118,6 +126,12 @@ impl LinuxKernel {
             generation = id.and_then(|id| id.number());
         })?;
         answer.map(|()| generation).map_err(|errno| unexpected("ask for the generation", errno))
+    }
+
+    /// Whether nobody else has changed anything since the generation was last asked for.
+    fn is_undisturbed(&mut self) -> bool {
+        let known = self.generation;
+        self.note_generation().is_ok() && known.is_some() && self.generation == known
     }
 
     /// Compares the generation with the one that our own commits should have led to.
@@ -399,12 +413,14 @@ impl Kernel for LinuxKernel {
     fn commit(&mut self, transaction: &Transaction) -> Result<Committed, CommitError> {
         let operations = transaction.len();
         if operations == 0 {
-            return Ok(Committed { operations, bytes: 0, elapsed: Duration::ZERO });
+            return Ok(Committed { operations, bytes: 0, elapsed: Duration::ZERO, unheard: false });
         }
         let batch = encode(transaction, self.socket.next_sequence()).map_err(refuse)?;
         self.socket.used_sequence(batch.last_sequence());
         let start = Instant::now();
-        let done = self.exchange(&batch, batch.bytes(), |operation, item| words(transaction, operation, item));
+        let audience = self.audience.clone();
+        let mut send = || self.exchange(&batch, batch.bytes(), |operation, item| words(transaction, operation, item));
+        let (done, missed) = if operations < LARGE { (send(), false) } else { audience.without(send) };
         if let Err(error) = done {
             let refused = matches!(error, CommitError::Permission);
             let owner = if refused { self.owner(transaction.family) } else { None };
@@ -412,7 +428,9 @@ impl Kernel for LinuxKernel {
         }
         // The kernel leaves out 0 (`nf_tables_commit`).
         self.generation = self.generation.map(|generation| generation.checked_add(1).unwrap_or(1));
-        Ok(Committed { operations, bytes: batch.bytes().len(), elapsed: start.elapsed() })
+        let elapsed = start.elapsed();
+        let unheard = missed && !self.is_undisturbed();
+        Ok(Committed { operations, bytes: batch.bytes().len(), elapsed, unheard })
     }
 
     fn dump(
@@ -502,46 +520,6 @@ fn open() -> Result<Socket, KernelError> {
         Some(Errno::EPROTONOSUPPORT) => KernelError::Unsupported,
         _ => KernelError::Io { step: "open a socket", source },
     })
-}
-
-/// What an operation is about, as text; `item` is the rule or element, where it is known.
-pub(super) fn words(transaction: &Transaction, operation: usize, item: Option<usize>) -> String {
-    let count = |elements: &[Element]| match elements {
-        [] => "no element".to_owned(),
-        [_] => "1 element".to_owned(),
-        elements => format!("one of {} elements", elements.len()),
-    };
-    let table = match transaction.family {
-        Family::V4 => "ip",
-        Family::V6 => "ip6",
-    };
-    let object = match transaction.operations.get(operation) {
-        None => return "the transaction".to_owned(),
-        Some(Operation::AddTable | Operation::OwnTable | Operation::DeleteTable) => {
-            return format!("table {table} {TABLE}");
-        }
-        Some(Operation::AddSet(set)) => format!("set {}", set.name),
-        Some(Operation::AddChain(chain)) => format!("chain {}", chain.name),
-        Some(Operation::FlushChain(chain)) => format!("chain {chain}"),
-        Some(Operation::AddRules(chain)) => match item {
-            Some(item) => format!("chain {}, rule {}", chain.name, item + 1),
-            None => format!("chain {}, rules", chain.name),
-        },
-        Some(Operation::DeleteChain(chain)) => format!("chain {chain}"),
-        Some(Operation::DeleteForeignChain(name)) => format!("chain {name:?}"),
-        Some(Operation::DeleteForeignSet(name)) => format!("set {name:?}"),
-        Some(Operation::Remember(clients)) => match item.and_then(|item| clients.get(item)) {
-            Some(kept) => element_words(SetName::Affinity, &kept.element()),
-            None => format!("{}, one of {} clients", SetName::Affinity, clients.len()),
-        },
-        Some(Operation::AddElements(set, elements) | Operation::DeleteElements(set, elements)) => {
-            match item.and_then(|item| elements.get(item)) {
-                Some(element) => element_words(*set, element),
-                None => format!("{set}, {}", count(elements)),
-            }
-        }
-    };
-    format!("table {table} {TABLE}, {object}")
 }
 
 fn refuse(error: EncodeError) -> CommitError {

@@ -16,6 +16,7 @@ mod probe;
 mod request;
 mod uapi;
 mod udata;
+mod words;
 
 #[cfg(test)]
 mod wire;
@@ -24,6 +25,6 @@ pub use kernel::{
     CommitError, Committed, Element as DumpedElement, KeptClients, Kernel, KernelError, Snapshot, table_flag,
 };
 pub use linux::LinuxKernel;
-pub use monitor::{Heard, Monitor};
+pub use monitor::{Audience, Heard, Monitor};
 pub use owner::{Owner, Protection};
 pub use probe::ProbeError;

@@ -1,16 +1,19 @@
 //! Hears about changes of our tables that somebody else made.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use tokio::io::unix::AsyncFd;
+use tracing::warn;
 
 use super::kernel::KernelError;
 use super::numbers::protocol_family;
 use super::request::NftablesMessage as _;
 use super::uapi::{self, msg};
 use crate::model::{Family, PerFamily};
-use crate::netlink::{Bus, Message, Socket, asynchronous, find, messages};
+use crate::netlink::{Bus, Message, Socket, asynchronous, find, messages, subscribed};
 use crate::ruleset::names::TABLE;
 
 /// Room for notifications: a flush of everything tells every element.
@@ -32,24 +35,61 @@ pub enum Heard {
     Lost,
 }
 
+/// Who listens to what others change, as far as whoever makes changes has to know ([`super::LinuxKernel::audience`]).
+///
+/// While anybody listens, the kernel describes every object of every transaction, also of our own, which is more than half
+/// of what a large one costs.
+#[derive(Debug, Clone)]
+pub struct Audience {
+    /// The address of the socket whose changes are ours.
+    own_port: u32,
+    /// The socket of the [`Monitor`] that there is.
+    listener: Arc<Mutex<Option<OwnedFd>>>,
+}
+
+impl Audience {
+    pub(super) fn of(own_port: u32) -> Audience {
+        Audience { own_port, listener: Arc::default() }
+    }
+
+    fn listener(&self) -> MutexGuard<'_, Option<OwnedFd>> {
+        // It is whole whatever has panicked.
+        self.listener.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has whoever listens look away while something is done. Says also whether anybody may have missed something. Nobody
+    /// is waited for: who begins to listen meanwhile does so.
+    pub(super) fn without<T>(&self, done: impl FnOnce() -> T) -> (T, bool) {
+        let listener = self.listener().as_ref().and_then(|socket| socket.try_clone().ok());
+        let Some(socket) = listener else { return (done(), false) };
+        let away = subscribed(&socket, uapi::GROUP_NFTABLES, false).is_ok();
+        let result = done();
+        // The kernel has made room for it already, so that it cannot fail but for a privilege that is lost.
+        if away && let Err(error) = subscribed(&socket, uapi::GROUP_NFTABLES, true) {
+            warn!("changes of nftables by others are not heard any more: {error}");
+        }
+        (result, away)
+    }
+}
+
 /// A socket that the kernel tells about every change of nftables in its network namespace.
 ///
-/// While there is one, the kernel builds a message for each object and element of each transaction, also of our own
-/// ones: start it after the first large transactions. The descriptor never blocks and can be waited for with `poll`.
+/// It hears nothing of what others do during a large transaction of our own ([`super::Committed::unheard`]). The
+/// descriptor never blocks and can be waited for with `poll`.
 pub struct Monitor {
     socket: Socket,
-    own_port: u32,
+    audience: Audience,
     touched: PerFamily<Option<u32>>,
 }
 
 impl Monitor {
-    /// Starts listening. `own_port` is [`super::LinuxKernel::port`] of the socket whose changes are ours.
-    pub fn open(own_port: u32) -> Result<Monitor, KernelError> {
-        let group = 1 << (uapi::GROUP_NFTABLES - 1);
-        let opened = Socket::subscribe(Bus::Netfilter, group);
-        let socket = opened.map_err(|source| KernelError::Io { step: "listen to changes", source })?;
+    /// Starts listening.
+    pub fn open(audience: &Audience) -> Result<Monitor, KernelError> {
+        let failed = |source: io::Error| KernelError::Io { step: "listen to changes", source };
+        let socket = Socket::subscribe(Bus::Netfilter, 1 << (uapi::GROUP_NFTABLES - 1)).map_err(failed)?;
         socket.raise_receive_queue(RECEIVE_QUEUE);
-        Ok(Monitor { socket, own_port, touched: PerFamily::default() })
+        *audience.listener() = Some(socket.as_fd().try_clone_to_owned().map_err(failed)?);
+        Ok(Monitor { socket, audience: audience.clone(), touched: PerFamily::default() })
     }
 
     /// The same, to be waited for in a tokio runtime.
@@ -76,7 +116,7 @@ impl Monitor {
         let mut heard = Vec::new();
         for message in messages(bytes) {
             let message = message.map_err(|error| KernelError::Protocol(error.to_string()))?;
-            note(&message, self.own_port, &mut self.touched, &mut heard);
+            note(&message, self.audience.own_port, &mut self.touched, &mut heard);
         }
         Ok(Some(heard))
     }
@@ -102,6 +142,13 @@ fn note(message: &Message<'_>, own_port: u32, touched: &mut PerFamily<Option<u32
             }
         }
         _ => {}
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        // It is the same socket, which would go on to listen.
+        *self.audience.listener() = None;
     }
 }
 

@@ -84,6 +84,8 @@ pub(super) struct Table {
     elements: BTreeMap<SetName, usize>,
     /// Whether somebody else has changed the table, or may have, since it was last known.
     disturbed: bool,
+    /// Whether others may have changed something, since the table was last read, without being heard.
+    unheard: bool,
     /// Whether nobody else shall be able to change the table.
     to_own: bool,
     /// Whether nobody else can.
@@ -113,6 +115,7 @@ impl Table {
             idle: Idle::default(),
             elements: BTreeMap::new(),
             disturbed: false,
+            unheard: false,
             to_own: false,
             owned: false,
         }
@@ -250,6 +253,9 @@ impl Table {
                 }
                 self.sweep(pass);
                 self.tidy(pass);
+                if mem::take(&mut self.unheard) && !self.owned {
+                    self.distrust();
+                }
             }
             Err(error) if error.is_disturbance() => {
                 if !mem::replace(&mut self.contested, true) {
@@ -273,11 +279,11 @@ impl Table {
                     error!("table {table} {TABLE} cannot be synced: {}; next try in {wait} ms", failure.error);
                 }
                 self.failing = Some(failure);
-                // A kernel that did nothing still holds what it held.
+                // A kernel that did nothing still holds what it held, unless others were at work.
                 self.known &= matches!(
                     error,
                     SyncError::Commit(CommitError::Busy | CommitError::Permission | CommitError::Owned(_))
-                );
+                ) && pass.kernel.undisturbed(self.family).unwrap_or(false);
                 pass.report.failures += 1;
                 pass.report.fatal.get_or_insert(error);
             }
@@ -310,6 +316,7 @@ impl Table {
 
     /// Reads the kernel's table, repairs its frame and marks every Service to be looked at again.
     fn read_back(&mut self, pass: &mut Pass<'_>) -> Result<(), SyncError> {
+        self.unheard = false;
         let mut facts = if self.unfinished { self.facts.before_all_services() } else { self.facts.clone() };
         let mut frame = base::frame(&facts);
         pass.report.family(self.family).full = true;
@@ -517,6 +524,7 @@ impl Table {
             }
         };
         report.commits.push(committed);
+        self.unheard |= committed.unheard;
         pass.report.note_commit(committed);
         self.note_sent(transaction);
         Ok(())

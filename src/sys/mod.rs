@@ -19,4 +19,4 @@ pub(crate) use expression::{Bytes, CName, Comparison, Expression, Lookup, Payloa
 pub use memory::release_free_memory;
 pub(crate) use messages::{Header, Messages};
 pub(crate) use nftnl::{Chain, ElementValue, NftnlExpr, Rule, Set, SetElement, Table};
-pub(crate) use socket::{ReceiveBuffer, Socket};
+pub(crate) use socket::{ReceiveBuffer, Socket, set_option};

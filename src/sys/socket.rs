@@ -65,15 +65,16 @@ impl Socket {
     pub(crate) fn receive(&self, buffer: &mut ReceiveBuffer) -> io::Result<usize> {
         self.0.recv_raw(buffer.bytes_mut())
     }
+}
 
-    /// Sets a netlink option (`NETLINK_*` of include/uapi/linux/netlink.h).
-    pub(crate) fn set_option(&self, option: c_int, value: c_int) -> io::Result<()> {
-        let pointer = (&raw const value).cast::<c_void>();
-        let length = size_of::<c_int>() as libc::socklen_t;
-        // SAFETY: the descriptor is open, and pointer and length are those of a number that outlives the call.
-        let result = unsafe { libc::setsockopt(self.as_raw_fd(), libc::SOL_NETLINK, option, pointer, length) };
-        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-    }
+/// Sets an option of a netlink socket (`NETLINK_*` of include/uapi/linux/netlink.h).
+pub(crate) fn set_option(socket: impl AsFd, option: c_int, value: c_int) -> io::Result<()> {
+    let pointer = (&raw const value).cast::<c_void>();
+    let length = size_of::<c_int>() as libc::socklen_t;
+    let descriptor = socket.as_fd().as_raw_fd();
+    // SAFETY: the descriptor is open, as it is borrowed, and pointer and length are those of a number that outlives the call.
+    let result = unsafe { libc::setsockopt(descriptor, libc::SOL_NETLINK, option, pointer, length) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 impl AsFd for Socket {

@@ -268,7 +268,7 @@ fn only_our_tables_are_deleted() {
 fn the_probe_leaves_no_trace() {
     in_namespace(|| {
         let mut kernel = open();
-        let mut monitor = Monitor::open(kernel.port()).expect("a monitor");
+        let mut monitor = Monitor::open(&kernel.audience()).expect("a monitor");
         kernel.probe().expect("this kernel is new enough");
         assert_eq!(nft(&["list", "ruleset"], "").expect("a listing"), "");
         assert_eq!(monitor.read().expect("nothing"), None);
@@ -282,7 +282,7 @@ fn the_monitor_hears_foreign_changes_only() {
     in_namespace(|| {
         let mut kernel = open();
         kernel.commit(&frame::whole(Family::V4)).expect("a commit");
-        let mut monitor = Monitor::open(kernel.port()).expect("a monitor");
+        let mut monitor = Monitor::open(&kernel.audience()).expect("a monitor");
         let mut heard = || {
             let mut all = Vec::new();
             while let Some(heard) = monitor.read().expect("what was heard") {
@@ -325,12 +325,57 @@ fn the_monitor_hears_foreign_changes_only() {
     });
 }
 
+/// A large transaction is described to nobody, so that it takes the kernel less; what others did meanwhile shows.
+#[test]
+fn nobody_listens_to_a_large_transaction_of_ours() {
+    in_namespace(|| {
+        let mut kernel = open();
+        kernel.commit(&frame::whole(Family::V4)).expect("a commit");
+        let mut stranger = open();
+        let large = |kernel: &mut LinuxKernel, from: u32| {
+            let elements =
+                (from..from + 3_000).map(|n| frame::service(Family::V4, 70_000 + n, Verdict::Drop)).collect();
+            let operations = vec![Operation::AddElements(SetName::ServiceIps, elements)];
+            kernel.commit(&Transaction { family: Family::V4, operations }).expect("a commit").unheard
+        };
+        assert!(!large(&mut kernel, 0), "nobody listens at all");
+        // Both hear the same, but for one of them the changes are those of another.
+        let mut monitor = Monitor::open(&kernel.audience()).expect("a monitor");
+        let mut other = Monitor::open(&stranger.audience()).expect("a monitor");
+        let heard = |monitor: &mut Monitor| {
+            let mut all = Vec::new();
+            while let Some(heard) = monitor.read().expect("what was heard") {
+                all.extend(heard);
+            }
+            all
+        };
+        assert!(large(&mut kernel, 10_000), "nothing is known of what was before");
+        assert_eq!(heard(&mut other).len(), 1, "only the one that belongs to it looks away");
+        assert!(!large(&mut kernel, 20_000));
+        assert_eq!(heard(&mut monitor), []);
+        drop(other);
+        // Somebody else is as large, and is heard.
+        assert!(!large(&mut stranger, 30_000));
+        assert!(matches!(heard(&mut monitor)[..], [Heard::Foreign { family: Family::V4, .. }]));
+        assert!(large(&mut kernel, 40_000), "there was another change, whether or not it was heard");
+        assert!(!large(&mut kernel, 50_000));
+        drop(monitor);
+        nft(&["add", "table", "ip", "other"], "").expect("a foreign table");
+        assert!(!large(&mut kernel, 60_000), "there is nobody who could have missed anything");
+        // Who begins to listen again hears again.
+        let mut monitor = Monitor::open(&kernel.audience()).expect("a monitor");
+        nft(&["delete", "table", "ip", "nftproxyd"], "").expect("our table");
+        assert!(matches!(heard(&mut monitor)[..], [Heard::Foreign { family: Family::V4, .. }]));
+    });
+}
+
 #[test]
 fn a_monitor_that_falls_behind_says_so() {
     in_namespace(|| {
         let mut kernel = open();
         kernel.commit(&frame::whole(Family::V4)).expect("a commit");
-        let mut monitor = Monitor::open(0).expect("a monitor");
+        // Of somebody for whom these are changes of others.
+        let mut monitor = Monitor::open(&open().audience()).expect("a monitor");
         for chunk in 0..100 {
             let elements =
                 (0..5000).map(|n| frame::service(Family::V4, 70_000 + chunk * 5000 + n, Verdict::Drop)).collect();

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use nftproxyd::config::NodePortAddresses;
 use nftproxyd::model::{Event, Family};
-use nftproxyd::nftables::in_memory::InMemoryKernel;
+use nftproxyd::nftables::in_memory::{Fault, InMemoryKernel};
 use nftproxyd::ruleset::elements::element_key;
 use nftproxyd::ruleset::names::{ChainName, SetName};
 use nftproxyd::sync::{Engine, Standing};
@@ -168,6 +168,37 @@ fn a_repair_that_is_disturbed_begins_again() {
             assert_eq!(engine.kernel().elements_of(Family::V4, SetName::Endpoints).len(), 60);
         });
         no_blame(&log, 4);
+    }
+}
+
+/// During a large transaction nobody listens to what others do: afterwards the table is read, once, and until then nobody
+/// says that it is in line.
+#[test]
+fn what_nobody_has_heard_is_looked_for() {
+    let harm = |kernel: &mut InMemoryKernel| kernel.remove(Family::V4, SetName::ServiceIps, &element_key(&key(3)));
+    for (harmed, always) in [(true, false), (false, false), (false, true)] {
+        let mut engine = engine(&plain(20), InMemoryKernel::new());
+        let mut now = Instant::now();
+        settle(&mut engine, &mut now);
+        let mut unheard = true;
+        engine.kernel().on_commit(move |kernel, transaction| {
+            let of_ours = transaction.family == Family::V4 && (always || std::mem::take(&mut unheard));
+            if of_ours && harmed {
+                assert!(harm(kernel));
+            }
+            of_ours.then_some(Fault::Unheard)
+        });
+        let slice = slice_of(&plain_service(7).name, Family::V4, endpoints(Family::V4, 3));
+        engine.apply(Event::from(slice));
+        let report = engine.sync(now);
+        assert_eq!(report.failures, 0);
+        assert_eq!(engine.standing(Family::V4), Standing::Behind, "harmed: {harmed}");
+        assert!(engine.is_due(now), "at once");
+        let report = engine.sync(now);
+        let read = report.families.v4.expect("it was looked at");
+        assert!(read.full && read.repaired == harmed, "harmed: {harmed}");
+        assert_eq!(engine.standing(Family::V4), Standing::InLine, "even if others never rest: {always}");
+        assert_eq!(engine.kernel().elements_of(Family::V4, SetName::ServiceIps).len(), 20);
     }
 }
 
