@@ -26,6 +26,8 @@ struct Change {
     write: fn(&Writer, usize, usize) -> Result<()>,
     /// What connections then show.
     shows: fn(Outcome, usize) -> bool,
+    /// Whether they were not answered at all before.
+    silent: bool,
 }
 
 /// In an order that can be repeated: each finds what the one before it has left.
@@ -34,26 +36,31 @@ const CHANGES: [Change; 5] = [
         name: "endpoint replaced",
         write: |writer, probe, turn| writer.replace(&objects::probe_slice(probe, &[objects::pod(turn + 1)])),
         shows: |outcome, turn| outcome == Outcome::Answered(objects::pod(turn + 1)),
+        silent: false,
     },
     Change {
         name: "endpoint removed, the only one",
         write: |writer, probe, _| writer.replace(&objects::probe_slice(probe, &[])),
         shows: |outcome, _| outcome == Outcome::Refused,
+        silent: false,
     },
     Change {
         name: "endpoint added, the only one",
         write: |writer, probe, turn| writer.replace(&objects::probe_slice(probe, &[objects::pod(turn + 1)])),
         shows: |outcome, _| outcome.is_served(),
+        silent: false,
     },
     Change {
         name: "Service deleted",
         write: |writer, probe, _| writer.delete(&objects::probe_service(probe)),
         shows: |outcome, _| !outcome.is_served(),
+        silent: false,
     },
     Change {
         name: "Service created",
         write: |writer, probe, _| writer.create(&objects::probe_service(probe)),
         shows: |outcome, _| outcome.is_served(),
+        silent: true,
     },
 ];
 
@@ -117,6 +124,9 @@ fn to_packets(network: &Network, writer: &Writer, change: &Change, turn: usize) 
         let watching = scope.spawn(|| {
             network.client.enter();
             let give_up = || refused.load(Ordering::Relaxed) || Instant::now() > deadline;
+            if change.silent {
+                return traffic::watch_silence(address, give_up);
+            }
             traffic::watch(address, |outcome| (change.shows)(outcome, turn), give_up)
         });
         let written = (change.write)(writer, probe, turn);

@@ -21,6 +21,7 @@ const NLM_F_CREATE: u16 = 0x400;
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
 const SUBSYSTEM: u16 = 10;
+const DELTABLE: u16 = SUBSYSTEM << 8 | 2;
 const NEWSET: u16 = SUBSYSTEM << 8 | 9;
 const GETSET: u16 = SUBSYSTEM << 8 | 10;
 const NEWSETELEM: u16 = SUBSYSTEM << 8 | 12;
@@ -102,6 +103,15 @@ impl Nftables {
         let start = Instant::now();
         self.exchange(&transaction.0).context("the kernel refuses a transaction")?;
         Ok(start.elapsed())
+    }
+
+    /// Deletes everything, as `nft flush ruleset` does.
+    pub(crate) fn flush(&mut self) -> Result<()> {
+        let mut batch = Batch::begin();
+        batch.sequence += 1;
+        batch.last = batch.bytes.len();
+        batch.bytes.extend(Message::new(DELTABLE, NLM_F_REQUEST, 0, batch.sequence).finish());
+        self.exchange(&batch.end().0).context("the kernel refuses to flush everything")
     }
 
     /// Makes connection tracking forget every connection.

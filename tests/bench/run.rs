@@ -83,6 +83,9 @@ impl Run<'_> {
             self.note_time("longest transaction", self.longest.max(running.proxy.longest()));
         }
         drop(running);
+        if self.kind() == Kind::Nftproxyd {
+            crate::start::measure_repairs(&mut self)?;
+        }
         let tables = kernel_memory::of_tables()?;
         self.note_memory("kernel memory of the tables", tables as f64);
         Ok(())

@@ -1,4 +1,4 @@
-//! A cold start, and a restart with the rules in place.
+//! A cold start, a restart with the rules in place, and what follows when somebody deletes them all.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -6,12 +6,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow};
 
 use crate::floor::{Floor, Tables};
+use crate::netlink::Nftables;
 use crate::objects;
-use crate::proxy::{Kind, PATIENCE};
+use crate::proxy::{Kind, PATIENCE, UNPROTECTED};
 use crate::run::{Run, Running};
 use crate::sheet::Unit;
 use crate::traffic::{self, Outcome};
 
+/// How often everything is deleted.
+const FLUSHES: usize = 5;
 /// Between two looks at a Service that does not work yet.
 const PAUSE: Duration = Duration::from_millis(1);
 
@@ -37,6 +40,26 @@ pub(crate) fn measure(run: &mut Run<'_>) -> Result<Running> {
     }
     proxy.settle()?;
     Ok(Running { proxy, floor })
+}
+
+/// Deletes everything below a proxy that cannot prevent it, some times. None runs afterwards, and its tables are in place.
+pub(crate) fn measure_repairs(run: &mut Run<'_>) -> Result<()> {
+    let mut proxy = run.program.start_with(&run.control_plane.kubeconfig, UNPROTECTED)?;
+    proxy.wait_in_sync()?;
+    let samples = objects::samples(run.size);
+    let mut all_taken = Vec::new();
+    for _ in 0..FLUSHES {
+        proxy.settle()?;
+        let mut nftables = Nftables::open()?;
+        let began = Instant::now();
+        nftables.flush()?;
+        let repaired = run.network.client.run(|| first_all_served(&samples, began + PATIENCE))?;
+        all_taken.push(repaired - began);
+    }
+    all_taken.sort_unstable();
+    run.note_time("repair after a flush: p50 to packets", all_taken[FLUSHES / 2]);
+    run.note_time("repair after a flush: the longest, to packets", all_taken[FLUSHES - 1]);
+    Ok(())
 }
 
 fn cold_start(run: &mut Run<'_>) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use crate::size::Size;
 
+const SMALL: Size = Size { services: 1_000, endpoints: 10 };
 const LARGE: Size = Size { services: 10_000, endpoints: 10 };
 const LARGEST: Size = Size { services: 44_000, endpoints: 1 };
 
@@ -18,6 +19,8 @@ pub(crate) fn target(size: Size, what: &str) -> Option<f64> {
         "resident after the cold start" => of(32.0, 64.0),
         "peak after the cold start" if size == LARGE => Some(48.0),
         "restart: operations" => Some(0.0),
+        "repair after a flush: p50 to packets" if size == SMALL => Some(50.0),
+        "repair after a flush: p50 to packets" if size == LARGE => Some(300.0),
         "longest transaction" => Some(50.0),
         "churn: processor" if size.services <= LARGE.services => Some(15.0),
         "churn: lag at the end" if size.services <= LARGE.services => Some(50.0),

@@ -1,12 +1,16 @@
 //! Real connections: a backend that answers at every pod's address, and a client that asks who answered.
 
+use std::collections::VecDeque;
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
+use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
 use socket2::{Domain, Socket, Type};
 
 use crate::netns::Namespace;
@@ -22,6 +26,8 @@ const FIRST_SOURCE_PORT: u16 = 10_000;
 const SILENCE: Duration = Duration::from_millis(50);
 /// Between two attempts, so that the client leaves the processors to those that it waits for.
 const PAUSE: Duration = Duration::from_micros(50);
+/// So many connections wait for an answer at the same time: each for some milliseconds.
+const AT_ONCE: usize = 64;
 
 /// What became of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,19 +82,29 @@ fn next_source() -> SocketAddrV4 {
     SocketAddrV4::new(Ipv4Addr::new(172, 31, high, low), FIRST_SOURCE_PORT + round)
 }
 
+fn new_socket() -> io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.bind(&SocketAddr::V4(next_source()).into())?;
+    // The end is a reset: no connection lingers.
+    socket.set_linger(Some(Duration::ZERO))?;
+    Ok(socket)
+}
+
+/// Who is at the other end of a connection.
+fn answer(mut socket: &Socket) -> io::Result<Ipv4Addr> {
+    socket.set_read_timeout(Some(SILENCE))?;
+    let mut octets = [0; 4];
+    socket.read_exact(&mut octets)?;
+    Ok(Ipv4Addr::from(octets))
+}
+
 fn connect(address: SocketAddrV4, patience: Duration) -> Outcome {
-    let answer = || {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-        socket.bind(&SocketAddr::V4(next_source()).into())?;
-        // The end is a reset: no connection lingers.
-        socket.set_linger(Some(Duration::ZERO))?;
+    let asked = || {
+        let socket = new_socket()?;
         socket.connect_timeout(&SocketAddr::V4(address).into(), patience)?;
-        socket.set_read_timeout(Some(SILENCE))?;
-        let mut octets = [0; 4];
-        (&socket).read_exact(&mut octets)?;
-        io::Result::Ok(Ipv4Addr::from(octets))
+        answer(&socket)
     };
-    match answer() {
+    match asked() {
         Ok(pod) => Outcome::Answered(pod),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Outcome::Refused,
         Err(_) => Outcome::Silence,
@@ -120,5 +136,38 @@ pub(crate) fn watch(
             bail!("connections to {address} do not do what they should: {outcome:?}");
         }
         thread::sleep(PAUSE);
+    }
+}
+
+/// Connects to an address that is silent until one connection is answered, with a new one every [`PAUSE`], as none says
+/// when to give it up. Returns the moment at which that was known.
+///
+/// # Errors
+/// When it is time to give up.
+pub(crate) fn watch_silence(address: SocketAddrV4, give_up: impl Fn() -> bool) -> Result<Instant> {
+    let mut waiting: VecDeque<Socket> = VecDeque::new();
+    loop {
+        let socket = new_socket()?;
+        socket.set_nonblocking(true)?;
+        let begun = socket.connect(&SocketAddr::V4(address).into());
+        if begun.is_err_and(|error| error.raw_os_error() == Some(Errno::EINPROGRESS as i32)) {
+            waiting.push_back(socket);
+        }
+        if waiting.len() > AT_ONCE {
+            waiting.pop_front();
+        }
+        let mut polled: Vec<PollFd<'_>> =
+            waiting.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLOUT)).collect();
+        ppoll(&mut polled, Some(PAUSE.into()), None)?;
+        let ready = polled.iter().position(|one| one.any() == Some(true));
+        if let Some(socket) = ready.and_then(|at| waiting.remove(at)) {
+            socket.set_nonblocking(false)?;
+            if answer(&socket).is_ok() {
+                return Ok(Instant::now());
+            }
+        }
+        if give_up() {
+            bail!("connections to {address} do not do what they should: none is answered");
+        }
     }
 }

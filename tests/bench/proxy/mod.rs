@@ -17,6 +17,9 @@ use crate::process::{Log, Memory, Process};
 /// Longer than anything here should take: kube-proxy needs minutes for large clusters.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(900);
 
+/// Of nftproxyd: others can change its tables.
+pub(crate) const UNPROTECTED: &[&str] = &["--table-owner=off"];
+
 /// Which proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -84,6 +87,11 @@ pub(crate) struct Proxy {
 impl Program {
     /// Starts it in this thread's network namespace.
     pub(crate) fn start(&self, kubeconfig: &str) -> Result<Proxy> {
+        self.start_with(kubeconfig, &[])
+    }
+
+    /// The same with more arguments.
+    pub(crate) fn start_with(&self, kubeconfig: &str, more: &[&str]) -> Result<Proxy> {
         let folder = tempfile::tempdir().context("no folder for configuration files")?;
         let (connection, config) = (folder.path().join("kubeconfig"), folder.path().join("config.yaml"));
         std::fs::write(&connection, kubeconfig)?;
@@ -93,7 +101,7 @@ impl Program {
         };
         std::fs::write(&config, content.to_string())?;
         let mut command = Command::new(&self.path);
-        command.args(arguments).arg("--config").arg(&config);
+        command.args(arguments).args(more).arg("--config").arg(&config);
         let started = Instant::now();
         let mut process = Process::start(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()))?;
         let log = Log::of(process.0.stderr.take().context("no pipe for the log")?);
