@@ -80,7 +80,7 @@ fn start_real(programs: &Programs) -> Result<ControlPlane> {
             api.arg(flag).arg(at("key"));
         }
         api.args(["--service-account-issuer=https://benchmark", "--authorization-mode=AlwaysAllow"]);
-        api.args(["--service-cluster-ip-range=10.96.0.0/16", "--bind-address=127.0.0.1"]);
+        api.args(["--service-cluster-ip-range=10.96.0.0/14", "--bind-address=127.0.0.1"]);
         api.args(["--disable-admission-plugins=ServiceAccount", "--endpoint-reconciler-type=none"]);
         api.args(["--max-requests-inflight=0", "--max-mutating-requests-inflight=0"]);
         api.arg("--enable-priority-and-fairness=false");

@@ -14,8 +14,8 @@ pub(crate) const NAMESPACE: &str = "load";
 const FIRST: usize = 256;
 /// The number of probe Services.
 pub(crate) const PROBES: usize = 5;
-/// Probes count down from the last cluster IP of 10.96.0.0/16 but one.
-const LAST: usize = 65_534;
+/// Probes count down from the last cluster IP of 10.96.0.0/14 but one.
+const LAST: usize = 262_142;
 /// How many Services are looked at before a start counts as complete.
 const SAMPLES: usize = 20;
 
@@ -46,8 +46,7 @@ pub(crate) fn address(number: usize) -> SocketAddrV4 {
 }
 
 fn address_of(index: usize) -> SocketAddrV4 {
-    let [.., high, low] = u32::try_from(index).expect("at most 65,535").to_be_bytes();
-    SocketAddrV4::new(Ipv4Addr::new(10, 96, high, low), 80)
+    SocketAddrV4::new(synthetic::cluster_ip(index), 80)
 }
 
 /// Numbers of Services spread over the cluster, the first and the last among them.

@@ -7,6 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// Lines that are kept to be shown when something goes wrong.
 const LAST_WORDS: usize = 20;
@@ -25,6 +27,13 @@ impl Process {
     pub(crate) fn start(command: &mut Command) -> Result<Process> {
         let child = command.spawn().with_context(|| format!("cannot start {}", command.get_program().display()))?;
         Ok(Process(child))
+    }
+
+    /// Ends it in order.
+    pub(crate) fn stop(&mut self) -> Result<()> {
+        kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGTERM)?;
+        let status = self.0.wait()?;
+        if status.success() { Ok(()) } else { bail!("it ends with {status}") }
     }
 
     /// Processor time used so far, by it and by its children that have ended.

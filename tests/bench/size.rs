@@ -10,8 +10,8 @@ pub(crate) struct Size {
     pub(crate) endpoints: usize,
 }
 
-/// Cluster IPs are of 10.96.0.0/16, of which some are set apart.
-const MOST_SERVICES: usize = 65_000;
+/// Cluster IPs are of 10.96.0.0/14, of which some are set apart.
+const MOST_SERVICES: usize = 260_000;
 /// Pods are at 10.128.0.0/9, of which the end is set apart.
 const MOST_PODS: usize = 7_700_000;
 /// API servers take no more in one EndpointSlice.

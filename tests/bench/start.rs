@@ -8,7 +8,7 @@ use anyhow::{Result, anyhow};
 use crate::floor::{Floor, Tables};
 use crate::netlink::Nftables;
 use crate::objects;
-use crate::proxy::{Kind, PATIENCE, UNPROTECTED};
+use crate::proxy::{Kind, PATIENCE, Proxy, UNPROTECTED};
 use crate::run::{Run, Running};
 use crate::sheet::Unit;
 use crate::traffic::{self, Outcome};
@@ -32,14 +32,27 @@ pub(crate) fn measure(run: &mut Run<'_>) -> Result<Running> {
         floor = Some(loaded);
     }
 
+    let mut proxy = restart(run, "restart after a kill")?;
+    if run.kind() == Kind::Nftproxyd {
+        proxy.stop()?;
+        proxy = restart(run, "restart after a stop")?;
+    }
+    Ok(Running { proxy, floor })
+}
+
+/// A start with the rules in place.
+fn restart(run: &mut Run<'_>, what: &str) -> Result<Proxy> {
     let mut proxy = run.program.start(&run.control_plane.kubeconfig)?;
     let (at, start) = proxy.wait_in_sync()?;
-    run.note_time("restart, to \"in sync\"", at - proxy.started());
+    run.note_time(&format!("{what}, to \"in sync\""), at - proxy.started());
     if let Some(start) = start {
-        run.note("restart: operations", Unit::Count, start.operations as f64);
+        run.note_time(&format!("{what}: building"), start.building);
+        run.note_time(&format!("{what}: in the kernel"), start.in_kernel);
+        run.note(&format!("{what}: operations"), Unit::Count, start.operations as f64);
+        run.note_time(&format!("{what}: longest transaction"), start.longest);
     }
     proxy.settle()?;
-    Ok(Running { proxy, floor })
+    Ok(proxy)
 }
 
 /// Deletes everything below a proxy that cannot prevent it, some times. None runs afterwards, and its tables are in place.

@@ -122,6 +122,11 @@ impl Proxy {
         self.started
     }
 
+    /// Ends it in order.
+    pub(crate) fn stop(mut self) -> Result<()> {
+        self.process.stop()
+    }
+
     /// Waits until it says that its rules are in the kernel. Returns when it said so, and what else.
     pub(crate) fn wait_in_sync(&mut self) -> Result<(Instant, Option<Start>)> {
         match self.kind {

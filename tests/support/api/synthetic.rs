@@ -9,15 +9,20 @@ pub const NODE: &str = "node-0";
 /// Endpoints are spread over this many nodes.
 pub const NODES: usize = 100;
 
-/// `services` Services, at most 65,536, called `load/service-0` and so on: TCP 80 at 10.96.0.0/16, with one
+/// `services` Services, at most 262,144, called `load/service-0` and so on: TCP 80 at 10.96.0.0/14, with one
 /// EndpointSlice of `endpoints` endpoints each, at 10.128.0.0/9, port 8080.
 pub fn cluster(services: usize, endpoints: usize) -> impl Iterator<Item = Value> {
     (0..services).flat_map(move |index| [service(index), slice(index, endpoints)])
 }
 
+/// Where Service number `index` is reached.
+pub fn cluster_ip(index: usize) -> Ipv4Addr {
+    Ipv4Addr::from(0x0a60_0000 + u32::try_from(index).expect("at most 262,143"))
+}
+
 /// Service number `index`.
 pub fn service(index: usize) -> Value {
-    let address = format!("10.96.{}.{}", index / 256, index % 256);
+    let address = cluster_ip(index);
     json!({
         "apiVersion": "v1",
         "kind": "Service",
