@@ -109,16 +109,31 @@ impl Lives {
         Ok(())
     }
 
-    /// Ends it as a lack of memory does, and starts the next.
-    pub(crate) fn kill(&mut self) -> Result<()> {
+    /// Ends it as a lack of memory does.
+    pub(crate) fn end_by_force(&mut self) -> Result<()> {
         self.look()?;
         self.now.process.0.kill()?;
         self.now.process.0.wait()?;
+        Ok(())
+    }
+
+    /// Ends it as a lack of memory does, and starts the next.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        self.end_by_force()?;
         self.next()
     }
 
+    /// Starts the next beside it, and ends it when that waits.
+    pub(crate) fn hand_over(&mut self, end: fn(&mut Lives) -> Result<()>) -> Result<()> {
+        let mut next = self.starter.start()?;
+        next.log.wait_for(PATIENCE, |line| line.contains("another nftproxyd (pid ").then_some(()))?;
+        end(self)?;
+        self.now = next;
+        Ok(())
+    }
+
     /// Ends it as an administrator does.
-    fn stop(&mut self) -> Result<()> {
+    pub(crate) fn stop(&mut self) -> Result<()> {
         self.look()?;
         kill(Pid::from_raw(self.pid()), Signal::SIGTERM)?;
         let end = Instant::now() + PATIENCE;

@@ -31,20 +31,28 @@ enum Fault {
     Flushes,
     DeleteTable,
     DeleteElements,
+    Dormant,
+    OtherShape,
     Kill,
     Restart,
+    HandOver,
+    HandOverByKill,
     ApiCut,
     WatchesEnd,
     Expired,
 }
 
-const ALL: [Fault; 9] = [
+const ALL: [Fault; 13] = [
     Fault::Flush,
     Fault::Flushes,
     Fault::DeleteTable,
     Fault::DeleteElements,
+    Fault::Dormant,
+    Fault::OtherShape,
     Fault::Kill,
     Fault::Restart,
+    Fault::HandOver,
+    Fault::HandOverByKill,
     Fault::ApiCut,
     Fault::WatchesEnd,
     Fault::Expired,
@@ -57,8 +65,12 @@ impl Fault {
             Fault::Flushes => "10 flushes in 1 s",
             Fault::DeleteTable => "nft delete table",
             Fault::DeleteElements => "nft flush map",
+            Fault::Dormant => "nft: flags dormant",
+            Fault::OtherShape => "a table of another shape",
             Fault::Kill => "kill -9, start",
             Fault::Restart => "stop, start",
+            Fault::HandOver => "a second one, stop",
+            Fault::HandOverByKill => "a second one, kill -9",
             Fault::ApiCut => "API server away 3 s",
             Fault::WatchesEnd => "watches end",
             Fault::Expired => "versions expire",
@@ -67,9 +79,27 @@ impl Fault {
 
     /// Whether somebody else changes the tables.
     fn is_foreign(self) -> bool {
-        matches!(self, Fault::Flush | Fault::Flushes | Fault::DeleteTable | Fault::DeleteElements)
+        match self {
+            Fault::Flush
+            | Fault::Flushes
+            | Fault::DeleteTable
+            | Fault::DeleteElements
+            | Fault::Dormant
+            | Fault::OtherShape => true,
+            Fault::Kill
+            | Fault::Restart
+            | Fault::HandOver
+            | Fault::HandOverByKill
+            | Fault::ApiCut
+            | Fault::WatchesEnd
+            | Fault::Expired => false,
+        }
     }
 }
+
+/// One transaction: a set of ours with another key.
+const OTHER_SHAPE: &str = "delete table ip nftproxyd; add table ip nftproxyd; \
+    add set ip nftproxyd cluster-ips { type inet_service; }";
 
 /// Where it is done.
 pub(crate) struct Site {
@@ -159,8 +189,12 @@ impl Faults {
             }
             Fault::DeleteTable => drop(nft("delete table ip nftproxyd")),
             Fault::DeleteElements => drop(nft("flush map ip nftproxyd endpoints")),
+            Fault::Dormant => drop(nft("add table ip nftproxyd { flags dormant; }")),
+            Fault::OtherShape => drop(nft(OTHER_SHAPE)),
             Fault::Kill => lives.kill()?,
             Fault::Restart => lives.restart()?,
+            Fault::HandOver => lives.hand_over(Lives::stop)?,
+            Fault::HandOverByKill => lives.hand_over(Lives::end_by_force)?,
             Fault::ApiCut => {
                 site.api.set_status(Some(503));
                 site.api.disconnect_all();
