@@ -59,13 +59,14 @@ pub fn set_kind(def: &SetDef) -> &'static str {
     if def.data == DataDef::None { "set" } else { "map" }
 }
 
-/// The lines of a set's definition: its type (by name for verdict maps, else by `typeof`), size and flags.
+/// The lines of a set's definition: its type, size and flags. The type is always a `typeof`: for one by name, nft 1.1.2 and
+/// later leave something in the kernel that older ones crash over. Those that crash over a `typeof` with a verdict, 0.9.4 to
+/// 0.9.8, cannot load this text anyway.
 pub fn set_lines(family: Family, def: &SetDef) -> Vec<String> {
     let type_line = match &def.data {
         DataDef::None => format!("typeof {}", exprs(family, &def.key)),
         DataDef::Values(data) => format!("typeof {} : {}", exprs(family, &def.key), exprs(family, data)),
-        // nft 0.9.4 to 0.9.8 crash over what newer ones keep in the kernel for a `typeof` with a verdict.
-        DataDef::Verdict => format!("type {} : verdict", types(family, &def.key)),
+        DataDef::Verdict => format!("typeof {} : verdict", exprs(family, &def.key)),
     };
     let mut lines = vec![type_line];
     lines.extend(def.size.map(|size| format!("size {size}")));
@@ -152,26 +153,6 @@ pub fn statement(table: Family, statement: &Statement) -> String {
 /// Expressions, concatenated: `ip daddr . meta l4proto . th dport`.
 pub fn exprs(family: Family, exprs: &[Selector]) -> String {
     exprs.iter().map(|it| expr(family, *it)).collect::<Vec<_>>().join(" . ")
-}
-
-/// The types of expressions, concatenated: `ipv4_addr . inet_proto . inet_service`.
-fn types(table: Family, exprs: &[Selector]) -> String {
-    let name = |expr: &Selector| match expr {
-        Selector::SourceAddress
-        | Selector::DestinationAddress
-        | Selector::OriginalSource
-        | Selector::OriginalDestination
-        | Selector::ReplySource => match table {
-            Family::V4 => "ipv4_addr",
-            Family::V6 => "ipv6_addr",
-        },
-        Selector::L4Proto | Selector::HeaderProtocol => "inet_proto",
-        Selector::DestinationPort | Selector::OriginalPort | Selector::ReplyPort => "inet_service",
-        Selector::Priority => "classid",
-        // A number of 32 bits in host byte order; nft has no name for just that.
-        Selector::RandomSlot { .. } => "uid",
-    };
-    exprs.iter().map(name).collect::<Vec<_>>().join(" . ")
 }
 
 fn expr(table: Family, expr: Selector) -> String {

@@ -116,7 +116,7 @@ impl Site {
         self.cluster.set(CANARY, &pods);
         let whole = self.network.client.run(|| {
             loop {
-                let answer = ask(CANARY, Duration::from_millis(300));
+                let answer = ask(CANARY, Duration::from_millis(25));
                 if answer.as_ref().is_ok_and(|pod| *pod == pods[0]) {
                     return Ok(since.elapsed());
                 } else if since.elapsed() > PATIENCE {

@@ -30,7 +30,7 @@ pub(crate) fn blocks(listing: &str) -> BTreeMap<String, Vec<String>> {
         }
         match &mut elements {
             None => {
-                let types = text.strip_prefix("type ").filter(|types| types.ends_with(" : classid"));
+                let types = text.strip_prefix("type ").filter(|types| types.contains("classid"));
                 let text = types.map_or_else(|| text.to_owned(), typeof_kinds);
                 blocks.entry(block.clone()).or_default().push(text);
             }
@@ -48,7 +48,7 @@ pub(crate) fn blocks(listing: &str) -> BTreeMap<String, Vec<String>> {
     blocks
 }
 
-/// `typeof` for the types of a map to kinds.
+/// `typeof` for the types of a map to kinds, or of one of what they mean.
 fn typeof_kinds(types: &str) -> String {
     let names = [
         ("ipv4_addr", "ip daddr"),
