@@ -6,7 +6,7 @@ use crate::diff::Installed;
 use crate::model::claims::{Claims, Owner};
 use crate::model::policy;
 use crate::model::store::Store;
-use crate::model::{Family, ObjectName, PerFamily, Protocol};
+use crate::model::{Family, ObjectName, PerFamily, Protocol, Slice};
 use crate::ruleset::frontend::Backend;
 use crate::ruleset::service::{self, ServiceFacts, ServicePart};
 
@@ -35,6 +35,19 @@ impl Cluster<'_> {
     /// The name as it is held already, if there is such a Service.
     pub(super) fn known(&self, name: &ObjectName) -> Option<ObjectName> {
         self.store.service(name).map(|service| service.name.clone())
+    }
+
+    /// About how many elements the largest set of a family's table has: a frontend of each port, or its endpoints. Goes through
+    /// all Services: only for a start.
+    pub(super) fn largest_set(&self, family: Family) -> usize {
+        let of_family = |slice: &&Slice| slice.family == family;
+        let services = self.store.services().filter(|service| service.cluster_ips[family].is_some());
+        let elements = services.map(|service| {
+            let slices = self.store.slices(&service.name).iter().filter(of_family);
+            let endpoints: usize = slices.map(|slice| slice.endpoints.len()).sum();
+            service.ports.len() * endpoints.max(1)
+        });
+        elements.sum()
     }
 
     /// All Services that there are. Only for a read-back of the table.

@@ -2,6 +2,7 @@
 
 mod chains;
 mod replace;
+mod send;
 mod sweep;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 use tracing::{debug, error, info, warn};
 
 use chains::Idle;
+use replace::Replaced;
 
 use super::affinity::Sweeper;
 use super::crowd::Crowded;
@@ -21,7 +23,7 @@ use super::pass::Pass;
 use super::report::SyncError;
 use super::standing::{MOST_NAMED, Refused, Standing};
 use super::told::Told;
-use crate::diff::{self, Installed, Operation, Recovered, Stage, Transaction};
+use crate::diff::{self, Installed, Operation, Recovered, Stage};
 use crate::errors;
 use crate::model::{Family, ObjectName};
 use crate::nftables::{CommitError, Snapshot, table_flag};
@@ -31,14 +33,16 @@ use crate::ruleset::names::{SetName, TABLE};
 use crate::ruleset::read::Contents;
 use crate::ruleset::service::ServicePart;
 use crate::ruleset::text;
-use crate::ruleset::types::{Chain, Element};
+use crate::ruleset::types::Element;
 
 /// About how many elements go into one transaction. It holds a mutex of the kernel that every other user of nftables
 /// waits for; an element costs 3 to 4 microseconds there, so this is some 20 ms.
 const ELEMENTS_PER_TRANSACTION: usize = 6_000;
 
-/// How often a busy kernel is asked again before the sync counts as failed.
-const BUSY_ATTEMPTS: u32 = 5;
+/// A set of more elements is not read at a start: the kernel needs a time in proportion to their square, for the endpoints of
+/// 10,000 Services of 10 about as long as to take all anew, for 50 of each five times as long. But to write holds up
+/// other users of nftables, 2.5 us for each element, and to read does not.
+const READ_AT_MOST: usize = 65_536;
 
 /// How often a table is asked for that another program owns.
 const OWNER_PAUSE: Duration = Duration::from_millis(100);
@@ -84,6 +88,9 @@ pub(super) struct Table {
     elements: BTreeMap<SetName, usize>,
     /// Whether somebody else has changed the table, or may have, since it was last known.
     disturbed: bool,
+    /// Whether it has been looked at before: a table whose elements are to be known is read, but at a start it may be faster to
+    /// write it anew.
+    looked: bool,
     /// Whether others may have changed something, since the table was last read, without being heard.
     unheard: bool,
     /// Whether nobody else shall be able to change the table.
@@ -115,6 +122,7 @@ impl Table {
             idle: Idle::default(),
             elements: BTreeMap::new(),
             disturbed: false,
+            looked: false,
             unheard: false,
             to_own: false,
             owned: false,
@@ -332,6 +340,18 @@ impl Table {
         if must_be_replaced(&frame, &snapshot, self.to_own) {
             return self.replace_other(pass, &snapshot);
         }
+        let starts = !mem::replace(&mut self.looked, true);
+        if starts && snapshot.table && pass.cluster.largest_set(self.family) > READ_AT_MOST {
+            match self.replace_at_once(pass, &snapshot)? {
+                Replaced::Whole => {
+                    info!("table {} {TABLE} is so large that it has been written anew", text::family(self.family));
+                    self.tell_flags(&snapshot);
+                    return Ok(());
+                }
+                // Then it takes longer.
+                Replaced::Refused { error, .. } => debug!("it cannot be written anew: {}", errors::text(&error)),
+            }
+        }
         let mut contents = Contents::new(self.family);
         for set in frame.sets.iter().filter(|set| !set.dynamic && snapshot.sets.contains(&set.name)) {
             let foreign = pass.kernel.read_elements(self.family, set, &mut |element| match element {
@@ -498,79 +518,6 @@ impl Table {
         pass.report.note_stage(&stage, &self.installed);
         stage.commit(&mut self.installed, &transaction);
         Ok(())
-    }
-
-    fn send(&mut self, pass: &mut Pass<'_>, transaction: &Transaction) -> Result<(), SyncError> {
-        if transaction.is_empty() {
-            return Ok(());
-        }
-        if tracing::enabled!(tracing::Level::TRACE) {
-            transaction.to_string().lines().for_each(|line| tracing::trace!("transaction: {line}"));
-        }
-        let mut attempt = 0;
-        let committed = loop {
-            attempt += 1;
-            match pass.kernel.commit(transaction) {
-                Err(CommitError::Busy) if attempt < BUSY_ATTEMPTS => debug!("the kernel is busy; trying again"),
-                other => break other,
-            }
-        };
-        let report = pass.report.family(self.family);
-        let committed = match committed {
-            Ok(committed) => committed,
-            Err(error) => {
-                report.failed_commits += 1;
-                return Err(self.judge(pass, error));
-            }
-        };
-        report.commits.push(committed);
-        self.unheard |= committed.unheard;
-        pass.report.note_commit(committed);
-        self.note_sent(transaction);
-        Ok(())
-    }
-
-    /// What the failure of a commit means. A refusal is about what was sent only if the table is what it is taken for:
-    /// whoever deletes the table makes the kernel refuse every Service.
-    fn judge(&self, pass: &mut Pass<'_>, error: CommitError) -> SyncError {
-        let as_known = self.owned
-            || !matches!(error, CommitError::Refused { .. })
-            || pass.kernel.undisturbed(self.family).unwrap_or(false)
-            || self.only_others && self.has_frame(pass);
-        if as_known { SyncError::Commit(error) } else { SyncError::Disturbed(error) }
-    }
-
-    /// Whether the kernel's table still has the sets and chains of the frame.
-    fn has_frame(&self, pass: &mut Pass<'_>) -> bool {
-        let frame = base::frame(&self.sent);
-        let on_demand = |name| base::on_demand(name, &self.sent);
-        pass.kernel.dump(self.family, &frame.sets, &frame.chains, &on_demand).is_ok_and(|snapshot| {
-            let is_there =
-                |chain: &Chain| snapshot.chains.contains(&chain.name) || snapshot.other_rules.contains(&chain.name);
-            snapshot.table
-                && frame.sets.iter().all(|set| snapshot.sets.contains(&set.name))
-                && frame.chains.iter().all(is_there)
-        })
-    }
-
-    fn note_sent(&mut self, transaction: &Transaction) {
-        for operation in &transaction.operations {
-            match operation {
-                Operation::OwnTable => self.owned = true,
-                Operation::DeleteTable => {
-                    self.owned = false;
-                    self.elements.clear();
-                }
-                Operation::AddElements(set, elements) => *self.elements.entry(*set).or_default() += elements.len(),
-                Operation::DeleteElements(set, elements) => {
-                    // Those that the kernel writes are not counted.
-                    if let Some(count) = self.elements.get_mut(set) {
-                        *count = count.saturating_sub(elements.len());
-                    }
-                }
-                _ => {}
-            }
-        }
     }
 }
 

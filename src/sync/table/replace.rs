@@ -24,6 +24,19 @@ use crate::ruleset::text;
 /// How long clients with affinity are looked for: some 50,000 are read in that time. The old table serves meanwhile.
 const READING: Duration = Duration::from_secs(2);
 
+/// What became of a table that was to be made anew in one transaction.
+pub(super) enum Replaced {
+    /// It is there, with all that is wanted of it.
+    Whole,
+    /// The kernel takes the transaction not at all; what was there still is.
+    Refused {
+        /// Why.
+        error: SyncError,
+        /// The clients that were to keep their endpoint.
+        clients: Vec<Kept>,
+    },
+}
+
 impl Table {
     /// Reads the frame of the table, but for the elements of its sets, and makes the table ours if it has lost its owner.
     pub(super) fn look(&mut self, pass: &mut Pass<'_>, frame: &Frame) -> Result<Snapshot, SyncError> {
@@ -84,6 +97,22 @@ impl Table {
 
     /// Makes the table anew, with all that is wanted of it: parts of what there is (`before`) cannot be changed in place.
     pub(super) fn replace(&mut self, pass: &mut Pass<'_>, before: &Snapshot) -> Result<(), SyncError> {
+        let (refused, clients) = match self.replace_at_once(pass, before)? {
+            Replaced::Whole => return Ok(()),
+            Replaced::Refused { error, clients } => (error, clients),
+        };
+        // Because of a Service, or of the size, as it needs nothing that was there: the Services follow in portions, as at a
+        // start, and the one is found.
+        debug!("the table cannot be replaced at once: {}", errors::text(&refused));
+        let facts = self.facts.before_all_services();
+        self.send_empty(pass, &facts, before, &clients)?;
+        self.is_now(Installed::with_common(base::common(&facts)), facts);
+        self.unfinished = true;
+        Ok(())
+    }
+
+    /// The same in one transaction, which the kernel may refuse.
+    pub(super) fn replace_at_once(&mut self, pass: &mut Pass<'_>, before: &Snapshot) -> Result<Replaced, SyncError> {
         let empty = Installed::with_common(base::common(&self.facts));
         let mut stage = Stage::default();
         for name in &self.dirty {
@@ -106,17 +135,10 @@ impl Table {
                 self.unfinished = false;
                 self.dirty.iter().for_each(|name| drop(self.refused.remove(name)));
                 self.dirty.clear();
-                Ok(())
+                Ok(Replaced::Whole)
             }
             Err(error @ (SyncError::Disturbed(_) | SyncError::Commit(CommitError::Refused { .. }))) => {
-                // Because of a Service, or of the size, as it needs nothing that was there: the Services follow in
-                // portions, as at a start, and the one is found.
-                debug!("the table cannot be replaced at once: {}", errors::text(&error));
-                let facts = self.facts.before_all_services();
-                self.send_empty(pass, &facts, before, &clients)?;
-                self.is_now(Installed::with_common(base::common(&facts)), facts);
-                self.unfinished = true;
-                Ok(())
+                Ok(Replaced::Refused { error, clients })
             }
             Err(error) => Err(error),
         }

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nftproxyd::config::NodePortAddresses;
+use nftproxyd::diff::Operation;
 use nftproxyd::model::{Event, Family, Service};
 use nftproxyd::nftables::in_memory::InMemoryKernel;
 use nftproxyd::nftables::{Kernel as _, LinuxKernel, table_flag};
@@ -16,6 +17,7 @@ use nftproxyd::ruleset::names::SetName;
 use nftproxyd::ruleset::read::Remembered;
 use nftproxyd::sync::Engine;
 
+use super::refusals::plain;
 use crate::netns::try_nft;
 use crate::support::cluster::{Cluster, address, endpoints, facts, of_every_kind, plain_service, slice_of};
 use crate::support::namespace::Namespace;
@@ -341,4 +343,70 @@ fn who_loses_its_endpoint_meanwhile_is_not_taken_along() {
     let remembered = engine.kernel().elements_of(Family::V4, SetName::Affinity);
     let endpoints: Vec<_> = remembered.iter().filter_map(Remembered::read).map(|it| it.backend.address).collect();
     assert_eq!(endpoints, [1, 2].map(|last| address(Family::V4, 10, 124, last)));
+}
+
+/// To read a set takes the kernel a time in proportion to the square of its size. What is large is written anew at a start,
+/// but never later, and read nevertheless where the kernel does not take it at once.
+#[test]
+fn a_large_table_is_written_anew_at_a_start() {
+    // 70,000 endpoints of IPv4, and none of IPv6.
+    let mut cluster = plain(700);
+    cluster.slices.values_mut().for_each(|slice| {
+        *slice = slice_of(&slice.service, Family::V4, endpoints(Family::V4, 100));
+    });
+    let start = |kernel| {
+        let mut engine = cluster.engine(kernel, facts(NodePortAddresses::Primary));
+        engine.own_tables(true);
+        let report = engine.sync(Instant::now());
+        assert_eq!(report.failures, 0, "{}", report.error_text());
+        assert!(engine.is_in_line());
+        (engine, report)
+    };
+    let lost = |mut kernel: InMemoryKernel| {
+        kernel.close();
+        kernel.take_committed();
+        kernel
+    };
+    let (mut engine, _) = start(InMemoryKernel::new());
+    let whole = |kernel: &InMemoryKernel| kernel.elements_of(Family::V4, SetName::Endpoints);
+    let wanted = whole(engine.kernel());
+    assert_eq!(wanted.len(), 70_000);
+
+    let (mut engine, report) = start(lost(std::mem::take(engine.kernel())));
+    assert!(report.operations > 70_000, "{}", report.operations);
+    let committed = engine.kernel().take_committed();
+    let of = |family| committed.iter().filter(|one| one.family == family).collect::<Vec<_>>();
+    let [adopted, anew] = of(Family::V4)[..] else { panic!("{}", of(Family::V4).len()) };
+    assert_eq!((adopted.len(), of(Family::V6).len()), (1, 1), "the small one is read");
+    assert!(anew.operations.contains(&Operation::DeleteTable) && anew.len() > 70_000);
+    assert_eq!(whole(engine.kernel()), wanted);
+
+    // Nobody wants it anew a second time.
+    engine.own_tables(false);
+    let mut kernel = std::mem::take(engine.kernel());
+    kernel.set_flags(Family::V4, 0);
+    kernel.set_flags(Family::V6, 0);
+    let mut engine = cluster.engine(kernel, facts(NodePortAddresses::Primary));
+    assert_eq!(engine.sync(Instant::now()).failures, 0);
+    engine.kernel().take_committed();
+    engine.distrust(Family::V4);
+    let report = engine.sync(Instant::now());
+    assert!(report.families.v4.is_some_and(|family| family.full) && report.operations == 0);
+
+    // The kernel refuses so much at once: nothing is deleted.
+    let mut kernel = lost(std::mem::take(engine.kernel()));
+    kernel.set_flags(Family::V4, table_flag::PERSIST);
+    kernel.set_flags(Family::V6, table_flag::PERSIST);
+    kernel.on_commit(|kernel, transaction| {
+        if transaction.len() > 60_000 {
+            kernel.refuse(SetName::Endpoints, None);
+        } else {
+            kernel.accept_all();
+        }
+        None
+    });
+    let (mut engine, report) = start(kernel);
+    assert_eq!(report.operations, 2);
+    assert!(!engine.kernel().committed().iter().any(|one| one.operations.contains(&Operation::DeleteTable)));
+    assert_eq!(whole(engine.kernel()), wanted);
 }
