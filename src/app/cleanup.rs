@@ -4,14 +4,15 @@ use anyhow::Context;
 
 use super::instance;
 use crate::diff::{Operation, Transaction};
-use crate::nftables::{Kernel, LinuxKernel};
+use crate::model::Family;
+use crate::nftables::{Guard, Kernel, LinuxKernel, Protection};
 use crate::ruleset::names::TABLE;
 use crate::ruleset::text;
 
 /// Removes our tables, where there are any, and nothing else.
 ///
 /// # Errors
-/// A daemon serves the node: it would only make them anew.
+/// A daemon serves the node: it would only make them anew. Or somebody else owns one.
 pub(super) fn cleanup() -> anyhow::Result<()> {
     if let Some(holder) = instance::serving() {
         anyhow::bail!("{holder}: stop it first; nothing was removed");
@@ -26,8 +27,32 @@ pub(super) fn cleanup() -> anyhow::Result<()> {
             .with_context(|| format!("cannot remove {table}"))?;
         println!("removed {table}");
     }
-    if families.is_empty() {
+    let guards = remove_guards()?;
+    if families.is_empty() && guards == 0 {
         println!("there is no table of nftproxyd");
     }
     Ok(())
+}
+
+/// Removes the guard's tables, of which there are none but by accident: they go with the daemon. Returns how many there
+/// were.
+fn remove_guards() -> anyhow::Result<usize> {
+    let found = Guard::protection()?;
+    let mut removed = 0;
+    let mut owned = Vec::new();
+    for family in Family::ALL {
+        let table = format!("table {} {}", text::family(family), Guard::TABLE);
+        match &found[family] {
+            None => {}
+            Some(Protection::Owner(owner)) => owned.push(format!("{table} is owned by {owner}")),
+            Some(_) => {
+                Guard::remove(family).with_context(|| format!("cannot remove {table}"))?;
+                println!("removed {table}");
+                removed += 1;
+            }
+        }
+    }
+    let owned = owned.join(", ");
+    anyhow::ensure!(owned.is_empty(), "{owned}: it goes when that program ends");
+    Ok(removed)
 }

@@ -2,6 +2,7 @@
 
 mod cleanup;
 mod daemon_status;
+mod guard;
 mod instance;
 mod listen;
 mod observers;

@@ -22,7 +22,7 @@ use super::ports::{self, BindPolicy};
 use super::ready::{Awaited, Readiness};
 use super::reload::{self, File, follow};
 use super::signals::Signals;
-use super::{converter, daemon_configuration, facts, instance, one_shot, service_manager, take_over};
+use super::{converter, daemon_configuration, facts, guard, instance, one_shot, service_manager, take_over};
 use crate::addresses;
 use crate::cli::RunArgs;
 use crate::config::{Config, Loaded, Source};
@@ -99,8 +99,11 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
         if !unset.is_empty() {
             first_words.push(Notice::start_failed("FailedToSetConntrack", sysctl::list(&unset)));
         }
-        // The right to serve is given up when nothing is written any more.
+        // The guard is there before the first sync, and ends with this. The right to serve is given up when nothing is
+        // written any more.
         tokio::select! {
+            biased;
+            () = guard::stand(!ownership.own) => Ok(()),
             result = supervise(config, file, (kernel, ownership), first_words, take_over, signals, hangups) => result,
             () = instance.tell() => Ok(()),
         }

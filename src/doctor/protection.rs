@@ -1,8 +1,8 @@
-//! Whether our tables are protected from others.
+//! Whether our tables are protected from others, or at least the connections through them.
 
 use super::Finding;
 use crate::model::{Family, PerFamily};
-use crate::nftables::{KernelError, LinuxKernel, Protection};
+use crate::nftables::{Guard, KernelError, LinuxKernel, Protection};
 use crate::ruleset::names::TABLE;
 use crate::ruleset::text;
 
@@ -13,7 +13,22 @@ pub(super) fn ask() -> Result<Vec<Finding>, KernelError> {
     for family in Family::ALL {
         found[family] = kernel.protection(family)?;
     }
-    Ok(judge(&found))
+    let mut findings = judge(&found);
+    findings.extend(judge_guard(&Guard::protection()?));
+    Ok(findings)
+}
+
+fn judge_guard(found: &PerFamily<Option<Protection>>) -> Vec<Finding> {
+    let of = |family| Some((format!("table {} {}", text::family(family), Guard::TABLE), found[family].as_ref()?));
+    let each = Family::ALL.into_iter().filter_map(of).map(|(table, protection)| match protection {
+        Protection::Owner(owner) => Finding::fine(format!(
+            "{table} is owned by {owner}: open connections stay translated when others flush the tables"
+        )),
+        Protection::None | Protection::Orphan => {
+            Finding::doubtful(format!("{table} has no owner: it is of no use"), format!("nft delete {table}"))
+        }
+    });
+    each.collect()
 }
 
 fn judge(found: &PerFamily<Option<Protection>>) -> Vec<Finding> {
@@ -62,5 +77,21 @@ mod tests {
         assert_eq!(said[1].0, Grade::Doubtful);
         assert!(said[1].1.starts_with("table ip6 nftproxyd lost the daemon that owned it"), "{said:?}");
         assert_eq!(judge(&PerFamily { v4: Some(Protection::None), v6: None }), []);
+    }
+
+    #[test]
+    fn a_guard_has_an_owner() {
+        let owner = Owner { port: 17, process: Some((17, "nftproxyd".to_owned())) };
+        let found = PerFamily { v4: Some(Protection::Owner(owner)), v6: Some(Protection::None) };
+        let said: Vec<_> = judge_guard(&found).into_iter().map(|finding| (finding.grade, finding.what)).collect();
+        let expected = [
+            (Grade::Fine, "table ip nftproxyd-guard is owned by netlink port 17 (process 17, nftproxyd): "),
+            (Grade::Doubtful, "table ip6 nftproxyd-guard has no owner"),
+        ];
+        assert_eq!(said.len(), expected.len(), "{said:?}");
+        for ((grade, what), (wanted, words)) in said.iter().zip(expected) {
+            assert!(*grade == wanted && what.starts_with(words), "{what}");
+        }
+        assert_eq!(judge_guard(&PerFamily::default()), []);
     }
 }

@@ -1,6 +1,6 @@
 //! From a transaction to the one piece of memory that is sent.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fmt::{self, Write as _};
 use std::ops::Range;
 use std::time::Duration;
@@ -16,8 +16,8 @@ use crate::diff::{Operation, Transaction};
 use crate::model::Family;
 use crate::netlink::{ATTRIBUTE_HEADER, Message, children};
 use crate::ruleset::kept::Kept;
-use crate::ruleset::names::{ChainName, SetName, TABLE};
-use crate::ruleset::types::{Chain, Data, DataDef, Element, HookPoint, Rule, Selector, SetDef, Statement, Value};
+use crate::ruleset::names::{SetName, TABLE};
+use crate::ruleset::types::{Data, DataDef, Element, Hook, HookPoint, Rule, Selector, SetDef, Statement, Value};
 use crate::sys::{self, CName, ElementValue, Expression, Header, Messages, Register};
 
 /// What our tables say about themselves.
@@ -159,8 +159,8 @@ impl Encoder {
     /// Appends the messages of one operation.
     pub(super) fn operation(&mut self, position: usize, operation: &Operation) -> Result<(), EncodeError> {
         match operation {
-            Operation::AddTable => self.add_table(position, 0),
-            Operation::OwnTable => self.add_table(position, table_flag::OWNED),
+            Operation::AddTable => self.add_table(position, 0, TABLE_COMMENT),
+            Operation::OwnTable => self.add_table(position, table_flag::OWNED, TABLE_COMMENT),
             Operation::DeleteTable => {
                 let header = self.begin(position, 0..0, msg::DELTABLE, 0);
                 self.messages.table(header, &sys::Table::new(&self.table));
@@ -170,8 +170,9 @@ impl Encoder {
                 object: format!("set {}", set.name),
                 reason,
             })?,
-            Operation::AddChain(chain) => self.add_chain(position, chain),
+            Operation::AddChain(chain) => self.add_chain(position, &chain.name.to_string(), chain.hook),
             Operation::AddRules(chain) => {
+                let name = c_name(&chain.name.to_string());
                 for (index, rule) in chain.rules.iter().enumerate() {
                     check_rule(self.family, rule).map_err(|reason| EncodeError {
                         operation: position,
@@ -179,7 +180,7 @@ impl Encoder {
                         reason,
                     })?;
                     let expressions = lower::lower_rule(self.family, rule);
-                    self.add_rule(position, index, chain.name, rule, &expressions);
+                    self.add_rule(position, index, &name, rule.comment, &expressions);
                 }
             }
             Operation::FlushChain(chain) => {
@@ -218,10 +219,11 @@ impl Encoder {
         Header { kind: uapi::SUBSYSTEM | kind, family: protocol_family(self.family), flags, sequence }
     }
 
-    fn add_table(&mut self, position: usize, flags: u32) {
+    /// Appends the table with flags (`table_flag`).
+    pub(super) fn add_table(&mut self, position: usize, flags: u32, comment: &str) {
         let mut table = sys::Table::new(&self.table);
         let mut user_data = Vec::new();
-        udata::comment(TABLE_COMMENT, &mut user_data);
+        udata::comment(comment, &mut user_data);
         table.describe(flags, &user_data);
         let header = self.begin(position, 0..0, msg::NEWTABLE, uapi::NLM_F_CREATE);
         self.messages.table(header, &table);
@@ -272,9 +274,10 @@ impl Encoder {
         Ok(())
     }
 
-    fn add_chain(&mut self, position: usize, def: &Chain) {
-        let mut chain = sys::Chain::new(&self.table, &c_name(&def.name.to_string()));
-        if let Some(hook) = def.hook {
+    /// Appends a chain without rules; one with a hook is of type nat.
+    pub(super) fn add_chain(&mut self, position: usize, name: &str, hook: Option<Hook>) {
+        let mut chain = sys::Chain::new(&self.table, &c_name(name));
+        if let Some(hook) = hook {
             // enum nf_inet_hooks.
             let number = match hook.hook {
                 HookPoint::Prerouting => 0,
@@ -293,15 +296,15 @@ impl Encoder {
         &mut self,
         position: usize,
         index: usize,
-        chain: ChainName,
-        rule: &Rule,
+        chain: &CStr,
+        comment: Option<&str>,
         expressions: &[Expression],
     ) {
-        let mut message = sys::Rule::new(&self.table, &c_name(&chain.to_string()));
+        let mut message = sys::Rule::new(&self.table, chain);
         for expression in expressions {
             message.push(sys::NftnlExpr::build(expression));
         }
-        if let Some(comment) = rule.comment {
+        if let Some(comment) = comment {
             let mut user_data = Vec::new();
             udata::comment(comment, &mut user_data);
             message.user_data(&user_data);
@@ -545,6 +548,8 @@ mod tests {
     use super::*;
     use crate::model::Protocol;
     use crate::netlink::{find, messages};
+    use crate::ruleset::names::ChainName;
+    use crate::ruleset::types::Chain;
     use crate::ruleset::types::Key;
 
     fn address_element(n: u32, comment: Option<&str>) -> Element {

@@ -8,12 +8,13 @@ use nix::errno::Errno;
 
 use super::decode;
 use super::encode::{Batch, EncodeError, Encoder, encode};
-use super::kernel::{CommitError, Committed, KeptClients, Kernel, KernelError, Snapshot, table_flag};
+use super::kernel::{CommitError, Committed, KeptClients, Kernel, KernelError, Snapshot};
 use super::monitor::Audience;
 use super::numbers::protocol_family;
 use super::owner::{Owner, Protection};
 use super::probe::{self, ProbeError};
 use super::request::{NftablesMessage as _, Request, unexpected};
+use super::table::{self, NOT_THERE, Table};
 use super::uapi::{self, msg};
 use super::words::words;
 use crate::diff::{Operation, Transaction};
@@ -23,9 +24,6 @@ use crate::ruleset::base;
 use crate::ruleset::names::{ChainName, SetName, TABLE};
 use crate::ruleset::read::Remembered;
 use crate::ruleset::types::{Chain, Element, SetDef};
-
-/// `ENOENT`: no object of this name.
-const NOT_THERE: i32 = Errno::ENOENT as i32;
 
 /// Room for answers: an error takes less than 1 KiB of the socket's memory, so thousands fit.
 const RECEIVE_QUEUE: usize = 4 * 1024 * 1024;
@@ -67,7 +65,7 @@ impl LinuxKernel {
     pub fn tables(&mut self) -> Result<Vec<Family>, KernelError> {
         let mut families = Vec::new();
         for family in Family::ALL {
-            if self.ask_table(family)?.is_some() {
+            if table::ask(&mut self.socket, family, TABLE)?.is_some() {
                 families.push(family);
             }
         }
@@ -76,11 +74,7 @@ impl LinuxKernel {
 
     /// What protects our table, if it is there.
     pub fn protection(&mut self, family: Family) -> Result<Option<Protection>, KernelError> {
-        Ok(self.ask_table(family)?.map(|(flags, owner)| match owner {
-            Some(port) => Protection::Owner(Owner::of(port)),
-            None if flags & table_flag::PERSIST != 0 => Protection::Orphan,
-            None => Protection::None,
-        }))
+        Ok(table::ask(&mut self.socket, family, TABLE)?.map(Table::protection))
     }
 
     /// Tries whether the kernel can do what our tables need, in each family, without leaving a trace. Takes a few
@@ -144,28 +138,6 @@ impl LinuxKernel {
         Ok(())
     }
 
-    /// Our table's flags, and the port id of the socket that owns it, if it is there.
-    fn ask_table(&mut self, family: Family) -> Result<Option<(u32, Option<u32>)>, KernelError> {
-        let request = Request {
-            kind: msg::GETTABLE,
-            family: protocol_family(family),
-            dump: false,
-            texts: &[(uapi::NFTA_TABLE, TABLE)],
-        };
-        let mut found = None;
-        let answer = request.ask(&mut self.socket, |message| {
-            found = message.map(|message| {
-                let number = |kind| decode::number_in(message.attributes(), kind);
-                (number(uapi::NFTA_TABLE_FLAGS).unwrap_or(0), number(uapi::NFTA_TABLE_OWNER))
-            });
-        })?;
-        match answer {
-            Ok(()) => Ok(found),
-            Err(NOT_THERE) => Ok(None),
-            Err(errno) => Err(unexpected("ask for the table", errno)),
-        }
-    }
-
     /// Whether tables can have an owner and outlive it (Linux 6.9). Asked like [`LinuxKernel::probe`].
     pub fn can_own(&mut self) -> Result<bool, ProbeError> {
         for family in Family::ALL {
@@ -182,8 +154,8 @@ impl LinuxKernel {
 
     /// Who else owns our table, if anybody does and the kernel says so.
     fn owner(&mut self, family: Family) -> Option<Owner> {
-        let (_, owner) = self.ask_table(family).ok()??;
-        self.other_owner(owner)
+        let table = table::ask(&mut self.socket, family, TABLE).ok()??;
+        self.other_owner(table.owner)
     }
 
     /// The owner with this port id, if it is another. Who that is takes some time to find out, and is asked often.
@@ -442,7 +414,9 @@ impl Kernel for LinuxKernel {
     ) -> Result<Snapshot, KernelError> {
         self.note_generation()?;
         self.disturbed[family] = false;
-        let Some((table_flags, owner)) = self.ask_table(family)? else { return Ok(Snapshot::default()) };
+        let Some(Table { flags: table_flags, owner }) = table::ask(&mut self.socket, family, TABLE)? else {
+            return Ok(Snapshot::default());
+        };
         let owner = self.other_owner(owner);
         let mut snapshot = Snapshot { table: true, table_flags, owner, ..Snapshot::default() };
         self.dump_sets(family, sets, &mut snapshot)?;
@@ -515,7 +489,8 @@ impl Kernel for LinuxKernel {
     }
 }
 
-fn open() -> Result<Socket, KernelError> {
+/// Opens a socket for questions and transactions.
+pub(super) fn open() -> Result<Socket, KernelError> {
     Socket::open(Bus::Netfilter).map_err(|source| match source.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EPROTONOSUPPORT) => KernelError::Unsupported,
         _ => KernelError::Io { step: "open a socket", source },

@@ -1,10 +1,12 @@
 //! Transactions to bytes, bytes to the kernel, and what is in the kernel back to values.
 //!
 //! Encoding and decoding are pure; only the socket does I/O. [`Kernel`] is the seam: [`LinuxKernel`] speaks netlink,
-//! [`InMemoryKernel`](in_memory::InMemoryKernel) keeps the tables in memory.
+//! [`InMemoryKernel`](in_memory::InMemoryKernel) keeps the tables in memory. [`Guard`] is beside that: tables that nobody
+//! looks at, but for the kernel.
 
 mod decode;
 mod encode;
+mod guard;
 pub mod in_memory;
 mod kernel;
 mod linux;
@@ -14,6 +16,7 @@ mod numbers;
 mod owner;
 mod probe;
 mod request;
+mod table;
 mod uapi;
 mod udata;
 mod words;
@@ -21,6 +24,7 @@ mod words;
 #[cfg(test)]
 mod wire;
 
+pub use guard::{Guard, NoGuard};
 pub use kernel::{
     CommitError, Committed, Element as DumpedElement, KeptClients, Kernel, KernelError, Snapshot, table_flag,
 };

@@ -513,8 +513,7 @@ fn raw_expressions() -> Case {
     let mut text = String::new();
     for (index, (rule, expressions)) in rules.iter().enumerate() {
         writeln!(text, "add rule ip nftproxyd services {rule}").expect("a text");
-        let rule = Rule { statements: Vec::new(), comment: None };
-        encoder.add_rule(0, index, ChainName::Services, &rule, expressions);
+        encoder.add_rule(0, index, c"services", None, expressions);
     }
     let setup = "table ip nftproxyd { chain services { }; }\n".to_owned();
     Case { name: "expressions".to_owned(), setup, text, batch: encoder.finish() }

@@ -163,12 +163,12 @@ fn nothing_is_written_before_every_kind_was_listed() {
     spawn(&mut node);
     for plural in ["services", "endpointslices", "servicecidrs"] {
         wait_for_requests(&mut node, &api, plural, Verb::Watch);
-        assert_eq!(node.nft(&["list", "tables"]).expect("tables can be listed"), "", "{plural}");
+        assert_eq!(node.names_of_tables(), "", "{plural}");
     }
     wait_for_requests(&mut node, &api, "nodes", Verb::List);
     node.wait_for_log("why", |line| line.contains("kind=Node") && line.contains("nothing is known yet"));
     apply(&api, &[slice("web", &["10.1.0.2:8080"])]);
-    assert_eq!(node.nft(&["list", "tables"]).expect("tables can be listed"), "", "nothing is written");
+    assert_eq!(node.names_of_tables(), "", "nothing is written");
     api.set_absent(&[]);
     wait_for_sync(&mut node);
     node.wait_forward("all is listed", "172.30.1.1:80", &["10.1.0.2:8080"]);
@@ -182,7 +182,7 @@ fn an_api_server_that_fails_is_asked_again() {
     api.set_status(Some(500));
     spawn(&mut node);
     node.wait_for_log("it fails", |line| line.contains("WARN") && line.contains("cannot read from the API server"));
-    assert_eq!(node.nft(&["list", "tables"]).expect("tables can be listed"), "", "nothing is known");
+    assert_eq!(node.names_of_tables(), "", "nothing is known");
     api.set_status(None);
     wait_for_sync(&mut node);
     node.wait_for_log("it answers", |line| line.contains("answers again"));

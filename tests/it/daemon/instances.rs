@@ -10,17 +10,19 @@ use super::take_over::{Clients, connect, node_with_echo};
 use super::{Node, PATIENCE, echoes, run_to_end, web, yaml};
 use crate::support::daemon::Daemon;
 
-const WAITS: &str = "serves this node as node-a since ";
+pub(super) const WAITS: &str = "serves this node as node-a since ";
 
 /// Starts a daemon beside whichever is there.
-fn another(node: &Node) -> Daemon {
+pub(super) fn another(node: &Node) -> Daemon {
     let (folder, config) = (node.folder(), node.write_config(&serde_json::json!({})));
-    let arguments: [OsString; 7] =
-        ["run".into(), "--manifests".into(), folder.into(), "--config".into(), config.into(), "-v".into(), "2".into()];
+    let owner = format!("--table-owner={}", node.table_owner).into();
+    let manifests = ["run".into(), "--manifests".into(), folder.into()];
+    let arguments = manifests.into_iter().chain(["--config".into(), config.into(), "-v".into(), "2".into(), owner]);
+    let arguments: Vec<OsString> = arguments.collect();
     Daemon::start(&node.world, &arguments).expect("the daemon can be started")
 }
 
-fn wait_for(daemon: &Daemon, words: &str) -> String {
+pub(super) fn wait_for(daemon: &Daemon, words: &str) -> String {
     daemon.wait_for_log(|line| line.contains(words), PATIENCE).unwrap_or_else(|log| panic!("{words}: {log}"))
 }
 

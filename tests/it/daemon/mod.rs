@@ -8,6 +8,7 @@ mod credentials;
 mod firewalls;
 mod flows;
 mod following;
+mod guard;
 mod health;
 mod instances;
 mod kinds;
@@ -144,8 +145,10 @@ impl Node {
             "hostnameOverride": NODE_NAME
         });
         objects::merge(&mut config, fields);
-        let path = self.file("config.yaml");
-        std::fs::write(&path, yaml(&[config])).expect("a file can be written");
+        // A daemon that has just been started may be about to read it.
+        let (path, written) = (self.file("config.yaml"), self.file("config.next"));
+        std::fs::write(&written, yaml(&[config])).expect("a file can be written");
+        std::fs::rename(written, &path).expect("a file can be moved");
         path
     }
 
@@ -217,6 +220,12 @@ impl Node {
     /// Runs `nft` with a script or arguments.
     fn nft(&self, arguments: &[&str]) -> io::Result<String> {
         self.world.nft(arguments, "")
+    }
+
+    /// The names of all tables but the guard's, which some kernels have while a daemon runs.
+    fn names_of_tables(&self) -> String {
+        let list = self.nft(&["list", "tables"]).expect("tables can be listed");
+        list.lines().filter(|line| !line.ends_with("-guard")).map(|line| format!("{line}\n")).collect()
     }
 
     /// What stock nft lists of our table of a family (`ip`, `ip6`), in an order that depends on its contents alone, and

@@ -27,9 +27,10 @@ fn listing(node: &Node) -> String {
     node.nft(&["list", "ruleset"]).expect("a listing")
 }
 
-/// How often nft says something of the flags of a table.
+/// How often nft says something of the flags of our tables.
 fn flags(node: &Node) -> usize {
-    listing(node).lines().filter(|line| line.starts_with("\tflags")).count()
+    let list = |family| node.nft(&["list", "table", family, "nftproxyd"]).expect("a listing");
+    ["ip", "ip6"].map(list).concat().lines().filter(|line| line.starts_with("\tflags")).count()
 }
 
 fn run(node: &Node, command: &[&str]) -> String {

@@ -137,8 +137,7 @@ fn take_over(node: &mut Node, lines: &[&str]) {
 }
 
 fn tables(node: &Node) -> Vec<String> {
-    let list = node.nft(&["list", "tables"]).expect("nft works");
-    let mut tables: Vec<String> = list.lines().map(str::to_owned).collect();
+    let mut tables: Vec<String> = node.names_of_tables().lines().map(str::to_owned).collect();
     tables.sort();
     tables
 }
