@@ -30,11 +30,11 @@ use crate::events::{self, Events, Notice};
 use crate::health::{self, Health, Moment};
 use crate::metrics::Metrics;
 use crate::model::{Family, PerFamily};
-use crate::nftables::{Heard, LinuxKernel, Monitor};
+use crate::nftables::{Heard, LinuxClients, LinuxKernel, Monitor};
 use crate::ruleset::base::OWN_PRIORITY;
 use crate::ruleset::text;
 use crate::source::{Bypass, Exchange, Following, file, kube};
-use crate::sync::{self, Engine, Inputs, Told};
+use crate::sync::{self, Engine, Inputs, Reader, Told};
 use crate::{sysctl, threads};
 
 /// Events on their way to the engine. A list that comes faster than it is taken in waits in its source.
@@ -205,7 +205,8 @@ async fn supervise(
             });
         }
     }
-    let inputs = Inputs { events, addresses, servers, disturbances };
+    let clients = Reader::spawn(LinuxClients::default())?;
+    let inputs = Inputs { events, addresses, servers, disturbances, clients };
     let health = Health::new(health::State::new(Family::ALL, config.sync_period, Moment::now()));
     let (checks_sender, checks) = watch::channel(Checks::default());
     let name = config.node_name.clone();

@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mnl::Bus;
 use nix::errno::Errno;
@@ -132,14 +132,14 @@ impl Socket {
         dump.ok_or_else(|| io::Error::other("a dump without an end"))
     }
 
-    /// The same until a point in time: `None` if there was more by then, which still comes.
-    pub(crate) fn dump_until(
+    /// The same as long as `goes_on`, which is asked before each piece: `None` if there was more, which still comes.
+    pub(crate) fn dump_while(
         &mut self,
         request: &[u8],
-        until: Instant,
+        goes_on: impl Fn() -> bool,
         visit: impl FnMut(&Message<'_>),
     ) -> io::Result<Option<Dump>> {
-        self.visit(request, || Instant::now() < until, visit)
+        self.visit(request, goes_on, visit)
     }
 
     fn visit(

@@ -1,5 +1,6 @@
 //! A kernel in memory, for tests of what stands above: atomic like the real one, and as strict about what refers to what.
 
+mod clients;
 mod others;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -8,6 +9,7 @@ use std::{fmt, io};
 
 use nix::errno::Errno;
 
+pub use self::clients::InMemoryClients;
 use super::kernel::{CommitError, Committed, KeptClients, Kernel, KernelError, Snapshot, table_flag};
 use super::owner::Owner;
 use super::words::words;

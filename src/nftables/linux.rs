@@ -13,7 +13,7 @@ use super::monitor::Audience;
 use super::numbers::protocol_family;
 use super::owner::{Owner, Protection};
 use super::probe::{self, ProbeError};
-use super::request::{NftablesMessage as _, Request, unexpected};
+use super::request::{NftablesMessage as _, Request, Taken, unexpected};
 use super::table::{self, NOT_THERE, Table};
 use super::uapi::{self, msg};
 use super::words::words;
@@ -467,15 +467,19 @@ impl Kernel for LinuxKernel {
         let mut complete = false;
         while !complete && Instant::now() < until {
             // What is not read of a dump goes with its socket.
-            let answer = request.ask_until(&mut open()?, until, |message| {
-                // While the kernel resizes a hash table it may show an element twice.
-                for kept in decode::kept(message, family, &set).filter(|kept| wanted(&kept.client)) {
-                    let Remembered { client, destination, protocol, port, .. } = kept.client;
-                    clients.insert((client, destination, protocol, port), kept);
-                }
-            })?;
+            let answer = request.ask_while(
+                &mut open()?,
+                || Instant::now() < until,
+                |message| {
+                    // While the kernel resizes a hash table it may show an element twice.
+                    for kept in decode::kept(message, family, &set).filter(|kept| wanted(&kept.client)) {
+                        let Remembered { client, destination, protocol, port, .. } = kept.client;
+                        clients.insert((client, destination, protocol, port), kept);
+                    }
+                },
+            )?;
             complete = match answer {
-                Ok(complete) => complete,
+                Ok(taken) => taken == Taken::All,
                 Err(NOT_THERE) => true,
                 Err(errno) => return Err(unexpected("read the clients", errno)),
             };

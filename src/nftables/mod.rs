@@ -4,6 +4,7 @@
 //! [`InMemoryKernel`](in_memory::InMemoryKernel) keeps the tables in memory. [`Guard`] is beside that: tables that nobody
 //! looks at, but for the kernel.
 
+mod clients;
 mod decode;
 mod encode;
 mod guard;
@@ -24,6 +25,7 @@ mod words;
 #[cfg(test)]
 mod wire;
 
+pub use clients::{Clients, LinuxClients, ReadClients, Slice};
 pub use guard::{Guard, NoGuard};
 pub use kernel::{
     CommitError, Committed, Element as DumpedElement, KeptClients, Kernel, KernelError, Snapshot, table_flag,

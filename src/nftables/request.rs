@@ -1,7 +1,6 @@
 //! Questions to nf_tables, and what all of its messages have.
 
 use std::io;
-use std::time::Instant;
 
 use nix::errno::Errno;
 
@@ -37,6 +36,17 @@ impl<'a> NftablesMessage<'a> for Message<'a> {
     fn attributes(&self) -> Attributes<'a> {
         self.attributes_after(GENERIC_HEADER)
     }
+}
+
+/// How much of a dump was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// All of it.
+    All,
+    /// All of it, but something has changed meanwhile: some objects may be missing or doubled.
+    Torn,
+    /// A part: the rest still comes, and the socket is of no use any more.
+    Part,
 }
 
 /// A question to the kernel.
@@ -79,18 +89,21 @@ impl Request<'_> {
         Err(KernelError::Restless)
     }
 
-    /// Asks for all that match, and takes what comes until this time, torn by a change or not. Says whether that was all
-    /// of it; if not, the rest still comes, and the socket is of no use any more. What the kernel refuses is an errno.
-    pub(super) fn ask_until(
+    /// Asks for all that match, and takes what comes as long as `goes_on`, torn by a change or not. What the kernel refuses is
+    /// an errno.
+    pub(super) fn ask_while(
         &self,
         socket: &mut Socket,
-        until: Instant,
+        goes_on: impl Fn() -> bool,
         each: impl FnMut(&Message<'_>),
-    ) -> Result<Result<bool, i32>, KernelError> {
+    ) -> Result<Result<Taken, i32>, KernelError> {
         let request = self.encode(socket.next_sequence());
-        match socket.dump_until(&request, until, each) {
-            Ok(dump) => Ok(Ok(dump == Some(Dump::Complete))),
+        match socket.dump_while(&request, goes_on, each) {
+            Ok(Some(Dump::Complete)) => Ok(Ok(Taken::All)),
+            Ok(Some(Dump::Interrupted)) => Ok(Ok(Taken::Torn)),
+            Ok(None) => Ok(Ok(Taken::Part)),
             Err(error) => match error.raw_os_error() {
+                Some(code) if code == Errno::EINTR as i32 => Ok(Ok(Taken::Torn)),
                 Some(code) if !is_of_socket(code) => Ok(Err(code)),
                 _ => Err(KernelError::Io { step: "ask the kernel", source: error }),
             },

@@ -136,6 +136,8 @@ pub(super) const NAT_RANDOM_FULLY: u32 = 1 << 4;
 pub(super) const IFNAMSIZ: usize = 16;
 /// `NFTA_RULE_USERDATA`.
 pub(super) const NFTA_RULE_USERDATA: u16 = 7;
+/// `NFTA_SET_COUNT`: of elements (Linux 6.16).
+pub(super) const NFTA_SET_COUNT: u16 = 20;
 /// `NFTA_SET_FLAGS`.
 pub(super) const NFTA_SET_FLAGS: u16 = 3;
 /// `NFTA_SET_DATA_TYPE`.

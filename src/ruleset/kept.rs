@@ -21,17 +21,22 @@ pub struct Kept {
 impl Kept {
     /// The element of the map `affinity`, without its times.
     pub fn element(&self) -> Element {
-        let Remembered { client, destination, protocol, port, backend } = self.client;
-        Element {
-            key: smallvec![
-                Value::Address(client),
-                Value::Address(destination),
-                Value::Protocol(protocol),
-                Value::Port(port.get())
-            ],
-            key_end: None,
-            data: Data::Values(smallvec![Value::Address(backend.address), Value::Port(backend.port.get())]),
-            comment: None,
-        }
+        element(&self.client)
+    }
+}
+
+/// The element of the map `affinity` that says this of a client.
+pub fn element(client: &Remembered) -> Element {
+    let Remembered { client, destination, protocol, port, backend } = *client;
+    Element {
+        key: smallvec![
+            Value::Address(client),
+            Value::Address(destination),
+            Value::Protocol(protocol),
+            Value::Port(port.get())
+        ],
+        key_end: None,
+        data: Data::Values(smallvec![Value::Address(backend.address), Value::Port(backend.port.get())]),
+        comment: None,
     }
 }

@@ -3,42 +3,68 @@
 //! The map `affinity` is written by the kernel: a client of a frontend is sent where it was sent before, whether that
 //! endpoint still serves or not. So entries that lead to an endpoint that their frontend no longer has are deleted as
 //! soon as it lost it. A packet that was under way during the change may write one more, hence a second look.
+//!
+//! Reading the map takes seconds when it is full, so a thread does it ([`super::reader`]), which gives what it reads in
+//! slices. Only the engine's own socket may delete, where tables have an owner; it does so in small portions, when nothing
+//! else waits. What is to be deleted is decided by what is installed when a slice comes, and again just before a portion is
+//! sent: an endpoint may have come back. So it does no harm that a slice is old, or that the look was torn by a change.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::mem;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use tracing::{debug, warn};
 
-use crate::diff::Installed;
 use crate::model::{Family, FrontendKey};
-use crate::nftables::{Kernel, KernelError};
-use crate::ruleset::base::{self, Detector};
+use crate::nftables::{Clients, Slice};
+use crate::ruleset::base::{AFFINITY_SIZE, Detector};
 use crate::ruleset::frontend::{Action, Backend, Frontend};
-use crate::ruleset::names::SetName;
 use crate::ruleset::read::Remembered;
-use crate::ruleset::types::Element;
 
 /// When to look a second time: by then the first packet of every connection that was under way has passed.
 const SECOND_LOOK: Duration = Duration::from_secs(1);
 
-/// Looking costs time in proportion to the clients remembered: it may take at most one part in so many.
+/// Looking costs time, in proportion to the square of the clients remembered: it may take at most one part in so many.
 const SHARE: u32 = 10;
 
-/// So many entries are deleted in one transaction: it fails as a whole if one of them runs out just then.
-pub(super) const DELETIONS_PER_TRANSACTION: usize = 500;
+/// The same of looks that have no reason but to know how many clients there are, and to find what a look has missed.
+const SHARE_OF_ROUTINE: u32 = 100;
 
-/// How often the map is read again because an entry ran out just then.
-pub(super) const ATTEMPTS: usize = 5;
+/// The least time between two of these.
+const ROUTINE: Duration = Duration::from_secs(30);
+
+/// So many entries are deleted in one transaction: a change that comes meanwhile waits for one of them, about 0.2 ms.
+const PORTION: usize = 128;
 
 /// The longest wait after a failure; the first is [`SECOND_LOOK`], and it doubles with each further one.
 const LONGEST_RETRY: Duration = Duration::from_secs(64);
 
-/// When the entries of one family have to be looked through.
+/// What a look is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To find the clients of endpoints that are gone.
+    Forget,
+    /// To know how many clients there are. Where the kernel does not count them it finds as much as the other.
+    Count,
+}
+
+/// A look that is under way.
+#[derive(Debug)]
+struct Look {
+    purpose: Purpose,
+    began: Instant,
+    /// Whether all has been read; what remains is to delete what was found.
+    read: Option<Clients>,
+    deleted: usize,
+}
+
+/// When the entries of one family have to be looked through, and what was found.
 #[derive(Debug, Default)]
 pub(super) struct Sweeper {
     due: Option<Instant>,
     second_look: Option<Instant>,
+    routine: Option<Instant>,
     not_before: Option<Instant>,
     /// Endpoints that some clients of a frontend may not be sent to any more, although others may. Each until a look that
     /// succeeds at this time or later, its second: an entry that is written after that belongs to a client that may. So
@@ -46,6 +72,13 @@ pub(super) struct Sweeper {
     lost: BTreeMap<FrontendKey, HashMap<Backend, Instant>>,
     /// The wait after the last failure, while it fails.
     failing: Option<Duration>,
+    look: Option<Look>,
+    /// What has to be deleted, as far as was known when it was read. At most as many as the map has room for.
+    found: Vec<Remembered>,
+    /// Portions that could not be deleted as a whole.
+    parts: Vec<Vec<Remembered>>,
+    /// Whether the last look was torn: the next is one through all.
+    torn: bool,
 }
 
 impl Sweeper {
@@ -90,34 +123,128 @@ impl Sweeper {
         self.not_before.map_or(now, |earliest| earliest.max(now))
     }
 
-    /// When to look.
-    pub(super) fn wake_at(&self) -> Option<Instant> {
-        self.due.into_iter().chain(self.second_look).min()
+    /// When to begin a look, if there is none under way.
+    pub(super) fn look_at(&self) -> Option<Instant> {
+        let times = self.due.into_iter().chain(self.second_look).chain(self.routine);
+        if self.look.is_some() { None } else { times.min() }
     }
 
-    /// Whether it is time for a look, which then begins: [`Sweeper::ends`] has to follow.
-    pub(super) fn begins(&mut self, now: Instant) -> bool {
-        let is_due = self.wake_at().is_some_and(|at| at <= now);
-        if is_due {
-            self.due = None;
-            self.second_look = self.second_look.filter(|at| *at > now);
-        }
-        is_due
+    /// Whether it is time for a look, and for which. It then begins: [`Sweeper::has_read`] or [`Sweeper::fails`] has to
+    /// follow.
+    pub(super) fn begins(&mut self, now: Instant) -> Option<Purpose> {
+        self.look_at().filter(|at| *at <= now)?;
+        let of_routine = |at: Option<Instant>| at.is_none_or(|at| at > now);
+        let counts = of_routine(self.due) && of_routine(self.second_look) && !self.torn;
+        self.due = self.due.filter(|at| *at > now);
+        self.second_look = self.second_look.filter(|at| *at > now);
+        self.routine = None;
+        self.torn = false;
+        let purpose = if counts { Purpose::Count } else { Purpose::Forget };
+        self.look = Some(Look { purpose, began: now, read: None, deleted: 0 });
+        Some(purpose)
     }
 
-    /// The entries that have to be deleted. Reads all of them. `detector` is that of the installed table.
-    pub(super) fn stale(
-        &self,
-        kernel: &mut dyn Kernel,
-        family: Family,
-        installed: &Installed,
+    /// Some of the entries have been read; `frontend` is what is installed, `detector` that of the installed table.
+    pub(super) fn takes<'a>(
+        &mut self,
+        slice: Slice,
+        frontend: impl Fn(&FrontendKey) -> Option<&'a Frontend>,
         detector: Option<&Detector>,
-    ) -> Result<Vec<Element>, KernelError> {
-        let mut remembering = self.remembering(|key| installed.frontend(key), detector);
-        let mut entries = kernel.elements(family, &base::set(SetName::Affinity))?;
-        // What is no entry of ours is left alone.
-        entries.retain(|entry| Remembered::read(entry).is_some_and(|entry| remembering.is_stale(&entry)));
-        Ok(entries)
+    ) {
+        let mut found = mem::take(&mut self.found);
+        let mut remembering = self.remembering(|key| frontend(key), detector);
+        found.extend(slice.clients.into_iter().filter(|client| remembering.is_stale(client)));
+        found.truncate(AFFINITY_SIZE as usize);
+        self.found = found;
+    }
+
+    /// All entries have been read.
+    pub(super) fn has_read(&mut self, clients: Clients, family: Family, now: Instant) {
+        if let Some(look) = &mut self.look {
+            look.read = Some(clients);
+        }
+        self.may_end(family, now);
+    }
+
+    /// Whether there is something to be deleted.
+    pub(super) fn has_found(&self) -> bool {
+        self.look.as_ref().is_some_and(|look| look.read.is_some()) && !(self.found.is_empty() && self.parts.is_empty())
+    }
+
+    /// What to delete next; what need not be deleted any more is left out. It is not known whether each is still there.
+    pub(super) fn portion<'a>(
+        &mut self,
+        frontend: impl Fn(&FrontendKey) -> Option<&'a Frontend>,
+        detector: Option<&Detector>,
+    ) -> Vec<Remembered> {
+        let next = |sweeper: &mut Sweeper| {
+            let most = sweeper.found.len().saturating_sub(PORTION);
+            sweeper.parts.pop().unwrap_or_else(|| sweeper.found.split_off(most))
+        };
+        let mut portion = next(self);
+        let mut remembering = self.remembering(|key| frontend(key), detector);
+        portion.retain(|client| remembering.is_stale(client));
+        portion
+    }
+
+    /// A portion has been deleted, or was none.
+    pub(super) fn deleted(&mut self, count: usize, family: Family, now: Instant) {
+        if let Some(look) = &mut self.look {
+            look.deleted += count;
+        }
+        self.may_end(family, now);
+    }
+
+    /// One of a portion has run out meanwhile, which is no fault of anybody: it is found by halves.
+    pub(super) fn halve(&mut self, mut portion: Vec<Remembered>, family: Family, now: Instant) {
+        if portion.len() > 1 {
+            let half = portion.split_off(portion.len() / 2);
+            self.parts.extend([half, portion]);
+        }
+        self.may_end(family, now);
+    }
+
+    /// The look ends when all is read and deleted.
+    fn may_end(&mut self, family: Family, now: Instant) {
+        if self.has_found() {
+            return;
+        }
+        let Some(look) = self.look.take_if(|look| look.read.is_some()) else { return };
+        let Look { purpose, began, read: Some(clients), deleted } = look else { return };
+        // It may have become as large as the map.
+        self.found = Vec::new();
+        self.torn = clients.torn;
+        if purpose == Purpose::Forget {
+            self.failing = None;
+            self.lost.retain(|_, pairs| {
+                pairs.retain(|_, until| *until > began);
+                !pairs.is_empty()
+            });
+        }
+        if deleted > 0 {
+            debug!(%family, deleted, "forgot clients of endpoints that are gone");
+        }
+        self.rest(clients.took, now);
+    }
+
+    /// The look has failed, which is logged. The worst that happens is a client that is sent to an endpoint that is gone,
+    /// until its entry runs out or the next look.
+    pub(super) fn fails(&mut self, error: &dyn std::error::Error, family: Family, now: Instant) {
+        if self.failing.is_none() {
+            warn!(%family, "cannot forget the clients of endpoints that are gone: {error}; trying again");
+        }
+        let wait = self.failing.map_or(SECOND_LOOK, |wait| (wait * 2).min(LONGEST_RETRY));
+        self.failing = Some(wait);
+        self.second_look = Some(now + wait);
+        let read = self.look.take().and_then(|look| look.read);
+        (self.found, self.parts) = (Vec::new(), Vec::new());
+        self.rest(read.map_or(Duration::ZERO, |clients| clients.took), now);
+    }
+
+    /// Nobody looks for so many times as long as it took.
+    fn rest(&mut self, took: Duration, now: Instant) {
+        self.not_before = Some(now + took * SHARE);
+        self.routine = Some(now + (took * SHARE_OF_ROUTINE).max(ROUTINE));
     }
 
     /// To tell the entries that lead where a frontend, as `frontend` has it, would not send anybody.
@@ -131,38 +258,6 @@ impl Sweeper {
             Some(Detector::Interface(_) | Detector::InterfacePrefix(_)) | None => None,
         };
         Remembering { frontend, lost: &self.lost, pods, endpoints: HashMap::new() }
-    }
-
-    /// The look that began at `now` took so long and deleted so many entries, or failed. Failures are logged: the worst
-    /// that happens is a client that is sent to an endpoint that is gone, until its entry runs out or the next look.
-    pub(super) fn ends(
-        &mut self,
-        family: Family,
-        now: Instant,
-        took: Duration,
-        forgotten: &Result<usize, impl std::error::Error>,
-    ) {
-        match forgotten {
-            Ok(entries) => {
-                self.failing = None;
-                self.lost.retain(|_, pairs| {
-                    pairs.retain(|_, until| *until > now);
-                    !pairs.is_empty()
-                });
-                if *entries > 0 {
-                    debug!(%family, entries, "forgot clients of endpoints that are gone");
-                }
-            }
-            Err(error) => {
-                if self.failing.is_none() {
-                    warn!(%family, "cannot forget the clients of endpoints that are gone: {error}; trying again");
-                }
-                let wait = self.failing.map_or(SECOND_LOOK, |wait| (wait * 2).min(LONGEST_RETRY));
-                self.failing = Some(wait);
-                self.second_look = Some(now + wait);
-            }
-        }
-        self.not_before = Some(now + took * SHARE);
     }
 }
 
@@ -261,6 +356,8 @@ mod tests {
     use crate::model::{ObjectName, Protocol};
     use crate::nftables::CommitError;
 
+    const NOBODY: Clients = Clients { count: 0, torn: false, took: Duration::ZERO };
+
     fn backend(nth: u32) -> Backend {
         let [_, a, b, c] = nth.to_be_bytes();
         Backend { address: [10, a, b, c].into(), port: NonZeroU16::MIN }
@@ -307,9 +404,11 @@ mod tests {
                     old = new;
                 }
                 now += Duration::from_millis(100);
-                if sweeper.begins(now) {
-                    let forgotten = if fails { Err(CommitError::Permission) } else { Ok(0) };
-                    sweeper.ends(Family::V4, now, Duration::ZERO, &forgotten);
+                if sweeper.begins(now).is_some() {
+                    match fails {
+                        true => sweeper.fails(&CommitError::Permission, Family::V4, now),
+                        false => sweeper.has_read(NOBODY, Family::V4, now),
+                    }
                 }
             }
             sweeper.note([(&key, Some(&old), None)].into_iter(), now);
@@ -329,8 +428,8 @@ mod tests {
         let start = Instant::now();
         let ms = |ms| start + Duration::from_millis(ms);
         let look = |sweeper: &mut Sweeper, at| {
-            if sweeper.begins(at) {
-                sweeper.ends(Family::V4, at, Duration::ZERO, &Ok::<_, CommitError>(0));
+            if sweeper.begins(at).is_some() {
+                sweeper.has_read(NOBODY, Family::V4, at);
             }
             sweeper.lost.keys().map(|key| key.port.get()).collect::<Vec<u16>>()
         };
@@ -343,6 +442,6 @@ mod tests {
         sweeper.note([(&key(3), Some(&whole), Some(&part))].into_iter(), ms(1_200));
         assert_eq!(look(&mut sweeper, ms(1_200)), [2, 3]);
         assert_eq!(look(&mut sweeper, ms(2_200)), [] as [u16; 0]);
-        assert_eq!(sweeper.wake_at(), None);
+        assert_eq!(sweeper.look_at(), Some(ms(2_200) + ROUTINE));
     }
 }

@@ -10,9 +10,11 @@ use arcstr::ArcStr;
 use ipnet::IpNet;
 use tracing::warn;
 
+use super::affinity::Purpose;
 use super::cluster::Cluster;
 use super::obstacle::{Obstacle, obstacles};
 use super::pass::Pass;
+use super::reader::News;
 use super::report::Report;
 use super::standing::Standing;
 use super::table::Table;
@@ -331,6 +333,52 @@ impl<K: Kernel> Engine<K> {
             }
         }
         report
+    }
+
+    /// When to look at the clients that the kernel remembers.
+    pub fn look_at(&self) -> Option<Instant> {
+        Family::ALL.iter().filter_map(|family| self.tables[*family].look_at()).min()
+    }
+
+    /// The look at a family's clients that begins now, if there is one to begin. What it finds is to be told by
+    /// [`Engine::hear`].
+    pub fn look(&mut self, now: Instant) -> Option<(Family, Purpose)> {
+        Family::ALL.into_iter().find_map(|family| Some((family, self.tables[family].begins_look(now)?)))
+    }
+
+    /// Takes in what a look has found. Costs what that is. At its end there is something to report.
+    pub fn hear(&mut self, family: Family, news: News, now: Instant) -> Option<Report> {
+        match news {
+            News::Slice(slice) => {
+                self.tables[family].looks_at(slice);
+                None
+            }
+            News::End(end) => {
+                let mut report = Report::default();
+                self.tables[family].has_looked(end, &mut report, now);
+                Some(report)
+            }
+        }
+    }
+
+    /// Whether there are clients to forget.
+    pub fn has_to_forget(&self) -> bool {
+        Family::ALL.into_iter().any(|family| self.tables[family].has_to_forget())
+    }
+
+    /// Forgets some clients of endpoints that are gone: one small transaction.
+    pub fn forget(&mut self, now: Instant) -> Report {
+        let mut report = Report::default();
+        let cluster = Cluster { store: &self.store, claims: &self.claims, facts: &self.service_facts };
+        if let Some(family) = Family::ALL.into_iter().find(|family| self.tables[*family].has_to_forget()) {
+            self.tables[family].forget(&mut Pass::new(&mut self.kernel, &cluster, now, &mut report));
+        }
+        report
+    }
+
+    /// How many clients the kernel remembers in a family, when last counted.
+    pub fn clients(&self, family: Family) -> usize {
+        self.tables[family].remembered()
     }
 
     fn touch(&mut self, name: &ObjectName) {

@@ -4,6 +4,7 @@
 //!   line. It is synchronous, generic over the [`Kernel`](crate::nftables::Kernel), and gets the time as an argument.
 //! * `table` is one family's table: what is installed, what failed, when to try again.
 //! * [`Standing`] says how a table stands to what is wanted of it: in line, or not, and why.
+//! * [`Reader`] is a thread that reads which clients the kernel remembers; what it finds comes to the engine as [`News`].
 //! * [`run`] is the loop around it: it waits for events, lets those that arrive together go together, and syncs.
 //!
 //! One changed Service costs what that Service costs. Loops over all Services happen at the first sync, when the kernel's
@@ -17,6 +18,8 @@ mod failure;
 mod mend;
 mod obstacle;
 mod pass;
+mod reader;
+mod remembers;
 mod report;
 mod reports;
 mod run;
@@ -25,9 +28,11 @@ mod table;
 mod told;
 mod udp;
 
+pub use affinity::Purpose;
 pub use cluster::serving;
 pub use engine::{Engine, Facts, Overlap};
 pub use obstacle::Obstacle;
+pub use reader::{News, Reader};
 pub use report::{FamilyReport, Report, UdpChange};
 pub use run::{Disturbance, Inputs, Observer, run};
 pub use standing::{Refused, Standing};

@@ -1,6 +1,7 @@
 //! The loop around the engine: waits, coalesces, syncs.
 
 use std::collections::BTreeSet;
+use std::future::ready;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use tokio::time::{self, sleep_until};
 use tracing::{debug, info, warn};
 
 use super::engine::{Engine, Overlap};
+use super::reader::{News, Reader};
 use super::report::Report;
 use super::reports::{self, Reports};
 use super::standing::Standing;
@@ -22,6 +24,10 @@ const EVENTS_AT_ONCE: usize = 4_096;
 /// How many disturbances are heard before it does: more than there are kinds.
 const DISTURBANCES_AT_ONCE: usize = 16;
 
+/// The clients of endpoints that are gone are forgotten portion by portion, each when nothing else waits, but one at least
+/// within this time.
+const LONGEST_FORGETTING: Duration = Duration::from_millis(20);
+
 /// What the loop listens to.
 pub struct Inputs {
     /// Objects. When the channel closes the loop ends.
@@ -32,6 +38,8 @@ pub struct Inputs {
     pub servers: watch::Receiver<BTreeSet<SocketAddr>>,
     /// What others do to the tables.
     pub disturbances: mpsc::Receiver<Disturbance>,
+    /// Which clients the kernel remembers; it is asked.
+    pub clients: Reader,
 }
 
 /// Somebody else has been at work in nftables.
@@ -53,6 +61,8 @@ pub trait Observer<K> {
     fn begins(&mut self, engine: &Engine<K>);
     /// It has ended.
     fn synced(&mut self, engine: &Engine<K>, report: &Report);
+    /// Clients of endpoints that are gone have been forgotten, or could not be; or all that are remembered have been counted.
+    fn forgot(&mut self, _engine: &Engine<K>, _report: &Report) {}
     /// These ranges of cluster IPs of a family hold addresses of the node now, and no others.
     fn overlaps(&mut self, _family: Family, _overlaps: &[Overlap]) {}
 }
@@ -76,6 +86,7 @@ pub async fn run<K: Kernel>(
     let mut not_before = now();
     let mut starting = Some(now());
     let mut checked = false;
+    let mut forgot = now();
     engine.set_addresses(inputs.addresses.borrow_and_update().clone());
     loop {
         let start = now();
@@ -103,7 +114,17 @@ pub async fn run<K: Kernel>(
         if let Some(obstacles) = engine.obstacles() {
             reports.obstacles(obstacles);
         }
+        if let Some((family, purpose)) = engine.look(now()) {
+            inputs.clients.ask(family, purpose);
+        }
+        // There may always be something else.
+        if engine.has_to_forget() && now() >= forgot + LONGEST_FORGETTING {
+            forget(engine, observer);
+            forgot = now();
+        }
+        let forgets = engine.has_to_forget();
         let wake = if due { Some(not_before) } else { engine.wake_at() };
+        let wake = wake.into_iter().chain(engine.look_at()).min();
         let wake = async {
             match wake {
                 Some(at) => sleep_until(at.into()).await,
@@ -126,6 +147,14 @@ pub async fn run<K: Kernel>(
                 engine.set_servers(inputs.servers.borrow_and_update().clone());
             }
             () = wake => {}
+            news = inputs.clients.next() => hear(engine, observer, news),
+            () = ready(()), if forgets => {
+                forget(engine, observer);
+                forgot = now();
+            }
+        }
+        if let Some(news) = inputs.clients.try_next() {
+            hear(engine, observer, news);
         }
         // The first that had something to say may have something to say always.
         for _ in 0..DISTURBANCES_AT_ONCE {
@@ -139,6 +168,18 @@ pub async fn run<K: Kernel>(
         // Others have their turn, the watchdog's heartbeat above all: it shall beat while there is much to do.
         yield_now().await;
     }
+}
+
+/// Takes in what was found about clients.
+fn hear<K: Kernel>(engine: &mut Engine<K>, observer: &mut impl Observer<K>, (family, news): (Family, News)) {
+    if let Some(report) = engine.hear(family, news, now()) {
+        observer.forgot(engine, &report);
+    }
+}
+
+fn forget<K: Kernel>(engine: &mut Engine<K>, observer: &mut impl Observer<K>) {
+    let report = engine.forget(now());
+    observer.forgot(engine, &report);
 }
 
 fn disturb<K: Kernel>(engine: &mut Engine<K>, disturbance: Disturbance) {

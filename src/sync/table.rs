@@ -20,6 +20,7 @@ use super::crowd::Crowded;
 use super::failure::{FIRST_RETRY, Failure};
 use super::mend::{frame_repairs, must_be_replaced};
 use super::pass::Pass;
+use super::remembers::Remembers;
 use super::report::SyncError;
 use super::standing::{MOST_NAMED, Refused, Standing};
 use super::told::Told;
@@ -82,6 +83,8 @@ pub(super) struct Table {
     longest_retry: Duration,
     /// Forgets the clients of endpoints that are gone.
     sweeper: Sweeper,
+    /// How many clients the kernel remembers.
+    remembers: Remembers,
     /// Deletes the chains that nobody uses.
     idle: Idle,
     /// How many elements each set has, without those that the kernel writes.
@@ -119,6 +122,7 @@ impl Table {
             unfinished: false,
             longest_retry,
             sweeper: Sweeper::default(),
+            remembers: Remembers::default(),
             idle: Idle::default(),
             elements: BTreeMap::new(),
             disturbed: false,
@@ -143,6 +147,11 @@ impl Table {
 
     pub(super) fn refused(&self) -> usize {
         self.refused.len()
+    }
+
+    /// How many clients the kernel remembers.
+    pub(super) fn remembered(&self) -> usize {
+        self.remembers.count()
     }
 
     /// Before the first sync: whether nobody else shall be able to change the table.
@@ -211,7 +220,7 @@ impl Table {
         let refused = self.refused.values().map(|failure| failure.at).min();
         self.paused
             .or(self.failing.as_ref().map(|failure| failure.at))
-            .or_else(|| refused.into_iter().chain(self.sweeper.wake_at()).chain(self.idle.wake_at()).min())
+            .or_else(|| refused.into_iter().chain(self.idle.wake_at()).min())
     }
 
     /// Everything that the table should hold by now.
@@ -259,7 +268,6 @@ impl Table {
                 {
                     info!("table {table} {TABLE} is repaired{before}");
                 }
-                self.sweep(pass);
                 self.tidy(pass);
                 if mem::take(&mut self.unheard) && !self.owned {
                     self.distrust();

@@ -11,6 +11,8 @@ mod certificates;
 mod conformance;
 mod daemon;
 mod image;
+#[path = "../support/looks.rs"]
+mod looks;
 mod metrics;
 #[path = "../support/netns/mod.rs"]
 mod netns;

@@ -8,4 +8,5 @@ mod memory;
 mod refusals;
 mod replace;
 mod run_loop;
+mod sweep_times;
 mod work;

@@ -1,11 +1,16 @@
 //! Tables of the shapes that the proxy uses: every kind of set, statement and element.
 
 use std::net::IpAddr;
+use std::num::NonZeroU16;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use nftproxyd::diff::{Operation, Transaction};
 use nftproxyd::model::{Family, Protocol};
+use nftproxyd::ruleset::frontend::Backend;
+use nftproxyd::ruleset::kept::Kept;
 use nftproxyd::ruleset::names::{ChainName, Masquerade, Pick, SetName};
+use nftproxyd::ruleset::read::Remembered;
 use nftproxyd::ruleset::types::{
     Chain, Data, DataDef, Element, Hook, HookPoint, Rule, Selector, SetDef, Statement, Value, Verdict,
 };
@@ -289,6 +294,20 @@ pub(crate) fn whole(family: Family) -> Transaction {
     operations.extend(chains(family).into_iter().map(Operation::AddRules));
     operations.extend(elements(family).into_iter().map(|(set, elements)| Operation::AddElements(set, elements)));
     Transaction { family, operations }
+}
+
+/// A client that the kernel remembers.
+pub(crate) fn client(family: Family, nth: u16) -> Kept {
+    let ip = |net, host| match address(family, net, host) {
+        Value::Address(address) => address,
+        other => panic!("{other:?}"),
+    };
+    let port = NonZeroU16::MIN;
+    let backend = Backend { address: ip(124, 1), port };
+    let (client, destination) = (ip(20, nth.into()), ip(96, 1));
+    let hour = Duration::from_secs(3_600);
+    let client = Remembered { client, destination, protocol: Protocol::Tcp, port, backend };
+    Kept { client, timeout: hour, expires: hour }
 }
 
 /// An address: 10.NET.x.y or fd00:NET::xxxx.

@@ -6,8 +6,12 @@ use std::process::Command;
 
 use nftproxyd::diff::{Operation, Transaction};
 use nftproxyd::model::Family;
-use nftproxyd::nftables::{CommitError, Heard, Kernel, KernelError, LinuxKernel, Monitor, ProbeError, table_flag};
+use nftproxyd::nftables::{
+    CommitError, Heard, Kernel, KernelError, LinuxClients, LinuxKernel, Monitor, ProbeError, ReadClients, table_flag,
+};
+use nftproxyd::ruleset::kept::Kept;
 use nftproxyd::ruleset::names::{ChainName, SetName};
+use nftproxyd::ruleset::read::Remembered;
 use nftproxyd::ruleset::types::{Chain, Element, Rule, Statement, Verdict};
 
 use crate::frame;
@@ -51,6 +55,45 @@ fn what_is_committed_is_dumped() {
             for (set, elements) in frame::elements(family) {
                 assert_eq!(sorted(read(&mut kernel, family, set)), sorted(elements), "{family} {set}");
             }
+        }
+    });
+}
+
+#[test]
+fn clients_are_counted_and_read_in_slices_beside_the_owner() {
+    const CLIENTS: u16 = 3_000;
+    in_namespace(|| {
+        for family in Family::ALL {
+            let mut kernel = open();
+            let mut clients = LinuxClients::default();
+            let read = |clients: &mut LinuxClients, most: usize| {
+                let mut slices = Vec::new();
+                let all = clients.read(family, &mut |slice| {
+                    slices.push(slice.clients);
+                    slices.len() < most
+                });
+                (slices, all.expect("it can be read"))
+            };
+            assert_eq!(clients.count(family).expect("an answer"), Some(0), "there is no map");
+            assert_eq!(read(&mut clients, 9).0, Vec::<Vec<Remembered>>::new());
+
+            kernel.commit(&frame::whole(family)).expect("a commit");
+            let before = read(&mut clients, 9).1.count;
+            let all: Vec<Kept> = (1..=CLIENTS).map(|nth| frame::client(family, nth)).collect();
+            let operations = vec![Operation::Remember(all.clone())];
+            kernel.commit(&Transaction { family, operations }).expect("there is room");
+            let whole = before + usize::from(CLIENTS);
+            // Linux 6.16 and later count.
+            assert!(clients.count(family).expect("an answer").is_none_or(|count| count == whole));
+            let (slices, found) = read(&mut clients, usize::MAX);
+            assert_eq!((found.count, found.torn), (whole, false));
+            assert!(slices.len() > 3, "{} slices", slices.len());
+            let slices = slices.concat();
+            assert!(all.iter().all(|kept| slices.contains(&kept.client)));
+            // Who has seen enough stops, and the next look begins anew.
+            let (slices, found) = read(&mut clients, 2);
+            assert_eq!((slices.len(), found.torn), (2, true));
+            assert_eq!(read(&mut clients, usize::MAX).1.count, whole);
         }
     });
 }

@@ -17,6 +17,8 @@ use nftproxyd::ruleset::types::Element;
 use nftproxyd::source::convert::{Converter, Options};
 use nftproxyd::sync::{Engine, Facts};
 
+use crate::looks::look;
+
 /// The name of the node.
 pub(crate) const NODE: &str = "n1";
 
@@ -99,6 +101,7 @@ impl Cluster {
         let report = self.engine.sync(self.now);
         assert_eq!(report.failures, 0, "{}", report.error_text());
         assert!(!self.engine.is_behind(), "one sync is enough");
+        look(&mut self.engine, self.now);
         for family in Family::ALL {
             let ruleset = self.engine.ruleset(family);
             let kernel = self.engine.kernel();

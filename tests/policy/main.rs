@@ -16,6 +16,8 @@ mod cluster;
 mod combinations;
 mod coverage;
 mod example;
+#[path = "../support/looks.rs"]
+mod looks;
 mod named_cases;
 mod rules;
 mod unserved;

@@ -108,6 +108,15 @@ impl Counting {
         }
     }
 
+    /// Clients have been forgotten, or not.
+    pub(super) fn forgot(&self, report: &Report) {
+        for family in Family::ALL {
+            if let Some(done) = &report.families[family] {
+                count_transactions(&self.metrics, family, done);
+            }
+        }
+    }
+
     fn tell_standing<K: Kernel>(&self, engine: &Engine<K>) {
         for family in Family::ALL {
             self.metrics.in_sync[family].set(f64::from(u8::from(engine.standing(family).is_in_line())));
@@ -120,13 +129,7 @@ impl Counting {
         metrics.sync_duration[family].observe(seconds);
         let kind = if done.full { &metrics.sync_full_duration } else { &metrics.sync_partial_duration };
         kind[family].observe(seconds);
-        for commit in &done.commits {
-            metrics.transaction_operations[family].observe(commit.operations as f64);
-            metrics.transaction_bytes[family].observe(commit.bytes as f64);
-            metrics.transaction_kernel[family].observe(commit.elapsed.as_secs_f64());
-        }
-        metrics.sync_failures[family].inc_by(done.failed_commits as f64);
-        metrics.cleanup_failures[family].inc_by(done.failed_cleanups as f64);
+        count_transactions(metrics, family, done);
         metrics.repairs[family].inc_by(f64::from(u8::from(done.repaired)));
         // Those of a sync that failed are not measured, as in kube-proxy: they would tell of the failure. Nor are those of
         // a Service that is refused.
@@ -172,6 +175,16 @@ impl Counting {
             }
         }
     }
+}
+
+fn count_transactions(metrics: &Metrics, family: Family, done: &FamilyReport) {
+    for commit in &done.commits {
+        metrics.transaction_operations[family].observe(commit.operations as f64);
+        metrics.transaction_bytes[family].observe(commit.bytes as f64);
+        metrics.transaction_kernel[family].observe(commit.elapsed.as_secs_f64());
+    }
+    metrics.sync_failures[family].inc_by(done.failed_commits as f64);
+    metrics.cleanup_failures[family].inc_by(done.failed_cleanups as f64);
 }
 
 fn no_local_endpoints<K: Kernel>(engine: &Engine<K>, name: &ObjectName) -> NoLocal {

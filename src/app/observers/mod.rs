@@ -170,6 +170,10 @@ impl<K: Kernel> Observer<K> for Observers {
         }
     }
 
+    fn forgot(&mut self, _: &Engine<K>, report: &Report) {
+        self.counting.forgot(report);
+    }
+
     fn overlaps(&mut self, family: Family, overlaps: &[Overlap]) {
         self.standings.overlap(family, overlaps);
     }

@@ -19,7 +19,7 @@ use crate::health::{Moment, State};
 use crate::metrics::daemon::Standing as Told;
 use crate::model::FrontendAt;
 use crate::model::Kind;
-use crate::nftables::in_memory::{Fault, InMemoryKernel};
+use crate::nftables::in_memory::{Fault, InMemoryClients, InMemoryKernel};
 use crate::nftables::{CommitError, Committed, DumpedElement, KeptClients, KernelError, Snapshot};
 use crate::ruleset::elements::element_key;
 use crate::ruleset::names::{ChainName, SetName};
@@ -27,7 +27,7 @@ use crate::ruleset::read::Remembered;
 use crate::ruleset::types::{Chain, SetDef};
 use crate::source::convert::{Converter, Options};
 use crate::sync;
-use crate::sync::{Disturbance, Facts, Inputs};
+use crate::sync::{Disturbance, Facts, Inputs, Reader};
 use crate::testing::log::captured;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -278,7 +278,9 @@ async fn run_with<F: Future<Output = ()>>(min_sync_period: Duration, script: imp
         convert: Converter::new(Options { node_name: "n1".to_owned(), allow_external_ips: true }),
         next: AtomicUsize::new(1),
     };
-    let inputs = Inputs { events, addresses, servers: watch::channel(BTreeSet::new()).1, disturbances };
+    let clients = Reader::spawn(InMemoryClients::default()).expect("a thread");
+    let servers = watch::channel(BTreeSet::new()).1;
+    let inputs = Inputs { events, addresses, servers, disturbances, clients };
     tokio::join!(sync::run(&mut engine, inputs, min_sync_period, &mut observers), script(outside));
 }
 

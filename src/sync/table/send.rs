@@ -16,6 +16,11 @@ const BUSY_ATTEMPTS: u32 = 5;
 impl Table {
     /// Sends a transaction, if there is anything in it, and notes what that cost and changed.
     pub(super) fn send(&mut self, pass: &mut Pass<'_>, transaction: &Transaction) -> Result<(), SyncError> {
+        self.commit(pass, transaction).map_err(|error| self.judge(pass, error))
+    }
+
+    /// The same without asking what a failure means.
+    pub(super) fn commit(&mut self, pass: &mut Pass<'_>, transaction: &Transaction) -> Result<(), CommitError> {
         if transaction.is_empty() {
             return Ok(());
         }
@@ -31,13 +36,7 @@ impl Table {
             }
         };
         let report = pass.report.family(self.family);
-        let committed = match committed {
-            Ok(committed) => committed,
-            Err(error) => {
-                report.failed_commits += 1;
-                return Err(self.judge(pass, error));
-            }
-        };
+        let committed = committed.inspect_err(|_| report.failed_commits += 1)?;
         report.commits.push(committed);
         self.unheard |= committed.unheard;
         pass.report.note_commit(committed);

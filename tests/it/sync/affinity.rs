@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 use nftproxyd::config::NodePortAddresses;
 use nftproxyd::model::{Conditions, Endpoint, Event, Family, Node, ObjectName, Service, TrafficPolicy};
 use nftproxyd::nftables::in_memory::{Fault, InMemoryKernel};
+use nftproxyd::nftables::{Clients, KernelError};
 use nftproxyd::ruleset::names::SetName;
 use nftproxyd::ruleset::types::{Data, Element, Key, Value};
-use nftproxyd::sync::{Engine, Report};
+use nftproxyd::sync::{Engine, News, Purpose, Report};
 
+use crate::looks::{look, news};
 use crate::support::cluster::{
     Cluster, address, endpoints, facts, ip, name, net, of_every_kind, plain_service, port, ready, slice_of,
 };
@@ -37,12 +39,36 @@ fn cluster() -> Cluster {
 fn start(kernel: InMemoryKernel) -> (Engine<InMemoryKernel>, Instant) {
     let mut engine = cluster().engine(kernel, facts(NodePortAddresses::All));
     let mut now = Instant::now();
-    assert_eq!(engine.sync(now).failures, 0);
-    while let Some(wake) = engine.wake_at() {
-        now = wake;
-        assert_eq!(engine.sync(now).failures, 0);
+    assert_eq!(sync_and_look(&mut engine, now).failures, 0);
+    while let Some(at) = next_look(&engine, now) {
+        now = at;
+        assert_eq!(sync_and_look(&mut engine, now).failures, 0);
     }
     (engine, now + 10 * SECOND)
+}
+
+/// A sync, and the looks that are due after it.
+fn sync_and_look(engine: &mut Engine<InMemoryKernel>, now: Instant) -> Report {
+    let report = engine.sync(now);
+    look(engine, now);
+    report
+}
+
+/// When the next look is that has a reason. The others are half a minute apart.
+fn next_look(engine: &Engine<InMemoryKernel>, now: Instant) -> Option<Instant> {
+    engine.look_at().filter(|at| *at < now + 15 * SECOND)
+}
+
+/// The next look of IPv4, and when it is; those of IPv6 find nobody.
+fn next_v4(engine: &mut Engine<InMemoryKernel>) -> (Instant, Purpose) {
+    loop {
+        let at = engine.look_at().expect("another look");
+        let (family, purpose) = engine.look(at).expect("it is due");
+        if family == Family::V4 {
+            return (at, purpose);
+        }
+        engine.hear(family, News::End(Ok(Clients { count: 0, torn: false, took: Duration::ZERO })), at);
+    }
 }
 
 /// What the kernel learns of a client of an address and port.
@@ -100,23 +126,22 @@ fn clients_of_an_endpoint_that_goes_are_forgotten_and_others_kept() {
     learn(engine.kernel(), &kept);
     // Another endpoint comes: no reason to look.
     engine.apply(endpoints_of(&name("plain-00001"), &[1, 2, 3, 4]));
-    engine.sync(now);
-    assert_eq!(engine.wake_at(), None);
+    sync_and_look(&mut engine, now);
+    assert_eq!(next_look(&engine, now), None);
     assert_eq!(remembered(engine.kernel()).len(), 8);
 
     engine.apply(endpoints_of(&name("plain-00001"), &[1, 3, 4]));
-    assert_eq!(engine.sync(now).failures, 0);
+    assert_eq!(sync_and_look(&mut engine, now).failures, 0);
     assert_eq!(remembered(engine.kernel()), sorted(kept.clone()));
 
     // A packet that was under way is found by a second look.
     learn(engine.kernel(), &gone[..2]);
-    let second = engine.wake_at().expect("a second look");
+    let second = engine.look_at().expect("a second look");
     assert_eq!(second, now + SECOND);
-    assert!(!engine.is_due(second - Duration::from_millis(1)) && engine.is_due(second));
-    engine.sync(second);
+    assert_eq!(engine.look(second - Duration::from_millis(1)), None);
+    sync_and_look(&mut engine, second);
     assert_eq!(remembered(engine.kernel()), sorted(kept));
-    // The chain for four endpoints goes some time.
-    assert!(engine.wake_at().is_none_or(|at| at > second + 10 * SECOND), "there is no third");
+    assert_eq!(next_look(&engine, second), None, "there is no third");
 }
 
 #[test]
@@ -126,7 +151,7 @@ fn clients_are_forgotten_with_their_service_and_with_its_affinity() {
         let other = entry(1, cluster_ip(2), 80, 2);
         learn(engine.kernel(), &[entry(1, cluster_ip(1), 80, 1), entry(1, ip("10.125.0.1"), 30_001, 1), other.clone()]);
         engine.apply(end);
-        engine.sync(now);
+        sync_and_look(&mut engine, now);
         assert_eq!(remembered(engine.kernel()), [other]);
     }
 }
@@ -143,54 +168,110 @@ fn what_went_while_nobody_looked_is_forgotten_at_the_start() {
 
 #[test]
 fn an_entry_that_runs_out_meanwhile_does_not_keep_the_others() {
-    // The first client's entry is gone when its deletion arrives.
-    for (times, left) in [(1, 0), (3, 0), (9, 1)] {
-        let (mut engine, now) = start(InMemoryKernel::new());
-        let entries: Vec<Element> = (1..=6).map(|client| entry(client, cluster_ip(1), 80, 2)).collect();
-        engine.apply(endpoints_of(&name("plain-00001"), &[1, 3]));
-        // The change itself is not disturbed: there is nothing to remove yet.
-        engine.sync(now);
-        learn(engine.kernel(), &entries);
-        let mut races = times;
-        engine.kernel().on_commit(move |kernel, _| {
-            let learnt = remembered(kernel);
-            let gone = learnt.iter().find(|entry| entry.data == self::entry(1, cluster_ip(1), 80, 2).data);
-            if let Some(entry) = gone.filter(|_| races > 0) {
-                kernel.remove(Family::V4, SetName::Affinity, &entry.key);
-                races -= 1;
-            }
-            None
-        });
-        let report = engine.sync(now + SECOND);
-        engine.kernel().forget_hooks();
-        let failed = report.families.v4.expect("it looked").failed_commits;
-        assert_eq!(failed, left, "{times} races: only the last attempt counts");
-        assert_eq!(remembered(engine.kernel()).len(), left, "{times} races");
-        // What is left is seen to later.
-        assert_eq!(engine.wake_at().is_some(), left > 0);
-        engine.sync(now + 2 * SECOND);
-        assert_eq!(remembered(engine.kernel()), []);
+    let (mut engine, now) = start(InMemoryKernel::new());
+    let entries: Vec<Element> = (1..=100).map(|client| entry(client, cluster_ip(1), 80, 2)).collect();
+    learn(engine.kernel(), &entries);
+    engine.apply(endpoints_of(&name("plain-00001"), &[1, 3]));
+    engine.sync(now);
+    // Others change tables of theirs, as they may: what runs out is no sign of it.
+    engine.kernel().disturb();
+    let (family, _) = engine.look(now).expect("a look");
+    for news in news(&mut engine, family) {
+        engine.hear(family, news, now);
     }
+    let (mut failed, mut turns) = (0, 0);
+    for client in [1, 2, 50, 99] {
+        engine.kernel().remove(Family::V4, SetName::Affinity, &entries[client].key);
+    }
+    while engine.has_to_forget() {
+        turns += 1;
+        let report = engine.forget(now);
+        let family = report.families.v4.expect("it tried");
+        failed += family.failed_commits + family.failed_cleanups;
+    }
+    assert_eq!((failed, remembered(engine.kernel())), (0, vec![]));
+    assert!(turns <= 50, "{turns} transactions: they are found by halves");
+    assert!(!engine.is_behind(), "the table is what it was");
+    assert_eq!(engine.look_at(), Some(now + SECOND));
+}
+
+#[test]
+fn an_endpoint_that_is_back_keeps_its_clients() {
+    let (mut engine, now) = start(InMemoryKernel::new());
+    let entries = [entry(1, cluster_ip(1), 80, 2), entry(2, cluster_ip(1), 80, 3)];
+    learn(engine.kernel(), &entries);
+    engine.apply(endpoints_of(&name("plain-00001"), &[1]));
+    engine.sync(now);
+    let (family, _) = engine.look(now).expect("a look");
+    // One is back before the clients have been read, the other before they are forgotten.
+    let found = news(&mut engine, family);
+    engine.apply(endpoints_of(&name("plain-00001"), &[1, 2]));
+    engine.sync(now);
+    for news in found {
+        engine.hear(family, news, now);
+    }
+    assert!(engine.has_to_forget());
+    engine.apply(endpoints_of(&name("plain-00001"), &[1, 2, 3]));
+    assert!(!engine.has_to_forget(), "the table is not what it should be");
+    engine.sync(now);
+    while engine.has_to_forget() {
+        assert_eq!(engine.forget(now).transactions, 0);
+    }
+    assert_eq!(remembered(engine.kernel()), entries);
+}
+
+#[test]
+fn a_table_that_is_gone_meanwhile_is_left_to_the_sync() {
+    let (mut engine, now) = start(InMemoryKernel::new());
+    learn(engine.kernel(), &[entry(1, cluster_ip(1), 80, 2), entry(2, cluster_ip(1), 80, 2)]);
+    engine.apply(endpoints_of(&name("plain-00001"), &[1, 3]));
+    engine.sync(now);
+    let (family, _) = engine.look(now).expect("a look");
+    for news in news(&mut engine, family) {
+        engine.hear(family, news, now);
+    }
+    engine.kernel().delete_table(Family::V4);
+    engine.forget(now);
+    engine.distrust(Family::V4);
+    assert!(!engine.has_to_forget());
+    assert_eq!(engine.look(now + SECOND), None);
+    assert_eq!(engine.sync(now).failures, 0);
+    while engine.has_to_forget() {
+        engine.forget(now);
+    }
+    assert!(!engine.is_behind() && engine.look_at().is_some());
 }
 
 #[test]
 fn failures_are_tried_again_at_growing_intervals() {
     let (mut engine, mut now) = start(InMemoryKernel::new());
     engine.apply(endpoints_of(&name("plain-00001"), &[1, 3]));
-    engine.sync(now);
+    sync_and_look(&mut engine, now);
     learn(engine.kernel(), &[entry(1, cluster_ip(1), 80, 2)]);
     let mut waits = Vec::new();
-    for _ in 0..9 {
-        let wake = engine.wake_at().expect("another attempt");
-        waits.push((wake - now).as_secs());
-        now = wake;
-        engine.kernel().fail_next(Fault::Permission);
-        assert_eq!(engine.sync(now).failures, 0, "the table is in sync all the same");
+    for nth in 0..9 {
+        let (at, _) = next_v4(&mut engine);
+        waits.push((at - now).as_secs());
+        now = at;
+        let family = Family::V4;
+        let failed = if nth % 2 == 0 {
+            // It cannot be deleted.
+            for news in news(&mut engine, family) {
+                engine.hear(family, news, now);
+            }
+            engine.kernel().fail_next(Fault::Permission);
+            engine.forget(now)
+        } else {
+            engine.hear(family, News::End(Err(KernelError::Restless)), now).expect("a report")
+        };
+        assert_eq!(failed.families.v4.expect("it tried").failed_cleanups, 1);
+        assert!(!engine.is_behind() && !engine.has_to_forget(), "the table is in sync all the same");
     }
-    assert_eq!(waits, [1, 1, 2, 4, 8, 16, 32, 64, 64]);
-    engine.sync(now + 64 * SECOND);
+    // From half a minute on, clients are counted in between.
+    assert_eq!(waits, [1, 1, 2, 4, 8, 16, 30, 30, 30]);
+    look(&mut engine, now + 64 * SECOND);
     assert_eq!(remembered(engine.kernel()), []);
-    assert_eq!(engine.wake_at(), None);
+    assert_eq!(next_look(&engine, now + 64 * SECOND), None);
 }
 
 /// `plain-00001` with its node port open for outside as this policy says, and its endpoint 1 on this node, 2 elsewhere.
@@ -217,14 +298,14 @@ fn from_inside() -> Element {
 fn clients_that_are_right_are_kept_while_others_lose_theirs() {
     let (mut engine, start) = start(InMemoryKernel::new());
     apply(&mut engine, split(TrafficPolicy::Cluster));
-    engine.sync(start);
-    engine.sync(start + 10 * SECOND);
+    sync_and_look(&mut engine, start);
+    sync_and_look(&mut engine, start + 10 * SECOND);
     // The pause after the last look is over.
     let start = start + 20 * SECOND;
     learn(engine.kernel(), &[from_inside()]);
     // No entry tells whether its client is inside, so at first it is forgotten with those outside.
     apply(&mut engine, split(TrafficPolicy::Local));
-    engine.sync(start);
+    sync_and_look(&mut engine, start);
     assert_eq!(remembered(engine.kernel()), []);
     // Another Service loses an endpoint every 0.4 s. From the second look on the client is remembered.
     let mut forgotten = Vec::new();
@@ -232,7 +313,7 @@ fn clients_that_are_right_are_kept_while_others_lose_theirs() {
         learn(engine.kernel(), &[from_inside()]);
         let now = start + round * Duration::from_millis(400);
         engine.apply(endpoints_of(&name("plain-00002"), &[u8::try_from(100 + round).expect("small")]));
-        assert_eq!(engine.sync(now).failures, 0);
+        assert_eq!(sync_and_look(&mut engine, now).failures, 0);
         if remembered(engine.kernel()).is_empty() {
             forgotten.push(round * 400);
         }
@@ -245,23 +326,23 @@ fn pods_keep_what_a_policy_takes_from_clients_outside() {
     let (mut engine, start) = start(InMemoryKernel::new());
     let node = Node { pod_cidrs: [net("203.0.0.0/28")].into(), ..Node::default() };
     apply(&mut engine, split(TrafficPolicy::Cluster).into_iter().chain([Event::Node(node)]));
-    engine.sync(start);
-    engine.sync(start + 10 * SECOND);
+    sync_and_look(&mut engine, start);
+    sync_and_look(&mut engine, start + 10 * SECOND);
     let mut now = start + 20 * SECOND;
     // The eighth client is a pod, the hundredth is not.
     let outside = entry(100, ip("10.125.0.1"), 30_001, 2);
     learn(engine.kernel(), &[from_inside(), outside]);
     apply(&mut engine, split(TrafficPolicy::Local));
-    engine.sync(now);
+    sync_and_look(&mut engine, now);
     assert_eq!(remembered(engine.kernel()), [from_inside()]);
-    while let Some(wake) = engine.wake_at() {
-        now = wake;
-        engine.sync(now);
+    while let Some(at) = next_look(&engine, now) {
+        now = at;
+        sync_and_look(&mut engine, now);
     }
     assert_eq!(remembered(engine.kernel()), [from_inside()], "nor at the second look");
     // An endpoint that is gone is gone for pods, too.
     engine.apply(endpoints_of(&name("plain-00001"), &[1]));
-    engine.sync(now + 10 * SECOND);
+    sync_and_look(&mut engine, now + 10 * SECOND);
     assert_eq!(remembered(engine.kernel()), []);
 }
 
@@ -269,18 +350,16 @@ fn pods_keep_what_a_policy_takes_from_clients_outside() {
 fn what_is_regained_is_not_forgotten() {
     let (mut engine, now) = start(InMemoryKernel::new());
     apply(&mut engine, split(TrafficPolicy::Local));
-    engine.sync(now);
+    sync_and_look(&mut engine, now);
     apply(&mut engine, split(TrafficPolicy::Cluster));
-    engine.sync(now);
+    sync_and_look(&mut engine, now);
     apply(&mut engine, split(TrafficPolicy::Local));
-    engine.sync(now);
+    sync_and_look(&mut engine, now);
     // Everybody may go everywhere again: nothing is left of what was lost, not even for the second look.
     apply(&mut engine, split(TrafficPolicy::Cluster));
-    engine.sync(now);
+    sync_and_look(&mut engine, now);
     learn(engine.kernel(), &[from_inside()]);
-    while let Some(wake) = engine.wake_at() {
-        engine.sync(wake);
-    }
+    look(&mut engine, now + SECOND);
     assert_eq!(remembered(engine.kernel()), [from_inside()]);
 }
 
@@ -288,47 +367,49 @@ fn what_is_regained_is_not_forgotten() {
 fn looks_that_fail_do_not_forget_what_is_regained_meanwhile() {
     let (mut engine, mut now) = start(InMemoryKernel::new());
     apply(&mut engine, split(TrafficPolicy::Cluster));
-    engine.sync(now);
+    sync_and_look(&mut engine, now);
     // Somebody's entry that has to go: each look has something to send, and fails at it.
     let stubborn = entry(9, cluster_ip(9), 80, 1);
     now += 10 * SECOND;
-    engine.sync(now);
+    sync_and_look(&mut engine, now);
     apply(&mut engine, split(TrafficPolicy::Local));
-    engine.sync(now);
+    sync_and_look(&mut engine, now);
     for _ in 0..4 {
         learn(engine.kernel(), std::slice::from_ref(&stubborn));
-        now = engine.wake_at().expect("another attempt");
+        now = engine.look_at().expect("another attempt");
         engine.kernel().fail_next(Fault::Permission);
-        engine.sync(now);
+        sync_and_look(&mut engine, now);
     }
     apply(&mut engine, split(TrafficPolicy::Cluster));
-    engine.sync(now);
+    sync_and_look(&mut engine, now);
     learn(engine.kernel(), &[from_inside(), stubborn]);
-    now = engine.wake_at().expect("another attempt");
-    engine.sync(now);
+    now += 64 * SECOND;
+    sync_and_look(&mut engine, now);
     assert_eq!(remembered(engine.kernel()), [from_inside()]);
 }
 
 #[test]
 fn deletions_are_reported_as_every_transaction_is() {
+    /// At the end of the reading.
+    const NONE: (usize, usize, usize, usize, bool) = (0, 0, 0, 0, false);
     let (mut engine, now) = start(InMemoryKernel::new());
     engine.apply(endpoints_of(&name("plain-00001"), &[1, 3]));
-    let plain = engine.sync(now);
+    let plain = sync_and_look(&mut engine, now);
     let counts = |report: &Report| {
-        let family = report.families.v4.clone().expect("something was done");
+        let family = report.families.v4.clone().unwrap_or_default();
         (report.transactions, family.commits.len(), family.failed_commits, family.failed_cleanups, family.repaired)
     };
     assert_eq!(counts(&plain), (1, 1, 0, 0, false));
     // One look fails, the next succeeds.
     learn(engine.kernel(), &[entry(1, cluster_ip(1), 80, 2)]);
     engine.kernel().fail_next(Fault::Permission);
-    assert_eq!(counts(&engine.sync(now + SECOND)), (0, 0, 1, 1, false));
-    assert_eq!(counts(&engine.sync(now + 2 * SECOND)), (1, 1, 0, 0, false));
+    assert_eq!(look(&mut engine, now + SECOND).iter().map(counts).collect::<Vec<_>>(), [NONE, (0, 0, 1, 1, false)]);
+    assert_eq!(look(&mut engine, now + 2 * SECOND).iter().map(counts).collect::<Vec<_>>(), [NONE, (1, 1, 0, 0, false)]);
     assert_eq!(remembered(engine.kernel()), []);
     // That clients are forgotten is no sign that somebody had changed the table.
     learn(engine.kernel(), &[entry(1, cluster_ip(1), 80, 2)]);
     engine.distrust(Family::V4);
-    assert_eq!(counts(&engine.sync(now + 9 * SECOND)), (1, 1, 0, 0, false));
+    assert_eq!(counts(&sync_and_look(&mut engine, now + 9 * SECOND)), NONE);
     assert_eq!(remembered(engine.kernel()), []);
     assert!(!engine.elements(Family::V4).contains_key(&SetName::Affinity), "the kernel's own are not counted");
 }
@@ -345,27 +426,40 @@ fn many_clients_go_in_portions() {
     learn(engine.kernel(), &entries.collect::<Vec<_>>());
     engine.apply(endpoints_of(&name("plain-00001"), &[1, 3]));
     engine.kernel().take_committed();
-    engine.sync(now);
+    sync_and_look(&mut engine, now);
     assert_eq!(remembered(engine.kernel()), []);
     let lengths: Vec<usize> = engine.kernel().take_committed()[1..].iter().map(|one| one.len()).collect();
-    assert_eq!(lengths, [500, 500, 500, 200]);
+    assert_eq!(lengths.iter().sum::<usize>(), 1_700);
+    assert!(lengths.iter().all(|length| *length <= 128), "{lengths:?}");
 }
 
 #[test]
 fn looking_takes_a_tenth_of_the_time_at_most() {
-    let slow = Duration::from_millis(20);
-    let mut kernel = InMemoryKernel::new();
-    kernel.on_elements(move |_, set| {
-        let start = Instant::now();
-        // That is the set which the kernel itself writes.
-        while set.dynamic && start.elapsed() < slow {}
-    });
-    let (mut engine, now) = start(kernel);
+    let (mut engine, now) = start(InMemoryKernel::new());
+    let took = Duration::from_millis(20);
+    let counted = |engine: &mut Engine<InMemoryKernel>, torn| {
+        let (at, purpose) = next_v4(engine);
+        engine.hear(Family::V4, News::End(Ok(Clients { count: 7, torn, took })), at);
+        (at, purpose)
+    };
     engine.apply(endpoints_of(&name("plain-00001"), &[1, 3]));
     engine.sync(now);
+    assert_eq!(counted(&mut engine, false), (now, Purpose::Forget));
     engine.apply(endpoints_of(&name("plain-00001"), &[1]));
     engine.sync(now);
-    let wake = engine.wake_at().expect("another look");
-    assert!(wake - now >= slow * 10, "{:?}", wake - now);
-    assert!(wake - now < SECOND);
+    assert_eq!(counted(&mut engine, false), (now + 10 * took, Purpose::Forget));
+    assert_eq!(engine.clients(Family::V4), 7);
+    let (mut last, purpose) = counted(&mut engine, true);
+    assert_eq!((last - now >= SECOND, purpose), (true, Purpose::Forget), "the second look");
+    // The others, which have no reason, take a hundredth. One that was torn is a reason for the next.
+    for (torn, expected) in
+        [(false, Purpose::Forget), (false, Purpose::Count), (true, Purpose::Count), (false, Purpose::Forget)]
+    {
+        assert_eq!(counted(&mut engine, torn), (last + 30 * SECOND, expected));
+        last += 30 * SECOND;
+    }
+    let (at, _) = next_v4(&mut engine);
+    engine.hear(Family::V4, News::End(Ok(Clients { count: 7, torn: false, took: SECOND })), at);
+    assert_eq!(next_v4(&mut engine).0, at + 100 * SECOND);
+    assert!(engine.look(at + 1_000 * SECOND).is_none_or(|(family, _)| family == Family::V6), "one at a time");
 }

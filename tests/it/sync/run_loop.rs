@@ -1,14 +1,16 @@
 //! When the loop syncs, by a clock that stands still while anybody has something to do.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nftproxyd::config::NodePortAddresses;
 use nftproxyd::model::{Event, Family, Kind, Service};
-use nftproxyd::nftables::in_memory::InMemoryKernel;
-use nftproxyd::sync::{self, Disturbance, Engine, Inputs, Observer, Report};
+use nftproxyd::nftables::in_memory::{InMemoryClients, InMemoryKernel};
+use nftproxyd::nftables::{Clients, KernelError, ReadClients, Slice};
+use nftproxyd::sync::{self, Disturbance, Engine, Inputs, Observer, Reader, Report};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 
@@ -46,6 +48,11 @@ impl Senders {
     }
 }
 
+/// No clients are remembered.
+fn nobody() -> Reader {
+    Reader::spawn(InMemoryClients::default()).expect("a thread")
+}
+
 /// Takes note of every sync.
 struct Note {
     start: Instant,
@@ -70,6 +77,16 @@ async fn with_loop<F: Future<Output = ()>>(
     node_ports: NodePortAddresses,
     script: impl FnOnce(Senders) -> F,
 ) -> Engine<InMemoryKernel> {
+    with_loop_and(InMemoryClients::default(), min_sync_period, node_ports, script).await
+}
+
+/// The same where clients are read like this.
+async fn with_loop_and<F: Future<Output = ()>>(
+    clients: impl ReadClients + Send + 'static,
+    min_sync_period: Duration,
+    node_ports: NodePortAddresses,
+    script: impl FnOnce(Senders) -> F,
+) -> Engine<InMemoryKernel> {
     let (event_sender, events) = mpsc::channel(1_000);
     let (address_sender, addresses) = watch::channel(BTreeSet::new());
     let (disturbance_sender, disturbances) = mpsc::channel(1);
@@ -83,7 +100,9 @@ async fn with_loop<F: Future<Output = ()>>(
     let start = Instant::now();
     let mut note = Note { start, synced };
     let mut engine = Engine::new(InMemoryKernel::new(), facts(node_ports));
-    let inputs = Inputs { events, addresses, servers: watch::channel(BTreeSet::new()).1, disturbances };
+    let servers = watch::channel(BTreeSet::new()).1;
+    let clients = Reader::spawn(clients).expect("a thread");
+    let inputs = Inputs { events, addresses, servers, disturbances, clients };
     tokio::join!(sync::run(&mut engine, inputs, min_sync_period, &mut note), script(senders));
     engine
 }
@@ -190,21 +209,91 @@ async fn what_came_before_the_end_is_synced() {
     assert_eq!(engine.installed(Family::V4).frontend_count(), 1);
 }
 
+/// Clients that are not read before somebody says so, or for a long time.
+struct Slow {
+    begun: Arc<AtomicUsize>,
+    go_on: Receiver<()>,
+}
+
+impl Slow {
+    /// Longer than any test waits.
+    const STUCK: Duration = Duration::from_secs(30);
+
+    fn new() -> (Slow, Arc<AtomicUsize>, Sender<()>) {
+        let (sender, go_on) = channel();
+        let begun = Arc::new(AtomicUsize::new(0));
+        (Slow { begun: Arc::clone(&begun), go_on }, begun, sender)
+    }
+}
+
+impl ReadClients for Slow {
+    fn count(&mut self, _: Family) -> Result<Option<usize>, KernelError> {
+        Ok(None)
+    }
+
+    fn read(&mut self, _: Family, _: &mut dyn FnMut(Slice) -> bool) -> Result<Clients, KernelError> {
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        let _ = self.go_on.recv_timeout(Slow::STUCK);
+        Ok(Clients { count: 0, torn: false, took: Duration::ZERO })
+    }
+}
+
+/// Lists what there is: one Service, with session affinity.
+async fn list_sticky(senders: &Senders) {
+    for kind in Kind::ALL {
+        senders.send(Event::ListStarted(kind)).await;
+        if kind == Kind::Service {
+            senders.send(Event::Service(Service { affinity: Some(60), ..plain_service(1) })).await;
+        }
+        senders.send(Event::ListDone(kind)).await;
+    }
+}
+
+/// Waits until so many looks have begun; a look takes a time that the clock of the test does not know.
+async fn until_begun(begun: &AtomicUsize, looks: usize) {
+    let end = std::time::Instant::now() + Slow::STUCK;
+    while begun.load(Ordering::SeqCst) < looks {
+        assert!(std::time::Instant::now() < end, "{begun:?} looks");
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn affinity_is_looked_at_again_without_an_event() {
-    with_loop(Duration::ZERO, NodePortAddresses::All, |senders| async move {
-        for kind in Kind::ALL {
-            senders.send(Event::ListStarted(kind)).await;
-            if kind == Kind::Service {
-                senders.send(Event::Service(Service { affinity: Some(60), ..plain_service(1) })).await;
-            }
-            senders.send(Event::ListDone(kind)).await;
+    let (slow, begun, go_on) = Slow::new();
+    with_loop_and(slow, Duration::ZERO, NodePortAddresses::All, |senders| async move {
+        list_sticky(&senders).await;
+        // A first look and a second, of each family, and then those for the count.
+        for looks in 1..=7 {
+            until_begun(&begun, looks).await;
+            go_on.send(()).expect("it waits");
         }
         let syncs = senders.syncs().await;
-        assert_eq!(syncs.len(), 2, "{syncs:?}");
-        assert!(syncs[1].0 >= Duration::from_secs(1) && syncs[1].0 < Duration::from_millis(1_100), "{syncs:?}");
+        assert_eq!(syncs.len(), 1, "no look is a sync: {syncs:?}");
     })
     .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_that_never_ends_keeps_nobody_back() {
+    let (slow, begun, go_on) = Slow::new();
+    let mut ended = std::time::Instant::now();
+    let ended_here = &mut ended;
+    let engine = with_loop_and(slow, Duration::ZERO, NodePortAddresses::All, |senders| async move {
+        list_sticky(&senders).await;
+        until_begun(&begun, 1).await;
+        senders.syncs().await;
+        for index in 2..10 {
+            senders.send(Event::Service(plain_service(index))).await;
+            assert_eq!(senders.syncs().await.len(), 1, "Service {index}");
+        }
+        assert_eq!(begun.load(Ordering::SeqCst), 1, "it is the same look all the time");
+        *ended_here = std::time::Instant::now();
+    })
+    .await;
+    assert_eq!(engine.installed(Family::V4).frontend_count(), 9);
+    assert!(ended.elapsed() < Slow::STUCK / 2, "nor the end of the loop");
+    drop(go_on);
 }
 
 /// A source that has one more event whenever one is taken in, and what happens meanwhile.
@@ -298,6 +387,7 @@ async fn a_source_that_never_pauses_keeps_nobody_waiting() {
             addresses: address_receiver,
             servers: watch::channel(BTreeSet::new()).1,
             disturbances: disturbance_receiver,
+            clients: nobody(),
         };
         sync::run(&mut engine, inputs, min_sync_period, &mut source).await;
         other.await.expect("it does not panic");
@@ -340,8 +430,8 @@ async fn somebody_who_never_stops_disturbing_does_not_keep_back_the_events() {
     let (disturbances, disturbance_receiver) = mpsc::channel(16);
     let mut vandal = Vandal { disturbances: Some(disturbances), syncs: 0, done: false };
     let mut engine = Engine::new(InMemoryKernel::new(), facts(NodePortAddresses::All));
-    let inputs =
-        Inputs { events, addresses, servers: watch::channel(BTreeSet::new()).1, disturbances: disturbance_receiver };
+    let (servers, disturbances) = (watch::channel(BTreeSet::new()).1, disturbance_receiver);
+    let inputs = Inputs { events, addresses, servers, disturbances, clients: nobody() };
     let script = async {
         for kind in Kind::ALL {
             sender.send(Event::ListStarted(kind)).await.expect("the loop runs");

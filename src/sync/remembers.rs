@@ -1,0 +1,53 @@
+//! How many clients the kernel remembers.
+//!
+//! The map `affinity` is one for all Services, and bounded. When it is full, nothing fails: a client that is not in it yet
+//! gets its connection, but the next one may go elsewhere, until an entry of whomever runs out. So spoofed clients of one
+//! Service, 25 a second, take the affinity of new clients of all Services. That is told, and not prevented: the kernel's maps
+//! forget nobody before their time is over, a map for each Service (which kube-proxy has) would be an object to make,
+//! list and compare for each, and who is spoofed cannot be told from who is not, so that there is nobody to be forgotten.
+
+use tracing::{info, warn};
+
+use crate::model::Family;
+use crate::ruleset::base::AFFINITY_SIZE;
+use crate::ruleset::names::TABLE;
+use crate::ruleset::text;
+
+/// From so many parts of a hundred on the map is about to be full.
+const HIGH: usize = 90;
+
+/// Below so many it is not any more. The two are apart, so that nothing is said again and again.
+const LOW: usize = 80;
+
+/// How many clients one family's table remembers, when last counted.
+#[derive(Debug, Default)]
+pub(super) struct Remembers {
+    count: usize,
+    is_high: bool,
+}
+
+impl Remembers {
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// They have been counted. Says when they become too many, and when they are no longer.
+    pub(super) fn note(&mut self, family: Family, count: usize) {
+        self.count = count;
+        let (table, most) = (text::family(family), AFFINITY_SIZE as usize);
+        let is_from = |percent| count * 100 >= most * percent;
+        if !self.is_high && is_from(HIGH) {
+            self.is_high = true;
+            warn!(
+                "table {table} {TABLE} remembers {count} clients of Services with session affinity, and has room for {most}: \
+                 when it is full, clients that come anew to any of these Services may be sent elsewhere with each connection; \
+                 nftproxyd-ruleset(7) says how to see whose they are"
+            );
+        } else if self.is_high && !is_from(LOW) {
+            self.is_high = false;
+            info!(
+                "table {table} {TABLE} has room for clients of Services with session affinity again: it remembers {count}"
+            );
+        }
+    }
+}
