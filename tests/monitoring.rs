@@ -193,6 +193,47 @@ fn a_kind_that_is_not_followed_is_an_alert() {
     assert!(output.status.success(), "{said}");
 }
 
+/// Two families on a node, of which one has room for clients, and the other has none left for ten minutes.
+#[test]
+fn a_map_of_clients_that_fills_is_an_alert() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let series = |name: &str, family: &str, values: &str| json!({"series": format!("nftproxyd_affinity_{name}{{instance=\"a\", ip_family=\"{family}\"}}"), "values": values});
+    let alert = json!({
+        "exp_labels": {"severity": "warning", "instance": "a", "ip_family": "IPv6"},
+        "exp_annotations": {
+            "summary": "The map of clients with session affinity on a is 95% full (IPv6).",
+            "description": rules().iter().find(|rule| rule["alert"] == "NftproxydAffinityFills").expect("it is there")
+                ["annotations"]["description"],
+        },
+    });
+    let at = |minute: u32, expected: Value| json!({"eval_time": format!("{minute}m"), "alertname": "NftproxydAffinityFills", "exp_alerts": expected});
+    let test = json!({
+        "rule_files": [rules_file(folder.path())],
+        "evaluation_interval": "30s",
+        "tests": [{
+            "interval": "30s",
+            "input_series": [
+                series("clients", "IPv4", "90x80"),
+                series("clients_limit", "IPv4", "100x80"),
+                series("clients", "IPv6", "0x19 95x19 90x40"),
+                series("clients_limit", "IPv6", "100x80"),
+            ],
+            "alert_rule_test": [
+                at(9, json!([])),
+                at(14, json!([])),
+                at(16, json!([alert])),
+                at(19, json!([alert])),
+                at(21, json!([])),
+            ],
+        }],
+    });
+    let path = folder.path().join("test.yaml");
+    std::fs::write(&path, test.to_string()).expect("written");
+    let Some(output) = run_promtool(&["test", "rules"], &path) else { return };
+    let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    assert!(output.status.success(), "{said}");
+}
+
 #[test]
 fn the_service_monitor_finds_the_port() {
     let [service, monitor] = &documents("servicemonitor.yaml")[..] else { panic!("two documents") };

@@ -36,6 +36,8 @@ pub(super) fn daemon_status(
             refused_services: stands.refused_services as u64,
             refused: stands.refused.iter().map(|(name, why)| (name.to_string(), why.clone())).collect(),
             repairs: count(metrics.repairs[family].get()),
+            affinity_clients: count(metrics.affinity_clients[family].get()),
+            affinity_clients_limit: count(metrics.affinity_clients_limit[family].get()),
         }
     };
     Daemon {
@@ -120,12 +122,15 @@ mod tests {
         assert!(state.lag_seconds >= 70, "{state:?}");
 
         metrics.repairs[FAMILY].inc();
+        metrics.affinity_clients[FAMILY].set(7.0);
+        metrics.affinity_clients_limit[FAMILY].set(9.0);
         metrics.set_rejected_objects("Service", 3);
         metrics.set_rejected_objects("Node", 0);
         metrics.service_changes_pending.set(4.0);
         let daemon = status(&metrics, &health);
         let state = &daemon.families["IPv4"];
         assert_eq!((state.repairs, daemon.service_changes_pending), (1, 4));
+        assert_eq!((state.affinity_clients, state.affinity_clients_limit), (7, 9));
         assert_eq!(daemon.rejected_objects.into_iter().collect::<Vec<_>>(), [("Service".to_owned(), 3)]);
     }
     #[test]

@@ -3,9 +3,12 @@
 use std::net::SocketAddr;
 
 use super::Finding;
-use crate::metrics::daemon::Daemon;
+use crate::metrics::daemon::{Daemon, FamilyState};
 use crate::printable::printable;
 use crate::status::{self, AskError};
+
+/// From so many parts of a hundred on the kernel remembers too many clients, as for the daemon's log.
+const FULL: u64 = 90;
 
 /// Asks the daemon whose metrics port has this address. The first finding is about the daemon itself.
 pub(super) fn ask(metrics: SocketAddr) -> Vec<Finding> {
@@ -22,7 +25,27 @@ pub(super) fn ask(metrics: SocketAddr) -> Vec<Finding> {
              connections to all others in the range that are no Service's are dropped",
         )
     }));
+    findings.extend(
+        answer.iter().flat_map(|daemon| &daemon.families).filter_map(|(family, state)| judge_clients(family, state)),
+    );
     findings
+}
+
+/// Whether there is room for clients of Services with session affinity.
+fn judge_clients(family: &str, state: &FamilyState) -> Option<Finding> {
+    let FamilyState { affinity_clients: clients, affinity_clients_limit: limit, .. } = state;
+    let fills = *limit > 0 && clients.saturating_mul(100) >= limit.saturating_mul(FULL);
+    fills.then(|| {
+        Finding::doubtful(
+            format!(
+                "the kernel remembers {clients} {} clients of Services with session affinity, and has room for {limit}: when \
+                 it is full, new clients of all of these Services may be sent elsewhere with each connection",
+                printable(family)
+            ),
+            "see whose they are, as nftproxyd-ruleset(7) says under SESSION AFFINITY; keep spoofed clients away from that \
+             Service, or give it a shorter sessionAffinityConfig.clientIP.timeoutSeconds",
+        )
+    })
 }
 
 fn judge(answer: &Result<Daemon, AskError>) -> Finding {
@@ -58,7 +81,7 @@ mod tests {
 
     use super::*;
     use crate::doctor::Grade;
-    use crate::metrics::daemon::{Followed, KindState};
+    use crate::metrics::daemon::{Followed, KindState, Standing};
 
     fn daemon(kinds: &[(&str, Followed)]) -> Daemon {
         let state = |followed| KindState { followed, since_seconds: 3, heard_seconds_ago: Some(4), reason: None };
@@ -73,6 +96,33 @@ mod tests {
             endpoint_changes_pending: 0,
             rejected_objects: BTreeMap::new(),
             overlaps: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_map_that_fills_is_doubtful() {
+        let found = |clients, limit| {
+            let state = FamilyState {
+                standing: Standing::InLine,
+                reason: None,
+                in_line_seconds_ago: Some(0),
+                synced_seconds_ago: None,
+                lag_seconds: 0,
+                refused_services: 0,
+                refused: BTreeMap::new(),
+                repairs: 0,
+                affinity_clients: clients,
+                affinity_clients_limit: limit,
+            };
+            judge_clients("IPv4", &state)
+        };
+        for (clients, limit) in [(0, 0), (5, 0), (0, 262_144), (235_929, 262_144)] {
+            assert_eq!(found(clients, limit), None);
+        }
+        for clients in [235_930, 262_144, u64::MAX] {
+            let finding = found(clients, 262_144).expect("it fills");
+            assert_eq!(finding.grade, Grade::Doubtful);
+            assert!(finding.what.contains(&format!("remembers {clients} IPv4 clients")), "{finding:?}");
         }
     }
 

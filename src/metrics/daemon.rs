@@ -98,6 +98,12 @@ pub struct FamilyState {
     pub refused: BTreeMap<String, String>,
     /// How often the table was repaired since the daemon has started.
     pub repairs: u64,
+    /// How many clients the kernel remembers for Services with session affinity.
+    #[serde(default)]
+    pub affinity_clients: u64,
+    /// How many it can; 0 of a version that does not say.
+    #[serde(default)]
+    pub affinity_clients_limit: u64,
 }
 
 /// How a family's table stands to what is wanted of it.

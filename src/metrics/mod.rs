@@ -80,6 +80,10 @@ pub struct Metrics {
     pub repairs: PerFamily<Counter>,
     /// Services of which the kernel refuses something.
     pub refused_services: PerFamily<Gauge>,
+    /// Clients that the kernel remembers.
+    pub affinity_clients: PerFamily<Gauge>,
+    /// How many it can.
+    pub affinity_clients_limit: PerFamily<Gauge>,
 
     healthz: CounterVec,
     livez: CounterVec,
@@ -130,6 +134,8 @@ impl Metrics {
             foreign_changes: table.counter(&table::FOREIGN_CHANGES),
             repairs: table.counter(&table::REPAIRS),
             refused_services: table.gauge(&table::REFUSED_SERVICES),
+            affinity_clients: table.gauge(&table::AFFINITY_CLIENTS),
+            affinity_clients_limit: table.gauge(&table::AFFINITY_CLIENTS_LIMIT),
             healthz,
             livez,
             requests: table.counters(&table::REQUESTS),

@@ -175,6 +175,10 @@ table! {
         "When anything was last heard of objects of this kind: a list, a change, or a bookmark.";
     MAP_ELEMENTS: Gauge, Alpha, "nftproxyd_map_elements", ["ip_family", "map"],
         "Elements that nftproxyd has in each set and map of its table.";
+    AFFINITY_CLIENTS: Gauge, Alpha, "nftproxyd_affinity_clients", ["ip_family"],
+        "Clients that the kernel remembers for Services with session affinity, all together.";
+    AFFINITY_CLIENTS_LIMIT: Gauge, Alpha, "nftproxyd_affinity_clients_limit", ["ip_family"],
+        "Clients that the kernel can remember.";
     CONNTRACK_ENTRIES: Gauge, Alpha, "nftproxyd_conntrack_entries", [],
         "Connections that the kernel tracks in this network namespace.";
     CONNTRACK_LIMIT: Gauge, Alpha, "nftproxyd_conntrack_entries_limit", [],

@@ -210,6 +210,8 @@ mod tests {
             refused_services: 0,
             refused: Default::default(),
             repairs: 0,
+            affinity_clients: 0,
+            affinity_clients_limit: 262_144,
         }
     }
 

@@ -25,10 +25,12 @@ use crate::ruleset::read::Remembered;
 /// When to look a second time: by then the first packet of every connection that was under way has passed.
 const SECOND_LOOK: Duration = Duration::from_secs(1);
 
-/// Looking costs time, in proportion to the square of the clients remembered: it may take at most one part in so many.
-const SHARE: u32 = 10;
+/// Looking costs time, in proportion to the square of the clients remembered: after a look, there is none for so many times
+/// as long as it took. Longer would spare the processor, and leave clients at endpoints that are gone.
+const SHARE: u32 = 4;
 
-/// The same of looks that have no reason but to know how many clients there are, and to find what a look has missed.
+/// The same of looks that have no reason but to know how many clients there are, and to find what a look has missed: they
+/// take a hundredth of a processor at most.
 const SHARE_OF_ROUTINE: u32 = 100;
 
 /// The least time between two of these.

@@ -51,3 +51,31 @@ impl Remembers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::log::captured;
+
+    #[test]
+    fn that_it_fills_is_said_once_and_that_it_is_over() {
+        let mut remembers = Remembers::default();
+        let most = AFFINITY_SIZE as usize;
+        let mut said = |count| captured(|| remembers.note(Family::V4, count));
+        for few in [0, most / 2, most * 89 / 100] {
+            assert_eq!(said(few), "");
+        }
+        let full = said(most * 95 / 100);
+        assert!(full.contains("WARN") && full.contains("table ip nftproxyd remembers 249036 clients"), "{full}");
+        assert_eq!(full.lines().count(), 1);
+        // To and fro about the line.
+        for many in [most * 85 / 100, most, most * 89 / 100, most * 91 / 100] {
+            assert_eq!(said(many), "");
+        }
+        let over = said(most / 2);
+        assert!(over.contains("INFO") && over.contains("has room"), "{over}");
+        assert_eq!(said(0), "");
+        assert!(said(most).contains("WARN"), "it is news again");
+        assert_eq!(remembers.count(), most);
+    }
+}

@@ -142,6 +142,45 @@ fn the_daemon_tells_what_it_does() {
 }
 
 #[test]
+fn clients_with_affinity_are_counted_and_those_of_an_endpoint_that_goes_are_forgotten() {
+    const CLIENTS: usize = 2_000;
+    let Some(world) = World::new(&["192.0.2.2".parse().expect("an address")], &[]) else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let write = |endpoints: &[&str]| {
+        let objects = json!([
+            {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "shop"},
+             "spec": {"clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1"], "ports": [{"port": 80}], "sessionAffinity": "ClientIP"}},
+            {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+             "metadata": {"name": "web-1", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
+             "endpoints": endpoints.iter().map(|endpoint| json!({"addresses": [endpoint]})).collect::<Vec<_>>(),
+             "ports": [{"name": "", "port": 8080}]},
+        ]);
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+        let next = folder.path().join("next");
+        std::fs::write(&next, list.to_string()).expect("written");
+        std::fs::rename(next, folder.path().join("all.yaml")).expect("moved");
+    };
+    write(&["10.1.0.1", "10.1.0.2"]);
+    let manifests = folder.path().to_str().expect("text");
+    let arguments = ["run", "--manifests", manifests, "--hostname-override", "n1", "--table-owner", "off"];
+    let daemon = Daemon::start(&world, &arguments).expect("it starts");
+    wait_for(&world, &daemon, "nftproxyd_map_elements IPv4 endpoints", 2.0);
+    assert_eq!(values(&world)["nftproxyd_affinity_clients_limit IPv4"], 262_144.0);
+    let clients = (0..CLIENTS).map(|nth| {
+        let (high, low, endpoint) = (nth / 250, nth % 250, nth % 2 + 1);
+        format!("203.0.{high}.{low} . 10.96.0.1 . tcp . 80 timeout 1h : 10.1.0.{endpoint} . 8080")
+    });
+    let clients = clients.collect::<Vec<_>>().join(", ");
+    world.nft(&["-f", "-"], &format!("add element ip nftproxyd affinity {{ {clients} }}")).expect("there is room");
+    write(&["10.1.0.1"]);
+    // What the second look has found, after the first.
+    wait_for(&world, &daemon, "nftproxyd_affinity_clients IPv4", (CLIENTS / 2) as f64);
+    let map = world.nft(&["list", "map", "ip", "nftproxyd", "affinity"], "").expect("it is there");
+    assert_eq!((map.matches(": 10.1.0.1 ").count(), map.matches(": 10.1.0.2 ").count()), (CLIENTS / 2, 0));
+    assert_eq!(values(&world)["kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total IPv4"], 0.0);
+}
+
+#[test]
 fn the_daemon_tells_the_api_server_and_of_it() {
     let address = "192.0.2.2".parse().expect("an address");
     let Some(world) = World::new(&[address], &[]) else { return };

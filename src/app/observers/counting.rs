@@ -8,6 +8,7 @@ use crate::conntrack;
 use crate::metrics::{self, Metrics};
 use crate::model::{Event, Family, Kind, ObjectName, PerFamily, Slice, TrafficPolicy, policy};
 use crate::nftables::Kernel;
+use crate::ruleset::base::AFFINITY_SIZE;
 use crate::ruleset::names::SetName;
 use crate::sync::{Engine, FamilyReport, Report, Standing};
 
@@ -32,6 +33,7 @@ impl Counting {
             metrics.set_rejected_objects(&kind.to_string(), 0);
         }
         let started = SystemTime::now();
+        Family::ALL.into_iter().for_each(|family| metrics.affinity_clients_limit[family].set(AFFINITY_SIZE.into()));
         Family::ALL.into_iter().for_each(|family| metrics.sync_last_queued[family].set(metrics::timestamp(started)));
         Counting {
             metrics,
@@ -108,9 +110,10 @@ impl Counting {
         }
     }
 
-    /// Clients have been forgotten, or not.
-    pub(super) fn forgot(&self, report: &Report) {
+    /// Clients have been forgotten, or not, or counted.
+    pub(super) fn forgot<K: Kernel>(&self, engine: &Engine<K>, report: &Report) {
         for family in Family::ALL {
+            self.metrics.affinity_clients[family].set(engine.clients(family) as f64);
             if let Some(done) = &report.families[family] {
                 count_transactions(&self.metrics, family, done);
             }

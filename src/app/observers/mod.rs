@@ -170,8 +170,8 @@ impl<K: Kernel> Observer<K> for Observers {
         }
     }
 
-    fn forgot(&mut self, _: &Engine<K>, report: &Report) {
-        self.counting.forgot(report);
+    fn forgot(&mut self, engine: &Engine<K>, report: &Report) {
+        self.counting.forgot(engine, report);
     }
 
     fn overlaps(&mut self, family: Family, overlaps: &[Overlap]) {

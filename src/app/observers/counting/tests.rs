@@ -1,13 +1,20 @@
+use std::net::{IpAddr, Ipv4Addr};
+use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use super::*;
 use crate::config::{self, Overrides};
+use crate::model::Protocol;
 use crate::model::{ObjectRef, RefKind, Reject};
 use crate::nftables::in_memory::{Fault, InMemoryKernel};
+use crate::nftables::{Clients, KernelError, Slice};
+use crate::ruleset::frontend::Backend;
+use crate::ruleset::kept;
+use crate::ruleset::read::Remembered;
 use crate::source::convert::{Converter, LAST_CHANGE, Options};
-use crate::sync::Engine;
+use crate::sync::{Engine, News};
 
 const V4: Family = Family::V4;
 const V6: Family = Family::V6;
@@ -192,6 +199,49 @@ fn syncs_are_told_apart() {
     assert_eq!(proxy.metrics.sync_failures[V6].get(), 0.0);
     assert_eq!(proxy.metrics.sync_last[V4].get(), last, "not a success");
     assert_eq!(counts(&proxy, V4)[0], 5, "but a sync");
+}
+
+#[test]
+fn clients_are_counted_and_those_forgotten_as_every_element() {
+    let mut proxy = Proxy::new();
+    proxy.sync();
+    proxy.service("web", &[("sessionAffinity", json!("ClientIP"))]);
+    proxy.slice(&["10.1.0.1"], "n1", None);
+    proxy.sync();
+    let cleanups = "kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total{ip_family=\"IPv4\"}";
+    let transactions = "nftproxyd_transaction_operations_count{ip_family=\"IPv4\"}";
+    let clients = |proxy: &Proxy, what| proxy.value(&format!("nftproxyd_affinity_clients{what}{{ip_family=\"IPv4\"}}"));
+    assert_eq!((clients(&proxy, ""), clients(&proxy, "_limit")), (0.0, 262_144.0));
+    let before = proxy.value(transactions);
+    let looks = |proxy: &mut Proxy, seconds, end: Result<Clients, KernelError>, found: Vec<Remembered>| {
+        let now = Instant::now() + Duration::from_secs(seconds);
+        proxy.engine.look(now).expect("a look");
+        let took = Duration::ZERO;
+        proxy.engine.hear(V4, News::Slice(Slice { clients: found, took }), now);
+        let report = proxy.engine.hear(V4, News::End(end), now).expect("its end");
+        proxy.counting.forgot(&proxy.engine, &report);
+        while proxy.engine.has_to_forget() {
+            let report = proxy.engine.forget(now);
+            proxy.counting.forgot(&proxy.engine, &report);
+        }
+    };
+    let clients_of = |count| Clients { count, torn: false, took: Duration::ZERO };
+    let port = NonZeroU16::MIN;
+    let anywhere: IpAddr = Ipv4Addr::LOCALHOST.into();
+    let gone = Remembered {
+        client: anywhere,
+        destination: anywhere,
+        protocol: Protocol::Tcp,
+        port,
+        backend: Backend { address: anywhere, port },
+    };
+    proxy.engine.kernel().put(V4, SetName::Affinity, kept::element(&gone));
+    looks(&mut proxy, 10, Ok(clients_of(250_000)), vec![gone]);
+    assert_eq!((clients(&proxy, ""), proxy.value(cleanups)), (250_000.0, 0.0));
+    assert_eq!(proxy.value(transactions), before + 1.0);
+    assert_eq!(proxy.engine.kernel().elements_of(V4, SetName::Affinity), []);
+    looks(&mut proxy, 100, Err(KernelError::Restless), Vec::new());
+    assert_eq!((clients(&proxy, ""), proxy.value(cleanups)), (250_000.0, 1.0));
 }
 
 #[test]
