@@ -345,10 +345,10 @@ impl Table {
         // From here to the end of the sync the work is proportional to what there is: it is a start or a repair.
         self.dirty.append(&mut pass.cluster.services());
         self.dirty.extend(self.installed.services().cloned());
+        let starts = !mem::replace(&mut self.looked, true);
         if must_be_replaced(&frame, &snapshot, self.to_own) {
             return self.replace_other(pass, &snapshot);
         }
-        let starts = !mem::replace(&mut self.looked, true);
         if starts && snapshot.table && pass.cluster.largest_set(self.family) > READ_AT_MOST {
             match self.replace_at_once(pass, &snapshot)? {
                 Replaced::Whole => {
