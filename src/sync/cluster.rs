@@ -6,7 +6,7 @@ use crate::diff::Installed;
 use crate::model::claims::{Claims, Owner};
 use crate::model::policy;
 use crate::model::store::Store;
-use crate::model::{Family, ObjectName, PerFamily, Protocol, Slice};
+use crate::model::{Family, ObjectName, PerFamily, Protocol};
 use crate::ruleset::frontend::Backend;
 use crate::ruleset::service::{self, ServiceFacts, ServicePart};
 
@@ -37,17 +37,17 @@ impl Cluster<'_> {
         self.store.service(name).map(|service| service.name.clone())
     }
 
-    /// About how many elements the largest set of a family's table has: a frontend of each port, or its endpoints. Goes through
-    /// all Services: only for a start.
-    pub(super) fn largest_set(&self, family: Family) -> usize {
-        let of_family = |slice: &&Slice| slice.family == family;
-        let services = self.store.services().filter(|service| service.cluster_ips[family].is_some());
-        let elements = services.map(|service| {
-            let slices = self.store.slices(&service.name).iter().filter(of_family);
-            let endpoints: usize = slices.map(|slice| slice.endpoints.len()).sum();
-            service.ports.len() * endpoints.max(1)
-        });
-        elements.sum()
+    /// About what reading a family's table costs the kernel: the squares of the numbers of elements of its large sets, which
+    /// hold cluster IPs, frontends and endpoints. Goes through all Services: only for a start.
+    pub(super) fn squares(&self, family: Family) -> u64 {
+        let (mut frontends, mut endpoints) = (0u64, 0u64);
+        for service in self.store.services().filter(|service| service.cluster_ips[family].is_some()) {
+            let slices = self.store.slices(&service.name).iter().filter(|slice| slice.family == family);
+            let of_each: usize = slices.map(|slice| slice.endpoints.len()).sum();
+            frontends += service.ports.len() as u64;
+            endpoints += (service.ports.len() * of_each) as u64;
+        }
+        frontends.saturating_pow(2).saturating_mul(2).saturating_add(endpoints.saturating_pow(2))
     }
 
     /// All Services that there are. Only for a read-back of the table.

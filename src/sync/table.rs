@@ -40,10 +40,11 @@ use crate::ruleset::types::Element;
 /// waits for; an element costs 3 to 4 microseconds there, so this is some 20 ms.
 const ELEMENTS_PER_TRANSACTION: usize = 6_000;
 
-/// A set of more elements is not read at a start: the kernel needs a time in proportion to their square, for the endpoints of
-/// 10,000 Services of 10 about as long as to take all anew, for 50 of each five times as long. But to write holds up
-/// other users of nftables, 2.5 us for each element, and to read does not.
-const READ_AT_MOST: usize = 65_536;
+/// A table of more ([`Cluster::squares`](super::cluster::Cluster::squares)), such as one with a set of 141,000 elements, is
+/// not read at a start but written anew. To read takes the kernel a time in proportion to the squares: for 10,000 Services
+/// of 10 endpoints a little less than to take all anew, for 100,000 of one more, for 10,000 of 50 five times as long. But
+/// to write holds up other users of nftables, 2.5 us for each element, and takes the daemon memory; to read does not.
+const READ_AT_MOST: u64 = 20_000_000_000;
 
 /// How often a table is asked for that another program owns.
 const OWNER_PAUSE: Duration = Duration::from_millis(100);
@@ -349,7 +350,7 @@ impl Table {
         if must_be_replaced(&frame, &snapshot, self.to_own) {
             return self.replace_other(pass, &snapshot);
         }
-        if starts && snapshot.table && pass.cluster.largest_set(self.family) > READ_AT_MOST {
+        if starts && snapshot.table && pass.cluster.squares(self.family) > READ_AT_MOST {
             match self.replace_at_once(pass, &snapshot)? {
                 Replaced::Whole => {
                     info!("table {} {TABLE} is so large that it has been written anew", text::family(self.family));

@@ -93,7 +93,7 @@ fn cold_start(run: &mut Run<'_>) -> Result<()> {
     run.note_time("cold start: processor time", cpu);
     proxy.settle()?;
     let memory = proxy.memory()?;
-    run.longest = proxy.longest();
+    run.longest = start.map_or(Duration::ZERO, |start| start.longest);
     run.note_memory("resident after the cold start", memory.resident as f64);
     run.note_memory("peak after the cold start", memory.peak as f64);
     Ok(())

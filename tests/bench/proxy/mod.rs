@@ -132,7 +132,6 @@ impl Proxy {
         match self.kind {
             Kind::Nftproxyd => {
                 let (at, start) = self.log.wait_for(PATIENCE, nftproxyd::start)?;
-                self.longest = self.longest.max(start.longest);
                 Ok((at, Some(start)))
             }
             Kind::KubeProxy => {
@@ -159,7 +158,7 @@ impl Proxy {
         sum
     }
 
-    /// The longest time that any of its transactions took, as far as it has been asked. For nftproxyd only.
+    /// The longest time that any of its transactions took after its start, as far as it has been asked. For nftproxyd only.
     pub(crate) fn longest(&mut self) -> Duration {
         self.work_so_far();
         self.longest
