@@ -193,6 +193,11 @@ impl Net {
         self.client.run(move || connect(socket(to)))
     }
 
+    /// The first one: neighbours have to find each other, which may take a second attempt.
+    fn first_connect(&self, to: &'static str) -> io::Result<TcpStream> {
+        self.connect(to).or_else(|_| self.connect(to))
+    }
+
     fn doctor(&self) -> String {
         let doctor = run_to_end(&self.node, true, &["doctor"]);
         doctor.stdout + &doctor.stderr
@@ -300,7 +305,7 @@ fn services_go_on(tool: Tool, firewall: &Firewall) {
     let Some(()) = net.load(tool, firewall) else { return };
     let Tool { name, .. } = tool;
     let save = format!("{name}-save");
-    let mut old = net.connect(tool.service()).expect("kube-proxy serves");
+    let mut old = net.first_connect(tool.service()).expect("kube-proxy serves");
     let clients = Clients::start(&net, tool.service());
     clients.serve_more(50);
     // Everything is done when the first of its lines is written.
@@ -397,7 +402,7 @@ fn a_table_of_nft_that_drops_is_named() {
     const FIX: &str = "nft insert rule inet fw f ct status dnat accept";
     let Some(mut net) = Net::new() else { return };
     net.load(NFT, &OPEN).expect("iptables-nft is there");
-    net.connect(NFT.service()).expect("kube-proxy serves");
+    net.first_connect(NFT.service()).expect("kube-proxy serves");
     net.run("nft -f -", "table inet fw {\nchain f { type filter hook forward priority 0; policy drop; }\n}\n");
     net.connect(NFT.service()).expect_err("kube-proxy cannot help");
     net.take_over(&Net::config(), DROPS);
