@@ -36,7 +36,7 @@ pub enum Command {
     #[command(args_override_self = true, after_help = EXIT_STATUS)]
     Run(Box<RunArgs>),
     /// Print the nft script of what would be installed for a folder of manifests; needs no root
-    #[command(args_override_self = true)]
+    #[command(args_override_self = true, after_help = LOADING)]
     Render(RenderArgs),
     /// Say whether a configuration file can be used, what in it has no effect, and how the API server is reached
     CheckConfig(CheckConfigArgs),
@@ -120,6 +120,10 @@ pub struct NodeArgs {
 /// The flags of [`FLAGS`] that were given.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FieldFlags(pub Vec<Setting>);
+
+/// What can load the text of `render`.
+const LOADING: &str =
+    "nft 1.0.3 or later can load the text; with session affinity 1.0.6, and for IPv6 1.1.0 or 1.0.6.1";
 
 /// Options of `render`.
 #[derive(Debug, Clone, Args)]

@@ -2,6 +2,7 @@
 //! changes nothing: kernel features are tried in a network namespace that goes with the trial.
 
 mod daemon;
+mod nft;
 mod proc_files;
 mod protection;
 mod tables;
@@ -67,6 +68,7 @@ pub fn examine(metrics: SocketAddr, root: &Path, conntrack: &Conntrack, mark: u3
     findings.extend(proc_files::leftovers(root));
     // Who may not ask is told so below.
     findings.extend(protection::ask().unwrap_or_default());
+    findings.extend(nft::ask());
     match leftovers::tables::list_with_rules(mark) {
         Ok(listed) => findings.extend(tables::judge(&listed)),
         Err(error) => findings.push(Finding::doubtful(

@@ -333,6 +333,30 @@ fn debian_13() {
     }
 }
 
+/// The nft of the host decides what the doctor has to say about it: it loads what it lists, or not.
+#[test]
+fn the_doctor_says_what_the_nft_of_the_host_cannot_read_back() {
+    let Some((mut node, _)) = full_node() else { return };
+    let doctor = |node: &Node| run_to_end(node, true, &["doctor"]).stdout;
+    let says = |node: &Node| {
+        doctor(node).contains("cannot read back what it lists of session affinity in table ip6 nftproxyd")
+    };
+    let listing = node.nft(&["list", "table", "ip6", "nftproxyd"]).expect("the table is there");
+    let said = says(&node);
+    node.stop();
+    node.nft(&["flush", "ruleset"]).expect("the tables can go");
+    let reads_back = node.world.nft(&["-f", "-"], &listing).is_ok();
+    assert_eq!(said, !reads_back, "{}", doctor(&node));
+    node.nft(&["flush", "ruleset"]).expect("the tables can go");
+    assert!(!says(&node), "there is no table");
+    write_everything(&node);
+    std::fs::remove_file(node.folder().join("more.yaml")).expect("it is there");
+    node.start(&json!({}));
+    let remembers = node.nft(&["list", "table", "ip6", "nftproxyd"]).expect("the table is there").contains("remember-");
+    assert_eq!(says(&node), remembers && !reads_back, "{}", doctor(&node));
+    node.stop();
+}
+
 /// What nft makes of `typeof` everywhere is what the daemon itself wrote at first. The table is replaced in one
 /// transaction: parts of it cannot be changed in place.
 #[test]
