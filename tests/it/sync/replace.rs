@@ -71,9 +71,10 @@ fn serve() {
 }
 
 /// Connects, and says which endpoint has answered.
+///
 /// A first packet that is just being looked at when the kernel changes from one table to the other finds what it looks up
-/// next in neither: it is dropped or goes on untranslated, and its connection may have to be begun again. Seen about once in a hundred replacements under
-/// clients that never rest; the window is as long as it takes to look at one packet.
+/// next in neither: it is dropped or goes on untranslated, and its connection may have to be begun again. Seen about once in
+/// a hundred replacements under clients that never rest; the window is as long as it takes to look at one packet.
 fn connect(to: SocketAddr) -> io::Result<(TcpStream, u8)> {
     let begin = || TcpStream::connect_timeout(&to, AGAIN);
     let mut stream =
