@@ -29,11 +29,18 @@ impl Process {
         Ok(Process(child))
     }
 
-    /// Ends it in order.
-    pub(crate) fn stop(&mut self) -> Result<()> {
+    /// Ends it as an administrator does.
+    pub(crate) fn stop(&mut self, patience: Duration) -> Result<()> {
         kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGTERM)?;
-        let status = self.0.wait()?;
-        if status.success() { Ok(()) } else { bail!("it ends with {status}") }
+        let end = Instant::now() + patience;
+        while Instant::now() < end {
+            match self.0.try_wait()? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => bail!("the process ends with {status}"),
+                None => thread::sleep(Duration::from_millis(5)),
+            }
+        }
+        bail!("the process does not end")
     }
 
     /// Processor time used so far, by it and by its children that have ended.

@@ -124,7 +124,7 @@ impl Proxy {
 
     /// Ends it in order.
     pub(crate) fn stop(mut self) -> Result<()> {
-        self.process.stop()
+        self.process.stop(PATIENCE)
     }
 
     /// Waits until it says that its rules are in the kernel. Returns when it said so, and what else.

@@ -3,12 +3,9 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::api::synthetic;
@@ -135,16 +132,7 @@ impl Lives {
     /// Ends it as an administrator does.
     pub(crate) fn stop(&mut self) -> Result<()> {
         self.look()?;
-        kill(Pid::from_raw(self.pid()), Signal::SIGTERM)?;
-        let end = Instant::now() + PATIENCE;
-        while Instant::now() < end {
-            match self.now.process.0.try_wait()? {
-                Some(status) if status.success() => return Ok(()),
-                Some(status) => bail!("the daemon ends with {status}; its last lines are:\n{}", self.now.log),
-                None => thread::sleep(Duration::from_millis(5)),
-            }
-        }
-        bail!("the daemon does not end; its last lines are:\n{}", self.now.log)
+        self.now.process.stop(PATIENCE).with_context(|| format!("the last lines of the daemon are:\n{}", self.now.log))
     }
 
     /// Ends it as an administrator does, and starts the next.
