@@ -300,7 +300,7 @@ impl Table {
                 self.known &= matches!(
                     error,
                     SyncError::Commit(CommitError::Busy | CommitError::Permission | CommitError::Owned(_))
-                ) && pass.kernel.undisturbed(self.family).unwrap_or(false);
+                ) && self.is_undisturbed(pass);
                 pass.report.failures += 1;
                 pass.report.fatal.get_or_insert(error);
             }

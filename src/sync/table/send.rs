@@ -47,11 +47,15 @@ impl Table {
     /// What the failure of a commit means. A refusal is about what was sent only if the table is what it is taken for:
     /// whoever deletes the table makes the kernel refuse every Service.
     fn judge(&self, pass: &mut Pass<'_>, error: CommitError) -> SyncError {
-        let as_known = self.owned
-            || !matches!(error, CommitError::Refused { .. })
-            || pass.kernel.undisturbed(self.family).unwrap_or(false)
+        let as_known = !matches!(error, CommitError::Refused { .. })
+            || self.is_undisturbed(pass)
             || self.only_others && self.has_frame(pass);
         if as_known { SyncError::Commit(error) } else { SyncError::Disturbed(error) }
+    }
+
+    /// Whether the kernel can tell that nobody else has changed the table since it was last asked.
+    pub(super) fn is_undisturbed(&self, pass: &mut Pass<'_>) -> bool {
+        self.owned || pass.kernel.undisturbed(self.family).unwrap_or(false)
     }
 
     /// Whether the kernel's table still has the sets and chains of the frame.
