@@ -5,10 +5,8 @@ use std::net::SocketAddr;
 use super::Finding;
 use crate::metrics::daemon::{Daemon, FamilyState};
 use crate::printable::printable;
+use crate::ruleset::base::AFFINITY_HIGH;
 use crate::status::{self, AskError};
-
-/// From so many parts of a hundred on the kernel remembers too many clients, as for the daemon's log.
-const FULL: u64 = 90;
 
 /// Asks the daemon whose metrics port has this address. The first finding is about the daemon itself.
 pub(super) fn ask(metrics: SocketAddr) -> Vec<Finding> {
@@ -34,7 +32,7 @@ pub(super) fn ask(metrics: SocketAddr) -> Vec<Finding> {
 /// Whether there is room for clients of Services with session affinity.
 fn judge_clients(family: &str, state: &FamilyState) -> Option<Finding> {
     let FamilyState { affinity_clients: clients, affinity_clients_limit: limit, .. } = state;
-    let fills = *limit > 0 && clients.saturating_mul(100) >= limit.saturating_mul(FULL);
+    let fills = *limit > 0 && clients.saturating_mul(100) >= limit.saturating_mul(AFFINITY_HIGH.into());
     fills.then(|| {
         Finding::doubtful(
             format!(

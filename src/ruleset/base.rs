@@ -47,6 +47,9 @@ use crate::model::{Family, Protocol};
 /// remembered. The map is a hash that grows with its contents: the bound costs nothing until it is used.
 pub const AFFINITY_SIZE: u32 = 262_144;
 
+/// From so many percent of that on the map is about to be full, which is said.
+pub const AFFINITY_HIGH: u32 = 90;
+
 /// How many kinds ([`super::kinds`]) a table has room for: those that are always there, and one for each number of endpoints
 /// that frontends of some sort have. A map of a fixed size is found in faster.
 pub const DISPATCH_SIZE: u32 = 4_096;

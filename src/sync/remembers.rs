@@ -9,15 +9,13 @@
 use tracing::{info, warn};
 
 use crate::model::Family;
-use crate::ruleset::base::AFFINITY_SIZE;
+use crate::ruleset::base::{AFFINITY_HIGH, AFFINITY_SIZE};
 use crate::ruleset::names::TABLE;
 use crate::ruleset::text;
 
-/// From so many parts of a hundred on the map is about to be full.
-const HIGH: usize = 90;
-
-/// Below so many it is not any more. The two are apart, so that nothing is said again and again.
-const LOW: usize = 80;
+/// Below so many percent it is not about to be full any more: less than [`AFFINITY_HIGH`], so that nothing is said again and
+/// again.
+const LOW: u32 = 80;
 
 /// How many clients one family's table remembers, when last counted.
 #[derive(Debug, Default)]
@@ -35,8 +33,8 @@ impl Remembers {
     pub(super) fn note(&mut self, family: Family, count: usize) {
         self.count = count;
         let (table, most) = (text::family(family), AFFINITY_SIZE as usize);
-        let is_from = |percent| count * 100 >= most * percent;
-        if !self.is_high && is_from(HIGH) {
+        let is_from = |percent: u32| count * 100 >= most * percent as usize;
+        if !self.is_high && is_from(AFFINITY_HIGH) {
             self.is_high = true;
             warn!(
                 "table {table} {TABLE} remembers {count} clients of Services with session affinity, and has room for {most}: \
