@@ -7,6 +7,8 @@
 //! No lock that a commit needs is held meanwhile.
 
 use std::cell::Cell;
+use std::collections::HashSet;
+use std::hash::{BuildHasher as _, RandomState};
 use std::time::{Duration, Instant};
 
 use super::decode;
@@ -36,7 +38,8 @@ pub struct Slice {
 pub struct Clients {
     /// How many there are.
     pub count: usize,
-    /// Whether something has changed while they were read: some may be missing or doubled.
+    /// Whether something has changed while they were read: some may be missing or doubled. A client that came twice is a sign
+    /// of that too: nothing else tells that the kernel has enlarged its hash table between two pieces, which reorders it.
     pub torn: bool,
     /// How long it took to read them.
     pub took: Duration,
@@ -99,9 +102,11 @@ impl ReadClients for LinuxClients {
         let request = Request { kind: msg::GETSETELEM, family: protocol_family(family), dump: true, texts: &texts };
         let (goes_on, mut since) = (Cell::new(true), Instant::now());
         let mut all = Clients { count: 0, torn: false, took: Duration::ZERO };
+        let (mut seen, mut twice) = (Seen::default(), false);
         let visit = |message: &Message<'_>| {
             let elements = decode::elements(message, family, &set).inspect(|_| all.count += 1);
-            let clients = elements.filter_map(|element| Remembered::read(&element.ok()?)).collect();
+            let clients = elements.filter_map(|element| Remembered::read(&element.ok()?));
+            let clients = clients.inspect(|client| twice |= !seen.is_new(client)).collect();
             let took = since.elapsed();
             all.took += took;
             goes_on.set(each(Slice { clients, took }));
@@ -109,7 +114,7 @@ impl ReadClients for LinuxClients {
         };
         let ask = |socket: &mut Socket| request.ask_while(socket, || goes_on.get(), visit);
         match self.with_socket(ask, |answer| *answer != Ok(Taken::Part))? {
-            Ok(taken) => all.torn = taken != Taken::All,
+            Ok(taken) => all.torn = taken != Taken::All || twice,
             // There is no map, or no longer.
             Err(NOT_THERE) => all.torn = true,
             Err(errno) => return Err(unexpected("read the clients", errno)),
@@ -118,6 +123,47 @@ impl ReadClients for LinuxClients {
     }
 }
 
+/// Tells whether a client came before, by a hash of 64 bits: two that have the same cost one more look.
+#[derive(Debug, Default)]
+struct Seen {
+    hasher: RandomState,
+    hashes: HashSet<u64>,
+}
+
+impl Seen {
+    fn is_new(&mut self, client: &Remembered) -> bool {
+        let Remembered { client, destination, protocol, port, .. } = client;
+        self.hashes.insert(self.hasher.hash_one((client, destination, protocol, port)))
+    }
+}
+
 fn texts() -> [(u16, &'static str); 2] {
     [(uapi::NFTA_TABLE, TABLE), (uapi::NFTA_NAME, SetName::Affinity.as_str())]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::num::NonZeroU16;
+
+    use super::*;
+    use crate::model::Protocol;
+    use crate::ruleset::frontend::Backend;
+
+    #[test]
+    fn a_client_that_comes_twice_is_noticed_wherever_it_is_sent() {
+        let port = NonZeroU16::MIN;
+        let client = |last| Remembered {
+            client: Ipv4Addr::new(10, 0, 0, last).into(),
+            destination: Ipv4Addr::LOCALHOST.into(),
+            protocol: Protocol::Tcp,
+            port,
+            backend: Backend { address: Ipv4Addr::LOCALHOST.into(), port },
+        };
+        let mut seen = Seen::default();
+        assert!((1..=250).all(|last| seen.is_new(&client(last))));
+        let elsewhere = Backend { address: Ipv4Addr::BROADCAST.into(), port };
+        assert!(!seen.is_new(&Remembered { backend: elsewhere, ..client(9) }));
+        assert!(seen.is_new(&Remembered { protocol: Protocol::Udp, ..client(9) }));
+    }
 }

@@ -466,20 +466,24 @@ impl Kernel for LinuxKernel {
         let mut clients = BTreeMap::new();
         let mut complete = false;
         while !complete && Instant::now() < until {
+            let mut seen = BTreeSet::new();
+            let mut twice = false;
             // What is not read of a dump goes with its socket.
             let answer = request.ask_while(
                 &mut open()?,
                 || Instant::now() < until,
                 |message| {
-                    // While the kernel resizes a hash table it may show an element twice.
                     for kept in decode::kept(message, family, &set).filter(|kept| wanted(&kept.client)) {
                         let Remembered { client, destination, protocol, port, .. } = kept.client;
-                        clients.insert((client, destination, protocol, port), kept);
+                        let key = (client, destination, protocol, port);
+                        // While the kernel resizes a hash table it may show an element twice, and another one not at all.
+                        twice |= !seen.insert(key);
+                        clients.insert(key, kept);
                     }
                 },
             )?;
             complete = match answer {
-                Ok(taken) => taken == Taken::All,
+                Ok(taken) => taken == Taken::All && !twice,
                 Err(NOT_THERE) => true,
                 Err(errno) => return Err(unexpected("read the clients", errno)),
             };
