@@ -109,6 +109,10 @@ pub struct NodeArgs {
     /// This node's name, instead of hostnameOverride in the configuration or the host name
     #[arg(long, value_name = "NAME")]
     pub hostname_override: Option<String>,
+    /// Serve only Services whose label service.kubernetes.io/service-proxy-name is NAME, in tables of their own, beside the
+    /// kube-proxy that serves all others; its ports are left to it
+    #[arg(long, value_name = "NAME")]
+    pub service_proxy_name: Option<String>,
     /// URL of the API server, instead of that in the kubeconfig
     #[arg(long, value_name = "URL")]
     pub master: Option<String>,
@@ -148,8 +152,11 @@ pub struct CheckConfigArgs {
 #[derive(Debug, Clone, Args)]
 pub struct CleanupArgs {
     /// Remove what kube-proxy has left instead, in all of its modes, and nothing of nftproxyd or of others
-    #[arg(long)]
+    #[arg(long, conflicts_with = "service_proxy_name")]
     pub kube_proxy: bool,
+    /// Remove the tables of a proxy with this name instead
+    #[arg(long, value_name = "NAME")]
+    pub service_proxy_name: Option<String>,
 }
 
 /// Options of `status`.
@@ -158,9 +165,13 @@ pub struct StatusArgs {
     /// How to print it
     #[arg(short = 'o', long, value_enum, default_value_t = Output::Table)]
     pub output: Output,
-    /// Where the daemon serves /metrics, to be asked for its health
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:10249")]
-    pub metrics_bind_address: SocketAddr,
+    /// Of a proxy with this name
+    #[arg(long, value_name = "NAME")]
+    pub service_proxy_name: Option<String>,
+    /// Where the daemon serves /metrics, to be asked for its health [default: 127.0.0.1:10249, or 127.0.0.1:10349 of a
+    /// proxy with a name]
+    #[arg(long, value_name = "IP:PORT")]
+    pub metrics_bind_address: Option<SocketAddr>,
 }
 
 /// How something is printed.
@@ -185,6 +196,7 @@ impl NodeArgs {
         Overrides {
             hostname_override: self.hostname_override.clone(),
             master: self.master.clone(),
+            service_proxy_name: self.service_proxy_name.clone(),
             manifests,
             flags: self.fields.0.clone(),
         }
@@ -254,6 +266,7 @@ impl RunArgs {
             ("master", self.node.master.as_deref().map(shown)),
             ("table-owner", owner.and_then(|owner| Some(owner.to_possible_value()?.get_name().to_owned()))),
             ("take-over", switch(self.take_over)),
+            ("service-proxy-name", self.node.service_proxy_name.clone()),
             ("init-only", switch(self.init_only)),
             ("version", self.version.clone()),
         ];
@@ -307,11 +320,17 @@ mod tests {
         assert!(!args.cleanup && !args.init_only && args.version.is_none());
         assert!(run("nftproxyd run --manifests d").manifests.is_some());
         assert!(matches!(parse("nftproxyd"), Command::Run(_)));
-        assert!(matches!(parse("nftproxyd cleanup"), Command::Cleanup(CleanupArgs { kube_proxy: false })));
+        assert!(matches!(
+            parse("nftproxyd cleanup"),
+            Command::Cleanup(CleanupArgs { kube_proxy: false, service_proxy_name: None })
+        ));
         assert!(matches!(parse("nftproxyd render --manifests d"), Command::Render(_)));
         assert!(matches!(parse("nftproxyd status -o json"), Command::Status(StatusArgs { output: Output::Json, .. })));
         assert!(matches!(parse("nftproxyd check-config f"), Command::CheckConfig(_)));
-        assert!(matches!(parse("nftproxyd cleanup --kube-proxy"), Command::Cleanup(CleanupArgs { kube_proxy: true })));
+        assert!(matches!(
+            parse("nftproxyd cleanup --kube-proxy"),
+            Command::Cleanup(CleanupArgs { kube_proxy: true, .. })
+        ));
         assert!(run("nftproxyd --config=f --take-over").take_over && run("nftproxyd run --take-over").take_over);
         assert!(!run("nftproxyd").take_over && !run("nftproxyd --take-over=false").take_over);
         assert!(run("nftproxyd --cleanup").cleanup && !run("nftproxyd --cleanup=false").cleanup);

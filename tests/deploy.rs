@@ -229,6 +229,8 @@ fn the_patches_for_kubeadm_change_the_image_and_nothing_of_the_command_line() {
         (&["take-over", "swap-back"], theirs.as_str(), "clean-nftproxyd"),
         (&["swap-image", "swap-back", "take-over"], ours, ""),
         (&["take-over", "swap-image"], ours, ""),
+        (&["take-over", "swap-back", "back-done"], &theirs, ""),
+        (&["take-over", "swap-back", "back-done", "take-over"], ours, ""),
     ] {
         let (_, pod) = kubeadm_after(patches);
         assert_eq!((image(&pod).as_str(), first(&pod).as_str()), (expected_image, expected_first), "{patches:?}");
@@ -246,10 +248,10 @@ fn the_patches_for_kubeadm_change_the_image_and_nothing_of_the_command_line() {
             assert!(volumes.contains(&mount.name.as_str()), "{patches:?}: {}", mount.name);
         }
     }
-    // The way back ends where it began, but for the container that cleans.
-    let (mut back, _) = kubeadm_after(&["swap-image", "swap-back"]);
+    // The way back ends where it began.
+    let (mut back, _) = kubeadm_after(&["swap-image", "swap-back", "back-done"]);
     let pod = back["spec"]["template"]["spec"].as_mapping_mut().expect("an object");
-    assert!(pod.remove("initContainers").is_some());
+    assert_eq!(pod.remove("initContainers"), Some(Value::Sequence(Vec::new())));
     assert_eq!(back, original);
 }
 
@@ -327,4 +329,41 @@ fn the_unit_reloads_by_a_signal_that_the_manual_knows() {
     let signal = signal.expect("by a signal to the daemon");
     let manual = read("man/nftproxyd.8");
     assert!(manual.contains(&format!(".It Dv SIG{signal}\nRead the configuration file again")), "{signal}");
+}
+
+/// The DaemonSet of a trial serves what is labelled for it, and leaves kube-proxy's ports to kube-proxy.
+#[test]
+fn a_trial_has_a_name_and_ports_of_its_own() {
+    let kustomization: Value = object(&read(&format!("{KUBERNETES}/components/trial/kustomization.yaml")));
+    let patch: Value = object(kustomization["patches"][0]["patch"].as_str().expect("a text"));
+    let patch = serde_json::to_value(patch).expect("JSON");
+    let base: Value = object(&read(&format!("{KUBERNETES}/base/daemonset.yaml")));
+    let mut daemon_set = serde_json::to_value(base).expect("JSON");
+    for change in patch.as_array().expect("a list") {
+        let path = change["path"].as_str().expect("a path");
+        match path.strip_suffix("/-") {
+            Some(list) => {
+                let list = daemon_set.pointer_mut(list).and_then(|list| list.as_array_mut()).expect(path);
+                list.push(change["value"].clone());
+            }
+            None => *daemon_set.pointer_mut(path).expect(path) = change["value"].clone(),
+        }
+    }
+    let pod = pod_of(serde_json::from_value(daemon_set).expect("a DaemonSet"));
+    let args = pod.containers[0].args.clone().expect("arguments");
+    let name = args.iter().find_map(|arg| arg.strip_prefix("--service-proxy-name="));
+    let overrides = Overrides {
+        hostname_override: Some("node-1".to_owned()),
+        service_proxy_name: name.map(str::to_owned),
+        ..Overrides::default()
+    };
+    let file = in_repository(&format!("{KUBERNETES}/base/config/config.conf"));
+    let config = config::load(Some(&file), &overrides).expect("it can be used").config;
+    assert_eq!(config.service_proxy_name.as_deref(), Some("trial"));
+    let ports: Vec<_> =
+        pod.containers[0].ports.iter().flatten().map(|port| (port.name.as_deref(), port.container_port)).collect();
+    let health = config.healthz_bind_address.expect("it is served").port();
+    let expected =
+        [(Some("healthz"), i32::from(health)), (Some("metrics"), i32::from(config.metrics_bind_address.port()))];
+    assert_eq!(ports, expected);
 }

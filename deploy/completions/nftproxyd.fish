@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_nftproxyd_global_optspecs
-    string join \n manifests= config= hostname-override= master= v/v= vmodule= logging-format= log-flush-frequency= log-text-split-stream= log-json-split-stream= log-text-info-buffer-size= log-json-info-buffer-size= feature-gates= kubeconfig= kube-api-content-type= kube-api-qps= kube-api-burst= bind-address= healthz-bind-address= metrics-bind-address= healthz-port= metrics-port= bind-address-hard-fail= profiling= show-hidden-metrics-for-version= proxy-mode= iptables-masquerade-bit= masquerade-all= iptables-localhost-nodeports= iptables-sync-period= iptables-min-sync-period= ipvs-sync-period= ipvs-min-sync-period= ipvs-scheduler= ipvs-exclude-cidrs= ipvs-strict-arp= ipvs-tcp-timeout= ipvs-tcpfin-timeout= ipvs-udp-timeout= detect-local-mode= pod-bridge-interface= pod-interface-name-prefix= cluster-cidr= nodeport-addresses= oom-score-adj= conntrack-max-per-core= conntrack-min= conntrack-tcp-timeout-established= conntrack-tcp-timeout-close-wait= conntrack-tcp-be-liberal= conntrack-udp-timeout= conntrack-udp-timeout-stream= config-sync-period= boot-id-file= machine-id-file= write-config-to= take-over= table-owner= init-only= cleanup= V/version= h/help
+    string join \n manifests= config= hostname-override= service-proxy-name= master= v/v= vmodule= logging-format= log-flush-frequency= log-text-split-stream= log-json-split-stream= log-text-info-buffer-size= log-json-info-buffer-size= feature-gates= kubeconfig= kube-api-content-type= kube-api-qps= kube-api-burst= bind-address= healthz-bind-address= metrics-bind-address= healthz-port= metrics-port= bind-address-hard-fail= profiling= show-hidden-metrics-for-version= proxy-mode= iptables-masquerade-bit= masquerade-all= iptables-localhost-nodeports= iptables-sync-period= iptables-min-sync-period= ipvs-sync-period= ipvs-min-sync-period= ipvs-scheduler= ipvs-exclude-cidrs= ipvs-strict-arp= ipvs-tcp-timeout= ipvs-tcpfin-timeout= ipvs-udp-timeout= detect-local-mode= pod-bridge-interface= pod-interface-name-prefix= cluster-cidr= nodeport-addresses= oom-score-adj= conntrack-max-per-core= conntrack-min= conntrack-tcp-timeout-established= conntrack-tcp-timeout-close-wait= conntrack-tcp-be-liberal= conntrack-udp-timeout= conntrack-udp-timeout-stream= config-sync-period= boot-id-file= machine-id-file= write-config-to= take-over= table-owner= init-only= cleanup= V/version= h/help
 end
 
 function __fish_nftproxyd_needs_command
@@ -27,6 +27,7 @@ end
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l manifests -d 'Proxy what the manifests in DIR say (*.yaml, *.yml, *.json) and follow their changes, instead of a cluster' -r -F
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l config -d 'A KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1)' -r -F
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l hostname-override -d 'This node\'s name, instead of hostnameOverride in the configuration or the host name' -r
+complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l service-proxy-name -d 'Serve only Services whose label service.kubernetes.io/service-proxy-name is NAME, in tables of their own, beside the kube-proxy that serves all others; its ports are left to it' -r
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l master -d 'URL of the API server, instead of that in the kubeconfig' -r
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -s v -l v -d 'Say more in the log: 2 for each sync, 5 for each transaction' -r
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l vmodule -d 'No effect' -r
@@ -101,6 +102,7 @@ complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -f -a "help" -d 'Print
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l manifests -d 'Proxy what the manifests in DIR say (*.yaml, *.yml, *.json) and follow their changes, instead of a cluster' -r -F
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l config -d 'A KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1)' -r -F
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l hostname-override -d 'This node\'s name, instead of hostnameOverride in the configuration or the host name' -r
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l service-proxy-name -d 'Serve only Services whose label service.kubernetes.io/service-proxy-name is NAME, in tables of their own, beside the kube-proxy that serves all others; its ports are left to it' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l master -d 'URL of the API server, instead of that in the kubeconfig' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -s v -l v -d 'Say more in the log: 2 for each sync, 5 for each transaction' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l vmodule -d 'No effect' -r
@@ -168,6 +170,7 @@ complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -s h -l help -d
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l manifests -d 'The folder of manifests' -r -F
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l config -d 'A KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1)' -r -F
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l hostname-override -d 'This node\'s name, instead of hostnameOverride in the configuration or the host name' -r
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l service-proxy-name -d 'Serve only Services whose label service.kubernetes.io/service-proxy-name is NAME, in tables of their own, beside the kube-proxy that serves all others; its ports are left to it' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l master -d 'URL of the API server, instead of that in the kubeconfig' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -s v -l v -d 'Say more in the log: 2 for each sync, 5 for each transaction' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l vmodule -d 'No effect' -r
@@ -224,6 +227,7 @@ complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -s h -l help
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand check-config" -s h -l help -d 'Print help'
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l config -d 'A KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1)' -r -F
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l hostname-override -d 'This node\'s name, instead of hostnameOverride in the configuration or the host name' -r
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l service-proxy-name -d 'Serve only Services whose label service.kubernetes.io/service-proxy-name is NAME, in tables of their own, beside the kube-proxy that serves all others; its ports are left to it' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l master -d 'URL of the API server, instead of that in the kubeconfig' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -s v -l v -d 'Say more in the log: 2 for each sync, 5 for each transaction' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l vmodule -d 'No effect' -r
@@ -279,8 +283,10 @@ complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l machine-i
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -s h -l help -d 'Print help'
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -s o -l output -d 'How to print it' -r -f -a "table\t'For people'
 json\t'For programs'"
-complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -l metrics-bind-address -d 'Where the daemon serves /metrics, to be asked for its health' -r
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -l service-proxy-name -d 'Of a proxy with this name' -r
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -l metrics-bind-address -d 'Where the daemon serves /metrics, to be asked for its health [default: 127.0.0.1:10249, or 127.0.0.1:10349 of a proxy with a name]' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand cleanup" -l service-proxy-name -d 'Remove the tables of a proxy with this name instead' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand cleanup" -l kube-proxy -d 'Remove what kube-proxy has left instead, in all of its modes, and nothing of nftproxyd or of others'
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand cleanup" -s h -l help -d 'Print help'
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status cleanup help" -f -a "run" -d 'Proxy the Services of a cluster, or of a folder of manifests, until stopped; the rules stay when it stops'

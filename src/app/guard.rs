@@ -7,6 +7,7 @@ use tracing::{info, warn};
 
 use crate::errors;
 use crate::nftables::{Guard, NoGuard};
+use crate::ruleset::names::TableName;
 
 /// How often it is tried in the beginning: whoever served before takes its guard along when it ends, which can be a moment
 /// after it has given up the right to serve.
@@ -20,16 +21,16 @@ const LATER: Duration = Duration::from_secs(2);
 /// be had that is said, once for each reason, and it is tried again.
 ///
 /// What the kernel needs for it, milliseconds, others of this thread wait for.
-pub(super) async fn stand(wanted: bool) {
+pub(super) async fn stand(table: TableName, wanted: bool) {
     if !wanted {
         return std::future::pending().await;
     }
     let mut said = None;
     let mut soon = AT_FIRST;
     loop {
-        match Guard::new() {
+        match Guard::new(table) {
             Ok(guard) => {
-                info!("tables {} keep open connections translated while others flush tables", Guard::TABLE);
+                info!("tables {} keep open connections translated while others flush tables", table.guard());
                 let _guard = guard;
                 return std::future::pending().await;
             }

@@ -23,9 +23,7 @@ use tracing::{info, warn};
 
 use super::service_manager;
 use crate::printable::printable;
-
-/// The name, which is that of the tables.
-const NAME: &str = "nftproxyd";
+use crate::ruleset::names::TableName;
 
 /// How long the answer of a holder is waited for.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -56,6 +54,7 @@ pub(super) struct Identity {
 /// Who has the name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Holder {
+    table: TableName,
     /// `None` where it is in another pid namespace.
     pid: Option<i32>,
     /// `None` where it does not answer, or not as a daemon does.
@@ -72,8 +71,10 @@ impl fmt::Display for Holder {
                     "another nftproxyd (pid {pid}, version {version}) serves this node as {node} since {since:.0}"
                 )
             }
-            (None, Some(pid)) => write!(f, "another process (pid {pid}) holds the socket @{NAME}, and does not answer"),
-            (None, None) => write!(f, "another process holds the socket @{NAME}, and does not answer"),
+            (None, Some(pid)) => {
+                write!(f, "another process (pid {pid}) holds the socket @{}, and does not answer", self.table)
+            }
+            (None, None) => write!(f, "another process holds the socket @{}, and does not answer", self.table),
         }
     }
 }
@@ -86,8 +87,9 @@ pub(super) struct Instance {
     identity: Identity,
 }
 
-fn name() -> io::Result<SocketAddr> {
-    SocketAddr::from_abstract_name(NAME)
+/// The name of the socket is that of the tables.
+fn name(table: TableName) -> io::Result<SocketAddr> {
+    SocketAddr::from_abstract_name(table.as_str())
 }
 
 /// Takes the name, waiting for its holder to end. Says once of each holder that it is waited for. Has to be given up
@@ -95,10 +97,10 @@ fn name() -> io::Result<SocketAddr> {
 ///
 /// # Errors
 /// The kernel has no unix sockets, or no descriptor can be had.
-pub(super) async fn acquire(node: &str) -> anyhow::Result<Instance> {
+pub(super) async fn acquire(table: TableName, node: &str) -> anyhow::Result<Instance> {
     let mut said = None;
     loop {
-        match net::UnixListener::bind_addr(&name()?) {
+        match net::UnixListener::bind_addr(&name(table)?) {
             Ok(listener) => {
                 if said.is_some() {
                     info!("it has ended; this one serves now");
@@ -108,7 +110,7 @@ pub(super) async fn acquire(node: &str) -> anyhow::Result<Instance> {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
             Err(error) => return Err(error).context("cannot have the unix socket by which one daemon serves a node"),
         }
-        let Ok((mut stream, holder, may_serve)) = ask().await else {
+        let Ok((mut stream, holder, may_serve)) = ask(table).await else {
             // It ended just now, or takes no more connections.
             sleep(AGAIN / 10).await;
             continue;
@@ -133,15 +135,15 @@ pub(super) async fn acquire(node: &str) -> anyhow::Result<Instance> {
 }
 
 /// Who serves this network namespace, if anybody does and it can be known.
-pub(super) fn serving() -> Option<Holder> {
+pub(super) fn serving(table: TableName) -> Option<Holder> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
-    let (_, holder, may_serve) = runtime.block_on(ask()).ok()?;
+    let (_, holder, may_serve) = runtime.block_on(ask(table)).ok()?;
     may_serve.then_some(holder)
 }
 
 /// Connects to the holder. Returns what it is, and whether it may be a daemon.
-async fn ask() -> io::Result<(UnixStream, Holder, bool)> {
-    let stream = net::UnixStream::connect_addr(&name()?)?;
+async fn ask(table: TableName) -> io::Result<(UnixStream, Holder, bool)> {
+    let stream = net::UnixStream::connect_addr(&name(table)?)?;
     stream.set_nonblocking(true)?;
     let stream = UnixStream::from_std(stream)?;
     let peer = stream.peer_cred()?;
@@ -152,7 +154,7 @@ async fn ask() -> io::Result<(UnixStream, Holder, bool)> {
     let mut line = String::new();
     let answer = timeout(PATIENCE, reader.read_line(&mut line)).await;
     let identity = if matches!(answer, Ok(Ok(1..))) { serde_json::from_str(&line).ok() } else { None };
-    Ok((reader.into_inner().into_inner(), Holder { pid, identity }, may_serve))
+    Ok((reader.into_inner().into_inner(), Holder { table, pid, identity }, may_serve))
 }
 
 /// Whether a process has `CAP_NET_ADMIN`, as far as /proc says.
@@ -211,14 +213,14 @@ mod tests {
     #[test]
     fn one_has_the_name_and_the_next_follows_at_its_end() {
         in_network_namespace_async(async || {
-            let first = acquire("node-a").await.expect("the name is free");
+            let first = acquire(TableName::NODE, "node-a").await.expect("the name is free");
             let telling = tokio::spawn(async move { first.tell().await });
-            let (mut stream, holder, may_serve) = ask().await.expect("it answers");
+            let (mut stream, holder, may_serve) = ask(TableName::NODE).await.expect("it answers");
             let text = holder.to_string();
             let pid = std::process::id();
             assert!(may_serve && text.starts_with(&format!("another nftproxyd (pid {pid}, version ")), "{text}");
             assert!(text.contains("serves this node as node-a since 2"), "{text}");
-            let second = tokio::spawn(acquire("node-a"));
+            let second = tokio::spawn(acquire(TableName::NODE, "node-a"));
             sleep(Duration::from_millis(100)).await;
             assert!(!second.is_finished(), "two have it");
             telling.abort();
@@ -230,9 +232,9 @@ mod tests {
     #[test]
     fn who_does_not_answer_is_waited_for_and_many_have_an_answer() {
         in_network_namespace_async(async || {
-            let silent = net::UnixListener::bind_addr(&name().expect("a name")).expect("free");
-            let next = tokio::spawn(acquire("node-a"));
-            let (_, holder, may_serve) = ask().await.expect("there is a holder");
+            let silent = net::UnixListener::bind_addr(&name(TableName::NODE).expect("a name")).expect("free");
+            let next = tokio::spawn(acquire(TableName::NODE, "node-a"));
+            let (_, holder, may_serve) = ask(TableName::NODE).await.expect("there is a holder");
             assert!(may_serve && holder.identity.is_none(), "{holder}");
             assert!(holder.to_string().contains("holds the socket @nftproxyd, and does not answer"), "{holder}");
             assert!(!next.is_finished());
@@ -241,7 +243,7 @@ mod tests {
             tokio::spawn(async move { instance.tell().await });
             let mut kept = Vec::new();
             for number in 0..2 * WAITING {
-                let (stream, holder, _) = ask().await.expect("there is a holder");
+                let (stream, holder, _) = ask(TableName::NODE).await.expect("there is a holder");
                 assert!(holder.identity.is_some(), "number {number}");
                 kept.push(stream);
             }
@@ -260,7 +262,7 @@ mod tests {
         let identity = serde_json::from_str(
             "{\"pid\":1,\"version\":\"1\\n2\",\"node\":\"a\\u001b[2J\",\"since\":\"2026-01-01T00:00:00Z\"}",
         );
-        let holder = Holder { pid: None, identity: Some(identity.expect("JSON")) };
+        let holder = Holder { table: TableName::NODE, pid: None, identity: Some(identity.expect("JSON")) };
         assert!(!holder.to_string().contains(['\n', '\u{1b}']), "{holder}");
     }
 }

@@ -25,6 +25,7 @@ use crate::cli::{Command, NodeArgs};
 use crate::config::{self, Config, Loaded};
 use crate::logging;
 use crate::model::{Family, PerFamily};
+use crate::ruleset::names::TableName;
 use crate::source::convert::{Converter, Options};
 use crate::sync::Facts;
 
@@ -46,7 +47,7 @@ pub fn main(command: Command) -> anyhow::Result<()> {
         Command::Doctor(args) => one_shot::doctor(&args),
         Command::Status(args) => one_shot::status(&args),
         Command::Cleanup(args) if args.kube_proxy => one_shot::clean_up_after_kube_proxy(),
-        Command::Cleanup(_) => one_shot::cleanup(),
+        Command::Cleanup(args) => one_shot::cleanup(args.service_proxy_name.as_deref()),
     }
 }
 
@@ -76,12 +77,22 @@ fn with_warnings(loaded: Loaded) -> Loaded {
 }
 
 fn converter(config: &Config) -> Arc<Converter> {
-    let options = Options { node_name: config.node_name.clone(), allow_external_ips: config.allow_external_ips };
+    let options = Options {
+        node_name: config.node_name.clone(),
+        allow_external_ips: config.allow_external_ips,
+        service_proxy_name: config.service_proxy_name.clone(),
+    };
     Arc::new(Converter::new(options))
+}
+
+/// The tables of a proxy with this name, or of the one that serves the node.
+fn table(service_proxy_name: Option<&str>) -> TableName {
+    service_proxy_name.map_or(TableName::NODE, TableName::of_proxy)
 }
 
 fn facts(config: &Config) -> Facts {
     Facts {
+        table: table(config.service_proxy_name.as_deref()),
         detect_local: config.detect_local.clone(),
         node_ports: config.node_port_addresses.clone(),
         masquerade_bit: config.masquerade_bit,

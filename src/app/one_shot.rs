@@ -1,22 +1,23 @@
 //! What is over at once: subcommands and flags that print or write something and end.
 
 use std::io::{self, Write};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use anyhow::Context;
 
 use crate::cli::{NodeArgs, Output, StatusArgs};
-use crate::config::{self, Config, Logging, Overrides, Source, effective};
+use crate::config::{self, Config, Logging, METRICS_PORT, METRICS_PORT_BESIDE, Overrides, Source, effective};
 use crate::leftovers::{self, Outcome, Remaining};
 use crate::nftables::LinuxKernel;
-use crate::ruleset::names::TABLE;
+use crate::ruleset::names::TableName;
 use crate::source::kube::{self, ConnectError};
 use crate::{doctor, logging, status, yaml};
 
 /// `nftproxyd cleanup` and `--cleanup`.
-pub(super) fn cleanup() -> anyhow::Result<()> {
+pub(super) fn cleanup(service_proxy_name: Option<&str>) -> anyhow::Result<()> {
     logging::init(Logging::default());
-    super::cleanup::cleanup()
+    super::cleanup::cleanup(super::table(service_proxy_name))
 }
 
 /// The bit of packets' marks that tables of ours will use where there are none yet: that of `masqueradeBit`'s default.
@@ -25,7 +26,7 @@ const USUAL_MARK: u32 = 1 << 14;
 /// `nftproxyd cleanup --kube-proxy`.
 pub(super) fn clean_up_after_kube_proxy() -> anyhow::Result<()> {
     logging::init(Logging::default());
-    let mark = leftovers::installed_mark(TABLE).unwrap_or(USUAL_MARK);
+    let mark = leftovers::installed_mark(TableName::NODE.as_str()).unwrap_or(USUAL_MARK);
     let Outcome { removed, kept, remains, dropping } = leftovers::remove(Path::new("/"), mark);
     let mut text: String = removed.iter().map(|what| format!("removed {what}\n")).collect();
     if removed.is_empty() && kept.is_empty() && remains.is_empty() {
@@ -94,12 +95,15 @@ pub(super) fn doctor(args: &NodeArgs) -> anyhow::Result<()> {
 
 /// `nftproxyd status`.
 pub(super) fn status(args: &StatusArgs) -> anyhow::Result<()> {
-    let mut kernel = LinuxKernel::open()?;
+    let table = super::table(args.service_proxy_name.as_deref());
+    let mut kernel = LinuxKernel::of(table)?;
     let families = kernel.tables()?;
+    let port = if table == TableName::NODE { METRICS_PORT } else { METRICS_PORT_BESIDE };
+    let address = args.metrics_bind_address.unwrap_or_else(|| SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
-    let daemon = runtime.block_on(status::ask(args.metrics_bind_address));
+    let daemon = runtime.block_on(status::ask(address));
     // A daemon that has no table yet says what it waits for.
-    let no_table = || anyhow::anyhow!("there is no table of nftproxyd: nothing is proxied on this node");
+    let no_table = || anyhow::anyhow!("there is no table {table}: nothing is proxied on this node");
     if families.is_empty() && daemon.is_err() {
         return Err(no_table());
     }

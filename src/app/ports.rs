@@ -97,6 +97,7 @@ mod tests {
     use super::*;
     use crate::health::{Moment, State};
     use crate::model::Family;
+    use crate::ruleset::names::TableName;
     use crate::testing::http::request;
     use crate::testing::in_network_namespace_async;
 
@@ -109,7 +110,7 @@ mod tests {
             let taken = http::bind(address).expect("free");
             let (events, mut notices) = Events::channel();
             let health_address = ADDRESS.parse().map(Awaited::HealthPort).expect("an address");
-            let readiness = Readiness::new([health_address, Awaited::MetricsPort(address)]);
+            let readiness = Readiness::new(TableName::NODE, [health_address, Awaited::MetricsPort(address)]);
             let bind_policy = BindPolicy { hard_fail: true, events, readiness: readiness.clone() };
             let status = || unreachable!("nobody asks");
             let metrics = Arc::new(Metrics::new());

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::info;
 
 use crate::model::{Family, Kind};
-use crate::ruleset::names::TABLE;
+use crate::ruleset::names::TableName;
 use crate::ruleset::text;
 use crate::sync::Standing;
 
@@ -30,7 +30,7 @@ pub(super) enum Awaited {
     /// The first list of a kind that is complete.
     FirstList(Kind),
     /// A family's table is in line, but perhaps for Services that the kernel refuses.
-    Table(Family),
+    Table(TableName, Family),
     /// `--take-over` has done what it does.
     TakeOver,
     /// The health port is open, at this address.
@@ -53,7 +53,7 @@ impl fmt::Display for Awaited {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Awaited::FirstList(kind) => write!(f, "the first list of {kind}s"),
-            Awaited::Table(family) => write!(f, "table {} {TABLE}", text::family(*family)),
+            Awaited::Table(name, family) => write!(f, "table {}", text::table(*name, *family)),
             Awaited::TakeOver => f.write_str("the take-over from kube-proxy"),
             Awaited::HealthPort(address) => write!(f, "the health port {address}"),
             Awaited::MetricsPort(address) => write!(f, "the metrics port {address}"),
@@ -109,55 +109,58 @@ impl Waits {
 /// What is still awaited, shared. Those who bring it about say that it has come; one that ends without a word is awaited
 /// for ever, so that a panic or the end of the process is not taken for its coming.
 #[derive(Debug, Clone)]
-pub(super) struct Readiness(Arc<watch::Sender<Waits>>);
+pub(super) struct Readiness {
+    waits: Arc<watch::Sender<Waits>>,
+    table: TableName,
+}
 
 impl Readiness {
-    /// Of a start that waits for all lists, all tables and `others`. All that there is to wait for is known from the
+    /// Of a start that waits for all lists, the tables of this name and `others`. All that there is to wait for is known from the
     /// first moment: what comes early makes nothing ready.
-    pub(super) fn new(others: impl IntoIterator<Item = Awaited>) -> Readiness {
+    pub(super) fn new(table: TableName, others: impl IntoIterator<Item = Awaited>) -> Readiness {
         let lists = Kind::ALL.into_iter().map(Awaited::FirstList);
-        let tables = Family::ALL.into_iter().map(Awaited::Table);
-        Readiness(Arc::new(watch::Sender::new(Waits::new(lists.chain(tables).chain(others)))))
+        let tables = Family::ALL.into_iter().map(|family| Awaited::Table(table, family));
+        Readiness { waits: Arc::new(watch::Sender::new(Waits::new(lists.chain(tables).chain(others)))), table }
     }
 
     /// It has come.
     pub(super) fn comes(&self, awaited: Awaited) {
-        self.0.send_if_modified(|waits| waits.comes(awaited));
+        self.waits.send_if_modified(|waits| waits.comes(awaited));
     }
 
     /// It has not come yet, or is lost again, for this reason if there is one.
     pub(super) fn awaits(&self, awaited: Awaited, reason: Option<&str>) {
-        self.0.send_if_modified(|waits| waits.awaits(awaited, reason));
+        self.waits.send_if_modified(|waits| waits.awaits(awaited, reason));
     }
 
     /// The tables stand like this. All at once: one that comes as another is lost completes nothing.
     pub(super) fn tables<'a>(&self, standing: impl Fn(Family) -> Standing<'a>) {
-        self.0.send_if_modified(|waits| {
+        self.waits.send_if_modified(|waits| {
             let (come, lost): (Vec<Family>, _) =
                 Family::ALL.into_iter().partition(|family| standing(*family).is_in_line());
             let mut news = false;
             for family in lost {
                 let reason = if let Standing::Failing(reason) = standing(family) { Some(reason) } else { None };
-                news |= waits.awaits(Awaited::Table(family), reason);
+                news |= waits.awaits(Awaited::Table(self.table, family), reason);
             }
-            come.into_iter().for_each(|family| news |= waits.comes(Awaited::Table(family)));
+            come.into_iter().for_each(|family| news |= waits.comes(Awaited::Table(self.table, family)));
             news
         });
     }
 
     /// All that is awaited, in words, also what holds up nothing.
     pub(super) fn awaited(&self) -> Vec<String> {
-        self.0.borrow().named(|_| true)
+        self.waits.borrow().named(|_| true)
     }
 
     /// What holds it up, in words: nothing, from the moment on when the proxy is ready.
     pub(super) fn held_up_by(&self) -> Vec<String> {
-        self.0.borrow().named(Awaited::holds_up)
+        self.waits.borrow().named(Awaited::holds_up)
     }
 
     /// Calls `ready` when nothing holds it up any more, and logs from time to time what is awaited. Ends when nothing is.
     pub(super) async fn follow(self, ready: impl FnOnce()) {
-        let mut waits = self.0.subscribe();
+        let mut waits = self.waits.subscribe();
         let mut ready = Some(ready);
         let (mut next, mut pause) = (Instant::now() + FIRST_WORD, PAUSE);
         loop {

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use clap::CommandFactory;
 use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -24,7 +25,7 @@ use super::reload::{self, File, follow};
 use super::signals::Signals;
 use super::{converter, daemon_configuration, facts, guard, instance, one_shot, service_manager, take_over};
 use crate::addresses;
-use crate::cli::RunArgs;
+use crate::cli::{Cli, RunArgs};
 use crate::config::{Config, Loaded, Source};
 use crate::events::{self, Events, Notice};
 use crate::health::{self, Health, Moment};
@@ -32,7 +33,9 @@ use crate::metrics::Metrics;
 use crate::model::{Family, PerFamily};
 use crate::nftables::{Heard, LinuxClients, LinuxKernel, Monitor};
 use crate::ruleset::base::OWN_PRIORITY;
+use crate::ruleset::names::TableName;
 use crate::ruleset::text;
+use crate::source::kube::ConnectError;
 use crate::source::{Bypass, Exchange, Following, file, kube};
 use crate::sync::{self, Engine, Inputs, Reader, Told};
 use crate::{sysctl, threads};
@@ -58,7 +61,7 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
         None | Some(_) => {}
     }
     if args.cleanup {
-        return one_shot::cleanup();
+        return one_shot::cleanup(args.node.service_proxy_name.as_deref());
     }
     let Loaded { config, text, .. } = daemon_configuration(&args.node, args.manifests.clone())?;
     if config.logging.verbosity >= 1 {
@@ -70,8 +73,22 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
     if let Some(file) = &args.write_config_to {
         return one_shot::write_config(&config, file);
     }
+    let table = super::table(config.service_proxy_name.as_deref());
+    anyhow::ensure!(
+        table == TableName::NODE || !args.take_over,
+        "--take-over: not with a service proxy name: the kube-proxy that serves the other Services keeps its rules"
+    );
+    if let Source::Api { kubeconfig, master } = &config.source
+        && let Err(error) = kube::describe(kubeconfig, master.as_deref())
+    {
+        // Before anything on the node is changed, and before anything but that is looked for.
+        if matches!(error, ConnectError::NotInCluster(_)) && std::env::args_os().len() == 1 {
+            <Cli as CommandFactory>::command().print_help().context("cannot write")?;
+        }
+        return Err(error.into());
+    }
     info!(version = env!("CARGO_PKG_VERSION"), node = %config.node_name, "nftproxyd starts");
-    let mut kernel = LinuxKernel::open()?;
+    let mut kernel = LinuxKernel::of(table)?;
     kernel.probe()?;
     let ownership = Ownership::new(args.table_owner, &mut kernel)?;
     if args.init_only {
@@ -90,10 +107,12 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
         let (mut signals, hangups) = Signals::listen()?;
         // Before anything on the node is changed: another daemon may serve it.
         let instance = tokio::select! {
-            instance = instance::acquire(&config.node_name) => instance?,
+            instance = instance::acquire(table, &config.node_name) => instance?,
             () = signals.stop() => return Ok(()),
         };
-        let unset = sysctl::tune(Path::new("/"), &config.conntrack);
+        // Whoever serves the node beside has set up connection tracking.
+        let beside = table != TableName::NODE;
+        let unset = if beside { Vec::new() } else { sysctl::tune(Path::new("/"), &config.conntrack) };
         sysctl::set_oom_score(Path::new("/"), config.oom_score_adj);
         let mut first_words = vec![Notice::starting()];
         if !unset.is_empty() {
@@ -103,7 +122,7 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
         // written any more.
         tokio::select! {
             biased;
-            () = guard::stand(!ownership.own) => Ok(()),
+            () = guard::stand(table, !ownership.own) => Ok(()),
             result = supervise(config, file, (kernel, ownership), first_words, take_over, signals, hangups) => result,
             () = instance.tell() => Ok(()),
         }
@@ -135,13 +154,14 @@ async fn supervise(
     let (disturbance_sender, disturbances) = mpsc::channel(16);
     let (attempted_sender, attempted) = oneshot::channel();
     let (owned, is_owned) = watch::channel(false);
+    let table = kernel.table();
     let metrics = Arc::new(Metrics::new());
     let others = [
         take_over.then_some(Awaited::TakeOver),
         config.healthz_bind_address.map(Awaited::HealthPort),
         Some(Awaited::MetricsPort(config.metrics_bind_address)),
     ];
-    let readiness = Readiness::new(others.into_iter().flatten());
+    let readiness = Readiness::new(table, others.into_iter().flatten());
     let (mut events_out, mut publisher) = (Events::nowhere(), None);
     let answered = Arc::new(AtomicBool::new(false));
 
@@ -156,7 +176,7 @@ async fn supervise(
         // Not before the cold start: what others do is looked at once afterwards.
         if attempted.await.is_ok() {
             let mut said = PerFamily::default();
-            let told = |heard: &Heard| count_foreign(heard, &mut said, &foreign);
+            let told = |heard: &Heard| count_foreign(table, heard, &mut said, &foreign);
             let open = || Monitor::open(&audience)?.asynchronous();
             listen_unless(is_owned, open, disturbance_sender, told).await;
         }
@@ -205,7 +225,7 @@ async fn supervise(
             });
         }
     }
-    let clients = Reader::spawn(LinuxClients::default())?;
+    let clients = Reader::spawn(LinuxClients::of(table))?;
     let inputs = Inputs { events, addresses, servers, disturbances, clients };
     let health = Health::new(health::State::new(Family::ALL, config.sync_period, Moment::now()));
     let (checks_sender, checks) = watch::channel(Checks::default());
@@ -295,12 +315,12 @@ fn start_engine(
 }
 
 /// Counts foreign changes, and says of them what has not been said lately.
-fn count_foreign(heard: &Heard, told: &mut PerFamily<Told>, metrics: &Metrics) {
+fn count_foreign(table: TableName, heard: &Heard, told: &mut PerFamily<Told>, metrics: &Metrics) {
     if let Heard::Foreign { family, port, .. } = heard {
         metrics.foreign_changes[*family].inc();
         if let Some(before) = told[*family].again(Instant::now()) {
-            let table = text::family(*family);
-            warn!("table {table} nftproxyd was changed by somebody else (netlink port {port}{before}); it is checked");
+            let table = text::table(table, *family);
+            warn!("table {table} was changed by somebody else (netlink port {port}{before}); it is checked");
         }
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::fields::SERVICE_PROXY_NAME;
 use super::kube_proxy::{API_VERSION, KIND};
 use super::{Config, DetectLocal, LogFormat, NodePortAddresses, Source};
 
@@ -16,7 +17,7 @@ pub fn effective(config: &Config) -> Value {
     };
     let (mode, cidrs, bridge, prefix) = detect_local(&config.detect_local);
     let conntrack = &config.conntrack;
-    json!({
+    let mut effective = json!({
         "apiVersion": API_VERSION,
         "kind": KIND,
         "bindAddress": config.bind_address,
@@ -72,7 +73,11 @@ pub fn effective(config: &Config) -> Value {
             "enableDSR": false, "forwardHealthCheckVip": false, "networkName": "", "rootHnsEndpointName": "",
             "sourceVip": "",
         },
-    })
+    });
+    if let Some(name) = &config.service_proxy_name {
+        effective[SERVICE_PROXY_NAME] = name.as_str().into();
+    }
+    effective
 }
 
 fn detect_local(detect: &DetectLocal) -> (&'static str, String, &str, &str) {

@@ -117,7 +117,12 @@ pub(super) const FIELDS: &[(&str, Type, Use)] = &[
     ("conntrack.tcpBeLiberal", Bool, Honoured),
     ("conntrack.udpTimeout", Duration, Honoured),
     ("conntrack.udpStreamTimeout", Duration, Honoured),
+    // Ours: kube-proxy says of it that it does not know it, and goes on.
+    (SERVICE_PROXY_NAME, String, Honoured),
 ];
+
+/// The one field that kube-proxy does not have.
+pub(super) const SERVICE_PROXY_NAME: &str = "serviceProxyName";
 
 /// The type of the field with this path.
 pub(super) fn type_of(path: &str) -> Option<Type> {

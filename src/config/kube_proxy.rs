@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::fields::Fields;
+use super::fields::{Fields, SERVICE_PROXY_NAME};
 use super::flags::Flags;
 use super::{Config, ConfigError, DetectLocal, Loaded, NodePortAddresses, Overrides, Problem, Source};
 use crate::model::parse;
@@ -21,7 +21,12 @@ const DEFAULT_SYNC_PERIOD: Duration = Duration::from_secs(30);
 /// kube-proxy syncs everything once in this time, and panics when it must wait longer.
 const LONGEST_MIN_SYNC_PERIOD: Duration = Duration::from_secs(3600);
 const HEALTHZ_PORT: u16 = 10256;
-const METRICS_PORT: u16 = 10249;
+/// The port of `metricsBindAddress` where none is given.
+pub const METRICS_PORT: u16 = 10249;
+/// Those of a proxy that serves beside another. Nothing of Kubernetes has them.
+const HEALTHZ_PORT_BESIDE: u16 = 10356;
+/// The same.
+pub const METRICS_PORT_BESIDE: u16 = 10349;
 /// Bytes of an interface's name (`IFNAMSIZ` less the zero at its end).
 const INTERFACE_NAME: usize = 15;
 
@@ -109,9 +114,11 @@ impl Resolver<'_> {
         self.oddities();
         let mode = self.mode();
         let node_name = self.node_name(overrides, host_name);
+        let service_proxy_name = self.service_proxy_name(overrides);
         let bind_address = self.bind_address();
-        let healthz_bind_address = self.healthz_bind_address(bind_address);
-        let metrics_bind_address = self.metrics_bind_address(bind_address);
+        let beside = service_proxy_name.as_ref().is_some_and(Option::is_some);
+        let healthz_bind_address = self.healthz_bind_address(bind_address, beside);
+        let metrics_bind_address = self.metrics_bind_address(bind_address, beside);
         let logging = self.logging();
         let oom_score_adj = self.oom_score_adj();
         let conntrack = self.conntrack();
@@ -127,6 +134,7 @@ impl Resolver<'_> {
         let node_port_addresses = self.node_port_addresses(mode);
         Some(Config {
             node_name: node_name?,
+            service_proxy_name: service_proxy_name?,
             source: self.source(overrides),
             bind_address: bind_address?,
             healthz_bind_address: healthz_bind_address?,
@@ -224,6 +232,35 @@ impl Resolver<'_> {
         Some(trimmed)
     }
 
+    /// `Some(None)` where there is none.
+    fn service_proxy_name(&mut self, overrides: &Overrides) -> Option<Option<String>> {
+        let (field, name) = match &overrides.service_proxy_name {
+            Some(name) => ("--service-proxy-name", name.as_str()),
+            None => (SERVICE_PROXY_NAME, self.fields.string(SERVICE_PROXY_NAME)),
+        };
+        if name.is_empty() {
+            return Some(None);
+        }
+        if !parse::is_label_value(name) {
+            let reason = "cannot be the value of a label: at most 63 letters, digits, -, _ and ., with a letter or digit at both ends";
+            return self.problem(field, name, reason);
+        }
+        Some(Some(name.to_owned()))
+    }
+
+    /// The port that kube-proxy has is left to it by who serves beside it.
+    fn left_to_kube_proxy(&mut self, field: &str, address: SocketAddr, own: u16, beside: bool) -> SocketAddr {
+        if !beside || ![HEALTHZ_PORT, METRICS_PORT].contains(&address.port()) {
+            return address;
+        }
+        let moved = SocketAddr::new(address.ip(), own);
+        if !self.fields.string(field).is_empty() {
+            self.warnings
+                .push(format!("{field}: port {} is left to the kube-proxy beside; {moved} is used", address.port()));
+        }
+        moved
+    }
+
     fn source(&self, overrides: &Overrides) -> Source {
         match &overrides.manifests {
             Some(folder) => Source::Manifests(folder.clone()),
@@ -242,7 +279,7 @@ impl Resolver<'_> {
     }
 
     /// `Some(None)` if the server is switched off.
-    fn healthz_bind_address(&mut self, bind_address: Option<IpAddr>) -> Option<Option<SocketAddr>> {
+    fn healthz_bind_address(&mut self, bind_address: Option<IpAddr>, beside: bool) -> Option<Option<SocketAddr>> {
         if self.flags.healthz_port == Some(0) {
             return Some(None);
         }
@@ -251,10 +288,11 @@ impl Resolver<'_> {
             Some(IpAddr::V6(_)) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
             _ => Ipv4Addr::UNSPECIFIED.into(),
         };
-        self.address_and_port("healthzBindAddress", any, port).map(Some)
+        let address = self.address_and_port("healthzBindAddress", any, port)?;
+        Some(Some(self.left_to_kube_proxy("healthzBindAddress", address, HEALTHZ_PORT_BESIDE, beside)))
     }
 
-    fn metrics_bind_address(&mut self, bind_address: Option<IpAddr>) -> Option<SocketAddr> {
+    fn metrics_bind_address(&mut self, bind_address: Option<IpAddr>, beside: bool) -> Option<SocketAddr> {
         if self.flags.metrics_port == Some(0) {
             return self.problem(
                 "--metrics-port",
@@ -267,7 +305,8 @@ impl Resolver<'_> {
             Some(IpAddr::V6(_)) => IpAddr::from(Ipv6Addr::LOCALHOST),
             _ => Ipv4Addr::LOCALHOST.into(),
         };
-        self.address_and_port("metricsBindAddress", local, port)
+        let address = self.address_and_port("metricsBindAddress", local, port)?;
+        Some(self.left_to_kube_proxy("metricsBindAddress", address, METRICS_PORT_BESIDE, beside))
     }
 
     /// An address, with or without a port.

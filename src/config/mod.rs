@@ -19,6 +19,7 @@ use ipnet::IpNet;
 
 pub use self::effective::effective;
 pub use self::flags::{FLAGS, Flag};
+pub use self::kube_proxy::{METRICS_PORT, METRICS_PORT_BESIDE};
 pub use self::sanity::{Host, sanity};
 pub use self::watch::Watch;
 pub use crate::addresses::NodePortAddresses;
@@ -30,6 +31,10 @@ use crate::yaml::{self, Document, Tree};
 pub struct Config {
     /// Name of this node's Node, in lower case: `--hostname-override`, else `hostnameOverride`, else the host's name.
     pub node_name: String,
+    /// `serviceProxyName`, `--service-proxy-name`: only Services whose label `service.kubernetes.io/service-proxy-name` has
+    /// this value are served, beside whoever serves the others. The value of a label, not empty. `None`: those without the
+    /// label.
+    pub service_proxy_name: Option<String>,
     /// Where objects come from.
     pub source: Source,
     /// `bindAddress`: where it is a specific address, it is this node's, whatever its Node says.
@@ -136,6 +141,8 @@ pub struct Overrides {
     pub hostname_override: Option<String>,
     /// `--master`: beats the kubeconfig.
     pub master: Option<String>,
+    /// `--service-proxy-name`: beats the file.
+    pub service_proxy_name: Option<String>,
     /// `--manifests`.
     pub manifests: Option<PathBuf>,
     /// The flags that stand for fields, in their order. Most of them count only where there is no file.

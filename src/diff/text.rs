@@ -3,13 +3,20 @@
 use std::fmt;
 
 use super::{Operation, Transaction};
-use crate::ruleset::names::{SetName, TABLE, TABLE_COMMENT};
+use crate::ruleset::names::{SetName, TABLE_COMMENT, TableName};
 use crate::ruleset::text;
 
-impl fmt::Display for Transaction {
+impl Transaction {
     /// One nft command on each line, but for elements, which have a line each.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let table = format!("{} {TABLE}", text::family(self.family));
+    pub fn text(&self, table: TableName) -> String {
+        let mut out = String::new();
+        // A text takes all.
+        let _ = self.write(&mut out, table);
+        out
+    }
+
+    fn write(&self, f: &mut impl fmt::Write, table: TableName) -> fmt::Result {
+        let table = text::table(table, self.family);
         for operation in &self.operations {
             match operation {
                 Operation::AddTable => writeln!(f, "add table {table} {{ comment \"{TABLE_COMMENT}\"; }}")?,

@@ -5,7 +5,7 @@ use std::process::Command;
 use super::Finding;
 use crate::model::Family;
 use crate::nftables::{Kernel as _, KernelError, LinuxKernel};
-use crate::ruleset::names::{ChainName, TABLE};
+use crate::ruleset::names::{ChainName, TableName};
 
 /// The first version that reads back what it lists of a map of IPv6 addresses that rules fill, and one before it.
 const READS_BACK: [&[u32]; 2] = [&[1, 1, 0], &[1, 0, 6, 1]];
@@ -38,8 +38,9 @@ fn judge(version: &[u32], remembers: bool) -> Option<Finding> {
     let version = version.iter().map(u32::to_string).collect::<Vec<_>>().join(".");
     Some(Finding::doubtful(
         format!(
-            "nft {version} cannot read back what it lists of session affinity in table ip6 {TABLE}: a saved ruleset with that \
-             is refused as a whole"
+            "nft {version} cannot read back what it lists of session affinity in table ip6 {}: a saved ruleset with that \
+             is refused as a whole",
+            TableName::NODE
         ),
         "save tables of your own by name, as nft list table inet filter, or use nft 1.1.0 or later",
     ))

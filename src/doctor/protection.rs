@@ -3,7 +3,7 @@
 use super::Finding;
 use crate::model::{Family, PerFamily};
 use crate::nftables::{Guard, KernelError, LinuxKernel, Protection};
-use crate::ruleset::names::TABLE;
+use crate::ruleset::names::TableName;
 use crate::ruleset::text;
 
 /// Asks the kernel about the tables that are there.
@@ -14,12 +14,13 @@ pub(super) fn ask() -> Result<Vec<Finding>, KernelError> {
         found[family] = kernel.protection(family)?;
     }
     let mut findings = judge(&found);
-    findings.extend(judge_guard(&Guard::protection()?));
+    findings.extend(judge_guard(&Guard::protection(TableName::NODE)?));
     Ok(findings)
 }
 
 fn judge_guard(found: &PerFamily<Option<Protection>>) -> Vec<Finding> {
-    let of = |family| Some((format!("table {} {}", text::family(family), Guard::TABLE), found[family].as_ref()?));
+    let of =
+        |family| Some((format!("table {} {}", text::family(family), TableName::NODE.guard()), found[family].as_ref()?));
     let each = Family::ALL.into_iter().filter_map(of).map(|(table, protection)| match protection {
         Protection::Owner(owner) => Finding::fine(format!(
             "{table} is owned by {owner}: open connections stay translated when others flush the tables"
@@ -35,7 +36,7 @@ fn judge(found: &PerFamily<Option<Protection>>) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut orphans = Vec::new();
     for family in Family::ALL {
-        let table = format!("table {} {TABLE}", text::family(family));
+        let table = format!("table {}", text::table(TableName::NODE, family));
         match &found[family] {
             Some(Protection::Owner(owner)) => {
                 findings.push(Finding::fine(format!("{table} is owned by {owner}: nobody else can change it")));

@@ -40,6 +40,14 @@ pub fn address(text: &str) -> Result<IpAddr, ParseError> {
     tolerant(text).map(|address| address.to_canonical()).ok_or_else(|| ParseError::Address(shown(text)))
 }
 
+/// Whether a text, not empty, can be the value of a label (`IsValidLabelValue` of apimachinery).
+pub fn is_label_value(text: &str) -> bool {
+    let ends = |text: &str| text.starts_with(|c: char| c.is_ascii_alphanumeric());
+    let reversed: String = text.chars().rev().take(1).collect();
+    let inner = |c: char| c.is_ascii_alphanumeric() || ['-', '_', '.'].contains(&c);
+    text.len() <= 63 && ends(text) && ends(&reversed) && text.chars().all(inner)
+}
+
 /// Why an address is none that packets can be sent to from here: the API server's check of endpoints and external IPs
 /// (`ValidateEndpointIP` of Kubernetes 1.36).
 pub fn special(address: IpAddr) -> Option<&'static str> {

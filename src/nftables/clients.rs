@@ -21,7 +21,7 @@ use super::uapi::{self, msg};
 use crate::model::Family;
 use crate::netlink::{Message, Socket};
 use crate::ruleset::base;
-use crate::ruleset::names::{SetName, TABLE};
+use crate::ruleset::names::{SetName, TableName};
 use crate::ruleset::read::Remembered;
 
 /// Some of the clients that are remembered.
@@ -58,12 +58,22 @@ pub trait ReadClients {
 ///
 /// It keeps its socket: when one is closed, the kernel takes the lock that commits need, and may wait with it until what was
 /// deleted last is freed, which takes 20 ms.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct LinuxClients {
+    table: TableName,
     socket: Option<Socket>,
 }
 
 impl LinuxClients {
+    /// Those of this table.
+    pub fn of(table: TableName) -> LinuxClients {
+        LinuxClients { table, socket: None }
+    }
+
+    fn texts(&self) -> [(u16, &'static str); 2] {
+        [(uapi::NFTA_TABLE, self.table.as_str()), (uapi::NFTA_NAME, SetName::Affinity.as_str())]
+    }
+
     /// Uses the socket; one on which something may still come is not used again.
     fn with_socket<T>(
         &mut self,
@@ -84,7 +94,7 @@ impl LinuxClients {
 
 impl ReadClients for LinuxClients {
     fn count(&mut self, family: Family) -> Result<Option<usize>, KernelError> {
-        let texts = texts();
+        let texts = self.texts();
         let request = Request { kind: msg::GETSET, family: protocol_family(family), dump: false, texts: &texts };
         let mut count = None;
         let each = |message: Option<&Message<'_>>| {
@@ -98,7 +108,7 @@ impl ReadClients for LinuxClients {
     }
 
     fn read(&mut self, family: Family, each: &mut dyn FnMut(Slice) -> bool) -> Result<Clients, KernelError> {
-        let (texts, set) = (texts(), base::set(SetName::Affinity));
+        let (texts, set) = (self.texts(), base::set(SetName::Affinity));
         let request = Request { kind: msg::GETSETELEM, family: protocol_family(family), dump: true, texts: &texts };
         let (goes_on, mut since) = (Cell::new(true), Instant::now());
         let mut all = Clients { count: 0, torn: false, took: Duration::ZERO };
@@ -135,10 +145,6 @@ impl Seen {
         let Remembered { client, destination, protocol, port, .. } = client;
         self.hashes.insert(self.hasher.hash_one((client, destination, protocol, port)))
     }
-}
-
-fn texts() -> [(u16, &'static str); 2] {
-    [(uapi::NFTA_TABLE, TABLE), (uapi::NFTA_NAME, SetName::Affinity.as_str())]
 }
 
 #[cfg(test)]

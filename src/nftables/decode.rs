@@ -206,7 +206,7 @@ mod tests {
     use crate::diff::{Operation, Transaction};
     use crate::netlink::messages;
     use crate::nftables::encode::encode;
-    use crate::ruleset::names::{Masquerade, Pick, SetName};
+    use crate::ruleset::names::{Masquerade, Pick, SetName, TableName};
 
     const ALL: [Selector; 10] = [
         Selector::SourceAddress,
@@ -292,7 +292,7 @@ mod tests {
         #[test]
         fn decoding_undoes_encoding((family, set, wanted) in world()) {
             let operations = vec![Operation::AddElements(set.name, wanted.clone())];
-            let batch = encode(&Transaction { family, operations }, 7).expect("elements that can be encoded");
+            let batch = encode(TableName::NODE, &Transaction { family, operations }, 7).expect("elements that can be encoded");
             let mut got = Vec::new();
             for message in messages(batch.bytes()) {
                 for element in elements(&message.expect("a message"), family, &set) {
@@ -314,7 +314,7 @@ mod tests {
             cut in any::<prop::sample::Index>(),
         ) {
             let operations = vec![Operation::AddElements(set.name, wanted)];
-            let batch = encode(&Transaction { family, operations }, 7).expect("elements that can be encoded");
+            let batch = encode(TableName::NODE, &Transaction { family, operations }, 7).expect("elements that can be encoded");
             let mut bytes = batch.bytes().to_vec();
             for (index, byte) in damage {
                 let at = index.index(bytes.len());

@@ -16,7 +16,7 @@ use crate::diff::{Operation, Transaction};
 use crate::model::Family;
 use crate::netlink::{ATTRIBUTE_HEADER, Message, children};
 use crate::ruleset::kept::Kept;
-use crate::ruleset::names::{SetName, TABLE};
+use crate::ruleset::names::{SetName, TableName};
 use crate::ruleset::types::{Data, DataDef, Element, Hook, HookPoint, Rule, Selector, SetDef, Statement, Value};
 use crate::sys::{self, CName, ElementValue, Expression, Header, Messages, Register};
 
@@ -112,9 +112,9 @@ impl Batch {
     }
 }
 
-/// Encodes a transaction; its messages get the sequence numbers from `first_sequence` on.
-pub(super) fn encode(transaction: &Transaction, first_sequence: u32) -> Result<Batch, EncodeError> {
-    let mut encoder = Encoder::new(transaction.family, TABLE, first_sequence);
+/// Encodes a transaction of a table; its messages get the sequence numbers from `first_sequence` on.
+pub(super) fn encode(table: TableName, transaction: &Transaction, first_sequence: u32) -> Result<Batch, EncodeError> {
+    let mut encoder = Encoder::new(transaction.family, table.as_str(), first_sequence);
     for (position, operation) in transaction.operations.iter().enumerate() {
         encoder.operation(position, operation)?;
     }
@@ -575,7 +575,8 @@ mod tests {
         // Sequence numbers may wrap around in the middle of a batch.
         for first in [1, u32::MAX - 2] {
             let batch =
-                encode(&Transaction { family: Family::V4, operations: operations.clone() }, first).expect("bytes");
+                encode(TableName::NODE, &Transaction { family: Family::V4, operations: operations.clone() }, first)
+                    .expect("bytes");
             let all: Vec<_> = messages(batch.bytes()).collect::<Result<_, _>>().expect("messages");
             assert_eq!(all.len(), batch.parts().len() + 2);
             assert!(all.iter().enumerate().all(|(n, message)| message.sequence == first.wrapping_add(n as u32)));
@@ -616,7 +617,7 @@ mod tests {
             family: Family::V4,
             operations: vec![Operation::AddElements(SetName::ServiceIps, vec![address_element(1, Some(&text))])],
         };
-        let batch = encode(&transaction, 0).expect("bytes");
+        let batch = encode(TableName::NODE, &transaction, 0).expect("bytes");
         let bytes = batch.bytes();
         let cut = &text.as_bytes()[..128];
         assert!(bytes.windows(129).any(|window| window[..128] == *cut && window[128] == 0));
@@ -661,7 +662,7 @@ mod tests {
         ];
         for (family, operation, object, reason) in cases {
             let transaction = Transaction { family, operations: vec![Operation::AddTable, operation] };
-            let error = encode(&transaction, 0).expect_err(object);
+            let error = encode(TableName::NODE, &transaction, 0).expect_err(object);
             assert_eq!(error.operation, 1);
             assert!(error.object.starts_with(object), "{error:?}");
             assert!(error.reason.contains(reason), "{error:?}");

@@ -25,6 +25,7 @@ use super::table;
 use crate::diff::Operation;
 use crate::model::{Family, PerFamily};
 use crate::netlink::Socket;
+use crate::ruleset::names::TableName;
 use crate::ruleset::text;
 use crate::ruleset::types::{Hook, HookPoint, Statement};
 
@@ -52,8 +53,10 @@ pub enum NoGuard {
     #[error("tables cannot have an owner on this kernel (Linux 5.12)")]
     Unsupported,
     /// There is one, which is another's.
-    #[error("table {} {} is owned by {owner}", text::family(*family), Guard::TABLE)]
+    #[error("table {} {table} is owned by {owner}", text::family(*family))]
     Owned {
+        /// Its name.
+        table: &'static str,
         /// The family of the table.
         family: Family,
         /// Its owner.
@@ -65,18 +68,16 @@ pub enum NoGuard {
 }
 
 impl Guard {
-    /// The name of its tables.
-    pub const TABLE: &str = "nftproxyd-guard";
-
-    /// Makes the tables of both families. One that is there without an owner is replaced.
-    pub fn new() -> Result<Guard, NoGuard> {
+    /// Makes the tables of both families that guard the tables of this name. One that is there without an owner is replaced.
+    pub fn new(of: TableName) -> Result<Guard, NoGuard> {
         let mut socket = open()?;
+        let table = of.guard();
         for family in Family::ALL {
-            let there = table::ask(&mut socket, family, Guard::TABLE)?;
+            let there = table::ask(&mut socket, family, table)?;
             if let Some(port) = there.and_then(|table| table.owner) {
-                return Err(NoGuard::Owned { family, owner: Owner::of(port) });
+                return Err(NoGuard::Owned { table, family, owner: Owner::of(port) });
             }
-            commit(&mut socket, |sequence| batch(family, sequence, there.is_some())).map_err(|error| {
+            commit(&mut socket, |sequence| batch(table, family, sequence, there.is_some())).map_err(|error| {
                 match error.raw_os_error().map(Errno::from_raw) {
                     // What kernels say of flags that they do not know.
                     Some(Errno::EINVAL | Errno::EOPNOTSUPP) => NoGuard::Unsupported,
@@ -88,19 +89,19 @@ impl Guard {
     }
 
     /// What protects the tables that are there.
-    pub fn protection() -> Result<PerFamily<Option<Protection>>, KernelError> {
+    pub fn protection(of: TableName) -> Result<PerFamily<Option<Protection>>, KernelError> {
         let mut socket = open()?;
         let mut found = PerFamily::default();
         for family in Family::ALL {
-            found[family] = table::ask(&mut socket, family, Guard::TABLE)?.map(table::Table::protection);
+            found[family] = table::ask(&mut socket, family, of.guard())?.map(table::Table::protection);
         }
         Ok(found)
     }
 
     /// Removes a table that has no owner.
-    pub fn remove(family: Family) -> Result<(), KernelError> {
+    pub fn remove(of: TableName, family: Family) -> Result<(), KernelError> {
         let batch = |sequence| {
-            let mut encoder = Encoder::new(family, Guard::TABLE, sequence);
+            let mut encoder = Encoder::new(family, of.guard(), sequence);
             delete(&mut encoder);
             encoder.finish()
         };
@@ -118,8 +119,8 @@ fn commit(socket: &mut Socket, batch: impl FnOnce(u32) -> Batch) -> io::Result<(
 }
 
 /// The transaction that makes the table of a family.
-fn batch(family: Family, first_sequence: u32, replace: bool) -> Batch {
-    let mut encoder = Encoder::new(family, Guard::TABLE, first_sequence);
+fn batch(table: &str, family: Family, first_sequence: u32, replace: bool) -> Batch {
+    let mut encoder = Encoder::new(family, table, first_sequence);
     if replace {
         delete(&mut encoder);
     }
@@ -171,7 +172,7 @@ mod tests {
 
     /// `None` where the kernel knows no owners.
     fn guard() -> Option<Guard> {
-        match Guard::new() {
+        match Guard::new(TableName::NODE) {
             Err(NoGuard::Unsupported) => {
                 skip("owners of tables", "this kernel knows none");
                 None
@@ -181,7 +182,7 @@ mod tests {
     }
 
     fn protection() -> [Option<Protection>; 2] {
-        let found = Guard::protection().expect("it can be asked for");
+        let found = Guard::protection(TableName::NODE).expect("it can be asked for");
         Family::ALL.map(|family| found[family].clone())
     }
 
@@ -212,10 +213,10 @@ mod tests {
                 let Some(Protection::Owner(owner)) = found else { panic!("{found:?}") };
                 assert_eq!(owner.process.map(|(id, _)| id), Some(std::process::id()));
             }
-            let second = Guard::new().expect_err("there is one");
+            let second = Guard::new(TableName::NODE).expect_err("there is one");
             let words = "table ip nftproxyd-guard is owned by netlink port ";
             assert!(second.to_string().starts_with(words), "{second}");
-            Guard::remove(Family::V4).expect_err("it is another's");
+            Guard::remove(TableName::NODE, Family::V4).expect_err("it is another's");
             end(guard);
             assert_eq!((listed(), protection()), (String::new(), [None, None]));
         });
@@ -230,7 +231,7 @@ mod tests {
             assert_eq!(listed(), listing("ip") + &listing("ip6"));
             end(guard);
             run(&["nft", "add table ip nftproxyd-guard"]);
-            Guard::remove(Family::V4).expect("it is nobody's");
+            Guard::remove(TableName::NODE, Family::V4).expect("it is nobody's");
             assert_eq!(listed(), "");
         });
     }

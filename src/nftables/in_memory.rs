@@ -16,7 +16,7 @@ use super::words::words;
 use crate::diff::{Operation, Transaction};
 use crate::model::{Family, PerFamily};
 use crate::ruleset::kept::Kept;
-use crate::ruleset::names::{ChainName, SetName};
+use crate::ruleset::names::{ChainName, SetName, TableName};
 use crate::ruleset::read::Remembered;
 use crate::ruleset::types::{Chain, Data, Element, Hook, Key, Rule, SetDef, Statement, Verdict};
 
@@ -219,7 +219,7 @@ impl InMemoryKernel {
         for (position, operation) in transaction.operations.iter().enumerate() {
             self.step(&mut table, operation).map_err(|(errno, item)| CommitError::Refused {
                 operation: position,
-                object: words(transaction, position, item),
+                object: words(TableName::NODE, transaction, position, item),
                 source: io::Error::from(errno),
             })?;
         }

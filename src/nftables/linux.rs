@@ -21,7 +21,7 @@ use crate::diff::{Operation, Transaction};
 use crate::model::{Family, PerFamily};
 use crate::netlink::{Attributes, Bus, End, Message, Socket, find, messages};
 use crate::ruleset::base;
-use crate::ruleset::names::{ChainName, SetName, TABLE};
+use crate::ruleset::names::{ChainName, SetName, TableName};
 use crate::ruleset::read::Remembered;
 use crate::ruleset::types::{Chain, Element, SetDef};
 
@@ -34,6 +34,7 @@ const LARGE: usize = 2_000;
 
 /// nftables of the network namespace that it was opened in.
 pub struct LinuxKernel {
+    table: TableName,
     socket: Socket,
     /// The generation of the ruleset, if only we have changed it since it was last asked for.
     generation: Option<u32>,
@@ -46,14 +47,24 @@ pub struct LinuxKernel {
 }
 
 impl LinuxKernel {
-    /// Opens a socket. Needs no privilege; everything else does.
+    /// For the tables of the proxy that serves the node. Opens a socket, which needs no privilege; everything else does.
     pub fn open() -> Result<LinuxKernel, KernelError> {
+        LinuxKernel::of(TableName::NODE)
+    }
+
+    /// The same for tables of this name.
+    pub fn of(table: TableName) -> Result<LinuxKernel, KernelError> {
         let failed = |step| move |source: io::Error| KernelError::Io { step, source };
         let socket = open()?;
         socket.want_clear_errors().map_err(failed("set a socket option"))?;
         socket.raise_receive_queue(RECEIVE_QUEUE);
-        let audience = Audience::of(socket.port());
-        Ok(LinuxKernel { socket, generation: None, disturbed: PerFamily::default(), other: None, audience })
+        let audience = Audience::of(table, socket.port());
+        Ok(LinuxKernel { table, socket, generation: None, disturbed: PerFamily::default(), other: None, audience })
+    }
+
+    /// The name of the tables.
+    pub fn table(&self) -> TableName {
+        self.table
     }
 
     /// For a [`super::Monitor`] of what others change.
@@ -61,11 +72,11 @@ impl LinuxKernel {
         self.audience.clone()
     }
 
-    /// The families whose table `nftproxyd` exists.
+    /// The families whose table exists.
     pub fn tables(&mut self) -> Result<Vec<Family>, KernelError> {
         let mut families = Vec::new();
         for family in Family::ALL {
-            if table::ask(&mut self.socket, family, TABLE)?.is_some() {
+            if table::ask(&mut self.socket, family, self.table.as_str())?.is_some() {
                 families.push(family);
             }
         }
@@ -74,7 +85,7 @@ impl LinuxKernel {
 
     /// What protects our table, if it is there.
     pub fn protection(&mut self, family: Family) -> Result<Option<Protection>, KernelError> {
-        Ok(table::ask(&mut self.socket, family, TABLE)?.map(Table::protection))
+        Ok(table::ask(&mut self.socket, family, self.table.as_str())?.map(Table::protection))
     }
 
     /// Tries whether the kernel can do what our tables need, in each family, without leaving a trace. Takes a few
@@ -154,7 +165,7 @@ impl LinuxKernel {
 
     /// Who else owns our table, if anybody does and the kernel says so.
     fn owner(&mut self, family: Family) -> Option<Owner> {
-        let table = table::ask(&mut self.socket, family, TABLE).ok()??;
+        let table = table::ask(&mut self.socket, family, self.table.as_str()).ok()??;
         self.other_owner(table.owner)
     }
 
@@ -176,12 +187,12 @@ impl LinuxKernel {
         texts: &[(u16, &str)],
         mut each: impl FnMut(Option<&Message<'_>>),
     ) -> Result<(), KernelError> {
-        let family = protocol_family(family);
-        let texts: Vec<(u16, &str)> = std::iter::once((uapi::NFTA_TABLE, TABLE)).chain(texts.iter().copied()).collect();
+        let (family, table) = (protocol_family(family), self.table.as_str());
+        let texts: Vec<(u16, &str)> = std::iter::once((uapi::NFTA_TABLE, table)).chain(texts.iter().copied()).collect();
         let request = Request { kind: get, family, dump: true, texts: &texts };
         let answer = request.ask(&mut self.socket, |message| match message {
             // Old kernels do not filter by table.
-            Some(message) if message.nftables() != Some(new) || !decode::is_of_table(message, family, TABLE) => {}
+            Some(message) if message.nftables() != Some(new) || !decode::is_of_table(message, family, table) => {}
             message => each(message),
         })?;
         match answer {
@@ -387,11 +398,13 @@ impl Kernel for LinuxKernel {
         if operations == 0 {
             return Ok(Committed { operations, bytes: 0, elapsed: Duration::ZERO, unheard: false });
         }
-        let batch = encode(transaction, self.socket.next_sequence()).map_err(refuse)?;
+        let batch = encode(self.table, transaction, self.socket.next_sequence()).map_err(refuse)?;
         self.socket.used_sequence(batch.last_sequence());
         let start = Instant::now();
         let audience = self.audience.clone();
-        let mut send = || self.exchange(&batch, batch.bytes(), |operation, item| words(transaction, operation, item));
+        let table = self.table;
+        let words = |operation, item| words(table, transaction, operation, item);
+        let mut send = || self.exchange(&batch, batch.bytes(), words);
         let (done, missed) = if operations < LARGE { (send(), false) } else { audience.without(send) };
         if let Err(error) = done {
             let refused = matches!(error, CommitError::Permission);
@@ -414,7 +427,8 @@ impl Kernel for LinuxKernel {
     ) -> Result<Snapshot, KernelError> {
         self.note_generation()?;
         self.disturbed[family] = false;
-        let Some(Table { flags: table_flags, owner }) = table::ask(&mut self.socket, family, TABLE)? else {
+        let Some(Table { flags: table_flags, owner }) = table::ask(&mut self.socket, family, self.table.as_str())?
+        else {
             return Ok(Snapshot::default());
         };
         let owner = self.other_owner(owner);
@@ -461,7 +475,7 @@ impl Kernel for LinuxKernel {
     ) -> Result<KeptClients, KernelError> {
         let until = Instant::now() + patience;
         let set = base::set(SetName::Affinity);
-        let texts = [(uapi::NFTA_TABLE, TABLE), (uapi::NFTA_NAME, set.name.as_str())];
+        let texts = [(uapi::NFTA_TABLE, self.table.as_str()), (uapi::NFTA_NAME, set.name.as_str())];
         let request = Request { kind: msg::GETSETELEM, family: protocol_family(family), dump: true, texts: &texts };
         let mut clients = BTreeMap::new();
         let mut complete = false;
@@ -519,7 +533,7 @@ impl Expected {
     }
 
     fn all(family: Family, operation: Operation) -> Option<Vec<Expected>> {
-        let mut encoder = Encoder::new(family, TABLE, 0);
+        let mut encoder = Encoder::new(family, TableName::NODE.as_str(), 0);
         encoder.operation(0, &operation).ok()?;
         let batch = encoder.finish();
         let message =

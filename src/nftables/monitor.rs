@@ -14,7 +14,7 @@ use super::request::NftablesMessage as _;
 use super::uapi::{self, msg};
 use crate::model::{Family, PerFamily};
 use crate::netlink::{Bus, Message, Socket, asynchronous, find, messages, subscribed};
-use crate::ruleset::names::TABLE;
+use crate::ruleset::names::TableName;
 
 /// Room for notifications: a flush of everything tells every element.
 const RECEIVE_QUEUE: usize = 4 * 1024 * 1024;
@@ -41,6 +41,8 @@ pub enum Heard {
 /// of what a large one costs.
 #[derive(Debug, Clone)]
 pub struct Audience {
+    /// The table that is ours.
+    table: TableName,
     /// The address of the socket whose changes are ours.
     own_port: u32,
     /// The socket of the [`Monitor`] that there is.
@@ -48,8 +50,8 @@ pub struct Audience {
 }
 
 impl Audience {
-    pub(super) fn of(own_port: u32) -> Audience {
-        Audience { own_port, listener: Arc::default() }
+    pub(super) fn of(table: TableName, own_port: u32) -> Audience {
+        Audience { table, own_port, listener: Arc::default() }
     }
 
     fn listener(&self) -> MutexGuard<'_, Option<OwnedFd>> {
@@ -116,14 +118,14 @@ impl Monitor {
         let mut heard = Vec::new();
         for message in messages(bytes) {
             let message = message.map_err(|error| KernelError::Protocol(error.to_string()))?;
-            note(&message, self.audience.own_port, &mut self.touched, &mut heard);
+            note(&message, &self.audience, &mut self.touched, &mut heard);
         }
         Ok(Some(heard))
     }
 }
 
 /// A transaction is told object by object, and ends with a message about the new generation.
-fn note(message: &Message<'_>, own_port: u32, touched: &mut PerFamily<Option<u32>>, heard: &mut Vec<Heard>) {
+fn note(message: &Message<'_>, audience: &Audience, touched: &mut PerFamily<Option<u32>>, heard: &mut Vec<Heard>) {
     match message.nftables() {
         Some(msg::NEWGEN) => {
             let generation = find(message.attributes(), uapi::NFTA_GEN_ID).and_then(|id| id.number()).unwrap_or(0);
@@ -133,9 +135,9 @@ fn note(message: &Message<'_>, own_port: u32, touched: &mut PerFamily<Option<u32
                 }
             }
         }
-        Some(_) if message.port != own_port => {
+        Some(_) if message.port != audience.own_port => {
             let table = find(message.attributes(), uapi::NFTA_TABLE);
-            if table.and_then(|name| name.text()) == Some(TABLE)
+            if table.and_then(|name| name.text()) == Some(audience.table.as_str())
                 && let Some(family) = Family::ALL.into_iter().find(|f| message.family() == Some(protocol_family(*f)))
             {
                 touched[family] = Some(message.port);

@@ -25,7 +25,7 @@ use crate::diff::Operation;
 use crate::model::{Family, Protocol};
 use crate::netlink::{Attributes, Message, messages};
 use crate::ruleset::kinds::Kind;
-use crate::ruleset::names::{ChainName, Masquerade, Pick, SetName, TABLE};
+use crate::ruleset::names::{ChainName, Masquerade, Pick, SetName, TableName};
 use crate::ruleset::types::{
     Chain, Data, DataDef, Element, Hook, HookPoint, Key, Rule, Selector, SetDef, Statement, Value, Verdict,
 };
@@ -58,7 +58,7 @@ fn case_after(family: Family, name: &str, setup: &str, text: &str, operations: V
         let text = text.replace("$NEXTHDR", nexthdr).replace("$ADDR", address);
         text.replace("$IP", ip).replace("$VIP", &addresses(family).0)
     };
-    let mut encoder = Encoder::new(family, TABLE, 0);
+    let mut encoder = Encoder::new(family, TableName::NODE.as_str(), 0);
     for (position, operation) in operations.iter().enumerate() {
         encoder.operation(position, operation).expect("operations that can be encoded");
     }
@@ -509,7 +509,7 @@ fn raw_expressions() -> Case {
             vec![Expression::Immediate { dreg: first, data: bytes(&0x1234_u32.to_ne_bytes()) }, mark(first)],
         ),
     ];
-    let mut encoder = Encoder::new(Family::V4, TABLE, 0);
+    let mut encoder = Encoder::new(Family::V4, TableName::NODE.as_str(), 0);
     let mut text = String::new();
     for (index, (rule, expressions)) in rules.iter().enumerate() {
         writeln!(text, "add rule ip nftproxyd services {rule}").expect("a text");

@@ -2,25 +2,22 @@
 
 use super::encode::element_words;
 use crate::diff::{Operation, Transaction};
-use crate::model::Family;
-use crate::ruleset::names::{SetName, TABLE};
+use crate::ruleset::names::{SetName, TableName};
+use crate::ruleset::text;
 use crate::ruleset::types::Element;
 
 /// What an operation is about, as text; `item` is the rule or element, where it is known.
-pub(super) fn words(transaction: &Transaction, operation: usize, item: Option<usize>) -> String {
+pub(super) fn words(name: TableName, transaction: &Transaction, operation: usize, item: Option<usize>) -> String {
     let count = |elements: &[Element]| match elements {
         [] => "no element".to_owned(),
         [_] => "1 element".to_owned(),
         elements => format!("one of {} elements", elements.len()),
     };
-    let table = match transaction.family {
-        Family::V4 => "ip",
-        Family::V6 => "ip6",
-    };
+    let table = text::table(name, transaction.family);
     let object = match transaction.operations.get(operation) {
         None => return "the transaction".to_owned(),
         Some(Operation::AddTable | Operation::OwnTable | Operation::DeleteTable) => {
-            return format!("table {table} {TABLE}");
+            return format!("table {table}");
         }
         Some(Operation::AddSet(set)) => format!("set {}", set.name),
         Some(Operation::AddChain(chain)) => format!("chain {}", chain.name),
@@ -43,5 +40,5 @@ pub(super) fn words(transaction: &Transaction, operation: usize, item: Option<us
             }
         }
     };
-    format!("table {table} {TABLE}, {object}")
+    format!("table {table}, {object}")
 }

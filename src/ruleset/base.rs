@@ -39,7 +39,7 @@ use ipnet::IpNet;
 
 use super::elements;
 use super::kinds::{Kind, MOST_SECONDS};
-use super::names::{ChainName, Masquerade, Pick, SetName};
+use super::names::{ChainName, Masquerade, Pick, SetName, TableName};
 use super::types::{Chain, DataDef, Element, Hook, HookPoint, Rule, Selector, SetDef, Statement, Verdict};
 use crate::model::{Family, Protocol};
 
@@ -63,7 +63,7 @@ pub const COMMON_SLOTS: u32 = 16;
 /// Priority of source translation and of remembering: just before `srcnat` (100).
 pub const SOURCE_PRIORITY: i32 = 99;
 
-/// Priority of destination translation, `dstnat`.
+/// Priority of destination translation, `dstnat`; that of tables with another name than the node's is one less.
 pub const DESTINATION_PRIORITY: i32 = -100;
 
 /// What tells the proxy's own connections to the API server: the `SO_PRIORITY` of their sockets ("nfpx"). No Service may
@@ -97,7 +97,9 @@ pub enum NodePortScope {
 /// All that the rules of the frame depend on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct FrameFacts {
-    /// Whose table.
+    /// The table's name.
+    pub table: TableName,
+    /// The table's family.
     pub family: Family,
     /// What is a pod. `None`: nothing is, and a cluster IP masquerades nobody (unless `masquerade_all`).
     pub detector: Option<Detector>,
@@ -258,6 +260,11 @@ pub fn set(name: SetName) -> SetDef {
 const ALLOWED_SOURCE_KEY: [Selector; 4] =
     [Selector::DestinationAddress, Selector::HeaderProtocol, Selector::DestinationPort, Selector::SourceAddress];
 
+/// Whoever serves some Services beside another comes first: the other drops cluster IPs that it does not know.
+fn destination_priority(facts: &FrameFacts) -> i32 {
+    DESTINATION_PRIORITY - i32::from(facts.table != TableName::NODE)
+}
+
 fn fixed(name: ChainName, facts: &FrameFacts) -> Option<Chain> {
     let base = |hook, priority| Some(Hook { hook, priority });
     let mut hook = None;
@@ -312,11 +319,11 @@ fn fixed(name: ChainName, facts: &FrameFacts) -> Option<Chain> {
             rules
         }
         ChainName::NatPrerouting => {
-            hook = base(HookPoint::Prerouting, DESTINATION_PRIORITY);
+            hook = base(HookPoint::Prerouting, destination_priority(facts));
             services_rules(facts)
         }
         ChainName::NatOutput => {
-            hook = base(HookPoint::Output, DESTINATION_PRIORITY);
+            hook = base(HookPoint::Output, destination_priority(facts));
             // One comparison in the rule that there is anyhow. It sees what the socket has: whatever else may use the
             // field for what it has found out about a packet comes after it.
             let of_others = Statement::Priority { value: OWN_PRIORITY, negated: true };

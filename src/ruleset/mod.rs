@@ -23,12 +23,15 @@ pub mod text;
 pub mod types;
 
 use crate::model::Family;
+use names::TableName;
 use types::{Chain, Element, SetDef};
 
 /// All that one family's table holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ruleset {
-    /// Whose table.
+    /// The table's name.
+    pub table: TableName,
+    /// The table's family.
     pub family: Family,
     /// Every set and map with its elements, in the order in which they are created.
     pub sets: Vec<(SetDef, Vec<Element>)>,

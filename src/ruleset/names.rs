@@ -3,8 +3,43 @@
 
 use std::fmt;
 
-/// The name of our table in both families.
-pub const TABLE: &str = "nftproxyd";
+/// The name of our table, the same in both families.
+///
+/// There is one for each proxy on a node: that of the node, and those that serve only the Services that are labelled for
+/// them (`service.kubernetes.io/service-proxy-name`), beside whoever serves the rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TableName {
+    name: &'static str,
+    guard: &'static str,
+}
+
+impl TableName {
+    /// The table of the proxy that serves the node.
+    pub const NODE: TableName = TableName { name: "nftproxyd", guard: "nftproxyd-guard" };
+
+    /// The table of a proxy with a name of its own, which has to be the value of a label (no white space, no quotes). It is
+    /// kept for ever: a process has one.
+    pub fn of_proxy(name: &str) -> TableName {
+        let of = |table: TableName, which: fn(TableName) -> &'static str| format!("{}.{name}", which(table)).leak();
+        TableName { name: of(TableName::NODE, |table| table.name), guard: of(TableName::NODE, |table| table.guard) }
+    }
+
+    /// The name in the kernel.
+    pub const fn as_str(self) -> &'static str {
+        self.name
+    }
+
+    /// The name of the tables that guard it (`nftables::Guard`).
+    pub const fn guard(self) -> &'static str {
+        self.guard
+    }
+}
+
+impl fmt::Display for TableName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
 
 /// The comment of our table, so that whoever lists it knows where it comes from.
 pub const TABLE_COMMENT: &str = "Kubernetes Services; written by nftproxyd";

@@ -15,7 +15,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::Ruleset;
-use super::names::{TABLE, TABLE_COMMENT};
+use super::names::{TABLE_COMMENT, TableName};
 use super::types::{Chain, Data, DataDef, Element, Hook, HookPoint, Rule, Selector, SetDef, Statement, Value, Verdict};
 use crate::model::Family;
 
@@ -27,9 +27,14 @@ pub const fn family(family: Family) -> &'static str {
     }
 }
 
+/// A table's family and name, as nft has them in every command.
+pub fn table(name: TableName, of: Family) -> String {
+    format!("{} {name}", family(of))
+}
+
 /// The whole table as a script for `nft -f`. It adds to what is there: delete the table before loading it again.
 pub fn ruleset(ruleset: &Ruleset) -> String {
-    let mut out = format!("table {} {TABLE} {{\n\tcomment \"{TABLE_COMMENT}\"\n", family(ruleset.family));
+    let mut out = format!("table {} {{\n\tcomment \"{TABLE_COMMENT}\"\n", table(ruleset.table, ruleset.family));
     for (def, elements) in &ruleset.sets {
         push(&mut out, format_args!("\n\t{} {} {{\n", set_kind(def), def.name));
         for line in set_lines(ruleset.family, def) {

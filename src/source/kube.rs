@@ -62,7 +62,7 @@ use self::guarded::Guarded;
 use self::history::{Found, Named};
 use self::output::{Closed, Output};
 use self::turns::{Line, Turns};
-use super::convert::{Converter, HEADLESS_LABEL, SERVICE_PROXY_NAME_LABEL};
+use super::convert::{Converter, HEADLESS_LABEL};
 use super::following::Following;
 use super::object::Object;
 use crate::model::Event;
@@ -86,7 +86,7 @@ pub async fn watch(
     following: Arc<Following>,
 ) {
     let all = ListParams::default;
-    let services = all().labels(&format!("!{SERVICE_PROXY_NAME_LABEL}")).fields("spec.clusterIP!=None");
+    let services = all().labels(&convert.options().service_selector()).fields("spec.clusterIP!=None");
     let slices = all().labels(&format!("!{HEADLESS_LABEL}"));
     let node = all().fields(&format!("metadata.name={node_name}"));
 

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::Key;
-use super::convert::{Converter, HEADLESS_LABEL, SERVICE_PROXY_NAME_LABEL};
+use super::convert::{Converter, HEADLESS_LABEL, Options};
 use crate::model::{Event, Kind, Reject};
 
 /// A kind of object that the proxy reads.
@@ -17,7 +17,7 @@ pub(super) trait Object: DeserializeOwned + Clone + Send + 'static {
     /// The object's metadata.
     fn metadata_mut(&mut self) -> &mut ObjectMeta;
     /// Whether the selectors of the API, which a folder of manifests does not have, would let it through.
-    fn selected(&self) -> bool;
+    fn selected(&self, options: &Options) -> bool;
     /// What there is to say about it.
     fn events(&self, convert: &Converter) -> Vec<Event>;
 }
@@ -35,9 +35,9 @@ macro_rules! object {
                 &mut self.metadata
             }
 
-            fn selected(&self) -> bool {
-                let selected: fn(&$type) -> bool = $selected;
-                selected(self)
+            fn selected(&self, options: &Options) -> bool {
+                let selected: fn(&$type, &Options) -> bool = $selected;
+                selected(self, options)
             }
 
             fn events(&self, convert: &Converter) -> Vec<Event> {
@@ -47,13 +47,13 @@ macro_rules! object {
     };
 }
 
-object!(Service, Kind::Service, service, |service| {
+object!(Service, Kind::Service, service, |service, options| {
     let headless = service.spec.as_ref().is_some_and(|spec| spec.cluster_ip.as_deref() == Some("None"));
-    !headless && !has_label(&service.metadata, SERVICE_PROXY_NAME_LABEL)
+    !headless && options.serves(&service.metadata)
 });
-object!(EndpointSlice, Kind::EndpointSlice, slice, |slice| !has_label(&slice.metadata, HEADLESS_LABEL));
-object!(Node, Kind::Node, node, |_| true);
-object!(ServiceCIDR, Kind::ServiceCidr, service_cidr, |_| true);
+object!(EndpointSlice, Kind::EndpointSlice, slice, |slice, _| !has_label(&slice.metadata, HEADLESS_LABEL));
+object!(Node, Kind::Node, node, |_, _| true);
+object!(ServiceCIDR, Kind::ServiceCidr, service_cidr, |_, _| true);
 
 /// Reads an object; the error names the field, as `kubectl explain` would, and what is wrong with it.
 pub(super) fn parse<T: DeserializeOwned>(object: &Value) -> Result<T, Reject> {
@@ -69,13 +69,14 @@ pub(super) fn parse<T: DeserializeOwned>(object: &Value) -> Result<T, Reject> {
 
 /// The events of an object: its conversion, or that it is gone where the selectors do not want it.
 pub(super) fn events<T: Object>(object: &T, key: &Key, convert: &Converter) -> Vec<Event> {
-    if object.selected() { object.events(convert) } else { key.gone().into_iter().collect() }
+    if object.selected(convert.options()) { object.events(convert) } else { key.gone().into_iter().collect() }
 }
 
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
+    use super::super::convert::SERVICE_PROXY_NAME_LABEL;
     use super::*;
 
     #[test]
@@ -92,6 +93,10 @@ mod tests {
         }
     }
 
+    fn options(name: Option<&str>) -> Options {
+        Options { node_name: "n1".to_owned(), allow_external_ips: true, service_proxy_name: name.map(str::to_owned) }
+    }
+
     #[test]
     fn selectors() {
         let cases = [
@@ -102,9 +107,18 @@ mod tests {
             (json!({"spec": {}}), true),
         ];
         for (object, selected) in cases {
-            assert_eq!(parse::<Service>(&object).expect("valid").selected(), selected, "{object}");
+            assert_eq!(parse::<Service>(&object).expect("valid").selected(&options(None)), selected, "{object}");
+        }
+        // Whoever has a name serves those with exactly this one.
+        for (label, selected) in [(json!({SERVICE_PROXY_NAME_LABEL: "trial"}), true), (json!({}), false)]
+            .into_iter()
+            .chain(["", "trial2", "Trial"].map(|other| (json!({SERVICE_PROXY_NAME_LABEL: other}), false)))
+        {
+            let object = json!({"metadata": {"labels": label}, "spec": {"clusterIP": "10.0.0.1"}});
+            let service = parse::<Service>(&object).expect("valid");
+            assert_eq!(service.selected(&options(Some("trial"))), selected, "{object}");
         }
         let slice = json!({"addressType": "IPv4", "endpoints": [], "metadata": {"labels": {HEADLESS_LABEL: ""}}});
-        assert!(!parse::<EndpointSlice>(&slice).expect("valid").selected());
+        assert!(!parse::<EndpointSlice>(&slice).expect("valid").selected(&options(None)));
     }
 }

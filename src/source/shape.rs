@@ -355,7 +355,11 @@ mod tests {
     /// What an object says.
     fn events(kind: Kind, object: &Value) -> String {
         fn of<T: Object>(object: &Value) -> Vec<Event> {
-            let converter = Converter::new(Options { node_name: "n".to_owned(), allow_external_ips: true });
+            let converter = Converter::new(Options {
+                node_name: "n".to_owned(),
+                allow_external_ips: true,
+                service_proxy_name: None,
+            });
             parse::<T>(object).expect("it can be read").events(&converter)
         }
         let events = match kind {

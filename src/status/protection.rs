@@ -6,14 +6,14 @@ use serde::Serialize;
 
 use crate::model::Family;
 use crate::nftables::{KernelError, LinuxKernel, Owner, Protection};
-use crate::ruleset::names::TABLE;
+use crate::ruleset::names::TableName;
 use crate::ruleset::text;
 
 /// A table of ours, and who can change it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TableStatus {
-    /// `ip nftproxyd` or `ip6 nftproxyd`.
+    /// Its family and name, such as `ip nftproxyd`.
     pub table: String,
     /// What protects it.
     pub protection: Protected,
@@ -39,7 +39,7 @@ pub enum Protected {
 }
 
 impl TableStatus {
-    fn new(family: Family, protection: Protection) -> TableStatus {
+    fn new(name: TableName, family: Family, protection: Protection) -> TableStatus {
         let (protection, owner) = match protection {
             Protection::None => (Protected::Nothing, None),
             Protection::Orphan => (Protected::Orphaned, None),
@@ -47,13 +47,7 @@ impl TableStatus {
         };
         let (owner_port, process) = owner.map(|Owner { port, process }| (port, process)).unzip();
         let (owner_pid, owner_name) = process.flatten().unzip();
-        TableStatus {
-            table: format!("{} {TABLE}", text::family(family)),
-            protection,
-            owner_port,
-            owner_pid,
-            owner_name,
-        }
+        TableStatus { table: text::table(name, family), protection, owner_port, owner_pid, owner_name }
     }
 }
 
@@ -63,8 +57,9 @@ impl TableStatus {
 /// The kernel cannot be asked.
 pub fn tables(kernel: &mut LinuxKernel) -> Result<Vec<TableStatus>, KernelError> {
     let mut tables = Vec::new();
+    let name = kernel.table();
     for family in Family::ALL {
-        tables.extend(kernel.protection(family)?.map(|protection| TableStatus::new(family, protection)));
+        tables.extend(kernel.protection(family)?.map(|protection| TableStatus::new(name, family, protection)));
     }
     Ok(tables)
 }
@@ -99,9 +94,10 @@ mod tests {
             (owner(None), "table     ip nftproxyd: owned by netlink port 9\n"),
         ];
         for (protection, text) in cases {
-            assert_eq!(tables_text(&[TableStatus::new(Family::V4, protection)]), text);
+            assert_eq!(tables_text(&[TableStatus::new(TableName::NODE, Family::V4, protection)]), text);
         }
-        let json = serde_json::to_value(TableStatus::new(Family::V6, Protection::Orphan)).expect("JSON");
+        let json =
+            serde_json::to_value(TableStatus::new(TableName::NODE, Family::V6, Protection::Orphan)).expect("JSON");
         assert_eq!((&json["table"], &json["protection"]), (&"ip6 nftproxyd".into(), &"orphaned".into()));
     }
 }

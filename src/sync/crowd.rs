@@ -38,6 +38,7 @@ mod tests {
         Conditions, Endpoint, Event, Kind, PerFamily, Protocol, Service, ServicePort, Slice, SlicePort,
     };
     use crate::nftables::in_memory::InMemoryKernel;
+    use crate::ruleset::names::TableName;
     use crate::sync::{Engine, Facts};
     use crate::testing::log::captured;
 
@@ -75,6 +76,7 @@ mod tests {
     #[test]
     fn endpoints_for_which_there_is_no_room_are_told_of() {
         let facts = Facts {
+            table: TableName::NODE,
             detect_local: DetectLocal::NodeCidr,
             node_ports: NodePortAddresses::All,
             masquerade_bit: 14,

@@ -28,12 +28,14 @@ use crate::model::{Event, Family, ObjectName, PerFamily};
 use crate::nftables::Kernel;
 use crate::ruleset::Ruleset;
 use crate::ruleset::base::{self, Detector, FrameFacts};
-use crate::ruleset::names::{Masquerade, SetName};
+use crate::ruleset::names::{Masquerade, SetName, TableName};
 use crate::ruleset::service::ServiceFacts;
 
 /// What the ruleset depends on besides the objects of the cluster: the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
+    /// The name of the tables. Any but the node's own are of a proxy that serves beside another.
+    pub table: TableName,
     /// How a pod's packet is told from others.
     pub detect_local: DetectLocal,
     /// Which of the node's addresses accept node ports.
@@ -123,6 +125,10 @@ impl<K: Kernel> Engine<K> {
 
     /// Takes in what a source says. Costs what the event costs, not what there is.
     pub fn apply(&mut self, event: Event) {
+        // Whoever serves beside another knows only some of the cluster IPs, and drops none that it does not know.
+        if self.facts.table != TableName::NODE && matches!(event, Event::ServiceCidr(_)) {
+            return;
+        }
         let changes = self.store.apply(event);
         changes.services.iter().for_each(|name| self.touch(name));
         changes.udp_serving.into_iter().for_each(|(name, family)| self.udp[family].add(name));
@@ -438,6 +444,7 @@ fn frame_facts(
         Accepted::Only(addresses) => (base::NodePortScope::Listed, addresses),
     };
     let frame = FrameFacts {
+        table: facts.table,
         family,
         detector: detector(facts, store, family),
         mark: 1 << facts.masquerade_bit,

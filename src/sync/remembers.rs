@@ -8,10 +8,7 @@
 
 use tracing::{info, warn};
 
-use crate::model::Family;
 use crate::ruleset::base::{AFFINITY_HIGH, AFFINITY_SIZE};
-use crate::ruleset::names::TABLE;
-use crate::ruleset::text;
 
 /// Below so many percent it is not about to be full any more: less than [`AFFINITY_HIGH`], so that nothing is said again and
 /// again.
@@ -29,23 +26,21 @@ impl Remembers {
         self.count
     }
 
-    /// They have been counted. Says when they become too many, and when they are no longer.
-    pub(super) fn note(&mut self, family: Family, count: usize) {
+    /// They have been counted. Says of the table when they become too many, and when they are no longer.
+    pub(super) fn note(&mut self, table: &str, count: usize) {
         self.count = count;
-        let (table, most) = (text::family(family), AFFINITY_SIZE as usize);
+        let most = AFFINITY_SIZE as usize;
         let is_from = |percent: u32| count * 100 >= most * percent as usize;
         if !self.is_high && is_from(AFFINITY_HIGH) {
             self.is_high = true;
             warn!(
-                "table {table} {TABLE} remembers {count} clients of Services with session affinity, and has room for {most}: \
+                "table {table} remembers {count} clients of Services with session affinity, and has room for {most}: \
                  when it is full, clients that come anew to any of these Services may be sent elsewhere with each connection; \
                  nftproxyd-ruleset(7) says how to see whose they are"
             );
         } else if self.is_high && !is_from(LOW) {
             self.is_high = false;
-            info!(
-                "table {table} {TABLE} has room for clients of Services with session affinity again: it remembers {count}"
-            );
+            info!("table {table} has room for clients of Services with session affinity again: it remembers {count}");
         }
     }
 }
@@ -59,7 +54,7 @@ mod tests {
     fn that_it_fills_is_said_once_and_that_it_is_over() {
         let mut remembers = Remembers::default();
         let most = AFFINITY_SIZE as usize;
-        let mut said = |count| captured(|| remembers.note(Family::V4, count));
+        let mut said = |count| captured(|| remembers.note("ip nftproxyd", count));
         for few in [0, most / 2, most * 89 / 100] {
             assert_eq!(said(few), "");
         }

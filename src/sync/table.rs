@@ -30,7 +30,7 @@ use crate::model::{Family, ObjectName};
 use crate::nftables::{CommitError, Snapshot, table_flag};
 use crate::ruleset::Ruleset;
 use crate::ruleset::base::{self, FrameFacts};
-use crate::ruleset::names::{SetName, TABLE};
+use crate::ruleset::names::SetName;
 use crate::ruleset::read::Contents;
 use crate::ruleset::service::ServicePart;
 use crate::ruleset::text;
@@ -134,6 +134,11 @@ impl Table {
         }
     }
 
+    /// What it is called in messages.
+    fn name(&self) -> String {
+        text::table(self.facts.table, self.family)
+    }
+
     pub(super) fn facts(&self) -> &FrameFacts {
         &self.facts
     }
@@ -235,6 +240,7 @@ impl Table {
             (def, elements)
         });
         Ruleset {
+            table: self.facts.table,
             family: self.family,
             sets: sets.collect(),
             chains: base::all_chains(self.installed.chains(), &self.facts),
@@ -248,7 +254,7 @@ impl Table {
         self.paused = None;
         let due = self.refused.iter().filter(|(_, failure)| failure.at <= now).map(|(name, _)| name.clone());
         self.dirty.extend(due);
-        let table = text::family(self.family);
+        let table = self.name();
         match self.attempt(pass) {
             Ok(()) => {
                 self.unfinished = false;
@@ -256,9 +262,9 @@ impl Table {
                 match (again, self.standing()) {
                     (false, _) => {}
                     (true, Standing::InLineBut(refused)) => {
-                        info!("table {table} {TABLE} is in sync again but for {refused}");
+                        info!("table {table} is in sync again but for {refused}");
                     }
-                    (true, _) => info!("table {table} {TABLE} is in sync again"),
+                    (true, _) => info!("table {table} is in sync again"),
                 }
                 let report = pass.report.family(self.family);
                 report.repaired = mem::take(&mut self.disturbed) && !report.commits.is_empty();
@@ -267,7 +273,7 @@ impl Table {
                     && !again
                     && let Some(before) = self.repairs.again(now)
                 {
-                    info!("table {table} {TABLE} is repaired{before}");
+                    info!("table {table} is repaired{before}");
                 }
                 self.tidy(pass);
                 if mem::take(&mut self.unheard) && !self.owned {
@@ -276,9 +282,9 @@ impl Table {
             }
             Err(error) if error.is_disturbance() => {
                 if !mem::replace(&mut self.contested, true) {
-                    warn!("table {table} {TABLE} cannot be synced yet: {error}; it is read back until it can");
+                    warn!("table {table} cannot be synced yet: {error}; it is read back until it can");
                 }
-                debug!("table {table} {TABLE}: {}", errors::text(&error));
+                debug!("table {table}: {}", errors::text(&error));
                 self.distrust();
                 let took = started.elapsed();
                 self.paused = Some(now + took + took.clamp(DISTURBED_PAUSE, FIRST_RETRY));
@@ -293,7 +299,7 @@ impl Table {
                 }
                 if self.failing.as_ref().is_none_or(|previous| previous.error != failure.error) {
                     let wait = failure.wait.as_millis();
-                    error!("table {table} {TABLE} cannot be synced: {}; next try in {wait} ms", failure.error);
+                    error!("table {table} cannot be synced: {}; next try in {wait} ms", failure.error);
                 }
                 self.failing = Some(failure);
                 // A kernel that did nothing still holds what it held, unless others were at work.
@@ -306,9 +312,7 @@ impl Table {
             }
         }
         if let more @ 1.. = pass.newly_refused.saturating_sub(MOST_NAMED) {
-            error!(
-                "table {table} {TABLE}: and {more} more Services are refused; they stay as they were and are tried again"
-            );
+            error!("table {table}: and {more} more Services are refused; they stay as they were and are tried again");
         }
     }
 
@@ -353,7 +357,7 @@ impl Table {
         if starts && snapshot.table && pass.cluster.squares(self.family) > READ_AT_MOST {
             match self.replace_at_once(pass, &snapshot)? {
                 Replaced::Whole => {
-                    info!("table {} {TABLE} is so large that it has been written anew", text::family(self.family));
+                    info!("table {} is so large that it has been written anew", self.name());
                     self.tell_flags(&snapshot);
                     return Ok(());
                 }
@@ -401,8 +405,8 @@ impl Table {
             }
             Err(SyncError::Commit(error @ CommitError::Refused { .. })) => {
                 // Foreign chains that refer to each other, say, or changes since the dump.
-                let table = text::family(self.family);
-                warn!("table {table} {TABLE} cannot be repaired and is replaced: {}", errors::text(&error));
+                let table = self.name();
+                warn!("table {table} cannot be repaired and is replaced: {}", errors::text(&error));
                 self.replace(pass, &snapshot)?;
             }
             Err(error) => return Err(error),
@@ -418,14 +422,14 @@ impl Table {
 
     /// Says which flags were in the way. Only for a table that is mended.
     fn tell_flags(&self, before: &Snapshot) {
-        let table = text::family(self.family);
+        let table = self.name();
         match before.table_flags {
             0 => {}
             table_flag::OWNED if self.to_own => {}
             table_flag::DORMANT => {
-                warn!("table {table} {TABLE} was dormant, so that none of its rules had an effect; it is awake again");
+                warn!("table {table} was dormant, so that none of its rules had an effect; it is awake again");
             }
-            flags => warn!("table {table} {TABLE} had the flags {flags:#x}, of which it needs none; they are gone"),
+            flags => warn!("table {table} had the flags {flags:#x}, of which it needs none; they are gone"),
         }
     }
 

@@ -10,7 +10,7 @@ use nftproxyd::nftables::{
     CommitError, Heard, Kernel, KernelError, LinuxClients, LinuxKernel, Monitor, ProbeError, ReadClients, table_flag,
 };
 use nftproxyd::ruleset::kept::Kept;
-use nftproxyd::ruleset::names::{ChainName, SetName};
+use nftproxyd::ruleset::names::{ChainName, SetName, TableName};
 use nftproxyd::ruleset::read::Remembered;
 use nftproxyd::ruleset::types::{Chain, Element, Rule, Statement, Verdict};
 
@@ -65,7 +65,7 @@ fn clients_are_counted_and_read_in_slices_beside_the_owner() {
     in_namespace(|| {
         for family in Family::ALL {
             let mut kernel = open();
-            let mut clients = LinuxClients::default();
+            let mut clients = LinuxClients::of(TableName::NODE);
             let read = |clients: &mut LinuxClients, most: usize| {
                 let mut slices = Vec::new();
                 let all = clients.read(family, &mut |slice| {

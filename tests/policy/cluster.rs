@@ -12,7 +12,7 @@ use nftproxyd::model::{Event, Family, Kind, PerFamily, Protocol};
 use nftproxyd::nftables::in_memory::InMemoryKernel;
 use nftproxyd::ruleset::Ruleset;
 use nftproxyd::ruleset::eval::{Origin, Outcome, Packet, Trace, Tracer};
-use nftproxyd::ruleset::names::SetName;
+use nftproxyd::ruleset::names::{SetName, TableName};
 use nftproxyd::ruleset::types::Element;
 use nftproxyd::source::convert::{Converter, Options};
 use nftproxyd::sync::{Engine, Facts};
@@ -30,6 +30,7 @@ pub(crate) const OUTER_INTERFACE: &str = "eth0";
 pub(crate) fn facts() -> Facts {
     let range = |text: &str| Some(text.parse().expect("a range"));
     Facts {
+        table: TableName::NODE,
         detect_local: DetectLocal::ClusterCidr(PerFamily { v4: range("10.0.0.0/8"), v6: range("fd10::/16") }),
         node_ports: NodePortAddresses::Primary,
         masquerade_bit: 14,
@@ -157,7 +158,7 @@ impl Cluster {
 }
 
 pub(crate) fn converter(allow_external_ips: bool) -> Converter {
-    Converter::new(Options { node_name: NODE.into(), allow_external_ips })
+    Converter::new(Options { node_name: NODE.into(), allow_external_ips, service_proxy_name: None })
 }
 
 /// What a source says of an object.

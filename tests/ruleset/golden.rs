@@ -5,7 +5,7 @@ use std::path::Path;
 use nftproxyd::diff::{Operation, Transaction};
 use nftproxyd::model::Family;
 use nftproxyd::ruleset::base::{self, Detector, FrameFacts, NodePortScope};
-use nftproxyd::ruleset::names::{ChainName, Masquerade, Pick, SetName};
+use nftproxyd::ruleset::names::{ChainName, Masquerade, Pick, SetName, TableName};
 use nftproxyd::ruleset::text;
 
 use super::sample;
@@ -26,6 +26,7 @@ fn check(file: &str, text: &str) {
 /// Facts unlike those of the sample in every respect.
 pub(crate) fn other_facts(family: Family) -> FrameFacts {
     FrameFacts {
+        table: TableName::NODE,
         family,
         detector: Some(Detector::InterfacePrefix("veth".into())),
         mark: 0x1,
@@ -77,7 +78,7 @@ fn transaction_as_text() {
     operations.push(Operation::DeleteChain(ChainName::RememberFor(60)));
     operations.push(Operation::DeleteForeignChain("stray".to_owned()));
     operations.push(Operation::DeleteForeignSet("stray".to_owned()));
-    check("transaction.nft", &Transaction { family: Family::V4, operations }.to_string());
+    check("transaction.nft", &Transaction { family: Family::V4, operations }.text(TableName::NODE));
 }
 
 /// The chains that differ by what is a pod.

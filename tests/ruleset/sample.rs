@@ -9,7 +9,7 @@ use nftproxyd::ruleset::Ruleset;
 use nftproxyd::ruleset::base::{self, Detector, FrameFacts, NodePortScope};
 use nftproxyd::ruleset::elements::dispatch_elements;
 use nftproxyd::ruleset::kinds::Kind;
-use nftproxyd::ruleset::names::{Masquerade, Pick, SetName};
+use nftproxyd::ruleset::names::{Masquerade, Pick, SetName, TableName};
 use nftproxyd::ruleset::types::{Data, Element, Key, Value};
 
 use Protocol::{Sctp, Tcp, Udp};
@@ -38,6 +38,7 @@ pub(crate) fn net(family: Family, v4: &str) -> IpNet {
 /// Pods are known by their range, node ports by a list, and there is affinity.
 pub(crate) fn facts(family: Family) -> FrameFacts {
     FrameFacts {
+        table: TableName::NODE,
         family,
         detector: Some(Detector::Source(net(family, "10.124.0.0/16"))),
         mark: 0x4000,
@@ -192,5 +193,5 @@ pub(crate) fn ruleset(facts: &FrameFacts) -> Ruleset {
     s.sets.extend(all.into_iter().flat_map(dispatch_elements));
     let elements = |name| s.sets.iter().filter(|(set, _)| *set == name).map(|(_, element)| element.clone()).collect();
     let sets = base::frame(facts).sets.into_iter().map(|def| (def.clone(), elements(def.name))).collect();
-    Ruleset { family, sets, chains }
+    Ruleset { table: facts.table, family, sets, chains }
 }

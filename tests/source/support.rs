@@ -16,7 +16,11 @@ pub const NODE: &str = "worker-a";
 
 /// The conversion that a daemon on the node [`NODE`] uses.
 pub fn converter() -> Arc<Converter> {
-    Arc::new(Converter::new(Options { node_name: NODE.to_owned(), allow_external_ips: false }))
+    Arc::new(Converter::new(Options {
+        node_name: NODE.to_owned(),
+        allow_external_ips: false,
+        service_proxy_name: None,
+    }))
 }
 
 /// What events add up to.

@@ -22,6 +22,7 @@ use crate::model::Kind;
 use crate::nftables::in_memory::{Fault, InMemoryClients, InMemoryKernel};
 use crate::nftables::{CommitError, Committed, DumpedElement, KeptClients, KernelError, Snapshot};
 use crate::ruleset::elements::element_key;
+use crate::ruleset::names::TableName;
 use crate::ruleset::names::{ChainName, SetName};
 use crate::ruleset::read::Remembered;
 use crate::ruleset::types::{Chain, SetDef};
@@ -241,7 +242,7 @@ async fn run_with<F: Future<Output = ()>>(min_sync_period: Duration, script: imp
     let (address_sender, addresses) = watch::channel(BTreeSet::new());
     let (disturbance_sender, disturbances) = mpsc::channel(16);
     let (attempted_sender, attempted) = oneshot::channel();
-    let readiness = Readiness::new([Awaited::TakeOver]);
+    let readiness = Readiness::new(TableName::NODE, [Awaited::TakeOver]);
     let standings = Standings::default();
     let (did_sender, did) = threads::channel();
     let metrics = Arc::new(Metrics::new());
@@ -275,7 +276,11 @@ async fn run_with<F: Future<Output = ()>>(min_sync_period: Duration, script: imp
         readiness,
         standings,
         did,
-        convert: Converter::new(Options { node_name: "n1".to_owned(), allow_external_ips: true }),
+        convert: Converter::new(Options {
+            node_name: "n1".to_owned(),
+            allow_external_ips: true,
+            service_proxy_name: None,
+        }),
         next: AtomicUsize::new(1),
     };
     let clients = Reader::spawn(InMemoryClients::default()).expect("a thread");

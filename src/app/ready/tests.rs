@@ -6,7 +6,7 @@ use tokio::time::sleep;
 use super::*;
 use crate::testing::log::captured;
 
-const TABLES: [Awaited; 2] = [Awaited::Table(Family::V4), Awaited::Table(Family::V6)];
+const TABLES: [Awaited; 2] = [Awaited::Table(TableName::NODE, Family::V4), Awaited::Table(TableName::NODE, Family::V6)];
 
 fn ports() -> [Awaited; 2] {
     let address = |text: &str| text.parse().expect("an address and a port");
@@ -21,7 +21,7 @@ fn all() -> Vec<Awaited> {
 
 #[test]
 fn what_is_awaited_has_names() {
-    let readiness = Readiness::new([Awaited::TakeOver].into_iter().chain(ports()));
+    let readiness = Readiness::new(TableName::NODE, [Awaited::TakeOver].into_iter().chain(ports()));
     let expected = [
         "the first list of Services",
         "the first list of EndpointSlices",
@@ -37,7 +37,7 @@ fn what_is_awaited_has_names() {
     assert_eq!(readiness.held_up_by(), expected[..7]);
     readiness.awaits(TABLES[1], Some("it has an owner"));
     assert_eq!(readiness.awaited()[5], "table ip6 nftproxyd (it has an owner)");
-    let little = Readiness::new([]);
+    let little = Readiness::new(TableName::NODE, []);
     assert_eq!(little.awaited(), expected[..6], "what is not to be done is not awaited");
 }
 
@@ -76,16 +76,16 @@ fn what_is_lost_before_all_is_there_is_awaited_again_and_after_that_the_start_is
 #[test]
 fn tables_that_swap_make_nothing_ready() {
     for (first, second) in [(Family::V4, Family::V6), (Family::V6, Family::V4)] {
-        let readiness = Readiness::new([]);
+        let readiness = Readiness::new(TableName::NODE, []);
         Kind::ALL.into_iter().for_each(|kind| readiness.comes(Awaited::FirstList(kind)));
         let only =
             |in_line: Family| move |family| if family == in_line { Standing::InLine } else { Standing::Failing("why") };
         for (in_line, other) in [(first, second), (second, first), (first, second)] {
             readiness.tables(only(in_line));
-            assert_eq!(readiness.held_up_by(), [format!("{} (why)", Awaited::Table(other))]);
+            assert_eq!(readiness.held_up_by(), [format!("{} (why)", Awaited::Table(TableName::NODE, other))]);
         }
         readiness.tables(|family| if family == first { Standing::InLine } else { Standing::Behind });
-        assert_eq!(readiness.held_up_by(), [Awaited::Table(second).to_string()]);
+        assert_eq!(readiness.held_up_by(), [Awaited::Table(TableName::NODE, second).to_string()]);
         readiness.tables(|_| Standing::InLine);
         assert_eq!(readiness.held_up_by(), Vec::<String>::new());
         readiness.tables(|_| Standing::Failing("later"));
@@ -99,7 +99,7 @@ fn followed<F: Future<Output = ()>>(script: impl FnOnce(Readiness, Rc<Cell<u32>>
     let log = captured(|| {
         runtime.expect("a runtime").block_on(async {
             let told = Rc::new(Cell::new(0));
-            let readiness = Readiness::new(ports());
+            let readiness = Readiness::new(TableName::NODE, ports());
             let count = Rc::clone(&told);
             let follow = readiness.clone().follow(move || count.set(count.get() + 1));
             tokio::select! {
@@ -178,7 +178,7 @@ fn a_port_is_named_and_holds_up_nothing() {
 /// Who has to say that it has come may panic or be stopped.
 #[test]
 fn an_end_is_no_arrival() {
-    let readiness = Readiness::new([Awaited::TakeOver]);
+    let readiness = Readiness::new(TableName::NODE, [Awaited::TakeOver]);
     let mut before = all();
     before.retain(|awaited| *awaited != Awaited::TakeOver);
     before.into_iter().for_each(|awaited| readiness.comes(awaited));

@@ -42,6 +42,7 @@ fn cidr(text: &str) -> IpNet {
 fn what_kubeadm_writes() {
     let Loaded { config, warnings, .. } = resolve_text(KUBEADM).expect("it can be used");
     let expected = Config {
+        service_proxy_name: None,
         node_name: "host-a".to_owned(),
         source: Source::Api { kubeconfig: "/var/lib/kube-proxy/kubeconfig.conf".into(), master: None },
         bind_address: Ipv4Addr::UNSPECIFIED.into(),
@@ -429,6 +430,7 @@ fn what_is_effective_can_be_read_back() {
              conntrack: {maxPerCore: 0, tcpEstablishedTimeout: 0s}\nfeatureGates: {AllowServiceExternalIPs: false}",
         ),
         file("detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cni0}\nlogging: {format: json}"),
+        file("serviceProxyName: trial"),
     ];
     for text in files {
         let before = resolve_text(&text).expect("it can be used").config;
@@ -436,7 +438,12 @@ fn what_is_effective_can_be_read_back() {
         assert_eq!(after.config, before);
         assert_eq!(after.warnings, [] as [&str; 0]);
     }
-    let before = resolve_text(KUBEADM).expect("it can be used").config;
+    let before = Config {
+        service_proxy_name: Some("trial".to_owned()),
+        healthz_bind_address: Some("0.0.0.0:9".parse().expect("an address")),
+        metrics_bind_address: "127.0.0.1:8".parse().expect("an address"),
+        ..resolve_text(KUBEADM).expect("it can be used").config
+    };
     let after = resolve_text(&effective(&before).to_string()).expect("it can be used");
     let everywhere = NodePortAddresses::Cidrs(vec![cidr("0.0.0.0/0"), cidr("::/0")]);
     assert_eq!(after.config, Config { node_port_addresses: everywhere, ..before });
@@ -444,5 +451,32 @@ fn what_is_effective_can_be_read_back() {
     for (path, ..) in crate::config::fields::FIELDS.iter().filter(|(path, ..)| *path != "logging.vmodule") {
         let pointer = format!("/{}", path.replace('.', "/"));
         assert!(all.pointer(&pointer).is_some(), "{path}");
+    }
+}
+
+#[test]
+fn a_proxy_with_a_name_leaves_kube_proxys_ports_to_it() {
+    let loaded = |text: &str, flag: Option<&str>| {
+        let overrides = Overrides { service_proxy_name: flag.map(str::to_owned), ..Overrides::default() };
+        resolve(document(&file(text)), true, &overrides, "host-a")
+    };
+    let of = |text: &str, flag| {
+        let Loaded { config, warnings, .. } = loaded(text, flag).expect("it can be used");
+        let ports = (config.healthz_bind_address.map(|at| at.port()), config.metrics_bind_address.port());
+        (config.service_proxy_name, ports, warnings.len())
+    };
+    let named = |name: &str| Some(name.to_owned());
+    assert_eq!(of("", None), (None, (Some(10256), 10249), 0));
+    assert_eq!(of("serviceProxyName: a", None), (named("a"), (Some(10356), 10349), 0));
+    assert_eq!(of("serviceProxyName: a", Some("b")), (named("b"), (Some(10356), 10349), 0), "the flag counts");
+    assert_eq!(of("serviceProxyName: a", Some("")), (None, (Some(10256), 10249), 0));
+    // What kube-proxy's own file says means kube-proxy.
+    let kube_proxys = "healthzBindAddress: 0.0.0.0:10256\nmetricsBindAddress: 10.0.0.1:10249";
+    assert_eq!(of(kube_proxys, Some("a")), (named("a"), (Some(10356), 10349), 2));
+    let swapped = "healthzBindAddress: 0.0.0.0:10249\nmetricsBindAddress: 10.0.0.1:10256";
+    assert_eq!(of(swapped, Some("a")), (named("a"), (Some(10356), 10349), 2));
+    assert_eq!(of("healthzBindAddress: 0.0.0.0:9", Some("a")), (named("a"), (Some(9), 10349), 0));
+    for bad in ["a b", "-a", "a.", "a/b", "\u{e9}", &"x".repeat(64), "a\"b"] {
+        assert!(loaded("", Some(bad)).is_err(), "{bad}");
     }
 }

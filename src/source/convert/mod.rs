@@ -31,6 +31,24 @@ pub struct Options {
     pub node_name: String,
     /// Feature gate `AllowServiceExternalIPs`: whether `spec.externalIPs` are served.
     pub allow_external_ips: bool,
+    /// The value of the label [`SERVICE_PROXY_NAME_LABEL`] that Services for this proxy have; `None`: they have no such
+    /// label.
+    pub service_proxy_name: Option<String>,
+}
+
+impl Options {
+    /// Whether a Service is for this proxy, as far as its labels say.
+    pub fn serves(&self, metadata: &ObjectMeta) -> bool {
+        fields::label(metadata, SERVICE_PROXY_NAME_LABEL) == self.service_proxy_name.as_deref()
+    }
+
+    /// The same as a label selector.
+    pub fn service_selector(&self) -> String {
+        match &self.service_proxy_name {
+            None => format!("!{SERVICE_PROXY_NAME_LABEL}"),
+            Some(name) => format!("{SERVICE_PROXY_NAME_LABEL}={name}"),
+        }
+    }
 }
 
 /// What became of an object.
@@ -58,6 +76,11 @@ impl Converter {
     /// A converter for this node.
     pub fn new(options: Options) -> Self {
         Converter { options, pool: Mutex::default() }
+    }
+
+    /// What the meaning of objects depends on.
+    pub fn options(&self) -> &Options {
+        &self.options
     }
 
     /// A Service.

@@ -7,12 +7,12 @@ use std::num::NonZeroU16;
 use arcstr::ArcStr;
 use k8s_openapi::api::core::v1 as core;
 
-use super::fields::{address, cidrs, label, list, object_name, port_name, port_number, protocol, sorted_set};
+use super::fields::{address, cidrs, list, object_name, port_name, port_number, protocol, sorted_set};
 use super::{Converted, Options, Pool};
 use crate::model::parse::{self, shown};
 use crate::model::{Family, PerFamily, Protocol, Reject, Service, ServicePort, TrafficPolicy};
 
-/// A Service with this label, whatever its value, belongs to another proxy.
+/// A Service with this label belongs to the proxy of this name, and to none without a name.
 pub const SERVICE_PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 /// The API server's default of `sessionAffinityConfig.clientIP.timeoutSeconds`.
 const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
@@ -26,7 +26,7 @@ pub fn service(object: &core::Service, options: &Options, pool: &mut Pool) -> Co
         Err(reject) => return Converted { name: None, value: None, rejects: vec![reject] },
     };
     let mut rejects = Vec::new();
-    let Some(spec) = proxied_spec(object, &mut rejects) else {
+    let Some(spec) = proxied_spec(object, options, &mut rejects) else {
         return Converted { name: Some(name), value: None, rejects };
     };
 
@@ -66,8 +66,12 @@ pub fn service(object: &core::Service, options: &Options, pool: &mut Pool) -> Co
 }
 
 /// The spec of a Service that is for this proxy: not headless, not ExternalName, not another proxy's.
-fn proxied_spec<'a>(object: &'a core::Service, rejects: &mut Vec<Reject>) -> Option<&'a core::ServiceSpec> {
-    if label(&object.metadata, SERVICE_PROXY_NAME_LABEL).is_some() {
+fn proxied_spec<'a>(
+    object: &'a core::Service,
+    options: &Options,
+    rejects: &mut Vec<Reject>,
+) -> Option<&'a core::ServiceSpec> {
+    if !options.serves(&object.metadata) {
         return None;
     }
     let spec = object.spec.as_ref();

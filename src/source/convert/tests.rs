@@ -7,7 +7,7 @@ use super::*;
 use crate::model::{Conditions, Family, Hints, Protocol, TrafficPolicy};
 
 fn options() -> Options {
-    Options { node_name: "n1".into(), allow_external_ips: true }
+    Options { node_name: "n1".into(), allow_external_ips: true, service_proxy_name: None }
 }
 
 fn address(text: &str) -> IpAddr {
@@ -658,5 +658,19 @@ proptest! {
         converter.node(&node_object(&json!({
             "spec": {"podCIDRs": [text(6)]}, "status": {"addresses": [{"type": "InternalIP", "address": text(7)}]},
         })));
+    }
+}
+
+#[test]
+fn a_proxy_with_a_name_serves_what_is_labelled_for_it() {
+    let named = Options { service_proxy_name: Some("trial".to_owned()), ..options() };
+    assert_eq!(options().service_selector(), "!service.kubernetes.io/service-proxy-name");
+    assert_eq!(named.service_selector(), "service.kubernetes.io/service-proxy-name=trial");
+    for (label, by_name, by_none) in
+        [(None, false, true), (Some("trial"), true, false), (Some("trial-2"), false, false)]
+    {
+        let labels = label.map(|label| [(SERVICE_PROXY_NAME_LABEL.to_owned(), label.to_owned())].into());
+        let metadata = ObjectMeta { labels, ..ObjectMeta::default() };
+        assert_eq!((named.serves(&metadata), options().serves(&metadata)), (by_name, by_none), "{label:?}");
     }
 }

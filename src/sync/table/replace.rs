@@ -18,8 +18,6 @@ use crate::nftables::{CommitError, KeptClients, Snapshot, table_flag};
 use crate::ruleset::base::{self, Frame, FrameFacts};
 use crate::ruleset::frontend::Frontend;
 use crate::ruleset::kept::Kept;
-use crate::ruleset::names::TABLE;
-use crate::ruleset::text;
 
 /// How long clients with affinity are looked for: some 50,000 are read in that time. The old table serves meanwhile.
 const READING: Duration = Duration::from_secs(2);
@@ -50,7 +48,7 @@ impl Table {
         }
         // First it is ours, and then it is read: from here on it stays what it is.
         self.send(pass, &Transaction { family: self.family, operations: vec![Operation::OwnTable] })?;
-        info!("table {} {TABLE} had lost its owner, and is adopted", text::family(self.family));
+        info!("table {} had lost its owner, and is adopted", self.name());
         self.dump(pass, frame)
     }
 
@@ -62,11 +60,11 @@ impl Table {
     /// Makes the table anew because of what it is, and says so.
     pub(super) fn replace_other(&mut self, pass: &mut Pass<'_>, before: &Snapshot) -> Result<(), SyncError> {
         self.replace(pass, before)?;
-        let table = text::family(self.family);
+        let table = self.name();
         if self.owned && before.table_flags == 0 {
-            info!("table {table} {TABLE} has been replaced by one that nobody else can change");
+            info!("table {table} has been replaced by one that nobody else can change");
         } else {
-            info!("table {table} {TABLE} was not as this version makes it; it has been replaced");
+            info!("table {table} was not as this version makes it; it has been replaced");
         }
         self.tell_flags(before);
         Ok(())
@@ -177,24 +175,21 @@ impl Table {
         let frontend_of = |key: &FrontendKey| frontend(key).map(|frontend| -> &Frontend { frontend });
         let mut remembering = self.sweeper.remembering(frontend_of, self.facts.detector.as_ref());
         let mut wanted = |client: &_| !remembering.is_stale(client);
-        let table = text::family(self.family);
+        let table = self.name();
         match pass.kernel.kept(self.family, READING, &mut wanted) {
             Ok(KeptClients { clients, complete }) => {
                 let count = clients.len();
                 if !complete {
                     warn!(
-                        "table {table} {TABLE} is replaced: {count} clients keep their endpoint; others choose again, as \
+                        "table {table} is replaced: {count} clients keep their endpoint; others choose again, as \
                          reading them all takes too long"
                     );
                 }
-                debug!("{count} clients keep their endpoint in table {table} {TABLE}, read in {:?}", started.elapsed());
+                debug!("{count} clients keep their endpoint in table {table}, read in {:?}", started.elapsed());
                 clients
             }
             Err(error) => {
-                warn!(
-                    "table {table} {TABLE} is replaced, and clients with affinity choose again: {}",
-                    errors::text(&error)
-                );
+                warn!("table {table} is replaced, and clients with affinity choose again: {}", errors::text(&error));
                 Vec::new()
             }
         }

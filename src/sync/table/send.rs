@@ -25,7 +25,7 @@ impl Table {
             return Ok(());
         }
         if tracing::enabled!(tracing::Level::TRACE) {
-            transaction.to_string().lines().for_each(|line| tracing::trace!("transaction: {line}"));
+            transaction.text(self.facts.table).lines().for_each(|line| tracing::trace!("transaction: {line}"));
         }
         let mut attempt = 0;
         let committed = loop {

@@ -22,6 +22,7 @@ mod refusals;
 mod repair;
 mod stale_flows;
 mod take_over;
+mod trial;
 mod unread;
 mod unsteady;
 

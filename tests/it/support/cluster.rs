@@ -15,7 +15,7 @@ use nftproxyd::model::{
 };
 use nftproxyd::nftables::Kernel;
 use nftproxyd::nftables::in_memory::InMemoryKernel;
-use nftproxyd::ruleset::names::{Pick, SetName};
+use nftproxyd::ruleset::names::{Pick, SetName, TableName};
 use nftproxyd::ruleset::types::{Data, Element, Value};
 use nftproxyd::sync::{Engine, Facts};
 use proptest::prelude::*;
@@ -27,6 +27,7 @@ pub(crate) const LONGEST_RETRY: Duration = Duration::from_secs(5);
 /// Pods are known by the ranges of the Node.
 pub(crate) fn facts(node_ports: NodePortAddresses) -> Facts {
     Facts {
+        table: TableName::NODE,
         detect_local: DetectLocal::NodeCidr,
         node_ports,
         masquerade_bit: 14,

@@ -13,7 +13,7 @@ use nftproxyd::model::{Event, Family, Service};
 use nftproxyd::nftables::in_memory::InMemoryKernel;
 use nftproxyd::nftables::{Kernel as _, LinuxKernel, table_flag};
 use nftproxyd::ruleset::kept::Kept;
-use nftproxyd::ruleset::names::SetName;
+use nftproxyd::ruleset::names::{SetName, TableName};
 use nftproxyd::ruleset::read::Remembered;
 use nftproxyd::sync::Engine;
 
@@ -338,7 +338,7 @@ fn who_loses_its_endpoint_meanwhile_is_not_taken_along() {
     engine.kernel().take_committed();
     assert_eq!(engine.sync(Instant::now()).failures, 0);
     let [transaction] = &engine.kernel().take_committed()[..] else { panic!("it is one transaction") };
-    let text = transaction.to_string();
+    let text = transaction.text(TableName::NODE);
     let line = "10.125.0.1 . 10.96.1.1 . tcp . 80 timeout 60000ms expires 30000ms : ";
     assert!(text.contains(line), "{text}");
     let remembered = engine.kernel().elements_of(Family::V4, SetName::Affinity);

@@ -14,6 +14,7 @@ use nftproxyd::model::{Event, Family, ObjectName, Protocol, Service};
 use nftproxyd::nftables::{Kernel as _, LinuxClients, LinuxKernel};
 use nftproxyd::ruleset::frontend::Backend;
 use nftproxyd::ruleset::kept::Kept;
+use nftproxyd::ruleset::names::TableName;
 use nftproxyd::ruleset::read::Remembered;
 use nftproxyd::sync::{self, Engine, Inputs, Observer, Reader, Report};
 use tokio::sync::{mpsc, watch};
@@ -92,7 +93,7 @@ fn run(clients: u32, length: Duration) -> (Vec<Duration>, Option<Duration>) {
             addresses,
             servers: watch::channel(BTreeSet::new()).1,
             disturbances,
-            clients: Reader::spawn(LinuxClients::default()).expect("a thread"),
+            clients: Reader::spawn(LinuxClients::of(TableName::NODE)).expect("a thread"),
         };
         runtime.block_on(sync::run(&mut engine, inputs, Duration::ZERO, &mut tell));
     });

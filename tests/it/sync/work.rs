@@ -7,7 +7,7 @@ use nftproxyd::config::NodePortAddresses;
 use nftproxyd::diff::Operation;
 use nftproxyd::model::{Event, Family, ObjectName, Service, Slice, TrafficPolicy};
 use nftproxyd::nftables::in_memory::InMemoryKernel;
-use nftproxyd::ruleset::names::SetName;
+use nftproxyd::ruleset::names::{SetName, TableName};
 use nftproxyd::ruleset::types::{Element, Value};
 use nftproxyd::sync::Engine;
 
@@ -56,7 +56,7 @@ fn addresses_without_a_service_are_dropped_only_when_all_services_are_in_place()
     let mut engine = cluster.engine(InMemoryKernel::recorder(), facts(NodePortAddresses::All));
     assert_eq!(engine.sync(Instant::now()).failures, 0);
     let sent = engine.kernel().committed().iter().filter(|sent| sent.family == Family::V4);
-    let texts: Vec<String> = sent.map(ToString::to_string).collect();
+    let texts: Vec<String> = sent.map(|transaction| transaction.text(TableName::NODE)).collect();
     let drops = texts.iter().position(|text| text.contains("jump unserved")).expect("it is sent");
     let last = texts.iter().rposition(|text| text.contains("add element")).expect("there are Services");
     assert!(drops > last && last > 2, "{drops} of {}, elements until {last}", texts.len());

@@ -35,7 +35,8 @@ impl Proxy {
         let engine = Engine::new(InMemoryKernel::new(), crate::app::facts(&config));
         let metrics = Arc::new(Metrics::new());
         let counting = Counting::new(Arc::clone(&metrics));
-        let convert = Converter::new(Options { node_name: "n1".to_owned(), allow_external_ips: true });
+        let convert =
+            Converter::new(Options { node_name: "n1".to_owned(), allow_external_ips: true, service_proxy_name: None });
         let mut proxy = Proxy { engine, counting, metrics, convert };
         for kind in Kind::ALL {
             proxy.hear([Event::ListStarted(kind), Event::ListDone(kind)]);

@@ -39,7 +39,8 @@ impl Proxy {
         let overrides = Overrides { hostname_override: Some("n1".to_owned()), ..Overrides::default() };
         let config = config::load(None, &overrides).expect("defaults are valid").config;
         let engine = Engine::new(kernel, crate::app::facts(&config));
-        let convert = Converter::new(Options { node_name: "n1".to_owned(), allow_external_ips: true });
+        let convert =
+            Converter::new(Options { node_name: "n1".to_owned(), allow_external_ips: true, service_proxy_name: None });
         let mut proxy = Proxy { engine, convert, now: Instant::now(), restored: [0; 2] };
         for kind in Kind::ALL {
             proxy.hear([Event::ListStarted(kind), Event::ListDone(kind)]);
