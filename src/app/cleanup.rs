@@ -4,6 +4,7 @@ use anyhow::Context;
 
 use super::instance;
 use crate::diff::{Operation, Transaction};
+use crate::leftovers;
 use crate::model::Family;
 use crate::nftables::{Guard, Kernel, LinuxKernel, Protection};
 use crate::ruleset::names::TableName;
@@ -28,7 +29,10 @@ pub(super) fn cleanup(name: TableName) -> anyhow::Result<()> {
         println!("removed {table}");
     }
     let guards = remove_guards(name)?;
-    if families.is_empty() && guards == 0 {
+    let signs =
+        if name == TableName::NODE { leftovers::remove_sign().context("cannot remove the sign")? } else { Vec::new() };
+    signs.iter().for_each(|sign| println!("removed {sign}"));
+    if families.is_empty() && guards == 0 && signs.is_empty() {
         println!("there is no table {name}");
     }
     Ok(())

@@ -2,6 +2,7 @@
 
 use super::Finding;
 use crate::leftovers::advice::{Place, accepting, dropped};
+use crate::leftovers::sign::{is_missed, is_sign};
 use crate::leftovers::tables::Listed;
 use crate::leftovers::walk::{Chain, Fate, fate, needed};
 use crate::leftovers::{TABLE, is_chain};
@@ -40,7 +41,9 @@ fn judge_chain(place: &Place<'_>, chains: &[Chain], base: &Chain) -> Option<Find
 /// What there is to say about the tables.
 pub(super) fn judge(listed: &Listed) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let of_nftables: Vec<_> = listed.tables.keys().filter(|(_, table)| table == TABLE).collect();
+    let leftover = |(_, table): &&(&str, String), chains: &[Chain]| table == TABLE && !is_sign(chains);
+    let of_nftables = listed.tables.iter().filter(|(key, chains)| leftover(key, chains));
+    let of_nftables: Vec<_> = of_nftables.map(|(key, _)| key).collect();
     if !of_nftables.is_empty() {
         let list = |what: &str, between: &str| {
             let each = of_nftables.iter().map(|(family, table)| format!("{what} {family} {table}"));
@@ -49,6 +52,13 @@ pub(super) fn judge(listed: &Listed) -> Vec<Finding> {
         findings.push(Finding::wrong(
             format!("rules of kube-proxy's nftables mode: {}", list("table", ", ")),
             format!("stop kube-proxy, then: {}", list("nft delete table", "; ")),
+        ));
+    }
+    if is_missed(listed) {
+        findings.push(Finding::doubtful(
+            "Calico serves this node by nftables, and there is no chain in table ip kube-proxy or ip6 kube-proxy: with \
+             nftablesMode Auto, Felix takes that for a kube-proxy without nftables, and starts anew with iptables",
+            "kubectl patch felixconfiguration default --type merge --patch '{\"spec\":{\"nftablesMode\":\"Enabled\"}}'",
         ));
     }
     for ((family, table), chains) in &listed.tables {

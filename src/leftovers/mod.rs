@@ -8,6 +8,8 @@
 //! * `walk`: which packets of Services the rules of a chain drop, and which chains of kube-proxy keep them from it. Pure.
 //! * `tables`, `rules`: tables, chains and rules as the kernel lists them.
 //! * `advice`: the command that lets Services through a chain that drops. Pure.
+//! * `steps`: changes of tables of others.
+//! * `sign`: what takes the place of kube-proxy's table where Calico looks for it.
 //! * `nft`, `legacy`, `ipvs`, `ipset`, `device`: find and remove, each in its part of the kernel.
 
 pub(crate) mod advice;
@@ -19,6 +21,8 @@ mod names;
 mod nft;
 mod plan;
 mod rules;
+pub(crate) mod sign;
+mod steps;
 pub(crate) mod tables;
 #[cfg(test)]
 mod tests;
@@ -29,6 +33,7 @@ use std::io;
 use std::path::Path;
 
 pub(crate) use names::{TABLE, is_chain};
+pub use sign::remove_sign;
 
 /// Files of the network namespace of this thread: a process may have threads in several.
 pub(crate) const NET: &str = "proc/thread-self/net";

@@ -4,6 +4,12 @@
 /// The table of kube-proxy's mode `nftables`, of families `ip` and `ip6`.
 pub(crate) const TABLE: &str = "kube-proxy";
 
+/// The chain that takes the place of kube-proxy's table where Calico looks for it.
+pub(super) const SIGN: &str = "served-by-nftproxyd";
+/// What it says about itself.
+pub(super) const SIGN_COMMENT: &str =
+    "a sign for Calico (nftablesMode: Auto) that nftables serve; no packet comes here";
+
 /// The device that holds the virtual addresses in mode `ipvs`.
 pub(super) const DEVICE: &str = "kube-ipvs0";
 

@@ -9,32 +9,20 @@ use std::io;
 use nix::errno::Errno;
 
 use super::advice::{self, Place};
-use super::names::{IPTABLES, TABLE, is_chain};
+use super::names::{IPTABLES, SIGN, TABLE, is_chain};
 use super::plan::Plan;
-use super::tables::{self, ATTEMPTS, Listed, SUBSYSTEM, family_header, jumps};
-use super::values::{be32, terminated};
+use super::sign;
+use super::steps::{Step, commit};
+use super::tables::{self, ATTEMPTS, Listed, SUBSYSTEM, jumps};
+use super::values::be32;
 use super::walk::needed;
 use super::{Outcome, Remaining};
 use crate::netlink::{ACK, Builder, Bus, REQUEST, Socket, attributes};
 
-const DELETE_TABLE: u16 = SUBSYSTEM | 2;
-const DELETE_CHAIN: u16 = SUBSYSTEM | 5;
-const DELETE_RULE: u16 = SUBSYSTEM | 8;
 const GET_GENERATION: u16 = SUBSYSTEM | 16;
-const BATCH_BEGIN: u16 = 16;
-const BATCH_END: u16 = 17;
-/// `struct nfgenmsg` of the beginning and the end of a batch: for nftables, whose number is in network byte order.
-const BATCH_HEADER: [u8; 4] = [0, 0, 0, 10];
-/// `NFNL_BATCH_GENID`: carry it out only if nothing has changed since.
-const BATCH_GENERATION: u16 = 1;
 const GENERATION_ID: u16 = 1;
 /// `struct nfgenmsg` of a question about all families.
 const NO_FAMILY: [u8; 4] = [0; 4];
-/// Attributes of the messages that delete.
-const TABLE_ATTRIBUTE: u16 = 1;
-const CHAIN_NAME: u16 = 3;
-const RULE_CHAIN: u16 = 2;
-const RULE_HANDLE: u16 = 3;
 
 /// Chains for one transaction: few enough for a socket's buffer.
 const CHAINS_AT_ONCE: usize = 500;
@@ -50,30 +38,6 @@ struct Inventory {
     listed: Listed,
 }
 
-/// One thing to delete.
-enum Deletion<'a> {
-    Table {
-        family: &'a str,
-    },
-    Rule {
-        family: &'a str,
-        table: &'a str,
-        chain: &'a str,
-        handle: u64,
-    },
-    /// All rules of a chain.
-    Rules {
-        family: &'a str,
-        table: &'a str,
-        chain: &'a str,
-    },
-    Chain {
-        family: &'a str,
-        table: &'a str,
-        chain: &'a str,
-    },
-}
-
 /// Removes them.
 pub(super) fn remove(mark: u32, outcome: &mut Outcome) {
     let found = match switch(mark) {
@@ -85,6 +49,12 @@ pub(super) fn remove(mark: u32, outcome: &mut Outcome) {
         }
     };
     outcome.removed.extend(found.tables.iter().map(|family| format!("table {family} {TABLE}")));
+    if sign::is_wanted(&found.listed) && !found.tables.is_empty() {
+        let what = format!("an empty chain {SIGN} in each, by which Calico sees that nftables serve");
+        let fix =
+            "to do without: nftablesMode: Enabled in FelixConfiguration, then nft delete table for each".to_owned();
+        outcome.kept.push(Remaining { what, fix });
+    }
     for ((family, table), plan) in &found.plans {
         let tool = if *family == "ip6" { "ip6tables" } else { "iptables" };
         let (jumps, chains) = (plan.jumps.len(), plan.chains.len());
@@ -134,7 +104,9 @@ fn find(mark: u32) -> io::Result<Inventory> {
     let generation = generation(&mut socket)?;
     let listed = tables::list_with_rules(mark)?;
     let families = ["ip", "ip6"];
-    let is_there = |family: &&'static str| listed.tables.contains_key(&(*family, TABLE.to_owned()));
+    let is_there = |family: &&'static str| {
+        listed.tables.get(&(*family, TABLE.to_owned())).is_some_and(|chains| !sign::is_sign(chains))
+    };
     let mut plans = BTreeMap::new();
     for ((family, table), chains) in &listed.tables {
         let is_of_iptables = families.contains(family) && IPTABLES.contains(&table.as_str());
@@ -150,10 +122,14 @@ fn find(mark: u32) -> io::Result<Inventory> {
 }
 
 impl Inventory {
-    fn switch(&self) -> Vec<Deletion<'_>> {
-        let tables = self.tables.iter().map(|family| Deletion::Table { family });
+    fn switch(&self) -> Vec<Step<'_>> {
+        let sign = sign::is_wanted(&self.listed);
+        let tables = self.tables.iter().flat_map(move |&family| {
+            let steps = [Step::DeleteTable { family }, Step::AddTable { family }, Step::AddSign { family }];
+            steps.into_iter().take(if sign { 3 } else { 1 })
+        });
         let rules = self.plans.iter().flat_map(|((family, table), plan)| {
-            plan.jumps.iter().map(move |jump| Deletion::Rule { family, table, chain: &jump.from, handle: jump.rule })
+            plan.jumps.iter().map(move |jump| Step::DeleteRule { family, table, chain: &jump.from, handle: jump.rule })
         });
         tables.chain(rules).collect()
     }
@@ -162,10 +138,10 @@ impl Inventory {
 /// Removes chains that nothing outside of them leads to. First all lose their rules, since chains lead to each other.
 fn remove_chains(family: &str, table: &str, chains: &[String]) -> io::Result<()> {
     for some in chains.chunks(CHAINS_AT_ONCE) {
-        commit(&some.iter().map(|chain| Deletion::Rules { family, table, chain }).collect::<Vec<_>>(), None)?;
+        commit(&some.iter().map(|chain| Step::DeleteRules { family, table, chain }).collect::<Vec<_>>(), None)?;
     }
     for some in chains.chunks(CHAINS_AT_ONCE) {
-        commit(&some.iter().map(|chain| Deletion::Chain { family, table, chain }).collect::<Vec<_>>(), None)?;
+        commit(&some.iter().map(|chain| Step::DeleteChain { family, table, chain }).collect::<Vec<_>>(), None)?;
     }
     Ok(())
 }
@@ -179,48 +155,4 @@ fn generation(socket: &mut Socket) -> io::Result<u32> {
         generation = id.filter(|(kind, _)| *kind == GENERATION_ID).find_map(|(_, value)| be32(value)).or(generation);
     })?;
     generation.ok_or_else(|| io::Error::other("the kernel does not say which generation its tables are of"))
-}
-
-/// Carries them out together or not at all; with a generation, only if nothing has changed since.
-fn commit(deletions: &[Deletion<'_>], generation: Option<u32>) -> io::Result<()> {
-    let Some(last) = deletions.len().checked_sub(1) else {
-        return Ok(());
-    };
-    let mut socket = Socket::open(Bus::Netfilter)?;
-    let first = socket.next_sequence();
-    let begin = Builder::message(BATCH_BEGIN, REQUEST, first, &BATCH_HEADER);
-    let mut batch = match generation {
-        Some(id) => begin.attribute(BATCH_GENERATION, &id.to_be_bytes()),
-        None => begin,
-    }
-    .finish();
-    let mut answered = first;
-    for (index, deletion) in deletions.iter().enumerate() {
-        answered = socket.next_sequence();
-        batch.extend(deletion.message(if index == last { REQUEST | ACK } else { REQUEST }, answered));
-    }
-    batch.extend(Builder::message(BATCH_END, REQUEST, socket.next_sequence(), &BATCH_HEADER).finish());
-    socket.execute_batch(&batch, first..=answered)
-}
-
-impl Deletion<'_> {
-    fn message(&self, flags: u16, sequence: u32) -> Vec<u8> {
-        let message = |kind, family: &str, table: &str| {
-            Builder::message(kind, flags, sequence, &family_header(family))
-                .attribute(TABLE_ATTRIBUTE, &terminated(table))
-        };
-        match *self {
-            Deletion::Table { family } => message(DELETE_TABLE, family, TABLE),
-            Deletion::Rule { family, table, chain, handle } => message(DELETE_RULE, family, table)
-                .attribute(RULE_CHAIN, &terminated(chain))
-                .attribute(RULE_HANDLE, &handle.to_be_bytes()),
-            Deletion::Rules { family, table, chain } => {
-                message(DELETE_RULE, family, table).attribute(RULE_CHAIN, &terminated(chain))
-            }
-            Deletion::Chain { family, table, chain } => {
-                message(DELETE_CHAIN, family, table).attribute(CHAIN_NAME, &terminated(chain))
-            }
-        }
-        .finish()
-    }
 }

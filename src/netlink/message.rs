@@ -12,6 +12,8 @@ pub(crate) const REQUEST: u16 = 0x1;
 pub(crate) const ACK: u16 = 0x4;
 /// `NLM_F_DUMP` (`NLM_F_ROOT | NLM_F_MATCH`): answer with all objects.
 pub(crate) const DUMP: u16 = 0x300;
+/// `NLM_F_CREATE`: make it if it is not there.
+pub(crate) const CREATE: u16 = 0x400;
 /// `NLM_F_DUMP_INTR`: the objects changed during the dump, some may be missing or doubled.
 pub(super) const DUMP_INTERRUPTED: u16 = 0x10;
 

@@ -6,8 +6,8 @@ mod retry;
 mod socket;
 
 pub(crate) use message::{
-    ACK, ATTRIBUTE_HEADER, Attribute, Attributes, Builder, DUMP, End, Message, REQUEST, attributes, children, find,
-    messages, u16_at, u32_at,
+    ACK, ATTRIBUTE_HEADER, Attribute, Attributes, Builder, CREATE, DUMP, End, Message, REQUEST, attributes, children,
+    find, messages, u16_at, u32_at,
 };
 pub(crate) use mnl::Bus;
 pub(crate) use retry::Retry;

@@ -160,6 +160,64 @@ fn from_mode_nftables() {
     node.stop();
 }
 
+/// Felix takes nftables where kube-proxy has a chain there, and starts anew when there is none: at no moment of a take-over
+/// may there be none.
+#[test]
+fn calico_goes_on_to_see_that_nftables_serve() {
+    let felix = "table ip calico { chain cali-FORWARD { }\n}\n";
+    let Some(mut node) = node(|node| drop(run(node, &["nft", "-f", "-"], Some("nftables.nft")))) else { return };
+    node.world.nft(&["-f", "-"], felix).expect("a table can be made");
+    // As knftables asks, without a pause.
+    let asked = || Command::new("nft").args(["--json", "list", "chains", "ip"]).output().expect("nft can be run");
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let watch = move || {
+        let mut looks = 0;
+        while !stopped.load(Ordering::Relaxed) {
+            let output = asked();
+            let list: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+            let chains = list["nftables"].as_array().expect("a list").iter().filter_map(|it| it.get("chain"));
+            assert!(chains.filter(|chain| chain["table"] == "kube-proxy").count() > 0, "look {looks}: {list}");
+            looks += 1;
+        }
+        looks
+    };
+    let watch = node.world.run(move || std::thread::spawn(watch));
+    take_over(
+        &mut node,
+        &["removed table ip kube-proxy", "removed table ip6 kube-proxy", "kept from kube-proxy: an empty chain"],
+    );
+    let sign = |node: &Node, family: &str| node.nft(&["list", "table", family, "kube-proxy"]).expect("it is there");
+    for family in ["ip", "ip6"] {
+        let sign = sign(&node, family);
+        assert!(sign.contains("chain served-by-nftproxyd {") && sign.matches("chain").count() == 1, "{sign}");
+        assert!(sign.contains("comment \"a sign for Calico (nftablesMode: Auto)"), "{sign}");
+    }
+    // It is no leftover, neither of a second start nor for who looks.
+    node.stop();
+    start(&mut node);
+    node.wait_for_log("said", |line| line.contains("there is nothing of kube-proxy to take over from"));
+    let doctor = run_to_end(&node, true, &["doctor"]).stdout;
+    assert!(!doctor.contains("rules of kube-proxy's nftables mode"), "{doctor}");
+    assert!(sign(&node, "ip6").contains("served-by-nftproxyd"));
+    stop.store(true, Ordering::Relaxed);
+    assert!(watch.join().expect("there was a chain at each look") > 5);
+    // On the way back it goes, and what kube-proxy has made by then does not.
+    node.stop();
+    node.nft(&["add chain ip6 kube-proxy services"]).expect("kube-proxy may");
+    let removed = run_to_end(&node, true, &["cleanup"]).stdout;
+    for family in ["ip", "ip6"] {
+        let line = format!("removed chain {family} kube-proxy served-by-nftproxyd, the sign for Calico");
+        assert!(removed.contains(&line), "{removed}");
+    }
+    assert_eq!(tables(&node), ["table inet other", "table ip calico", "table ip6 kube-proxy"]);
+    assert!(!sign(&node, "ip6").contains("served-by-nftproxyd"));
+    let missed = |node: &Node| run_to_end(node, true, &["doctor"]).stdout.contains("Felix takes that for a kube-proxy");
+    assert!(!missed(&node), "kube-proxy has a chain");
+    node.nft(&["delete table ip6 kube-proxy"]).expect("it is there");
+    assert!(missed(&node));
+}
+
 /// Somebody else who owns a table of ours, until this is dropped. `None` where the kernel knows no owners (before 5.12).
 pub(super) struct Owner(Child);
 
