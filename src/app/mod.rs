@@ -1,5 +1,6 @@
 //! Builds the parts and wires them together; the only module that knows all of them.
 
+mod beside;
 mod cleanup;
 mod daemon_status;
 mod guard;

@@ -17,13 +17,14 @@ use tracing::{info, warn};
 
 use super::daemon_status::{count_followed, daemon_status};
 use super::listen::listen_unless;
-use super::observers::{self, Checks, Observers, Published, Standings, TakeOver};
+use super::observers::{self, Checks, Observers, Published, Standings};
 use super::ownership::{LastSync, Ownership, given_up};
 use super::ports::{self, BindPolicy};
 use super::ready::{Awaited, Readiness};
 use super::reload::{self, File, follow};
 use super::signals::Signals;
-use super::{converter, daemon_configuration, facts, guard, instance, one_shot, service_manager, take_over};
+use super::take_over::{OnNode, TakeOver};
+use super::{beside, converter, daemon_configuration, facts, guard, instance, one_shot, service_manager};
 use crate::addresses;
 use crate::cli::{Cli, RunArgs};
 use crate::config::{Config, Loaded, Source};
@@ -37,7 +38,7 @@ use crate::ruleset::names::TableName;
 use crate::ruleset::text;
 use crate::source::kube::ConnectError;
 use crate::source::{Bypass, Exchange, Following, file, kube};
-use crate::sync::{self, Engine, Inputs, Reader, Told};
+use crate::sync::{self, Disturbance, Engine, Inputs, Reader, Told};
 use crate::{sysctl, threads};
 
 /// Events on their way to the engine. A list that comes faster than it is taken in waits in its source.
@@ -87,6 +88,8 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
         }
         return Err(error.into());
     }
+    // In kubeadm's DaemonSet its file has another name: whoever looks for kube-proxy shall not find this.
+    let _ = nix::sys::prctl::set_name(c"nftproxyd");
     info!(version = env!("CARGO_PKG_VERSION"), node = %config.node_name, "nftproxyd starts");
     let mut kernel = LinuxKernel::of(table)?;
     kernel.probe()?;
@@ -152,6 +155,7 @@ async fn supervise(
     let (address_sender, addresses) = watch::channel(local);
     let (reached, servers) = watch::channel(BTreeSet::new());
     let (disturbance_sender, disturbances) = mpsc::channel(16);
+    let nudges = disturbance_sender.clone();
     let (attempted_sender, attempted) = oneshot::channel();
     let (owned, is_owned) = watch::channel(false);
     let table = kernel.table();
@@ -249,7 +253,13 @@ async fn supervise(
     let address = config.metrics_bind_address;
     tasks.spawn(ports::serve_metrics(listening, address, Arc::clone(&metrics), configz, status));
     let mark = 1 << config.masquerade_bit;
-    let take_over = take_over.then(|| -> TakeOver { Box::new(move || take_over::take_over(mark)) });
+    let beside = move || beside::kube_proxy(address);
+    let nudge = move || {
+        // The loop may have ended.
+        let _ = nudges.blocking_send(Disturbance::TakenOver);
+    };
+    let steps = OnNode { table, mark, beside };
+    let take_over = take_over.then(|| TakeOver::spawn(steps, readiness.clone(), nudge)).transpose()?;
     let published = Published { health, metrics, readiness, standings, owned, checks: checks_sender };
     let observers = Observers::new(take_over, attempted_sender, config.clone(), published)?;
     let (pulse, heartbeat) = service_manager::heartbeat();
@@ -302,6 +312,9 @@ fn start_engine(
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().context("cannot start")?;
         let mut engine = Engine::new(kernel, facts(&config));
         engine.own_tables(ownership.own);
+        if observers.takes_over() {
+            engine.serve_beside();
+        }
         runtime.block_on(async {
             tokio::select! {
                 () = sync::run(&mut engine, inputs, config.min_sync_period, &mut observers) => {}

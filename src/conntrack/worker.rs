@@ -46,18 +46,12 @@ pub struct Sweep {
 /// ten seconds: what is not done by then is done at the next start, which checks all frontends.
 #[derive(Debug)]
 pub struct Worker {
-    jobs: Option<Sender<Job>>,
+    jobs: Option<Sender<Frontends>>,
     thread: Option<JoinHandle<()>>,
     /// Says nothing, and hangs up when the thread is at its end.
     end: Receiver<()>,
     /// How long a drop waits for that.
     patience: Duration,
-}
-
-/// What the thread is asked for.
-enum Job {
-    Clean(Frontends),
-    Before(Box<dyn FnOnce() + Send>),
 }
 
 impl Worker {
@@ -79,19 +73,9 @@ impl Worker {
     /// Asks for a clean-up of these frontends, after the kernel has got their new rules. Never waits; frontends that are
     /// asked for while a pass is under way are checked together in the next.
     pub fn clean(&self, frontends: Frontends) {
-        if !frontends.is_empty() {
-            self.send(Job::Clean(frontends));
-        }
-    }
-
-    /// Has the thread do something else before the clean-ups that are asked for from now on. Never waits.
-    pub fn before(&self, job: impl FnOnce() + Send + 'static) {
-        self.send(Job::Before(Box::new(job)));
-    }
-
-    fn send(&self, job: Job) {
-        if let Some(jobs) = &self.jobs
-            && jobs.send(job).is_err()
+        if !frontends.is_empty()
+            && let Some(jobs) = &self.jobs
+            && jobs.send(frontends).is_err()
         {
             // It ends before us only by a panic, which has been reported.
             tracing::error!("the thread that cleans up connection tracking is gone");
@@ -112,7 +96,7 @@ impl Drop for Worker {
     }
 }
 
-fn run(mut flows: impl Flows, mut report: impl FnMut(&Sweep), jobs: &Receiver<Job>) {
+fn run(mut flows: impl Flows, mut report: impl FnMut(&Sweep), jobs: &Receiver<Frontends>) {
     let mut schedule = Schedule::default();
     let mut pass = |schedule: &mut Schedule, due: Frontends, last: bool| {
         let pass = clean(&mut flows, &due);
@@ -127,13 +111,13 @@ fn run(mut flows: impl Flows, mut report: impl FnMut(&Sweep), jobs: &Receiver<Jo
         };
         let mut over = false;
         match job {
-            Ok(job) => take(&mut schedule, job),
+            Ok(frontends) => schedule.add(frontends),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => over = true,
         }
         loop {
             match jobs.try_recv() {
-                Ok(job) => take(&mut schedule, job),
+                Ok(frontends) => schedule.add(frontends),
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => {
                     over = true;
@@ -148,13 +132,6 @@ fn run(mut flows: impl Flows, mut report: impl FnMut(&Sweep), jobs: &Receiver<Jo
         if over {
             return;
         }
-    }
-}
-
-fn take(schedule: &mut Schedule, job: Job) {
-    match job {
-        Job::Clean(frontends) => schedule.add(frontends),
-        Job::Before(job) => job(),
     }
 }
 
@@ -470,12 +447,8 @@ mod tests {
         worker.clean(job(&[("10.0.0.1:53", "10.1.0.2:53")]));
         under_way.recv_timeout(Duration::from_secs(20)).expect("the first pass begins");
         worker.clean(job(&[("10.0.0.2:53", "10.1.0.2:53")]));
-        let job_done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-        let told = std::sync::Arc::clone(&job_done);
-        worker.before(move || told.store(true, std::sync::atomic::Ordering::Relaxed));
         go.send(()).expect("the worker waits");
         drop(worker);
-        assert!(job_done.load(std::sync::atomic::Ordering::Relaxed));
         let found: Vec<Vec<SocketAddr>> = found.iter().collect();
         assert_eq!(found.first(), Some(&vec![at("10.0.0.1:53")]));
         let later: Vec<SocketAddr> = found[1..].concat();

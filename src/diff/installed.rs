@@ -184,7 +184,7 @@ impl Installed {
     }
 
     /// The elements that the table holds for a frontend.
-    pub(super) fn elements(&self, key: &FrontendKey) -> Vec<(SetName, Element)> {
+    pub fn elements(&self, key: &FrontendKey) -> Vec<(SetName, Element)> {
         if let Some(damaged) = self.damaged.get(key) {
             return damaged.clone();
         }

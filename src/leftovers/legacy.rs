@@ -49,6 +49,20 @@ pub(super) fn remove(root: &Path, mark: u32, outcome: &mut Outcome) {
     }
 }
 
+/// The tables `nat` of both families, as they are saved, as far as they can be read.
+pub(super) fn saved_nat(root: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for tool in &TOOLS {
+        let tables = fs::read_to_string(root.join(NET).join(tool.tables)).unwrap_or_default();
+        if tables.lines().any(|table| table == "nat")
+            && let Ok(saved) = run(tool.save, &["-t", "nat"], "")
+        {
+            found.push(saved);
+        }
+    }
+    found
+}
+
 impl Tool {
     fn clean(&self, table: &str, mark: u32, outcome: &mut Outcome) {
         let saved = match run(self.save, &["-t", table], "") {

@@ -9,6 +9,7 @@
 //! * `tables`, `rules`: tables, chains and rules as the kernel lists them.
 //! * `advice`: the command that lets Services through a chain that drops. Pure.
 //! * `steps`: changes of tables of others.
+//! * `served`: which addresses its rules serve.
 //! * `sign`: what takes the place of kube-proxy's table where Calico looks for it.
 //! * `nft`, `legacy`, `ipvs`, `ipset`, `device`: find and remove, each in its part of the kernel.
 
@@ -21,6 +22,7 @@ mod names;
 mod nft;
 mod plan;
 mod rules;
+mod served;
 pub(crate) mod sign;
 mod steps;
 pub(crate) mod tables;
@@ -33,6 +35,7 @@ use std::io;
 use std::path::Path;
 
 pub(crate) use names::{TABLE, is_chain};
+pub use served::served_addresses;
 pub use sign::remove_sign;
 
 /// Files of the network namespace of this thread: a process may have threads in several.

@@ -41,6 +41,11 @@ pub(super) const MARK_MASQUERADE: &str = "KUBE-MARK-MASQ";
 /// See [`MARK_MASQUERADE`].
 pub(super) const POSTROUTING: &str = "KUBE-POSTROUTING";
 
+/// Sends connections to the chains of their Services.
+pub(super) const SERVICES: &str = "KUBE-SERVICES";
+/// How the names of chains of Services begin, to which [`SERVICES`] sends connections to cluster IPs.
+pub(super) const SERVICE_CHAINS: [&str; 2] = ["KUBE-SVC-", "KUBE-SVL-"];
+
 /// Accepts, in table `filter`, what kube-proxy's modes `iptables` and `ipvs` forward.
 pub(super) const FORWARD: &str = "KUBE-FORWARD";
 

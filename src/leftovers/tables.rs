@@ -40,7 +40,7 @@ const HOOKS: [&str; 5] = ["prerouting", "input", "forward", "output", "postrouti
 /// How often a listing that the kernel interrupted is begun again.
 pub(super) const ATTEMPTS: usize = 5;
 /// Length of `struct nfgenmsg`.
-const FAMILY_HEADER: usize = 4;
+pub(super) const FAMILY_HEADER: usize = 4;
 
 /// Tables, with their chains.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -95,7 +95,7 @@ pub(crate) fn mark_of(table: &str) -> io::Result<Option<u32>> {
 ///
 /// # Errors
 /// Also when rules changed meanwhile: then it is to be listed again.
-fn dump_rules(
+pub(super) fn dump_rules(
     socket: &mut Socket,
     family: &str,
     table: &str,
@@ -131,7 +131,7 @@ pub(super) fn jumps(socket: &mut Socket, family: &str, table: &str) -> io::Resul
 }
 
 /// The jumps in a rule.
-fn jumps_of_rule(from: &str, parts: &BTreeMap<u16, &[u8]>) -> impl Iterator<Item = Jump<u64>> {
+pub(super) fn jumps_of_rule(from: &str, parts: &BTreeMap<u16, &[u8]>) -> impl Iterator<Item = Jump<u64>> {
     let rule = parts.get(&RULE_HANDLE).and_then(|handle| Some(u64::from_be_bytes(*handle.first_chunk()?)));
     let expressions = parts.get(&RULE_EXPRESSIONS).copied().unwrap_or_default();
     rule.into_iter().flat_map(move |rule| {

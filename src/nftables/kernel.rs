@@ -111,6 +111,11 @@ pub trait Kernel {
         Ok(elements)
     }
 
+    /// Whether a set holds exactly this element. The kernel is asked for the one where it can be, whatever the set holds.
+    fn holds(&mut self, family: Family, set: &SetDef, element: &Element) -> Result<bool, KernelError> {
+        Ok(self.elements(family, set)?.contains(element))
+    }
+
     /// The clients of the map `affinity` that are `wanted`. Looks for them for about so long: a dump takes a time in
     /// proportion to the square of their number.
     fn kept(

@@ -8,6 +8,7 @@ use nix::errno::Errno;
 
 use super::decode;
 use super::encode::{Batch, EncodeError, Encoder, encode};
+use super::holds::holds;
 use super::kernel::{CommitError, Committed, KeptClients, Kernel, KernelError, Snapshot};
 use super::monitor::Audience;
 use super::numbers::protocol_family;
@@ -465,6 +466,10 @@ impl Kernel for LinuxKernel {
             }
         })?;
         Ok(foreign)
+    }
+
+    fn holds(&mut self, family: Family, set: &SetDef, element: &Element) -> Result<bool, KernelError> {
+        holds(&mut self.socket, self.table, family, set, element)
     }
 
     fn kept(

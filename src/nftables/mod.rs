@@ -8,6 +8,7 @@ mod clients;
 mod decode;
 mod encode;
 mod guard;
+mod holds;
 pub mod in_memory;
 mod kernel;
 mod linux;

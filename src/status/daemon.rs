@@ -64,6 +64,14 @@ pub async fn ask(metrics: SocketAddr) -> Result<Daemon, AskError> {
     }
 }
 
+/// The mode of the kube-proxy that serves its metrics there; `None` where nobody does, or nftproxyd.
+pub async fn kube_proxy_mode(metrics: SocketAddr) -> Option<String> {
+    let Err(AskError::Stranger(_)) = ask(metrics).await else { return None };
+    let (status, mode) = get(local(metrics), "/proxyMode").await.ok()?;
+    let is_mode = |mode: &str| ["iptables", "ipvs", "nftables", "userspace", "kernelspace"].contains(&mode);
+    Some(mode.trim().to_owned()).filter(|mode| status == StatusCode::OK && is_mode(mode))
+}
+
 /// Where a server that listens on all addresses can be reached.
 fn local(mut address: SocketAddr) -> SocketAddr {
     match address.ip() {

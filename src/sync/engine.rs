@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::mem;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use super::obstacle::{Obstacle, obstacles};
 use super::pass::Pass;
 use super::reader::News;
 use super::report::Report;
+use super::sample::Sample;
 use super::standing::Standing;
 use super::table::Table;
 use super::udp::Unchecked;
@@ -80,6 +82,8 @@ impl fmt::Display for Overlap {
 pub struct Engine<K> {
     kernel: K,
     facts: Facts,
+    /// Whether another proxy serves this node too.
+    beside: bool,
     store: Store,
     claims: Claims,
     addresses: BTreeSet<IpAddr>,
@@ -97,11 +101,12 @@ pub struct Engine<K> {
 impl<K: Kernel> Engine<K> {
     /// An engine that knows nothing of the cluster yet, and has not touched the kernel.
     pub fn new(kernel: K, facts: Facts) -> Engine<K> {
+        let beside = facts.table != TableName::NODE;
         let store = Store::default();
         let claims = Claims::default();
         let addresses = BTreeSet::new();
         let tables = PerFamily::from_fn(|family| {
-            let (frame, nodeport_ips) = frame_facts(family, &facts, &store, &claims, &addresses, false);
+            let (frame, nodeport_ips) = frame_facts(family, (&facts, beside), &store, &claims, &addresses, false);
             Table::new(frame, nodeport_ips, facts.longest_retry)
         });
         let service_facts = service_facts(&facts, &store);
@@ -111,6 +116,7 @@ impl<K: Kernel> Engine<K> {
         Engine {
             kernel,
             facts,
+            beside,
             store,
             claims,
             addresses,
@@ -125,10 +131,6 @@ impl<K: Kernel> Engine<K> {
 
     /// Takes in what a source says. Costs what the event costs, not what there is.
     pub fn apply(&mut self, event: Event) {
-        // Whoever serves beside another knows only some of the cluster IPs, and drops none that it does not know.
-        if self.facts.table != TableName::NODE && matches!(event, Event::ServiceCidr(_)) {
-            return;
-        }
         let changes = self.store.apply(event);
         changes.services.iter().for_each(|name| self.touch(name));
         changes.udp_serving.into_iter().for_each(|(name, family)| self.udp[family].add(name));
@@ -146,12 +148,32 @@ impl<K: Kernel> Engine<K> {
             self.touch_all();
         }
         if changes.service_cidrs {
-            let ranges = PerFamily::from_fn(|family| self.store.service_cidrs(family));
-            self.claims.set_service_cidrs(ranges, self.store.services());
-            self.overlaps_due = PerFamily::from_fn(|_| true);
+            self.update_service_cidrs();
         }
         let stray = |family| self.tables[family].facts().stray_cluster_ips != self.claims.stray(family);
         if changes.node || changes.service_cidrs || Family::ALL.into_iter().any(stray) {
+            self.update_facts();
+        }
+    }
+
+    /// Ranges of cluster IPs have changed, or whether they are of any interest.
+    fn update_service_cidrs(&mut self) {
+        let ranges = PerFamily::from_fn(|family| service_cidrs(self.beside, &self.store, family));
+        self.claims.set_service_cidrs(ranges, self.store.services());
+        self.overlaps_due = PerFamily::from_fn(|_| true);
+    }
+
+    /// Before the first sync: another proxy serves this node too, until [`Engine::serve_alone`] says otherwise. It may know
+    /// cluster IPs that are not known here: none is dropped.
+    pub fn serve_beside(&mut self) {
+        self.beside = true;
+    }
+
+    /// Nobody else serves this node any more. In proportion to the Services, once.
+    pub fn serve_alone(&mut self) {
+        // A proxy with a name always serves beside another.
+        if mem::replace(&mut self.beside, self.facts.table != TableName::NODE) {
+            self.update_service_cidrs();
             self.update_facts();
         }
     }
@@ -187,7 +209,7 @@ impl<K: Kernel> Engine<K> {
     /// mode ipvs), and which are cluster IPs is known then. Goes through the node's addresses when they or the ranges have
     /// changed.
     pub fn overlaps(&mut self, family: Family) -> Option<Vec<Overlap>> {
-        if !self.overlaps_due[family] || !self.is_complete() || self.is_family_behind(family) {
+        if !self.overlaps_due[family] || self.beside || !self.is_complete() || self.is_family_behind(family) {
             return None;
         }
         self.overlaps_due[family] = false;
@@ -310,6 +332,12 @@ impl<K: Kernel> Engine<K> {
         Family::ALL.into_iter().all(|family| self.standing(family).is_in_line())
     }
 
+    /// A Service with endpoints, as the table of a family must hold it; `None` where the table is not in line, or there is
+    /// none. Goes through the frontends up to the first that has endpoints: for a start.
+    pub fn sample(&self, family: Family) -> Option<Sample> {
+        if self.standing(family).is_in_line() { self.tables[family].sample() } else { None }
+    }
+
     /// Where the health checks of Services listen.
     pub fn health_check_addresses(&self) -> PerFamily<Accepted> {
         self.facts.node_ports.listening(&node_ips(&self.facts, &self.store), &self.addresses)
@@ -394,7 +422,7 @@ impl<K: Kernel> Engine<K> {
     /// Returns whether what every Service depends on has changed: whether pods can be told apart, the node's own address.
     fn update_service_facts(&mut self) -> bool {
         let now = service_facts(&self.facts, &self.store);
-        std::mem::replace(&mut self.service_facts, now) != now
+        mem::replace(&mut self.service_facts, now) != now
     }
 
     /// Marks all Services to be looked at. In proportion to them: only for a change of a fact that all depend on, which is
@@ -422,7 +450,7 @@ impl<K: Kernel> Engine<K> {
         for family in Family::ALL {
             let affinity = self.tables[family].facts().affinity;
             let (facts, nodeport_ips) =
-                frame_facts(family, &self.facts, &self.store, &self.claims, &self.addresses, affinity);
+                frame_facts(family, (&self.facts, self.beside), &self.store, &self.claims, &self.addresses, affinity);
             self.tables[family].set_facts(facts);
             self.tables[family].set_nodeport_ips(nodeport_ips);
         }
@@ -432,7 +460,7 @@ impl<K: Kernel> Engine<K> {
 /// The facts of one family's frame, and the addresses that accept node ports where they are listed.
 fn frame_facts(
     family: Family,
-    facts: &Facts,
+    (facts, beside): (&Facts, bool),
     store: &Store,
     claims: &Claims,
     addresses: &BTreeSet<IpAddr>,
@@ -449,12 +477,17 @@ fn frame_facts(
         detector: detector(facts, store, family),
         mark: 1 << facts.masquerade_bit,
         masquerade_all: facts.masquerade_all,
-        service_cidrs: store.service_cidrs(family),
+        service_cidrs: service_cidrs(beside, store, family),
         node_ports,
         stray_cluster_ips: claims.stray(family),
         affinity,
     };
     (frame, nodeport_ips)
+}
+
+/// The ranges in which cluster IPs that no Service has are dropped.
+fn service_cidrs(beside: bool, store: &Store, family: Family) -> Vec<IpNet> {
+    if beside { Vec::new() } else { store.service_cidrs(family) }
 }
 
 fn detector(facts: &Facts, store: &Store, family: Family) -> Option<Detector> {

@@ -4,6 +4,7 @@
 //!   line. It is synchronous, generic over the [`Kernel`](crate::nftables::Kernel), and gets the time as an argument.
 //! * `table` is one family's table: what is installed, what failed, when to try again.
 //! * [`Standing`] says how a table stands to what is wanted of it: in line, or not, and why.
+//! * [`Sample`] is one Service as a table must hold it, to be compared with what the kernel holds.
 //! * [`Reader`] is a thread that reads which clients the kernel remembers; what it finds comes to the engine as [`News`].
 //! * [`run`] is the loop around it: it waits for events, lets those that arrive together go together, and syncs.
 //!
@@ -23,6 +24,7 @@ mod remembers;
 mod report;
 mod reports;
 mod run;
+mod sample;
 mod standing;
 mod table;
 mod told;
@@ -35,5 +37,6 @@ pub use obstacle::Obstacle;
 pub use reader::{News, Reader};
 pub use report::{FamilyReport, Report, UdpChange};
 pub use run::{Disturbance, Inputs, Observer, run};
+pub use sample::{NotServed, Sample};
 pub use standing::{Refused, Standing};
 pub use told::Told;

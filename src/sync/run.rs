@@ -49,6 +49,8 @@ pub enum Disturbance {
     Table(Family),
     /// From now on every change of a table is told; before, something may have changed unheard.
     Listening,
+    /// The rules of the proxy that served this node too are gone.
+    TakenOver,
 }
 
 /// What hangs beside the line: it hears of every sync and never holds one up.
@@ -186,6 +188,7 @@ fn disturb<K: Kernel>(engine: &mut Engine<K>, disturbance: Disturbance) {
     match disturbance {
         Disturbance::Table(family) => engine.distrust(family),
         Disturbance::Listening => engine.check_undisturbed(),
+        Disturbance::TakenOver => engine.serve_alone(),
     }
 }
 

@@ -22,6 +22,7 @@ use super::mend::{frame_repairs, must_be_replaced};
 use super::pass::Pass;
 use super::remembers::Remembers;
 use super::report::SyncError;
+use super::sample::Sample;
 use super::standing::{MOST_NAMED, Refused, Standing};
 use super::told::Told;
 use crate::diff::{self, Installed, Operation, Recovered, Stage};
@@ -30,6 +31,7 @@ use crate::model::{Family, ObjectName};
 use crate::nftables::{CommitError, Snapshot, table_flag};
 use crate::ruleset::Ruleset;
 use crate::ruleset::base::{self, FrameFacts};
+use crate::ruleset::frontend::Frontend;
 use crate::ruleset::names::SetName;
 use crate::ruleset::read::Contents;
 use crate::ruleset::service::ServicePart;
@@ -227,6 +229,21 @@ impl Table {
         self.paused
             .or(self.failing.as_ref().map(|failure| failure.at))
             .or_else(|| refused.into_iter().chain(self.idle.wake_at()).min())
+    }
+
+    /// A Service that has endpoints.
+    pub(super) fn sample(&self) -> Option<Sample> {
+        let has_endpoints = |frontend: &Frontend| !frontend.action.inside().is_empty();
+        let (key, frontend) = self.installed.frontends().find(|(_, frontend)| has_endpoints(frontend))?;
+        // Sets of ranges cannot be asked for one element.
+        let elements = self.installed.elements(key).into_iter().filter(|(set, _)| *set != SetName::AllowedSources);
+        Some(Sample {
+            service: frontend.service.clone(),
+            family: self.family,
+            facts: self.sent.clone(),
+            owned: self.owned,
+            elements: elements.collect(),
+        })
     }
 
     /// Everything that the table should hold by now.

@@ -9,10 +9,11 @@ use nftproxyd::model::Family;
 use nftproxyd::nftables::{
     CommitError, Heard, Kernel, KernelError, LinuxClients, LinuxKernel, Monitor, ProbeError, ReadClients, table_flag,
 };
+use nftproxyd::ruleset::base;
 use nftproxyd::ruleset::kept::Kept;
 use nftproxyd::ruleset::names::{ChainName, SetName, TableName};
 use nftproxyd::ruleset::read::Remembered;
-use nftproxyd::ruleset::types::{Chain, Element, Rule, Statement, Verdict};
+use nftproxyd::ruleset::types::{Chain, Data, Element, Rule, Statement, Verdict};
 
 use crate::frame;
 use crate::netns::{has, in_namespace, try_nft as nft};
@@ -53,7 +54,23 @@ fn what_is_committed_is_dumped() {
             assert_eq!(snapshot.chains, chains.iter().map(|chain| chain.name).collect());
             assert_eq!(snapshot.sets.len(), SetName::ALL.len());
             for (set, elements) in frame::elements(family) {
+                let def = sets.iter().find(|def| def.name == set).expect("it is made");
+                // Each alone; what differs in anything is another.
+                for element in &elements {
+                    assert!(kernel.holds(family, def, element).expect("it can be asked for"), "{set} {element:?}");
+                    let renamed = Element { comment: Some("other".into()), ..element.clone() };
+                    assert!(!kernel.holds(family, def, &renamed).expect("it can be asked for"), "{set} {element:?}");
+                }
                 assert_eq!(sorted(read(&mut kernel, family, set)), sorted(elements), "{family} {set}");
+            }
+            let other_family = Family::ALL.into_iter().find(|other| *other != family).expect("there are two");
+            let (set, element) = (base::set(SetName::ClusterIps), frame::address(family, 99, 1));
+            let element =
+                Element { key: [element].into_iter().collect(), key_end: None, data: Data::None, comment: None };
+            assert!(!kernel.holds(family, &set, &element).expect("it can be asked for"));
+            if family == Family::V4 {
+                let missing = kernel.dump(other_family, &[], &[], &|_| None).expect("a dump");
+                assert!(!missing.table);
             }
         }
     });

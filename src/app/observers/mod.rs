@@ -16,6 +16,7 @@ pub(super) use self::checks::{Checks, serve_health_checks};
 use self::counting::Counting;
 pub(super) use self::standings::{FamilyStanding, Standings};
 use super::ready::{Awaited, Readiness};
+use super::take_over::TakeOver;
 use crate::config::{self, Config, Host};
 use crate::conntrack::{Conntrack, Sweep, Worker};
 use crate::health::Health;
@@ -39,7 +40,7 @@ pub(super) struct Observers {
     readiness: Readiness,
     standings: Standings,
     owned: watch::Sender<bool>,
-    /// Removes kube-proxy's leftovers, if that is to be done, when the tables of all families are in line for the first time.
+    /// Until kube-proxy's leftovers are removed, if that is to be done.
     take_over: Option<TakeOver>,
     /// To be told when no table waits for its first attempt any more: from then on changes are small.
     attempted: Option<oneshot::Sender<()>>,
@@ -57,9 +58,6 @@ pub(super) struct Published {
     pub(super) owned: watch::Sender<bool>,
     pub(super) checks: watch::Sender<Checks>,
 }
-
-/// What removes kube-proxy's leftovers.
-pub(super) type TakeOver = Box<dyn FnOnce() + Send>;
 
 impl Observers {
     pub(super) fn new(
@@ -92,10 +90,27 @@ impl Observers {
         })
     }
 
+    /// Whether another proxy's rules serve the node until this one has taken over from it.
+    pub(super) fn takes_over(&self) -> bool {
+        self.take_over.is_some()
+    }
+
     /// Says how the tables stand to those who ask, and then to those who wait for them: what is said to be ready is in line.
     fn tell_standing<K: Kernel>(&self, engine: &Engine<K>) {
         self.standings.tell(engine);
         self.readiness.tables(|family| engine.standing(family));
+    }
+
+    /// Says whether anything may be taken over from kube-proxy, and looks at all flows when that is done: its rules have made
+    /// flows until then, which may be long after the first sync.
+    fn follow_take_over<K: Kernel>(&mut self, engine: &Engine<K>) {
+        let Some(take_over) = &mut self.take_over else { return };
+        if take_over.is_done() {
+            self.take_over = None;
+            self.conntrack.clean(flows::to_check(engine, &Report::default(), PerFamily::from_fn(|_| true)));
+        } else {
+            take_over.tell(engine);
+        }
     }
 }
 
@@ -117,6 +132,7 @@ impl<K: Kernel> Observer<K> for Observers {
             }
         }
         self.tell_standing(engine);
+        self.follow_take_over(engine);
         // A change of the Node alone needs no sync.
         if let Some(node) = engine.store().node() {
             self.health.set_node_eligible(!node.leaving);
@@ -151,18 +167,8 @@ impl<K: Kernel> Observer<K> for Observers {
             // Nobody listens any more when the daemon is about to end.
             let _ = attempted.send(());
         }
-        let mut all_flows = report.udp_all;
-        if let Some(take_over) = self.take_over.take_if(|_| engine.is_in_line()) {
-            // What is taken over from has made flows until then, which may be long after the first sync.
-            all_flows = PerFamily::from_fn(|_| true);
-            let readiness = self.readiness.clone();
-            // Before the pass over the flows that those rules may have made.
-            self.conntrack.before(move || {
-                take_over();
-                readiness.comes(Awaited::TakeOver);
-            });
-        }
-        self.conntrack.clean(flows::to_check(engine, report, all_flows));
+        self.conntrack.clean(flows::to_check(engine, report, report.udp_all));
+        self.follow_take_over(engine);
         self.checks.send_if_modified(|checks| checks::update_checks(checks, engine, report));
         // A start, or a repair: everything has been listed, read and written at once.
         if Family::ALL.into_iter().any(|family| report.families[family].as_ref().is_some_and(|family| family.full)) {

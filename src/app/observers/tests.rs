@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use super::*;
+use crate::app::take_over::Steps;
 use crate::config::{NodePortAddresses, Overrides};
 use crate::conntrack::{Flow, Flows, FlowsError, Swept};
 use crate::diff::Transaction;
@@ -28,6 +29,7 @@ use crate::ruleset::read::Remembered;
 use crate::ruleset::types::{Chain, SetDef};
 use crate::source::convert::{Converter, Options};
 use crate::sync;
+use crate::sync::Sample;
 use crate::sync::{Disturbance, Facts, Inputs, Reader};
 use crate::testing::log::captured;
 
@@ -183,6 +185,20 @@ impl Outside {
         sleep(Duration::from_millis(1)).await;
     }
 
+    /// What is done next; the loop runs meanwhile.
+    async fn does(&self) -> Did {
+        let end = std::time::Instant::now() + PATIENCE;
+        loop {
+            if let Ok(did) = self.did.try_recv() {
+                return did;
+            }
+            assert!(std::time::Instant::now() < end, "nothing is done");
+            // The loop's clock stands still, but for what it waits for.
+            std::thread::sleep(Duration::from_millis(1));
+            sleep(Duration::from_micros(1)).await;
+        }
+    }
+
     /// Whether each family is healthy, with a patience of nothing.
     fn healthy(&self, family: Family) -> bool {
         self.health.report().families[family].expect("both are proxied").healthy
@@ -226,6 +242,24 @@ fn wait_done(outside: &Outside) {
     }
 }
 
+/// A node on which all is as it should be.
+struct Script(threads::Sender<Did>);
+
+impl Steps for Script {
+    fn beside(&mut self) -> Option<String> {
+        None
+    }
+
+    fn proved(&mut self, _: &[Sample]) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn remove(&mut self) {
+        // The test may have ended.
+        let _ = self.0.send(Did::TookOver);
+    }
+}
+
 /// Runs the loop and a script that talks to it, and returns the log.
 fn with_loop<F: Future<Output = ()>>(min_sync_period: Duration, script: impl FnOnce(Outside) -> F) -> String {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
@@ -249,10 +283,12 @@ async fn run_with<F: Future<Output = ()>>(min_sync_period: Duration, script: imp
     // Whoever waits at all is unhealthy at once.
     let health = Health::new(State::new(Family::ALL, Duration::ZERO, Moment::now()));
     let flows = NoFlows(did_sender.clone());
-    let take_over = move || {
+    let nudges = disturbance_sender.clone();
+    let nudge = move || {
         // The test may have ended.
-        let _ = did_sender.send(Did::TookOver);
+        let _ = nudges.try_send(Disturbance::TakenOver);
     };
+    let take_over = TakeOver::spawn(Script(did_sender), readiness.clone(), nudge).expect("a thread");
     let mut observers = Observers {
         conntrack: Worker::spawn(flows, |_: &Sweep| {}).expect("a thread"),
         health: health.clone(),
@@ -261,7 +297,7 @@ async fn run_with<F: Future<Output = ()>>(min_sync_period: Duration, script: imp
         readiness: readiness.clone(),
         standings: standings.clone(),
         owned: watch::channel(false).0,
-        take_over: Some(Box::new(take_over)),
+        take_over: Some(take_over),
         attempted: Some(attempted_sender),
         unchecked: None,
     };
@@ -428,10 +464,9 @@ fn flows_that_kube_proxys_rules_made_meanwhile_are_looked_at_once_they_are_gone(
         assert_eq!(outside.did.recv_timeout(PATIENCE), Ok(Did::Looked(Family::V4)), "nothing holds up stale flows");
         outside.kernel.get().forget_hooks();
         sleep(MINUTE).await;
-        let taken_over = outside.did.iter().position(|did| did == Did::TookOver);
-        taken_over.expect("it comes before the thread ends");
-        let after = [outside.did.recv_timeout(PATIENCE), outside.did.recv_timeout(PATIENCE)];
-        assert_eq!(after, [Ok(Did::Looked(Family::V4)), Ok(Did::Looked(Family::V6))]);
+        while outside.does().await != Did::TookOver {}
+        let after = [outside.does().await, outside.does().await];
+        assert_eq!(after, [Did::Looked(Family::V4), Did::Looked(Family::V6)]);
     });
 }
 

@@ -488,3 +488,108 @@ fn from_mode_ipvs() {
     assert_eq!(servers, "-A -t 192.0.2.10:8888 -s rr\n");
     node.stop();
 }
+
+/// What `/readyz` says that is awaited.
+fn awaited(node: &Node) -> String {
+    let answer = health::get(node, &format!("{NODE_IP}:10256"), "/readyz").expect("it is served");
+    answer.map(|answer| answer.body).unwrap_or_default()
+}
+
+/// Starts the daemon with `--take-over`, and waits until it says why it does not take over.
+fn start_in_vain(node: &mut Node, why: &str) {
+    start(node);
+    node.wait_for_log("why", |line| line.contains("kube-proxy's rules are not taken over yet") && line.contains(why));
+    node.eventually("it is not ready", |node| {
+        let awaited = awaited(node);
+        let words = format!("waiting for: the take-over from kube-proxy ({why}");
+        awaited.contains(&words).then_some(()).ok_or(awaited)
+    });
+    assert!(tables(node).contains(&"table ip kube-proxy".to_owned()), "{:?}", tables(node));
+    assert!(!node.log().contains("taken over from"), "{}", node.log());
+    drop(connect(node));
+}
+
+fn taken_over(node: &mut Node) {
+    node.wait_for_log("taken over", |line| line.contains("removed table ip6 kube-proxy"));
+    node.eventually("it is ready", |node| {
+        let awaited = awaited(node);
+        (!awaited.contains("take-over")).then_some(()).ok_or(awaited)
+    });
+}
+
+/// A process of its name in the same network namespace, and none in another.
+#[test]
+fn a_kube_proxy_that_runs_beside_is_named_before_anything_is_removed() {
+    let Some(mut node) = node(|node| drop(run(node, &["nft", "-f", "-"], Some("nftables.nft")))) else { return };
+    let program = node.file("kube-proxy");
+    std::fs::copy("/bin/sleep", &program).expect("there is a sleep");
+    let start_one = |namespaced: bool| {
+        let mut command = Command::new(&program);
+        command.arg("600");
+        if namespaced { node.world.spawn(command) } else { command.spawn() }.expect("it can be started")
+    };
+    let (mut elsewhere, mut beside) = (start_one(false), start_one(true));
+    start_in_vain(&mut node, &format!("kube-proxy (pid {}) still runs on this node", beside.id()));
+    beside.kill().and_then(|()| beside.wait()).expect("it ends");
+    taken_over(&mut node);
+    elsewhere.kill().and_then(|()| elsewhere.wait()).expect("it ends");
+}
+
+/// One that is a part of another process is seen by its port.
+#[test]
+fn a_kube_proxy_in_another_process_is_seen_by_its_port() {
+    let Some(mut node) = node(|node| drop(run(node, &["nft", "-f", "-"], Some("nftables.nft")))) else { return };
+    let listener = node.world.run(|| std::net::TcpListener::bind("127.0.0.1:10249").expect("the port is free"));
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    listener.set_nonblocking(true).expect("it can be");
+    let serving = std::thread::spawn(move || {
+        while !stopped.load(Ordering::Relaxed) {
+            let Ok((mut stream, _)) = listener.accept() else {
+                std::thread::sleep(Duration::from_millis(5));
+                continue;
+            };
+            stream.set_nonblocking(false).expect("it can be");
+            let mut request = [0; 1024];
+            let length = io::Read::read(&mut stream, &mut request).unwrap_or(0);
+            let mode = request[..length].starts_with(b"GET /proxyMode ");
+            let (status, body) = if mode { ("200 OK", "ipvs") } else { ("404 Not Found", "404 page not found") };
+            let text =
+                format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+            let _ = stream.write_all(text.as_bytes());
+        }
+    });
+    start_in_vain(&mut node, "kube-proxy (mode ipvs, with its metrics at 127.0.0.1:10249) still runs on this node");
+    stop.store(true, Ordering::Relaxed);
+    serving.join().expect("no panic");
+    taken_over(&mut node);
+}
+
+/// A daemon that follows another cluster, or nothing, removes nothing.
+#[test]
+fn rules_whose_services_are_not_served_instead_stay() {
+    for (rules, command) in [("nftables.nft", &["nft", "-f", "-"][..]), ("iptables.rules", &["iptables-nft-restore"])] {
+        if !has(&command[..1]) {
+            skip("iptables", "there is no iptables-nft");
+            continue;
+        }
+        let Some(mut node) = node(|node| drop(run(node, command, Some(rules)))) else { return };
+        for manifest in ["services.yaml", "echo.yaml"] {
+            node.remove(manifest);
+        }
+        start(&mut node);
+        let why = "no Service with endpoints is known here, and its rules serve";
+        node.wait_for_log(rules, |line| line.contains("not taken over yet") && line.contains(why));
+        node.write("other.yaml", &yaml(&web("other", "172.30.200.1", &["10.1.0.1:8080"])));
+        let why = "and none of them is served here: does nftproxyd follow the right cluster?";
+        node.wait_for_log(rules, |line| line.contains("not taken over yet") && line.contains(why));
+        drop(connect(&node));
+        assert!(!node.log().contains("taken over from"), "{}", node.log());
+        // The right one after all.
+        let endpoint = format!("{NODE_IP}:{ENDPOINT_PORT}");
+        node.write("echo.yaml", &yaml(&web("echo", "172.30.1.7", &[&endpoint])));
+        node.wait_for_log(rules, |line| line.contains("taken over from kube-proxy: removed"));
+        drop(connect(&node));
+        node.stop();
+    }
+}
