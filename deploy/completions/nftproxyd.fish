@@ -68,7 +68,7 @@ complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l detect-local-mode -
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l pod-bridge-interface -d 'The bridge of BridgeInterface' -r
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l pod-interface-name-prefix -d 'That of InterfaceNamePrefix' -r
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l cluster-cidr -d 'The addresses of pods' -r
-complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l nodeport-addresses -d 'The node\'s addresses that serve NodePorts; or primary, those of its Node object' -r
+complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l nodeport-addresses -d 'The node\'s addresses that serve NodePorts: ranges, and the words primary (those of its Node object) and all' -r
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l oom-score-adj -d 'From -1000 to 1000; less is killed later [default: -999]' -r
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l conntrack-max-per-core -d 'Tracked connections for each CPU; 0 leaves the limit alone [default: 32768]' -r
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l conntrack-min -d 'Least number of tracked connections [default: 131072]' -r
@@ -143,7 +143,7 @@ complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l detect-local
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l pod-bridge-interface -d 'The bridge of BridgeInterface' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l pod-interface-name-prefix -d 'That of InterfaceNamePrefix' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l cluster-cidr -d 'The addresses of pods' -r
-complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l nodeport-addresses -d 'The node\'s addresses that serve NodePorts; or primary, those of its Node object' -r
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l nodeport-addresses -d 'The node\'s addresses that serve NodePorts: ranges, and the words primary (those of its Node object) and all' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l oom-score-adj -d 'From -1000 to 1000; less is killed later [default: -999]' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l conntrack-max-per-core -d 'Tracked connections for each CPU; 0 leaves the limit alone [default: 32768]' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l conntrack-min -d 'Least number of tracked connections [default: 131072]' -r
@@ -211,7 +211,7 @@ complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l detect-lo
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l pod-bridge-interface -d 'The bridge of BridgeInterface' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l pod-interface-name-prefix -d 'That of InterfaceNamePrefix' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l cluster-cidr -d 'The addresses of pods' -r
-complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l nodeport-addresses -d 'The node\'s addresses that serve NodePorts; or primary, those of its Node object' -r
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l nodeport-addresses -d 'The node\'s addresses that serve NodePorts: ranges, and the words primary (those of its Node object) and all' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l oom-score-adj -d 'From -1000 to 1000; less is killed later [default: -999]' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l conntrack-max-per-core -d 'Tracked connections for each CPU; 0 leaves the limit alone [default: 32768]' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l conntrack-min -d 'Least number of tracked connections [default: 131072]' -r
@@ -268,7 +268,7 @@ complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l detect-lo
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l pod-bridge-interface -d 'The bridge of BridgeInterface' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l pod-interface-name-prefix -d 'That of InterfaceNamePrefix' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l cluster-cidr -d 'The addresses of pods' -r
-complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l nodeport-addresses -d 'The node\'s addresses that serve NodePorts; or primary, those of its Node object' -r
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l nodeport-addresses -d 'The node\'s addresses that serve NodePorts: ranges, and the words primary (those of its Node object) and all' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l oom-score-adj -d 'From -1000 to 1000; less is killed later [default: -999]' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l conntrack-max-per-core -d 'Tracked connections for each CPU; 0 leaves the limit alone [default: 32768]' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l conntrack-min -d 'Least number of tracked connections [default: 131072]' -r

@@ -7,7 +7,7 @@ mod watch;
 pub use watch::Watch;
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
@@ -23,6 +23,24 @@ pub enum NodePortAddresses {
     All,
     /// Local addresses inside these ranges. A family without a range accepts on every local address.
     Cidrs(Vec<IpNet>),
+    /// Words, from Kubernetes 1.37 on together with others and with ranges. A family that none of them names an address of
+    /// accepts on none.
+    Words {
+        /// `primary`.
+        primary: bool,
+        /// `localhost`: 127.0.0.0/8 and ::1.
+        localhost: bool,
+        /// Ranges beside the words.
+        cidrs: Vec<IpNet>,
+    },
+}
+
+/// What `localhost` stands for in a family.
+fn loopback(family: Family) -> IpNet {
+    match family {
+        Family::V4 => IpNet::new_assert(Ipv4Addr::LOCALHOST.into(), 8),
+        Family::V6 => IpNet::new_assert(Ipv6Addr::LOCALHOST.into(), 128),
+    }
 }
 
 /// The addresses of one family that were chosen.
@@ -38,8 +56,9 @@ impl NodePortAddresses {
     /// The addresses on which rules accept node ports. Loopback is never among them: `All` means every address that is
     /// local (`fib daddr type local`) except 127.0.0.0/8 and ::1.
     ///
-    /// `node` are the node's IPs as detected; a family whose IP is unknown, or a loopback address, counts as one without
-    /// a range: it accepts on every address, as in kube-proxy. `local` are all addresses on interfaces of the node, as
+    /// `node` are the node's IPs as detected. Where only one family has one, `primary` names no address of the other, which
+    /// accepts on none; where none has (or loopback addresses, which stand for that in kube-proxy), both accept on every
+    /// address. `local` are all addresses on interfaces of the node, as
     /// [`Watch`] gives them.
     pub fn accepted(&self, node: &PerFamily<Option<IpAddr>>, local: &BTreeSet<IpAddr>) -> PerFamily<Accepted> {
         self.choose(node, local, |address| !address.is_loopback())
@@ -61,16 +80,26 @@ impl NodePortAddresses {
         local: &BTreeSet<IpAddr>,
         usable: impl Fn(&IpAddr) -> bool,
     ) -> PerFamily<Accepted> {
+        let primary = PerFamily::from_fn(|family| node[family].filter(|address| !address.is_loopback()));
+        let no_primary = primary.v4.is_none() && primary.v6.is_none();
         PerFamily::from_fn(|family| {
-            let ranges: Vec<IpNet> = match self {
-                NodePortAddresses::Primary => {
-                    node[family].filter(|address| !address.is_loopback()).map(IpNet::from).into_iter().collect()
-                }
-                NodePortAddresses::All => Vec::new(),
-                NodePortAddresses::Cidrs(ranges) => {
-                    ranges.iter().filter(|range| Family::of(range.addr()) == family).copied().collect()
+            let of_family =
+                |cidrs: &[IpNet]| cidrs.iter().filter(|range| Family::of(range.addr()) == family).copied().collect();
+            // With whether a family without any is open.
+            let (ranges, open): (Vec<IpNet>, bool) = match self {
+                NodePortAddresses::Primary => (primary[family].map(IpNet::from).into_iter().collect(), no_primary),
+                NodePortAddresses::All => (Vec::new(), true),
+                NodePortAddresses::Cidrs(cidrs) => (of_family(cidrs), true),
+                NodePortAddresses::Words { primary: word, localhost, cidrs } => {
+                    let mut ranges: Vec<IpNet> = of_family(cidrs);
+                    ranges.extend(primary[family].filter(|_| *word).map(IpNet::from));
+                    ranges.extend(localhost.then(|| loopback(family)));
+                    (ranges, *word && no_primary && cidrs.is_empty())
                 }
             };
+            if ranges.is_empty() && !open {
+                return Accepted::Only(BTreeSet::new());
+            }
             if ranges.is_empty() || ranges.iter().any(|range| range.prefix_len() == 0) {
                 return Accepted::All;
             }
@@ -130,7 +159,9 @@ mod tests {
         let cases = [
             // setting, node IPs, IPv4, IPv6
             (NodePortAddresses::Primary, dual, only(&["192.0.2.1"]), only(&["2001:db8::1"])),
-            (NodePortAddresses::Primary, node("192.0.2.1", ""), only(&["192.0.2.1"]), all()),
+            (NodePortAddresses::Primary, node("192.0.2.1", ""), only(&["192.0.2.1"]), only(&[])),
+            (NodePortAddresses::Primary, node("", "2001:db8::1"), only(&[]), only(&["2001:db8::1"])),
+            (NodePortAddresses::Primary, node("127.0.0.1", "2001:db8::1"), only(&[]), only(&["2001:db8::1"])),
             (NodePortAddresses::Primary, node("", ""), all(), all()),
             (NodePortAddresses::Primary, node("127.0.0.1", "::1"), all(), all()),
             // An address that the cloud translates is on no interface.
@@ -145,6 +176,21 @@ mod tests {
             (cidrs(&["198.51.100.0/24", "fe80::/10"]), dual, only(&[]), only(&["fe80::1"])),
             (cidrs(&["127.0.0.0/8", "::1/128"]), dual, only(&[]), only(&[])),
         ];
+        let words = |primary, localhost, texts: &[&str]| {
+            let cidrs = texts.iter().map(|text| text.parse().expect("a range")).collect();
+            NodePortAddresses::Words { primary, localhost, cidrs }
+        };
+        #[rustfmt::skip]
+        let of_words = [
+            (words(true, true, &[]), dual, only(&["192.0.2.1"]), only(&["2001:db8::1"])),
+            (words(true, false, &["10.0.1.0/24"]), dual, only(&["10.0.1.1", "192.0.2.1"]), only(&["2001:db8::1"])),
+            (words(true, false, &["10.0.1.0/24"]), node("192.0.2.1", ""), only(&["10.0.1.1", "192.0.2.1"]), only(&[])),
+            (words(true, false, &["::/0"]), dual, only(&["192.0.2.1"]), all()),
+            (words(false, true, &[]), dual, only(&[]), only(&[])),
+            (words(false, true, &["10.0.1.0/24"]), dual, only(&["10.0.1.1"]), only(&[])),
+            (words(true, false, &[]), node("", ""), all(), all()),
+        ];
+        let cases = cases.into_iter().chain(of_words);
         let local = set(&LOCAL);
         for (setting, node, v4, v6) in cases {
             assert_eq!(setting.accepted(&node, &local), PerFamily { v4, v6 }, "{setting:?} {node:?}");
@@ -156,6 +202,10 @@ mod tests {
         let setting = cidrs(&["127.0.0.0/31", "192.0.2.0/24", "fe80::/10", "::1/128"]);
         let listening = setting.listening(&node("", ""), &set(&LOCAL));
         assert_eq!(listening.v4, Accepted::Only(set(&["127.0.0.1", "192.0.2.1"])));
+        assert_eq!(listening.v6, Accepted::Only(set(&["::1"])));
+        let setting = NodePortAddresses::Words { primary: true, localhost: true, cidrs: Vec::new() };
+        let listening = setting.listening(&node("192.0.2.1", ""), &set(&LOCAL));
+        assert_eq!(listening.v4, Accepted::Only(set(&["127.0.0.1", "127.0.0.53", "192.0.2.1"])));
         assert_eq!(listening.v6, Accepted::Only(set(&["::1"])));
     }
 

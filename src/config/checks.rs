@@ -9,8 +9,6 @@ use crate::model::parse;
 const DEFAULT_OOM_SCORE: i64 = -999;
 const DEFAULT_ESTABLISHED: Duration = Duration::from_secs(24 * 3600);
 const DEFAULT_CLOSE_WAIT: Duration = Duration::from_secs(3600);
-/// The only release whose hidden metrics kube-proxy 1.36 shows.
-const PREVIOUS_MINOR: &str = "1.35";
 
 impl Resolver<'_> {
     pub(super) fn oom_score_adj(&mut self) -> Option<i32> {
@@ -43,10 +41,17 @@ impl Resolver<'_> {
     pub(super) fn check_unused(&mut self, ipvs: bool) {
         self.within("clientConnection.burst", 0, 0..=i32::MAX.into());
         self.timeout("configSyncPeriod", Duration::ZERO);
+        // kube-proxy takes the minor release before its own, whichever that is.
         let version = self.fields.string("showHiddenMetricsForVersion");
-        if !["", PREVIOUS_MINOR].contains(&version) {
-            let expected = format!("must be empty or the previous minor release, {PREVIOUS_MINOR}");
-            self.problem::<()>("showHiddenMetricsForVersion", version, expected);
+        let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        if !version.is_empty()
+            && !version.split_once('.').is_some_and(|(major, minor)| is_number(major) && is_number(minor))
+        {
+            self.problem::<()>(
+                "showHiddenMetricsForVersion",
+                version,
+                "must be empty or a minor release, such as 1.35",
+            );
         }
         if !ipvs {
             return;

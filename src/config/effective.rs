@@ -97,6 +97,10 @@ fn node_ports(addresses: &NodePortAddresses) -> Vec<String> {
         NodePortAddresses::Primary => vec!["primary".to_owned()],
         NodePortAddresses::All => vec!["0.0.0.0/0".to_owned(), "::/0".to_owned()],
         NodePortAddresses::Cidrs(cidrs) => cidrs.iter().map(ToString::to_string).collect(),
+        NodePortAddresses::Words { primary, localhost, cidrs } => {
+            let words = [("primary", *primary), ("localhost", *localhost)].into_iter().filter(|(_, said)| *said);
+            words.map(|(word, _)| word.to_owned()).chain(cidrs.iter().map(ToString::to_string)).collect()
+        }
     }
 }
 

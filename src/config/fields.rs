@@ -118,7 +118,7 @@ pub(super) const FIELDS: &[(&str, Type, Use)] = &[
     ("conntrack.udpTimeout", Duration, Honoured),
     ("conntrack.udpStreamTimeout", Duration, Honoured),
     // Ours: kube-proxy says of it that it does not know it, and goes on.
-    (SERVICE_PROXY_NAME, String, Honoured),
+    ("serviceProxyName", String, Honoured),
 ];
 
 /// The one field that kube-proxy does not have.

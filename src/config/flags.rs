@@ -147,8 +147,8 @@ pub const FLAGS: &[Flag] = &[
     flag(
         "nodeport-addresses",
         &["nodePortAddresses"],
-        "CIDR,...",
-        "The node's addresses that serve NodePorts; or primary, those of its Node object",
+        "CIDR|WORD,...",
+        "The node's addresses that serve NodePorts: ranges, and the words primary (those of its Node object) and all",
     ),
     flag("oom-score-adj", &["oomScoreAdj"], "NUMBER", "From -1000 to 1000; less is killed later [default: -999]"),
     flag(

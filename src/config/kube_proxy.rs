@@ -39,6 +39,7 @@ const OTHER_GATES: &[&str] = &[
     "ComponentFlagz",
     "ComponentStatusz",
     "ContextualLogging",
+    "KubeProxyNFTablesLocalhostNodePorts",
     "LoggingAlphaOptions",
     "LoggingBetaOptions",
     "NativeHistograms",
@@ -201,8 +202,15 @@ impl Resolver<'_> {
         match mode {
             "nftables" => Some(Mode::Nftables),
             "" | "iptables" => {
+                let later = if mode.is_empty() {
+                    "; kube-proxy is going to take an empty mode for nftables, whose NodePorts are on the primary address \
+                     alone: say which is meant"
+                } else {
+                    ""
+                };
                 self.warnings.push(format!(
-                    "mode {mode:?}: nftables is used instead of iptables; NodePorts are served on all addresses except 127.0.0.1"
+                    "mode {mode:?}: nftables is used instead of iptables; NodePorts are served on all addresses except \
+                     127.0.0.1{later}"
                 ));
                 Some(Mode::Iptables)
             }
@@ -340,8 +348,9 @@ impl Resolver<'_> {
             if gate == "AllowServiceExternalIPs" {
                 allow_external_ips = on;
             } else if LOCKED_GATES.contains(&gate) {
+                // Some could in earlier releases.
                 if !on {
-                    self.problem::<()>(&format!("featureGates.{gate}"), on, "cannot be switched off");
+                    self.warnings.push(format!("featureGates.{gate}: false has no effect: it cannot be switched off"));
                 }
             } else if !OTHER_GATES.contains(&gate) {
                 unknown.push(gate);
@@ -435,32 +444,53 @@ impl Resolver<'_> {
 
     fn node_port_addresses(&mut self, mode: Option<Mode>) -> Option<NodePortAddresses> {
         const FIELD: &str = "nodePortAddresses";
-        match self.fields.strings(FIELD) {
-            [] if mode == Some(Mode::Nftables) => Some(NodePortAddresses::Primary),
-            [] => Some(NodePortAddresses::All),
-            [only] if only == "primary" => Some(NodePortAddresses::Primary),
-            texts => {
-                let mut cidrs = Vec::new();
-                for (index, text) in texts.iter().enumerate() {
-                    let field = format!("{FIELD}[{index}]");
-                    match parse::cidr(text).ok() {
-                        Some(cidr) => cidrs.push(cidr),
-                        None if text == "primary" => {
-                            self.problem::<()>(&field, text, "cannot be used together with ranges");
-                        }
-                        None => {
-                            self.problem::<()>(
-                                &field,
-                                text,
-                                "must be a range such as 192.0.2.0/24, or the one word primary",
-                            );
-                        }
-                    }
+        let texts = self.fields.strings(FIELD);
+        if texts.is_empty() {
+            let nftables = mode == Some(Mode::Nftables);
+            return Some(if nftables { NodePortAddresses::Primary } else { NodePortAddresses::All });
+        }
+        let (mut primary, mut localhost, mut all) = (false, false, false);
+        let (mut cidrs, mut unknown, mut bad) = (Vec::new(), Vec::new(), false);
+        for (index, text) in texts.iter().enumerate() {
+            match (text.as_str(), parse::cidr(text)) {
+                ("primary", _) => primary = true,
+                ("localhost", _) => localhost = true,
+                ("all", _) => all = true,
+                (_, Ok(cidr)) => cidrs.push(cidr),
+                (word, Err(_)) if is_word(word) => unknown.push(word),
+                (_, Err(_)) => {
+                    let expected =
+                        "must be a range such as 192.0.2.0/24, or one of the words primary, localhost and all";
+                    self.problem::<()>(&format!("{FIELD}[{index}]"), text, expected);
+                    bad = true;
                 }
-                (cidrs.len() == texts.len()).then_some(NodePortAddresses::Cidrs(cidrs))
             }
         }
+        if bad {
+            return None;
+        }
+        // It names addresses beside the others: without it fewer accept, which is safe.
+        if !unknown.is_empty() {
+            primary |= cidrs.is_empty() && !localhost && !all;
+            let instead = if primary && unknown.len() == texts.len() { "; primary is used instead" } else { "" };
+            self.warnings.push(format!("{FIELD}: unknown words are ignored: {}{instead}", unknown.join(", ")));
+        }
+        if localhost {
+            self.warnings.push(format!("{FIELD}: localhost: NodePorts are not served on 127.0.0.1 and ::1"));
+        }
+        Some(match (all, primary, localhost) {
+            (true, ..) => NodePortAddresses::All,
+            (false, true, false) if cidrs.is_empty() => NodePortAddresses::Primary,
+            (false, false, false) => NodePortAddresses::Cidrs(cidrs),
+            (false, primary, localhost) => NodePortAddresses::Words { primary, localhost, cidrs },
+        })
     }
+}
+
+/// Whether a text is one of those that later releases may give a meaning to.
+fn is_word(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_lowercase())
+        && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
 }
 
 #[cfg(test)]

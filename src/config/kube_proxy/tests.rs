@@ -165,7 +165,6 @@ fn values_that_cannot_be_used() {
         ("bindAddress: \"[::1]\"", "bindAddress: \"[::1]\" is not an IP address"),
         ("healthzBindAddress: 1.2.3.4:0", "healthzBindAddress: \"1.2.3.4:0\" must be an IP address and a port"),
         ("healthzBindAddress: \"::1:x\"", "healthzBindAddress: \"::1:x\" must be"),
-        ("featureGates: {NFTablesProxyMode: false}", "featureGates.NFTablesProxyMode: false cannot be switched off"),
         ("featureGates: {X: 1}", "featureGates: {X: 1} must be names with true or false"),
         ("nftables: {masqueradeBit: 32}", "nftables.masqueradeBit: 32 must be from 0 to 31"),
         ("iptables: {masqueradeBit: -1}", "iptables.masqueradeBit: -1 must be from 0 to 31"),
@@ -184,7 +183,8 @@ fn values_that_cannot_be_used() {
         ("conntrack: {udpTimeout: -1s}", "conntrack.udpTimeout: -1s must not be negative"),
         ("configSyncPeriod: -1s", "configSyncPeriod: -1s must not be negative"),
         ("clientConnection: {burst: -1}", "clientConnection.burst: -1 must be from 0"),
-        ("showHiddenMetricsForVersion: \"1.34\"", "showHiddenMetricsForVersion: \"1.34\" must be empty or"),
+        ("showHiddenMetricsForVersion: \"1\"", "showHiddenMetricsForVersion: \"1\" must be empty or"),
+        ("showHiddenMetricsForVersion: \"1.x\"", "showHiddenMetricsForVersion: \"1.x\" must be empty or"),
         ("oomScoreAdj: \"5\"", "oomScoreAdj: \"5\" must be an integer"),
         ("conntrack: {tcpCloseWaitTimeout: 30}", "conntrack.tcpCloseWaitTimeout: 30 must be a duration"),
         ("detectLocalMode: Magic", "detectLocalMode: \"Magic\" must be"),
@@ -196,7 +196,8 @@ fn values_that_cannot_be_used() {
         ("clusterCIDR: 10.0.0.0/8, fd00::/64", "clusterCIDR: \"10.0.0.0/8, fd00::/64\" \" fd00::/64\" is not a range"),
         ("clusterCIDR: \"10.0.0.0/8,\"", "clusterCIDR: \"10.0.0.0/8,\" \"\" is not a range"),
         ("clusterCIDR: 10.0.0.0/8,11.0.0.0/8", "clusterCIDR: \"10.0.0.0/8,11.0.0.0/8\" has more than one IPv4 range"),
-        ("nodePortAddresses: [primary, 10.0.0.0/8]", "nodePortAddresses[0]: \"primary\" cannot be used together"),
+        ("nodePortAddresses: [primary, 10.0.0.0/33]", "nodePortAddresses[1]: \"10.0.0.0/33\" must be a range"),
+        ("nodePortAddresses: [Primary]", "nodePortAddresses[0]: \"Primary\" must be a range"),
         ("nodePortAddresses: [10.0.0.1]", "nodePortAddresses[0]: \"10.0.0.1\" must be a range"),
         ("nodePortAddresses: 10.0.0.0/8", "nodePortAddresses: \"10.0.0.0/8\" must be a list of texts"),
         ("hostnameOverride: 5", "hostnameOverride: 5 must be a text: write \"5\""),
@@ -217,7 +218,7 @@ fn values_that_cannot_be_used() {
 #[test]
 fn all_problems_are_named_at_once() {
     let found = problems(&file(
-        "bindAddress: x\nhealthzBindAddress: w\nclusterCIDR: z\nnodePortAddresses: [a, b]\noomScoreAdj: c",
+        "bindAddress: x\nhealthzBindAddress: w\nclusterCIDR: z\nnodePortAddresses: [A, b/8]\noomScoreAdj: c",
     ));
     let fields: Vec<_> = found.iter().filter_map(|problem| problem.split(':').next()).collect();
     let expected = [
@@ -412,7 +413,7 @@ fn flags_beside_a_file_are_ignored_but_for_those_of_the_log() {
 
 #[test]
 fn problems_name_the_flag() {
-    let line = "conntrack-min=x v=-1 healthz-port=99999 metrics-port=0 nodeport-addresses=::/0,y proxy-mode=userspace";
+    let line = "conntrack-min=x v=-1 healthz-port=99999 metrics-port=0 nodeport-addresses=::/0,Y proxy-mode=userspace";
     let Err(ConfigError::Invalid { problems }) = with_flags(None, line) else { panic!("{line} cannot be used") };
     let fields: Vec<_> = problems.iter().map(|problem| problem.field.as_str()).collect();
     let expected =
@@ -431,6 +432,7 @@ fn what_is_effective_can_be_read_back() {
         ),
         file("detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cni0}\nlogging: {format: json}"),
         file("serviceProxyName: trial"),
+        file("nodePortAddresses: [primary, 10.0.0.0/8]"),
     ];
     for text in files {
         let before = resolve_text(&text).expect("it can be used").config;
@@ -479,4 +481,54 @@ fn a_proxy_with_a_name_leaves_kube_proxys_ports_to_it() {
     for bad in ["a b", "-a", "a.", "a/b", "\u{e9}", &"x".repeat(64), "a\"b"] {
         assert!(loaded("", Some(bad)).is_err(), "{bad}");
     }
+}
+
+/// What files of Kubernetes 1.34 to 1.38 may say, and how often that is warned of: deploy/releases.md.
+#[test]
+fn a_file_of_another_release_never_ends_the_process() {
+    let page = include_str!("../../../deploy/releases.md");
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `")).filter_map(|row| {
+        let (fields, rest) = row.split_once("` |")?;
+        Some((fields, rest.trim_end_matches('|').rsplit('|').next()?.trim()))
+    });
+    let mut count = 0;
+    for (fields, here) in rows {
+        let text = if fields.contains("mode:") {
+            format!("apiVersion: {API_VERSION}\nkind: {KIND}\n{fields}")
+        } else {
+            file(fields)
+        };
+        let loaded = resolve_text(&text).unwrap_or_else(|error| panic!("{fields}: {error}"));
+        assert_eq!(loaded.warnings.is_empty(), !here.contains("warning"), "{fields}: {here}: {:?}", loaded.warnings);
+        count += 1;
+    }
+    assert!(count > 10, "{count} rows");
+}
+
+#[test]
+fn words_of_node_port_addresses_can_be_together() {
+    let of = |list: &str| {
+        let loaded = resolve_text(&file(&format!("nodePortAddresses: [{list}]"))).expect("it can be used");
+        (loaded.config.node_port_addresses, loaded.warnings.join("; "))
+    };
+    let words = |primary, localhost, texts: &[&str]| NodePortAddresses::Words {
+        primary,
+        localhost,
+        cidrs: texts.iter().map(|text| cidr(text)).collect(),
+    };
+    let quiet = String::new;
+    assert_eq!(of("all"), (NodePortAddresses::All, quiet()));
+    assert_eq!(of("primary, all"), (NodePortAddresses::All, quiet()));
+    assert_eq!(of("primary, primary"), (NodePortAddresses::Primary, quiet()));
+    assert_eq!(of("primary, 10.0.0.0/8"), (words(true, false, &["10.0.0.0/8"]), quiet()));
+    assert_eq!(of("primary, localhost").0, words(true, true, &[]));
+    assert!(of("primary, localhost").1.contains("not served on 127.0.0.1 and ::1"));
+    assert_eq!(of("localhost, \"fd00::/8\"").0, words(false, true, &["fd00::/8"]));
+    // What is not known opens nothing.
+    let (alone, warning) = of("secondary");
+    assert_eq!(alone, NodePortAddresses::Primary);
+    assert_eq!(warning, "nodePortAddresses: unknown words are ignored: secondary; primary is used instead");
+    let (beside, warning) = of("secondary, 10.0.0.0/8");
+    assert_eq!(beside, NodePortAddresses::Cidrs(vec![cidr("10.0.0.0/8")]));
+    assert_eq!(warning, "nodePortAddresses: unknown words are ignored: secondary");
 }

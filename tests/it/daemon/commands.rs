@@ -33,7 +33,7 @@ fn errors_are_said_in_one_line() {
     let bad_values = write(
         "bad-values.yaml",
         &format!(
-            "{header}clusterCIDR: 10.0.0.0/33\nnodePortAddresses: [nowhere]\nhealthzBindAddress: all\n\
+            "{header}clusterCIDR: 10.0.0.0/33\nnodePortAddresses: [nowhere/8]\nhealthzBindAddress: all\n\
              nftables: {{masqueradeBit: 77, minSyncPeriod: soon}}\n"
         ),
     );
@@ -67,7 +67,7 @@ fn errors_are_said_in_one_line() {
                 "clusterCIDR",
                 "10.0.0.0/33",
                 "nodePortAddresses",
-                "nowhere",
+                "nowhere/8",
                 "healthzBindAddress",
                 "nftables.masqueradeBit",
                 "77",
