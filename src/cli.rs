@@ -157,6 +157,16 @@ pub struct CleanupArgs {
     /// Remove the tables of a proxy with this name instead
     #[arg(long, value_name = "NAME")]
     pub service_proxy_name: Option<String>,
+    /// Wait until the kube-proxy of this node has written its rules and they serve what the tables serve: no connection fails
+    /// in between
+    #[arg(long, conflicts_with_all = ["kube_proxy", "service_proxy_name"])]
+    pub after_kube_proxy: bool,
+    /// Where that kube-proxy serves /metrics
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:10249", requires = "after_kube_proxy")]
+    pub metrics_bind_address: SocketAddr,
+    /// Then wait to be stopped: for a container, which would be started again and again
+    #[arg(long, requires = "after_kube_proxy")]
+    pub stay: bool,
 }
 
 /// Options of `status`.
@@ -322,7 +332,7 @@ mod tests {
         assert!(matches!(parse("nftproxyd"), Command::Run(_)));
         assert!(matches!(
             parse("nftproxyd cleanup"),
-            Command::Cleanup(CleanupArgs { kube_proxy: false, service_proxy_name: None })
+            Command::Cleanup(CleanupArgs { kube_proxy: false, after_kube_proxy: false, .. })
         ));
         assert!(matches!(parse("nftproxyd render --manifests d"), Command::Render(_)));
         assert!(matches!(parse("nftproxyd status -o json"), Command::Status(StatusArgs { output: Output::Json, .. })));

@@ -143,8 +143,9 @@ fn the_patches_for_kubeadm_are_for_its_container() {
         let patch: Value = object(&read(&format!("{KUBERNETES}/kubeadm/{file}")));
         let pod = &patch["spec"]["template"]["spec"];
         let containers: Vec<Container> = serde_yaml::from_value(pod["containers"].clone()).expect("containers");
-        let [container] = &containers[..] else { panic!("{file}: one container") };
-        assert_eq!(container.name, "kube-proxy", "{file}");
+        let names: Vec<&str> = containers.iter().map(|container| container.name.as_str()).collect();
+        assert!(names.iter().all(|name| ["kube-proxy", "clean-nftproxyd"].contains(name)), "{file}: {names:?}");
+        let container = containers.iter().find(|container| container.name == "kube-proxy").expect("it is there");
         assert_eq!(container.command, command, "{file}: the command line is kubeadm's");
         assert!(container.image.is_some(), "{file} changes no image");
     }
@@ -209,14 +210,17 @@ fn the_patches_for_kubeadm_change_the_image_and_nothing_of_the_command_line() {
     let command: Vec<_> = command.lines().map(str::to_owned).collect();
     assert_eq!(pod.containers[0].command.as_ref(), Some(&command));
 
-    let image = |pod: &PodSpec| pod.containers[0].image.clone().expect("an image");
-    let first = |pod: &PodSpec| {
-        let names = pod.init_containers.iter().flatten().map(|container| container.name.clone());
+    let proxy = |pod: &PodSpec| pod.containers.iter().find(|it| it.name == "kube-proxy").cloned().expect("it is there");
+    let image = |pod: &PodSpec| proxy(pod).image.expect("an image");
+    // What is there beside it, in its order.
+    let beside = |pod: &PodSpec| {
+        let all = pod.init_containers.iter().flatten().chain(&pod.containers);
+        let names = all.map(|container| container.name.clone()).filter(|name| name != "kube-proxy");
         names.collect::<Vec<_>>().join(" ")
     };
     let ours = "nftproxyd:0.1.0";
     let theirs = image(&pod);
-    for (patches, expected_image, expected_first) in [
+    for (patches, expected_image, expected_beside) in [
         (&["swap-image"][..], ours, ""),
         (&["clean-and-swap"], ours, "clean-kube-proxy"),
         (&["clean-and-swap", "clean-done"], ours, ""),
@@ -233,8 +237,8 @@ fn the_patches_for_kubeadm_change_the_image_and_nothing_of_the_command_line() {
         (&["take-over", "swap-back", "back-done", "take-over"], ours, ""),
     ] {
         let (_, pod) = kubeadm_after(patches);
-        assert_eq!((image(&pod).as_str(), first(&pod).as_str()), (expected_image, expected_first), "{patches:?}");
-        let [container] = &pod.containers[..] else { panic!("{patches:?}: one container") };
+        assert_eq!((image(&pod).as_str(), beside(&pod).as_str()), (expected_image, expected_beside), "{patches:?}");
+        let container = proxy(&pod);
         // Once told to take over, it stays told until the way back.
         let taking_over = patches.contains(&"take-over") && expected_image == ours;
         let told = taking_over.then(|| "--take-over".to_owned());
@@ -251,7 +255,7 @@ fn the_patches_for_kubeadm_change_the_image_and_nothing_of_the_command_line() {
     // The way back ends where it began.
     let (mut back, _) = kubeadm_after(&["swap-image", "swap-back", "back-done"]);
     let pod = back["spec"]["template"]["spec"].as_mapping_mut().expect("an object");
-    assert_eq!(pod.remove("initContainers"), Some(Value::Sequence(Vec::new())));
+    assert_eq!(pod.remove("initContainers"), Some(Value::Sequence(Vec::new())), "kubectl leaves no empty list");
     assert_eq!(back, original);
 }
 

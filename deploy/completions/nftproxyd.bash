@@ -349,13 +349,17 @@ _nftproxyd() {
             return 0
             ;;
         nftproxyd__subcmd__cleanup)
-            opts="-h --kube-proxy --service-proxy-name --help"
+            opts="-h --kube-proxy --service-proxy-name --after-kube-proxy --metrics-bind-address --stay --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
                 --service-proxy-name)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --metrics-bind-address)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

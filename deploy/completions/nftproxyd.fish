@@ -287,7 +287,10 @@ complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -l service-p
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -l metrics-bind-address -d 'Where the daemon serves /metrics, to be asked for its health [default: 127.0.0.1:10249, or 127.0.0.1:10349 of a proxy with a name]' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand cleanup" -l service-proxy-name -d 'Remove the tables of a proxy with this name instead' -r
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand cleanup" -l metrics-bind-address -d 'Where that kube-proxy serves /metrics' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand cleanup" -l kube-proxy -d 'Remove what kube-proxy has left instead, in all of its modes, and nothing of nftproxyd or of others'
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand cleanup" -l after-kube-proxy -d 'Wait until the kube-proxy of this node has written its rules and they serve what the tables serve: no connection fails in between'
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand cleanup" -l stay -d 'Then wait to be stopped: for a container, which would be started again and again'
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand cleanup" -s h -l help -d 'Print help'
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status cleanup help" -f -a "run" -d 'Proxy the Services of a cluster, or of a folder of manifests, until stopped; the rules stay when it stops'
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status cleanup help" -f -a "render" -d 'Print the nft script of what would be installed for a folder of manifests; needs no root'

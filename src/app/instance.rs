@@ -137,7 +137,12 @@ pub(super) async fn acquire(table: TableName, node: &str) -> anyhow::Result<Inst
 /// Who serves this network namespace, if anybody does and it can be known.
 pub(super) fn serving(table: TableName) -> Option<Holder> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
-    let (_, holder, may_serve) = runtime.block_on(ask(table)).ok()?;
+    runtime.block_on(holder(table))
+}
+
+/// The same in a runtime.
+pub(super) async fn holder(table: TableName) -> Option<Holder> {
+    let (_, holder, may_serve) = ask(table).await.ok()?;
     may_serve.then_some(holder)
 }
 

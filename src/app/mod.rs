@@ -1,5 +1,6 @@
 //! Builds the parts and wires them together; the only module that knows all of them.
 
+mod after_kube_proxy;
 mod beside;
 mod cleanup;
 mod daemon_status;
@@ -48,6 +49,7 @@ pub fn main(command: Command) -> anyhow::Result<()> {
         Command::Doctor(args) => one_shot::doctor(&args),
         Command::Status(args) => one_shot::status(&args),
         Command::Cleanup(args) if args.kube_proxy => one_shot::clean_up_after_kube_proxy(),
+        Command::Cleanup(args) if args.after_kube_proxy => after_kube_proxy::cleanup(&args),
         Command::Cleanup(args) => one_shot::cleanup(args.service_proxy_name.as_deref()),
     }
 }

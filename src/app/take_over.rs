@@ -209,7 +209,7 @@ fn served_instead(theirs: &BTreeSet<IpAddr>, samples: &[Sample], kernel: &mut im
     Ok(())
 }
 
-fn named<'a>(addresses: impl Iterator<Item = &'a IpAddr>) -> String {
+pub(super) fn named<'a>(addresses: impl Iterator<Item = &'a IpAddr>) -> String {
     addresses.take(MOST_NAMED).map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 

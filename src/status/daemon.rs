@@ -72,6 +72,21 @@ pub async fn kube_proxy_mode(metrics: SocketAddr) -> Option<String> {
     Some(mode.trim().to_owned()).filter(|mode| status == StatusCode::OK && is_mode(mode))
 }
 
+/// Whether the kube-proxy that serves its metrics there says that it has written its rules, in every family that it tells of.
+pub async fn kube_proxy_has_synced(metrics: SocketAddr) -> bool {
+    let Ok((StatusCode::OK, text)) = get(local(metrics), "/metrics").await else { return false };
+    has_synced(&text)
+}
+
+fn has_synced(exposition: &str) -> bool {
+    let of_syncs = exposition.lines().filter(|line| line.starts_with(LAST_SYNC));
+    let times: Vec<f64> = of_syncs.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
+    !times.is_empty() && times.iter().all(|time| *time > 0.0)
+}
+
+/// When kube-proxy has written its rules last, in seconds; 0 before.
+const LAST_SYNC: &str = "kubeproxy_sync_proxy_rules_last_timestamp_seconds";
+
 /// Where a server that listens on all addresses can be reached.
 fn local(mut address: SocketAddr) -> SocketAddr {
     match address.ip() {
