@@ -6,6 +6,7 @@ mod cleanup;
 mod daemon_status;
 mod guard;
 mod instance;
+mod linger;
 mod listen;
 mod observers;
 mod one_shot;

@@ -24,7 +24,7 @@ use super::ready::{Awaited, Readiness};
 use super::reload::{self, File, follow};
 use super::signals::Signals;
 use super::take_over::{OnNode, TakeOver};
-use super::{beside, converter, daemon_configuration, facts, guard, instance, one_shot, service_manager};
+use super::{beside, converter, daemon_configuration, facts, guard, instance, linger, one_shot, service_manager};
 use crate::addresses;
 use crate::cli::{Cli, RunArgs};
 use crate::config::{Config, Loaded, Source};
@@ -170,6 +170,16 @@ async fn supervise(
     let answered = Arc::new(AtomicBool::new(false));
 
     let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
+    let event_sender = if table == TableName::NODE {
+        event_sender
+    } else {
+        let (sender, from) = mpsc::channel(EVENTS_WAITING);
+        tasks.spawn(async move {
+            linger::pass_on(from, event_sender).await;
+            std::future::pending().await
+        });
+        sender
+    };
     let audience = kernel.audience();
     tasks.spawn(async move {
         following.follow(address_sender).await;
