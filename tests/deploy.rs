@@ -90,7 +90,7 @@ fn the_daemon_set_has_what_a_proxy_needs_and_no_more() {
     for (probe, path) in [
         (&container.startup_probe, "/livez"),
         (&container.liveness_probe, "/livez"),
-        (&container.readiness_probe, "/healthz"),
+        (&container.readiness_probe, "/readyz"),
     ] {
         let get = probe.as_ref().and_then(|probe| probe.http_get.as_ref()).expect("a probe by HTTP");
         assert_eq!(get.path.as_deref(), Some(path));
@@ -245,6 +245,9 @@ fn the_patches_for_kubeadm_change_the_image_and_nothing_of_the_command_line() {
         let expected: Vec<_> = command.iter().cloned().chain(told).collect();
         assert_eq!(container.command.as_ref(), Some(&expected), "{patches:?}");
         assert_eq!(container.liveness_probe.is_some(), expected_image == ours, "{patches:?}");
+        // A rollout goes on when a take-over is done, which /healthz does not say.
+        let ready = container.readiness_probe.and_then(|probe| probe.http_get?.path);
+        assert_eq!(ready.as_deref(), (expected_image == ours).then_some("/readyz"), "{patches:?}");
         // What is mounted is there.
         let volumes: Vec<_> = pod.volumes.iter().flatten().map(|volume| volume.name.as_str()).collect();
         let containers = pod.containers.iter().chain(pod.init_containers.iter().flatten());
