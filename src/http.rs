@@ -1,30 +1,33 @@
 //! Listening, and serving HTTP in such a way that it can be stopped.
 
+mod budget;
+
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use axum::Router;
 use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use nix::errno::Errno;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::Ipv6V6Only;
-use tokio::net::{TcpListener, TcpSocket};
-use tokio::task::JoinSet;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::task::{JoinSet, yield_now};
+use tower::{ServiceExt as _, service_fn};
 
-/// Connections that one socket serves at a time; more wait.
-const CONNECTIONS: usize = 256;
+pub(crate) use budget::Budget;
+use budget::Place;
 
-/// Connections that may wait to be accepted.
-const BACKLOG: u32 = 1024;
+/// Connections that may wait to be accepted; the kernel's `somaxconn` may be less.
+const BACKLOG: u32 = 4_096;
 
-/// How long a client may take to say what it wants.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// The longest head of a request. A client that sends more is told so.
+const LONGEST_HEAD: usize = 16 << 10;
 
-/// How long nothing is accepted after that failed, which is mostly for lack of file descriptors.
-const PAUSE: Duration = Duration::from_millis(500);
+/// How long nothing is accepted after that failed, which is mostly for lack of file descriptors in the whole system.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Listens on an address. On an IPv6 address IPv4 clients are served only with `dual_stack` (and only on `[::]`).
 pub(crate) fn listen(address: SocketAddr, dual_stack: bool) -> io::Result<TcpListener> {
@@ -60,26 +63,44 @@ fn no_ipv6(error: &io::Error) -> bool {
 
 /// Serves for ever. When the future is dropped, the listening socket and all connections are closed; `axum::serve`
 /// instead leaves its connections to tasks that nobody owns.
-pub(crate) async fn serve(listener: TcpListener, app: Router) {
+///
+/// It always accepts: whoever is too much for the budget takes the place of another.
+pub(crate) async fn serve(listener: TcpListener, app: Router, budget: Budget) {
     let mut connections = JoinSet::new();
     loop {
-        let room = connections.len() < CONNECTIONS;
         tokio::select! {
-            accepted = listener.accept(), if room => match accepted {
+            accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    let connection = http1::Builder::new()
-                        .timer(TokioTimer::new())
-                        .header_read_timeout(PATIENCE)
-                        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(app.clone()));
-                    // How a client fails is its own affair.
-                    connections.spawn(async { connection.await.ok() });
+                    let place = budget.place().await;
+                    connections.spawn(connection(stream, app.clone(), place));
+                    // It may have said what it wants already, and is answered before others come.
+                    yield_now().await;
                 }
                 Err(error) => {
                     tracing::debug!(%error, "cannot accept a connection");
+                    budget.make_room();
                     tokio::time::sleep(PAUSE).await;
                 }
             },
             Some(_) = connections.join_next() => {}
         }
+    }
+}
+
+/// Answers a client until it goes, or has used up its time.
+async fn connection(stream: TcpStream, app: Router, place: Place) {
+    let place = &place;
+    let app = service_fn(move |request| {
+        place.asks();
+        app.clone().oneshot(request)
+    });
+    let connection = http1::Builder::new()
+        .header_read_timeout(None)
+        .max_buf_size(LONGEST_HEAD)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(app));
+    tokio::select! {
+        // How a client fails is its own affair.
+        _ = connection => {}
+        () = place.is_over() => {}
     }
 }

@@ -13,7 +13,7 @@ use super::LISTEN_AGAIN;
 use super::ready::{Awaited, Readiness};
 use crate::events::{Events, Notice};
 use crate::health::{self, Health, Question};
-use crate::http;
+use crate::http::{self, Budget};
 use crate::metrics::daemon::Daemon;
 use crate::metrics::{self, Metrics};
 
@@ -24,6 +24,7 @@ pub(super) struct BindPolicy {
     pub(super) hard_fail: bool,
     pub(super) events: Events,
     pub(super) readiness: Readiness,
+    pub(super) budget: Budget,
 }
 
 /// Serves `/healthz`, `/livez` and `/readyz` for ever.
@@ -41,7 +42,7 @@ pub(super) async fn serve_health(
         Question::Healthz => metrics.healthz_answered(code),
         Question::Livez => metrics.livez_answered(code),
     };
-    health::serve(listener, health, asked, move || readiness.held_up_by()).await;
+    health::serve(listener, bind_policy.budget, health, asked, move || readiness.held_up_by()).await;
     Ok(())
 }
 
@@ -55,7 +56,7 @@ pub(super) async fn serve_metrics(
 ) -> anyhow::Result<()> {
     let listener = bind_policy.bind(address, "/metrics", "FailedToStartMetricServer", Awaited::MetricsPort).await?;
     info!(%address, "serving /metrics");
-    metrics::serve(listener, metrics, configz, status).await;
+    metrics::serve(listener, bind_policy.budget, metrics, configz, status).await;
     Ok(())
 }
 
@@ -111,7 +112,8 @@ mod tests {
             let (events, mut notices) = Events::channel();
             let health_address = ADDRESS.parse().map(Awaited::HealthPort).expect("an address");
             let readiness = Readiness::new(TableName::NODE, [health_address, Awaited::MetricsPort(address)]);
-            let bind_policy = BindPolicy { hard_fail: true, events, readiness: readiness.clone() };
+            let bind_policy =
+                BindPolicy { hard_fail: true, events, readiness: readiness.clone(), budget: Budget::default() };
             let status = || unreachable!("nobody asks");
             let metrics = Arc::new(Metrics::new());
             let health = Health::new(State::new(Family::ALL, Duration::from_secs(30), Moment::now()));

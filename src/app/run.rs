@@ -29,7 +29,8 @@ use crate::addresses;
 use crate::cli::{Cli, RunArgs};
 use crate::config::{Config, Loaded, Source};
 use crate::events::{self, Events, Notice};
-use crate::health::{self, Health, Moment};
+use crate::health::{self, CheckServer, Health, Moment};
+use crate::http::Budget;
 use crate::metrics::Metrics;
 use crate::model::{Family, PerFamily};
 use crate::nftables::{Heard, LinuxClients, LinuxKernel, Monitor};
@@ -244,9 +245,11 @@ async fn supervise(
     let health = Health::new(health::State::new(Family::ALL, config.sync_period, Moment::now()));
     let (checks_sender, checks) = watch::channel(Checks::default());
     let name = config.node_name.clone();
-    tasks.spawn(observers::serve_health_checks(checks, health.clone(), name, events_out.clone()));
+    let budget = Budget::of_process();
+    let server = CheckServer::nowhere(health.clone(), budget.clone());
+    tasks.spawn(observers::serve_health_checks(checks, server, name, events_out.clone()));
     let hard_fail = config.bind_address_hard_fail;
-    let listening = BindPolicy { hard_fail, events: events_out, readiness: readiness.clone() };
+    let listening = BindPolicy { hard_fail, events: events_out, readiness: readiness.clone(), budget };
     if let Some(address) = config.healthz_bind_address {
         tasks.spawn(ports::serve_health(listening.clone(), address, health.clone(), Arc::clone(&metrics)));
     }

@@ -26,7 +26,7 @@ fn api_server() -> (Requests, Client, tokio::task::JoinHandle<()>) {
     let requests = Requests::default();
     let app = Router::new().fallback(take).with_state(Arc::clone(&requests));
     let listener = http::bind(SERVER.parse().expect("an address")).expect("free");
-    let serving = tokio::spawn(http::serve(listener, app));
+    let serving = tokio::spawn(http::serve(listener, app, http::Budget::default()));
     (requests, client(), serving)
 }
 

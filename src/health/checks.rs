@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 
 use super::Health;
 use crate::addresses::Accepted;
-use crate::http;
+use crate::http::{self, Budget};
 use crate::model::{Family, ObjectName, PerFamily};
 
 /// A Service's health check in one family.
@@ -45,11 +45,16 @@ pub struct BindFailure {
     pub source: io::Error,
 }
 
+/// Why one more is not served.
+const NO_ROOM: &str =
+    "the process may have no more file descriptors for this; raise the limit (LimitNOFILE= of the unit, or ulimit -Hn)";
+
 /// The server of all health checks.
 #[derive(Debug)]
 pub struct CheckServer {
     listening: PerFamily<Accepted>,
     health: Health,
+    budget: Budget,
     served: BTreeMap<(ObjectName, Family), Served>,
 }
 
@@ -90,20 +95,20 @@ impl Drop for ServingTask {
 }
 
 impl CheckServer {
-    /// A server without health checks. `listening` are the addresses that they will listen on
-    /// (`NodePortAddresses::listening`), `health` says whether the proxy is healthy.
-    pub fn new(listening: PerFamily<Accepted>, health: Health) -> CheckServer {
-        CheckServer { listening, health, served: BTreeMap::new() }
+    /// A server without health checks and without addresses; `health` says whether the proxy is healthy.
+    pub(crate) fn nowhere(health: Health, budget: Budget) -> CheckServer {
+        let listening = PerFamily::from_fn(|_| Accepted::Only(BTreeSet::new()));
+        CheckServer { listening, health, budget, served: BTreeMap::new() }
     }
 
-    /// Changes the addresses, from the next update on.
+    /// Changes the addresses that it listens on (`NodePortAddresses::listening`), from the next update on.
     pub fn listen_on(&mut self, listening: PerFamily<Accepted>) {
         self.listening = listening;
     }
 
-    /// Whether some health check cannot be served at the moment.
-    pub fn is_failing(&self) -> bool {
-        self.served.values().any(|served| served.failed)
+    /// How many health checks of a family cannot be served at the moment.
+    pub fn failing(&self, family: Family) -> usize {
+        self.served.iter().filter(|((_, of), served)| *of == family && served.failed).count()
     }
 
     /// Makes the health checks be those of `wanted`: to be called after each successful sync. Opens and closes only the
@@ -116,6 +121,7 @@ impl CheckServer {
         // First everything is closed: a port may go from one Service to another.
         self.close_unwanted(wanted).await;
         let mut failures = Vec::new();
+        let mut room = self.budget.sockets().saturating_sub(self.served.values().map(|it| it.sockets.len()).sum());
         for (key, check) in wanted {
             let (service, family) = key;
             let served = self.served.entry(key.clone()).or_insert_with(|| Served {
@@ -128,11 +134,13 @@ impl CheckServer {
                 failed: false,
             });
             served.target.local_endpoints.store(check.local_endpoints, Ordering::Relaxed);
-            match served.open(sockets(&self.listening[*family], *family, check.port)) {
+            let addresses = sockets(&self.listening[*family], *family, check.port);
+            match served.open(addresses, &self.budget, &mut room) {
                 Ok(()) => served.failed = false,
                 Err((address, source)) => {
                     for (_, socket) in std::mem::take(&mut served.sockets) {
                         socket.stop().await;
+                        room += 1;
                     }
                     if !std::mem::replace(&mut served.failed, true) {
                         let failure = BindFailure { service: service.clone(), address, source };
@@ -166,13 +174,24 @@ impl CheckServer {
 }
 
 impl Served {
-    /// Opens the sockets that are missing, until one fails.
-    fn open(&mut self, wanted: BTreeSet<SocketAddr>) -> Result<(), (SocketAddr, io::Error)> {
+    /// Opens the sockets that are missing, until one fails or there is no room for more.
+    fn open(
+        &mut self,
+        wanted: BTreeSet<SocketAddr>,
+        budget: &Budget,
+        room: &mut usize,
+    ) -> Result<(), (SocketAddr, io::Error)> {
         for address in wanted {
             if !self.sockets.contains_key(&address) {
-                let listener = http::listen(address, false).map_err(|error| (address, error))?;
+                let listener = match *room {
+                    0 => Err(io::Error::other(NO_ROOM)),
+                    _ => http::listen(address, false),
+                };
+                let listener = listener.map_err(|error| (address, error))?;
+                *room -= 1;
                 let app = Router::new().fallback(answer).with_state(Arc::clone(&self.target));
-                self.sockets.insert(address, ServingTask(tokio::spawn(http::serve(listener, app))));
+                let serving = tokio::spawn(http::serve(listener, app, budget.clone()));
+                self.sockets.insert(address, ServingTask(serving));
             }
         }
         Ok(())
@@ -244,6 +263,10 @@ mod tests {
         Health::new(State::new(Family::ALL, Duration::from_secs(30), Moment::now()))
     }
 
+    fn server(listening: PerFamily<Accepted>, health: Health) -> CheckServer {
+        CheckServer { listening, ..CheckServer::nowhere(health, Budget::default()) }
+    }
+
     fn only(v4: &[&str], v6: &[&str]) -> PerFamily<Accepted> {
         let set = |texts: &[&str]| Accepted::Only(texts.iter().map(|text| text.parse().expect("an IP")).collect());
         PerFamily { v4: set(v4), v6: set(v6) }
@@ -274,7 +297,7 @@ mod tests {
     fn the_answer_is_that_of_kube_proxy() {
         in_network_namespace_async(async || {
             let health = health();
-            let mut server = CheckServer::new(ALL, health.clone());
+            let mut server = server(ALL, health.clone());
             let wanted = checks(&[("lb1", Family::V4, 32000, 2), ("lb1", Family::V6, 32000, 0)]);
             settle(&mut server, &wanted).await;
             for (address, status, count) in [("127.0.0.1:32000", 200, 2), ("[::1]:32000", 503, 0)] {
@@ -298,7 +321,7 @@ mod tests {
         in_network_namespace_async(async || {
             // Nothing may wait, not even for a moment.
             let health = Health::new(State::new(Family::ALL, Duration::ZERO, Moment::now()));
-            let mut server = CheckServer::new(ALL, health.clone());
+            let mut server = server(ALL, health.clone());
             server.update(&checks(&[("lb1", Family::V4, 32000, 1)])).await;
             assert_eq!(request("127.0.0.1:32000", "GET", "/").await.status, 200);
             health.change_queued(Family::V6);
@@ -311,7 +334,7 @@ mod tests {
     #[test]
     fn an_update_touches_only_what_changed() {
         in_network_namespace_async(async || {
-            let mut server = CheckServer::new(ALL, health());
+            let mut server = server(ALL, health());
             let update = checks(&[("a", Family::V4, 32000, 1), ("b", Family::V4, 32001, 1)]);
             settle(&mut server, &update).await;
             let (mut a, mut b) = (Client::connect("127.0.0.1:32000").await, Client::connect("127.0.0.1:32001").await);
@@ -346,7 +369,7 @@ mod tests {
         in_network_namespace_async(async || {
             run(&["ip", "addr", "add", "192.0.2.1/32", "dev", "lo"]);
             run(&["ip", "addr", "add", "192.0.2.2/32", "dev", "lo"]);
-            let mut server = CheckServer::new(only(&["192.0.2.1", "127.0.0.1"], &["::1"]), health());
+            let mut server = server(only(&["192.0.2.1", "127.0.0.1"], &["::1"]), health());
             let wanted = checks(&[("a", Family::V4, 32000, 1), ("a", Family::V6, 32000, 1)]);
             settle(&mut server, &wanted).await;
             for address in ["192.0.2.1:32000", "127.0.0.1:32000", "[::1]:32000"] {
@@ -368,7 +391,7 @@ mod tests {
         in_network_namespace_async(async || {
             run(&["ip", "addr", "add", "192.0.2.1/32", "dev", "lo"]);
             let other = std::net::TcpListener::bind("192.0.2.1:32000").expect("free");
-            let mut server = CheckServer::new(only(&["127.0.0.1", "192.0.2.1"], &[]), health());
+            let mut server = server(only(&["127.0.0.1", "192.0.2.1"], &[]), health());
             let wanted =
                 checks(&[("a", Family::V4, 32000, 1), ("b", Family::V4, 32001, 1), ("c", Family::V4, 32001, 1)]);
             let failures = server.update(&wanted).await;
@@ -396,9 +419,24 @@ mod tests {
     }
 
     #[test]
+    fn descriptors_are_kept_for_others() {
+        in_network_namespace_async(async || {
+            let mut server = CheckServer { budget: Budget::of(136), ..server(ALL, health()) };
+            let few = [("a", Family::V4, 32000, 1), ("b", Family::V4, 32001, 1), ("b", Family::V6, 32001, 1)];
+            let failures = server.update(&checks(&few)).await;
+            let [BindFailure { service, source, .. }] = &failures[..] else { panic!("{failures:?}") };
+            assert_eq!((service.name(), source.to_string().as_str()), ("b", NO_ROOM));
+            assert_eq!(PerFamily::from_fn(|family| server.failing(family)), PerFamily { v4: 0, v6: 1 });
+            settle(&mut server, &checks(&few[1..])).await;
+            assert_eq!(request("[::1]:32001", "GET", "/").await.status, 200);
+            assert_eq!(server.failing(Family::V6), 0);
+        });
+    }
+
+    #[test]
     fn a_server_that_is_dropped_closes_everything() {
         in_network_namespace_async(async || {
-            let mut server = CheckServer::new(ALL, health());
+            let mut server = server(ALL, health());
             server.update(&checks(&[("a", Family::V4, 32000, 1)])).await;
             let mut client = Client::connect("127.0.0.1:32000").await;
             assert_eq!(client.request("GET", "/").await.status, 200);

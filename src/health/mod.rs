@@ -10,7 +10,8 @@ mod server;
 mod state;
 
 pub use checks::{BindFailure, CheckServer, HealthCheck, HealthChecks};
-pub use server::{Question, serve};
+pub use server::Question;
+pub(crate) use server::serve;
 pub use state::{FamilyHealth, HealthReport, Moment, State};
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -12,7 +12,7 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 
 use super::{FamilyHealth, Health, HealthReport};
-use crate::http;
+use crate::http::{self, Budget};
 
 /// Answers for ever on `/healthz` (for load balancers: is this node to get connections?) and `/livez` (for whoever
 /// restarts the proxy: does it work?), and on `/readyz` (is the start over?). Everything is closed when the future is
@@ -20,8 +20,9 @@ use crate::http;
 ///
 /// `asked` is called with each question that kube-proxy has, too, and the status code of the answer. `held_up_by` says
 /// what the start still waits for, in words; nothing once it is over.
-pub async fn serve(
+pub(crate) async fn serve(
     listener: TcpListener,
+    budget: Budget,
     health: Health,
     asked: impl Fn(Question, u16) + Send + Sync + 'static,
     held_up_by: impl Fn() -> Vec<String> + Send + Sync + 'static,
@@ -43,7 +44,7 @@ pub async fn serve(
     );
     let held_up_by = Arc::new(held_up_by);
     let app = app.route("/readyz", any(async move || readiness(&held_up_by())));
-    http::serve(listener, app).await;
+    http::serve(listener, app, budget).await;
 }
 
 /// What the health port is asked.
@@ -218,7 +219,7 @@ mod tests {
                 let (sender, answers) = std::sync::mpsc::channel();
                 let asked = move |question, code| sender.send((question, code)).expect("the test listens");
                 (
-                    tokio::spawn(serve(listener, health.clone(), asked, move || {
+                    tokio::spawn(serve(listener, Budget::default(), health.clone(), asked, move || {
                         of_start.lock().expect("no panic").clone()
                     })),
                     answers,

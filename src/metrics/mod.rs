@@ -20,7 +20,7 @@ use prometheus::{
 
 use crate::model::{Family, PerFamily};
 
-pub use server::serve;
+pub(crate) use server::serve;
 pub use table::{Definition, Stability, TABLE, Type};
 
 /// Traffic policies, as they are in the label `traffic_policy`: of connections from inside the cluster, and from

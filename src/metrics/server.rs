@@ -1,18 +1,21 @@
 //! The metrics port, as kube-proxy has it: paths, status codes, headers and bodies.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderName, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
+use bytes::Bytes;
 use tokio::net::TcpListener;
 use tokio::sync::watch::Receiver;
+use tokio::task::yield_now;
 
 use super::daemon::{self, Daemon};
 use super::{Metrics, readings};
-use crate::http;
+use crate::http::{self, Budget};
 
 /// The same type that Go's library gives to the text format.
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
@@ -22,6 +25,35 @@ const JSON: &str = "application/json";
 struct Shared {
     metrics: Arc<Metrics>,
     configz: Receiver<String>,
+    exposition: Exposition,
+}
+
+/// The text of `/metrics`. Those who ask while others do get the same one, so that many cost no more time and memory than
+/// one; it is never older than the question.
+#[derive(Default)]
+struct Exposition(Mutex<Option<Made>>);
+
+/// When a text was made, and the text while somebody still reads it.
+struct Made {
+    at: Instant,
+    text: Weak<[u8]>,
+}
+
+impl Exposition {
+    async fn text(&self, make: impl FnOnce() -> String) -> Bytes {
+        let asked = Instant::now();
+        // Those whose question is here have asked before it is made.
+        yield_now().await;
+        let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = made.as_ref().filter(|made| made.at >= asked).and_then(|made| made.text.upgrade());
+        let text = text.unwrap_or_else(|| {
+            let at = Instant::now();
+            let text = Arc::from(make().into_bytes());
+            *made = Some(Made { at, text: Arc::downgrade(&text) });
+            text
+        });
+        Bytes::from_owner(text)
+    }
 }
 
 /// Answers for ever on `/metrics`, `/metrics/slis`, `/proxyMode`, `/healthz`, `/healthz/ping`, `/configz` and
@@ -29,8 +61,9 @@ struct Shared {
 ///
 /// `configz` is the body of `/configz`: the configuration in force at the time, as JSON. `/healthz` only says that somebody answers;
 /// whether the proxy works is told on the health port, and by `status`.
-pub async fn serve(
+pub(crate) async fn serve(
     listener: TcpListener,
+    budget: Budget,
     metrics: Arc<Metrics>,
     configz: Receiver<String>,
     status: impl Fn() -> Daemon + Send + Sync + 'static,
@@ -52,14 +85,14 @@ pub async fn serve(
         )
         .route(daemon::PATH, any(status))
         .fallback(async || plain(StatusCode::NOT_FOUND, "404 page not found\n"))
-        .with_state(Arc::new(Shared { metrics, configz }));
-    http::serve(listener, app).await;
+        .with_state(Arc::new(Shared { metrics, configz, exposition: Exposition::default() }));
+    http::serve(listener, app, budget).await;
 }
 
 async fn exposition(State(shared): State<Arc<Shared>>) -> Response {
     let start = readings::start_time().map_or(0, |time| time as u64).to_string();
     let headers = [(header::CONTENT_TYPE, EXPOSITION), (HeaderName::from_static("process-start-time-unix"), &start)];
-    (headers, shared.metrics.text()).into_response()
+    (headers, shared.exposition.text(|| shared.metrics.text()).await).into_response()
 }
 
 /// What service levels are computed from; `DELETE` sets it back.

@@ -218,7 +218,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::http::bind;
+    use crate::http::{Budget, bind};
     use crate::metrics::daemon::KindState;
     use crate::metrics::{self, Metrics};
     use crate::testing::in_network_namespace_async;
@@ -349,7 +349,7 @@ mod tests {
         let app = axum::Router::new()
             .route("/metrics", axum::routing::any(async || exposition))
             .fallback(async move || (status, body));
-        let serving = tokio::spawn(crate::http::serve(listener, app));
+        let serving = tokio::spawn(crate::http::serve(listener, app, Budget::default()));
         let asked = ask(address).await;
         serving.abort();
         assert!(serving.await.is_err_and(|error| error.is_cancelled()));
@@ -376,7 +376,8 @@ mod tests {
 
             let listener = bind(address).expect("free");
             let configz = tokio::sync::watch::channel(String::new()).1;
-            let serving = tokio::spawn(metrics::serve(listener, Metrics::new().into(), configz, daemon));
+            let serving =
+                tokio::spawn(metrics::serve(listener, Budget::default(), Metrics::new().into(), configz, daemon));
             // A server on all addresses is asked on loopback.
             let everywhere = SocketAddr::new([0; 4].into(), 10249);
             assert_eq!(ask(everywhere).await.expect("it is nftproxyd"), daemon());

@@ -6,7 +6,7 @@ use tokio::time::timeout;
 use crate::addresses::Accepted;
 use crate::app::LISTEN_AGAIN;
 use crate::events::{Events, Notice};
-use crate::health::{BindFailure, CheckServer, Health, HealthCheck, HealthChecks};
+use crate::health::{BindFailure, CheckServer, HealthCheck, HealthChecks};
 use crate::model::{Family, ObjectName, PerFamily, policy};
 use crate::nftables::Kernel;
 use crate::sync::{Engine, Report};
@@ -50,12 +50,10 @@ fn health_check<K: Kernel>(engine: &Engine<K>, name: &ObjectName, family: Family
 /// Serves the health checks of Services for ever.
 pub(in crate::app) async fn serve_health_checks(
     mut checks: watch::Receiver<Checks>,
-    health: Health,
+    mut server: CheckServer,
     node_name: String,
     events: Events,
 ) -> anyhow::Result<()> {
-    let nowhere = PerFamily::from_fn(|_| Accepted::Only(Default::default()));
-    let mut server = CheckServer::new(nowhere, health);
     let mut failing = false;
     loop {
         // An address that is new on the node cannot be listened on at once, and no event says when it can.
@@ -76,6 +74,6 @@ pub(in crate::app) async fn serve_health_checks(
             let note = format!("node {node_name} failed to start healthcheck \"{service}\" on port {port}: {source}");
             events.say(Notice::health_check_failed(service, note));
         }
-        failing = server.is_failing();
+        failing = Family::ALL.into_iter().any(|family| server.failing(family) > 0);
     }
 }

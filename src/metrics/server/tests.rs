@@ -64,7 +64,13 @@ async fn with_server(test: impl AsyncFnOnce(&str, Arc<Metrics>)) {
     let address = "127.0.0.1:10249";
     let listener = bind(address.parse().expect("an address")).expect("free");
     let body = r#"{"kubeproxy.config.k8s.io":{}}"#.to_owned();
-    let serving = tokio::spawn(serve(listener, Arc::clone(&metrics), tokio::sync::watch::channel(body).1, daemon));
+    let serving = tokio::spawn(serve(
+        listener,
+        Budget::default(),
+        Arc::clone(&metrics),
+        tokio::sync::watch::channel(body).1,
+        daemon,
+    ));
     test(address, metrics).await;
     serving.abort();
 }
@@ -244,4 +250,19 @@ fn names_follow_the_conventions() {
 fn scraped(text: &str) -> Scrape {
     let lines = text.lines().map(|line| Ok(line.to_owned()));
     Scrape::parse(lines).expect("the text format of Prometheus")
+}
+
+#[tokio::test]
+async fn those_who_ask_at_the_same_time_get_one_text() {
+    let exposition = Exposition::default();
+    let made = std::cell::Cell::new(0);
+    let ask = || {
+        exposition.text(|| {
+            made.set(made.get() + 1);
+            made.get().to_string()
+        })
+    };
+    let all = futures::future::join_all((0..100).map(|_| ask())).await;
+    assert!(all.iter().all(|text| text == "1"), "{all:?}");
+    assert_eq!((ask().await, ask().await), ("2".into(), "3".into()), "it is not older than the question");
 }

@@ -58,7 +58,7 @@ pub(super) fn wait_for(
 }
 
 /// A Service with a health check, and its slice with so many endpoints on the node and one elsewhere.
-fn checked(name: &str, cluster_ip: &str, port: u16, local: u8) -> Vec<Value> {
+pub(super) fn checked(name: &str, cluster_ip: &str, port: u16, local: u8) -> Vec<Value> {
     let spec = json!({
         "type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": port,
         "ports": [{"name": "http", "port": 80, "targetPort": 8080}, {"name": "more", "port": 81, "targetPort": 8080}]

@@ -6,6 +6,7 @@ mod api;
 mod back;
 mod commands;
 mod credentials;
+mod crowd;
 mod firewalls;
 mod flows;
 mod following;
