@@ -214,6 +214,21 @@ fn a_map_of_clients_that_fills_is_an_alert() {
     is_alert_at("NftproxydAffinityFills", &series, &alert, &minutes);
 }
 
+/// Two nodes, on one of which the port of a health check is busy for ten minutes.
+#[test]
+fn a_health_check_that_is_not_served_is_an_alert() {
+    let alert = json!({
+        "exp_labels": {"severity": "warning", "instance": "b", "ip_family": "IPv4"},
+        "exp_annotations": {"summary": "nftproxyd on b cannot serve the health checks of 2 Services (IPv4)."},
+    });
+    let series = [
+        ("nftproxyd_health_checks_failing{instance=\"a\", ip_family=\"IPv4\"}", "0x80"),
+        ("nftproxyd_health_checks_failing{instance=\"b\", ip_family=\"IPv4\"}", "0x19 2x19 0x40"),
+    ];
+    let minutes = [(9, false), (14, false), (16, true), (19, true), (21, false)];
+    is_alert_at("NftproxydHealthCheckFails", &series, &alert, &minutes);
+}
+
 #[test]
 fn the_service_monitor_finds_the_port() {
     let [service, monitor] = &documents("servicemonitor.yaml")[..] else { panic!("two documents") };

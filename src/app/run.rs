@@ -247,7 +247,7 @@ async fn supervise(
     let name = config.node_name.clone();
     let budget = Budget::of_process();
     let server = CheckServer::nowhere(health.clone(), budget.clone());
-    tasks.spawn(observers::serve_health_checks(checks, server, name, events_out.clone()));
+    tasks.spawn(observers::serve_health_checks(checks, server, Arc::clone(&metrics), name, events_out.clone()));
     let hard_fail = config.bind_address_hard_fail;
     let listening = BindPolicy { hard_fail, events: events_out, readiness: readiness.clone(), budget };
     if let Some(address) = config.healthz_bind_address {

@@ -80,6 +80,8 @@ pub struct Metrics {
     pub repairs: PerFamily<Counter>,
     /// Services of which the kernel refuses something.
     pub refused_services: PerFamily<Gauge>,
+    /// Health checks of Services whose port cannot be listened on.
+    pub health_checks_failing: PerFamily<Gauge>,
     /// Clients that the kernel remembers.
     pub affinity_clients: PerFamily<Gauge>,
     /// How many it can.
@@ -134,6 +136,7 @@ impl Metrics {
             foreign_changes: table.counter(&table::FOREIGN_CHANGES),
             repairs: table.counter(&table::REPAIRS),
             refused_services: table.gauge(&table::REFUSED_SERVICES),
+            health_checks_failing: table.gauge(&table::HEALTH_CHECKS_FAILING),
             affinity_clients: table.gauge(&table::AFFINITY_CLIENTS),
             affinity_clients_limit: table.gauge(&table::AFFINITY_CLIENTS_LIMIT),
             healthz,

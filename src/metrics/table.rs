@@ -167,6 +167,8 @@ table! {
         "Times that nftproxyd's table was not as it should be, and was repaired.";
     REFUSED_SERVICES: Gauge, Alpha, "nftproxyd_refused_services", ["ip_family"],
         "Services of which the kernel refuses a change; they stay as they were.";
+    HEALTH_CHECKS_FAILING: Gauge, Alpha, "nftproxyd_health_checks_failing", ["ip_family"],
+        "Health checks of Services (healthCheckNodePort) whose port cannot be listened on.";
     REJECTED_OBJECTS: Gauge, Alpha, "nftproxyd_rejected_objects", ["kind"],
         "Objects of which a part cannot be used; the log says which part and why.";
     SOURCE_FOLLOWING: Gauge, Alpha, "nftproxyd_source_following", ["kind"],

@@ -1,5 +1,7 @@
 //! The health checks of Services: what each answers, and the servers that do.
 
+use std::sync::Arc;
+
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -7,6 +9,7 @@ use crate::addresses::Accepted;
 use crate::app::LISTEN_AGAIN;
 use crate::events::{Events, Notice};
 use crate::health::{BindFailure, CheckServer, HealthCheck, HealthChecks};
+use crate::metrics::Metrics;
 use crate::model::{Family, ObjectName, PerFamily, policy};
 use crate::nftables::Kernel;
 use crate::sync::{Engine, Report};
@@ -51,6 +54,7 @@ fn health_check<K: Kernel>(engine: &Engine<K>, name: &ObjectName, family: Family
 pub(in crate::app) async fn serve_health_checks(
     mut checks: watch::Receiver<Checks>,
     mut server: CheckServer,
+    metrics: Arc<Metrics>,
     node_name: String,
     events: Events,
 ) -> anyhow::Result<()> {
@@ -74,6 +78,11 @@ pub(in crate::app) async fn serve_health_checks(
             let note = format!("node {node_name} failed to start healthcheck \"{service}\" on port {port}: {source}");
             events.say(Notice::health_check_failed(service, note));
         }
-        failing = Family::ALL.into_iter().any(|family| server.failing(family) > 0);
+        failing = false;
+        for family in Family::ALL {
+            let number = server.failing(family);
+            metrics.health_checks_failing[family].set(number as f64);
+            failing |= number > 0;
+        }
     }
 }

@@ -29,7 +29,7 @@ pub(super) fn get(node: &Node, server: &str, path: &str) -> Result<Option<Answer
         stream.set_read_timeout(Some(WAIT))?;
         stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n").as_bytes())?;
         let mut text = String::new();
-        stream.take(1 << 16).read_to_string(&mut text)?;
+        stream.take(1 << 20).read_to_string(&mut text)?;
         io::Result::Ok(text)
     });
     match text {
@@ -181,5 +181,27 @@ fn the_proxy_says_whether_it_is_healthy_where_it_is_told_to() {
         node.remove(&format!("{name}.yaml"));
         node.wait_fate("removed", "172.30.1.9:80", |fate| !matches!(fate, Fate::Forward { .. }));
     }
+    node.stop();
+}
+
+#[test]
+fn a_health_check_whose_port_is_busy_is_counted_until_it_is_free() {
+    const METRICS: &str = "127.0.0.1:10249";
+    let Some(mut node) = Node::new() else { return };
+    let at = format!("{NODE_IP}:32000");
+    let address = socket(&at);
+    let other = node.world.run(move || std::net::TcpListener::bind(address)).expect("nobody else is there");
+    node.write("node.yaml", &yaml(&[node_object(&[])]));
+    node.write("web.yaml", &yaml(&checked("web", "172.30.1.1", 32000, 1)));
+    node.start(&json!({}));
+    let failing = |number: u8| {
+        let sample = format!("\nnftproxyd_health_checks_failing{{ip_family=\"IPv4\"}} {number}\n");
+        move |answer: Option<&Answer>| answer.is_some_and(|answer| answer.body.contains(&sample))
+    };
+    wait_for(&mut node, "it cannot be served", METRICS, "/metrics", failing(1));
+    drop(other);
+    // Nothing changes in the cluster.
+    wait_for_check(&mut node, "the port is free", &at, "web", 1);
+    wait_for(&mut node, "it is served", METRICS, "/metrics", failing(0));
     node.stop();
 }
