@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 use crate::keyed::{Keyed, KeyedTable};
 use crate::model::{FrontendKey, ObjectName};
 use crate::ruleset::elements;
-use crate::ruleset::frontend::{Frontend, Shared};
+use crate::ruleset::frontend::{Action, Frontend, Shared};
 use crate::ruleset::kinds::Kind;
 use crate::ruleset::names::{ChainName, SetName};
 use crate::ruleset::types::Element;
@@ -19,7 +19,10 @@ use crate::ruleset::types::Element;
 /// and its Service was never staged since.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Installed {
-    pub(super) frontends: KeyedTable<Placed>,
+    frontends: KeyedTable<Placed>,
+    /// How many of them refuse connections, and how many drop them.
+    refused: usize,
+    dropped: usize,
     pub(super) units: KeyedTable<Unit>,
     /// How many Services need each shared element. Zero: it was found in the table and nobody needs it yet.
     pub(super) shared: HashMap<Shared, u32>,
@@ -37,11 +40,22 @@ pub struct Installed {
     pub(super) unclaimed: bool,
 }
 
+/// How many frontends do what with connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FrontendCounts {
+    /// They lead to endpoints: those of all clients, or those from inside the cluster.
+    pub served: usize,
+    /// They are refused: there is no endpoint at all.
+    pub refused: usize,
+    /// They are dropped: there are endpoints only where the traffic policy does not let them go.
+    pub dropped: usize,
+}
+
 /// A frontend where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Placed {
-    pub(super) key: FrontendKey,
-    pub(super) frontend: Frontend,
+struct Placed {
+    key: FrontendKey,
+    frontend: Frontend,
 }
 
 /// What was installed for one Service: mostly its cluster IP and the one frontend there.
@@ -98,6 +112,35 @@ impl Installed {
     /// The number of frontends.
     pub fn frontend_count(&self) -> usize {
         self.frontends.len()
+    }
+
+    /// How many of them do what. It is counted as they come and go: it costs nothing to ask.
+    pub fn frontend_counts(&self) -> FrontendCounts {
+        let (refused, dropped) = (self.refused, self.dropped);
+        FrontendCounts { served: self.frontends.len() - refused - dropped, refused, dropped }
+    }
+
+    /// This is installed for a frontend now; `None`: it is gone.
+    pub(super) fn place(&mut self, key: FrontendKey, frontend: Option<Frontend>) {
+        self.count_unserved(frontend.as_ref(), 1);
+        let before = match frontend {
+            Some(frontend) => self.frontends.insert(Placed { key, frontend }),
+            None => self.frontends.remove(&key),
+        };
+        self.count_unserved(before.map(|placed| placed.frontend).as_ref(), -1);
+    }
+
+    fn count_unserved(&mut self, frontend: Option<&Frontend>, by: isize) {
+        match frontend.map(|frontend| &frontend.action) {
+            Some(Action::Reject) => self.refused = self.refused.saturating_add_signed(by),
+            Some(Action::Drop) => self.dropped = self.dropped.saturating_add_signed(by),
+            Some(Action::Forward { .. } | Action::Split { .. }) | None => {}
+        }
+    }
+
+    /// Room for so many frontends.
+    pub(super) fn with_capacity(frontends: usize) -> Installed {
+        Installed { frontends: KeyedTable::with_capacity(frontends), ..Installed::default() }
     }
 
     /// The number of Services that something is installed for.

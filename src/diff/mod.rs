@@ -13,7 +13,7 @@ mod stage;
 mod text;
 mod transaction;
 
-pub use installed::Installed;
+pub use installed::{FrontendCounts, Installed};
 pub use recover::{Recovered, recover};
 pub use stage::Stage;
 pub use transaction::{Operation, Transaction};

@@ -4,8 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use arcstr::ArcStr;
 
-use super::installed::{Installed, Placed, Unit};
-use crate::keyed::KeyedTable;
+use super::installed::{Installed, Unit};
 use crate::model::ObjectName;
 use crate::ruleset::elements;
 use crate::ruleset::kinds::Kind;
@@ -37,14 +36,11 @@ pub fn recover(
     known: impl Fn(&ObjectName) -> Option<ObjectName>,
 ) -> Recovered {
     let on_demand = |chain: &ChainName| Kind::of_chain(*chain).is_some_and(|kind| kind.on_demand().is_some());
-    let mut installed = Installed {
-        chains: chains.into_iter().filter(on_demand).map(|chain| (chain, 0)).collect(),
-        shared: contents.shared.into_iter().map(|shared| (shared, 0)).collect(),
-        nodeport_ips: contents.nodeport_ips,
-        frontends: KeyedTable::with_capacity(contents.frontends.len()),
-        unclaimed: true,
-        ..Installed::default()
-    };
+    let mut installed = Installed::with_capacity(contents.frontends.len());
+    installed.chains = chains.into_iter().filter(on_demand).map(|chain| (chain, 0)).collect();
+    installed.shared = contents.shared.into_iter().map(|shared| (shared, 0)).collect();
+    installed.nodeport_ips = contents.nodeport_ips;
+    installed.unclaimed = true;
     installed.set_common(common);
     // The names of ports are few, and repeated by many Services.
     let mut port_names: HashSet<ArcStr> = HashSet::new();
@@ -65,7 +61,7 @@ pub fn recover(
                 for (_, kind) in elements::kinds(&key, &frontend) {
                     installed.count_use(kind, true);
                 }
-                installed.frontends.insert(Placed { key, frontend });
+                installed.place(key, Some(frontend));
             }
             Err(damaged) => {
                 installed.count_uses(damaged.elements.iter().map(|(_, element)| element), true);

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use smallvec::SmallVec;
 
-use super::installed::{Installed, Placed, Unit};
+use super::installed::{Installed, Unit};
 use super::transaction::{Operation, Transaction};
 use crate::model::{Family, FrontendKey, ObjectName};
 use crate::ruleset::elements;
@@ -76,7 +76,7 @@ impl Stage {
         let mut listed: HashSet<&FrontendKey> =
             installed.units.iter_unordered().flat_map(|unit| &unit.frontends).collect();
         listed.extend(spared.iter().flat_map(|wanted| wanted.frontends.iter().map(|(key, _)| key)));
-        let found = installed.frontends.iter_unordered().map(|placed| &placed.key).chain(installed.damaged.keys());
+        let found = installed.frontends().map(|(key, _)| key).chain(installed.damaged.keys());
         for key in found.filter(|key| !listed.contains(key)) {
             self.frontends.entry(*key).or_insert(None);
         }
@@ -158,10 +158,7 @@ impl Stage {
     pub fn commit(self, installed: &mut Installed, transaction: &Transaction) {
         for (key, frontend) in self.frontends {
             installed.damaged.remove(&key);
-            match frontend {
-                Some(frontend) => drop(installed.frontends.insert(Placed { key, frontend })),
-                None => drop(installed.frontends.remove(&key)),
-            }
+            installed.place(key, frontend);
         }
         for (shared, delta) in self.shared {
             let users = i64::from(installed.shared.get(&shared).copied().unwrap_or(0)) + delta;

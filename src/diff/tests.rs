@@ -6,7 +6,7 @@ use std::num::NonZeroU16;
 
 use proptest::prelude::*;
 
-use super::{Installed, Operation, Recovered, Stage, Transaction};
+use super::{FrontendCounts, Installed, Operation, Recovered, Stage, Transaction};
 use crate::model::{Family, FrontendAt, FrontendKey, ObjectName, Protocol, TrafficPolicy};
 use crate::ruleset::elements::dispatch_elements;
 use crate::ruleset::frontend::{Action, Backend, Frontend, Shared, Slots};
@@ -78,6 +78,20 @@ fn step(installed: &mut Installed, table: &mut Table, wanted: &[(ObjectName, Ser
     let transaction = stage.transaction(Family::V4, installed, chain);
     table.apply(&transaction);
     stage.commit(installed, &transaction);
+    assert_eq!(installed.frontend_counts(), recount(installed));
+}
+
+/// What the frontends do, one by one.
+fn recount(installed: &Installed) -> FrontendCounts {
+    let mut counts = FrontendCounts::default();
+    for (_, frontend) in installed.frontends() {
+        *match frontend.action {
+            Action::Reject => &mut counts.refused,
+            Action::Drop => &mut counts.dropped,
+            Action::Forward { .. } | Action::Split { .. } => &mut counts.served,
+        } += 1;
+    }
+    counts
 }
 
 /// Deletes the chains that nobody uses.
@@ -99,6 +113,7 @@ fn recover(
     let mut contents = Contents::new(family);
     elements.into_iter().for_each(|(set, element)| contents.element(set, element));
     let Recovered { installed, unknown, .. } = super::recover(contents, chains, BTreeSet::new(), |_| None);
+    assert_eq!(installed.frontend_counts(), recount(&installed));
     (installed, unknown)
 }
 

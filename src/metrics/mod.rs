@@ -27,6 +27,10 @@ pub use table::{Definition, Stability, TABLE, Type};
 /// outside.
 pub const TRAFFIC_POLICIES: [&str; 2] = ["internal", "external"];
 
+/// What happens to connections to a frontend, as it is in the label `state`: they lead to endpoints, are refused because there
+/// is none, or are dropped because there are endpoints only where the traffic policy does not let them go.
+pub const FRONTEND_STATES: [&str; 3] = ["served", "refused", "dropped"];
+
 /// All metrics. Each has its zero from the start, so that a rate is right from the first event on, except where the
 /// values of a label are not known before.
 #[derive(Debug)]
@@ -68,6 +72,8 @@ pub struct Metrics {
     pub in_sync: PerFamily<Gauge>,
     /// Services that something is installed for.
     pub services: PerFamily<Gauge>,
+    /// Frontends, by [`FRONTEND_STATES`].
+    pub frontends: [PerFamily<Gauge>; 3],
     /// Operations of each transaction.
     pub transaction_operations: PerFamily<Histogram>,
     /// Bytes of each transaction.
@@ -102,6 +108,7 @@ impl Metrics {
     pub fn new() -> Metrics {
         let table = Registering(Registry::new());
         let no_local_endpoints = table.gauges(&table::NO_LOCAL_ENDPOINTS);
+        let frontends = table.gauges(&table::FRONTENDS);
         let (healthz, livez) = (table.counters(&table::HEALTHZ), table.counters(&table::LIVEZ));
         for code in ["200", "503"] {
             healthz.with_label_values(&[code]);
@@ -130,6 +137,8 @@ impl Metrics {
             conntrack_deleted: table.counter(&table::CONNTRACK_DELETED),
             in_sync: table.gauge(&table::IN_SYNC),
             services: table.gauge(&table::SERVICES),
+            frontends: FRONTEND_STATES
+                .map(|state| PerFamily::from_fn(|family| frontends.with_label_values(&[label(family), state]))),
             transaction_operations: table.histogram(&table::TRANSACTION_OPERATIONS),
             transaction_bytes: table.histogram(&table::TRANSACTION_BYTES),
             transaction_kernel: table.histogram(&table::TRANSACTION_KERNEL),

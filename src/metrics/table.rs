@@ -155,6 +155,8 @@ table! {
         "1 if nftproxyd's table holds all that it should, but for Services that the kernel refuses; 0 if not.";
     SERVICES: Gauge, Alpha, "nftproxyd_services", ["ip_family"],
         "Services that have something in nftproxyd's table.";
+    FRONTENDS: Gauge, Alpha, "nftproxyd_frontends", ["ip_family", "state"],
+        "Addresses and ports of Services, by what happens to connections: served, refused or dropped.";
     TRANSACTION_OPERATIONS: COUNTS, Alpha, "nftproxyd_transaction_operations", ["ip_family"],
         "Kernel objects created or deleted by one nftables transaction.";
     TRANSACTION_BYTES: SIZES, Alpha, "nftproxyd_transaction_bytes", ["ip_family"],

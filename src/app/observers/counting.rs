@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::conntrack;
+use crate::diff::FrontendCounts;
 use crate::metrics::{self, Metrics};
 use crate::model::{Event, Family, Kind, ObjectName, PerFamily, Slice, TrafficPolicy, policy};
 use crate::nftables::Kernel;
@@ -92,6 +93,10 @@ impl Counting {
             }
             self.metrics.refused_services[family].set(engine.refused(family) as f64);
             self.metrics.services[family].set(engine.installed(family).service_count() as f64);
+            let FrontendCounts { served, refused, dropped } = engine.installed(family).frontend_counts();
+            for (gauge, count) in self.metrics.frontends.iter().zip([served, refused, dropped]) {
+                gauge[family].set(count as f64);
+            }
             let elements = engine.elements(family);
             // The kernel writes the map `affinity` itself.
             for set in SetName::ALL.into_iter().filter(|set| *set != SetName::Affinity) {

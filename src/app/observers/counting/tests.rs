@@ -6,11 +6,12 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::config::{self, Overrides};
+use crate::metrics::FRONTEND_STATES;
 use crate::model::Protocol;
 use crate::model::{ObjectRef, RefKind, Reject};
 use crate::nftables::in_memory::{Fault, InMemoryKernel};
 use crate::nftables::{Clients, KernelError, Slice};
-use crate::ruleset::frontend::Backend;
+use crate::ruleset::frontend::{Action, Backend};
 use crate::ruleset::kept;
 use crate::ruleset::read::Remembered;
 use crate::source::convert::{Converter, LAST_CHANGE, Options};
@@ -30,9 +31,14 @@ struct Proxy {
 impl Proxy {
     /// A proxy that has listed everything: nothing but one Node.
     fn new() -> Proxy {
+        Proxy::on(InMemoryKernel::new())
+    }
+
+    /// The same on tables that are there.
+    fn on(kernel: InMemoryKernel) -> Proxy {
         let overrides = Overrides { hostname_override: Some("n1".to_owned()), ..Overrides::default() };
         let config = config::load(None, &overrides).expect("defaults are valid").config;
-        let engine = Engine::new(InMemoryKernel::new(), crate::app::facts(&config));
+        let engine = Engine::new(kernel, crate::app::facts(&config));
         let metrics = Arc::new(Metrics::new());
         let counting = Counting::new(Arc::clone(&metrics));
         let convert =
@@ -89,7 +95,22 @@ impl Proxy {
                 let counted = self.engine.elements(family).get(&set).copied().unwrap_or(0);
                 assert_eq!(counted, self.engine.kernel().elements_of(family, set).len(), "{family} {set}");
             }
+            assert_eq!(self.metrics.frontends.each_ref().map(|gauge| gauge[family].get()), self.recount(family));
         }
+    }
+
+    /// How many frontends are served, refused and dropped, one by one.
+    fn recount(&self, family: Family) -> [f64; 3] {
+        let mut counts = [0.0; 3];
+        for (_, frontend) in self.engine.installed(family).frontends() {
+            let state = match frontend.action {
+                Action::Forward { .. } | Action::Split { .. } => 0,
+                Action::Reject => 1,
+                Action::Drop => 2,
+            };
+            counts[state] += 1.0;
+        }
+        counts
     }
 
     /// The value of a sample, as it is exported.
@@ -125,6 +146,55 @@ fn changes_are_counted_and_wait_for_a_sync() {
     assert_eq!(values(&proxy), [2.0, 0.0, 4.0, 2.0]);
     proxy.sync();
     assert_eq!(values(&proxy), [2.0, 0.0, 4.0, 0.0]);
+}
+
+#[test]
+fn frontends_are_counted_by_what_becomes_of_connections() {
+    let mut proxy = Proxy::new();
+    let counted = |proxy: &Proxy, family: &str| {
+        FRONTEND_STATES.map(|state| {
+            proxy.value(&format!("nftproxyd_frontends{{ip_family=\"{family}\",state=\"{state}\"}}")) as u32
+        })
+    };
+    let both = ("ipFamilies", json!(["IPv4", "IPv6"]));
+    let local = |field| [both.clone(), (field, json!("Local"))];
+    proxy.service("web", std::slice::from_ref(&both));
+    proxy.service(
+        "api",
+        &[
+            ("clusterIP", json!("10.96.0.2")),
+            ("clusterIPs", json!(["10.96.0.2"])),
+            ("ports", json!([{"name": "a", "port": 80}, {"name": "b", "port": 81}])),
+        ],
+    );
+    proxy.sync();
+    assert_eq!((counted(&proxy, "IPv4"), counted(&proxy, "IPv6")), ([0, 5, 0], [0, 3, 0]), "there are no endpoints");
+    proxy.slice(&["10.1.0.1"], "n2", None);
+    proxy.sync();
+    assert_eq!((counted(&proxy, "IPv4"), counted(&proxy, "IPv6")), ([3, 2, 0], [0, 3, 0]));
+    proxy.service("web", &local("internalTrafficPolicy"));
+    proxy.sync();
+    assert_eq!(counted(&proxy, "IPv4"), [1, 2, 2], "the endpoint is on another node");
+    proxy.service("web", &local("externalTrafficPolicy"));
+    proxy.sync();
+    assert_eq!(counted(&proxy, "IPv4"), [3, 2, 0], "those inside the cluster are served");
+    proxy.service("web", &local("internalTrafficPolicy"));
+
+    // A repair, and a table that is written anew.
+    proxy.engine.kernel().delete_table(V4);
+    proxy.engine.distrust(V4);
+    proxy.sync();
+    assert_eq!(counted(&proxy, "IPv4"), [1, 2, 2]);
+    proxy.hear([Event::ServiceGone(ObjectName::new("shop", "api").expect("a name"))]);
+    proxy.sync();
+    assert_eq!(counted(&proxy, "IPv4"), [1, 0, 2]);
+
+    // A start that finds the tables.
+    let mut again = Proxy::on(std::mem::replace(proxy.engine.kernel(), InMemoryKernel::new()));
+    again.service("web", &local("internalTrafficPolicy"));
+    again.slice(&["10.1.0.1"], "n2", None);
+    again.sync();
+    assert_eq!((counted(&again, "IPv4"), counted(&again, "IPv6")), ([1, 0, 2], [0, 3, 0]));
 }
 
 #[test]
