@@ -153,6 +153,8 @@ async fn supervise(
         local = following.list() => local,
         () = signals.stop() => return Ok(()),
     };
+    // In kube-proxy's words: scripts look for them.
+    info!("Using nftables Proxier");
     let (address_sender, addresses) = watch::channel(local);
     let (reached, servers) = watch::channel(BTreeSet::new());
     let (disturbance_sender, disturbances) = mpsc::channel(16);
