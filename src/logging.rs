@@ -12,6 +12,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 use std::panic::{self, PanicHookInfo};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 
@@ -29,6 +30,9 @@ use crate::printable::is_dangerous;
 
 /// How long the end of the process, or of a thread by a panic, waits for the log to be read.
 const LAST_LINES: Duration = Duration::from_secs(2);
+
+/// There once the log is JSON.
+static JSON: OnceLock<()> = OnceLock::new();
 
 /// Starts logging of a command that does one thing and ends: at once, in between what else it writes.
 pub(crate) fn init(logging: Logging) {
@@ -50,9 +54,15 @@ pub(crate) fn init_queued(logging: Logging) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes the last line of the process to standard error, behind all that was logged.
-pub(crate) fn last_line(text: &str) {
-    if !queue::write(text) {
+/// Says why the process fails, in the last line of standard error, behind all that was logged. Where the log is JSON, so is
+/// this, with its time and level.
+pub(crate) fn last_words(why: &str) {
+    if JSON.get().is_some() {
+        tracing::error!("{why}");
+        return;
+    }
+    let text = format!("Error: {why}");
+    if !queue::write(&text) {
         eprintln!("{text}");
     }
 }
@@ -100,7 +110,11 @@ where
         LogFormat::Text => lines.boxed(),
     };
     // A second call, in tests, changes nothing.
-    tracing_subscriber::registry().with(filter).with(lines).try_init().is_ok()
+    let first = tracing_subscriber::registry().with(filter).with(lines).try_init().is_ok();
+    if first && format == LogFormat::Json {
+        JSON.get_or_init(|| ());
+    }
+    first
 }
 
 /// Whether standard error leads to journald, which says so in `JOURNAL_STREAM` (systemd.exec(5)).

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::cli::{Command, NodeArgs};
-use crate::config::{self, Config, Loaded};
+use crate::config::{self, Config, Loaded, LogFormat, Logging};
 use crate::logging;
 use crate::model::{Family, PerFamily};
 use crate::ruleset::names::TableName;
@@ -55,24 +55,34 @@ pub fn main(command: Command) -> anyhow::Result<()> {
     }
 }
 
-/// The end of the process: the last line of standard error, if there is one, and all that was logged before.
-pub fn end(last_line: Option<&str>) {
-    last_line.into_iter().for_each(logging::last_line);
+/// The end of the process: why it fails, if it does, behind all that was logged before.
+pub fn end(failure: Option<&str>) {
+    failure.into_iter().for_each(logging::last_words);
     logging::flush();
 }
 
 /// Reads the configuration, and begins to log as it says.
 fn configuration(args: &NodeArgs, manifests: Option<PathBuf>) -> anyhow::Result<Loaded> {
-    let loaded = config::load(args.config.as_deref(), &args.overrides(manifests))?;
+    let loaded = load(args, manifests)?;
     logging::init(loaded.config.logging);
     Ok(with_warnings(loaded))
 }
 
 /// As [`configuration`], for the daemon.
 fn daemon_configuration(args: &NodeArgs, manifests: Option<PathBuf>) -> anyhow::Result<Loaded> {
-    let loaded = config::load(args.config.as_deref(), &args.overrides(manifests))?;
+    let loaded = load(args, manifests)?;
     logging::init_queued(loaded.config.logging)?;
     Ok(with_warnings(loaded))
+}
+
+fn load(args: &NodeArgs, manifests: Option<PathBuf>) -> anyhow::Result<Loaded> {
+    let overrides = args.overrides(manifests);
+    let loaded = config::load(args.config.as_deref(), &overrides);
+    if loaded.is_err() && overrides.wants_json() {
+        // Whoever reads the log reads this, too.
+        logging::init(Logging { format: LogFormat::Json, ..Logging::default() });
+    }
+    Ok(loaded?)
 }
 
 fn with_warnings(loaded: Loaded) -> Loaded {

@@ -149,6 +149,14 @@ pub struct Overrides {
     pub flags: Vec<Setting>,
 }
 
+impl Overrides {
+    /// Whether the command line asks for a log in JSON, whatever else is wrong with the configuration.
+    pub fn wants_json(&self) -> bool {
+        let format = self.flags.iter().rfind(|setting| setting.flag == "logging-format");
+        format.is_some_and(|setting| setting.value == "json")
+    }
+}
+
 /// A flag of [`FLAGS`] that was given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Setting {

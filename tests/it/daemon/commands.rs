@@ -2,10 +2,12 @@
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{Ended, Node, difference, run_to_end, web, write_everything, yaml};
+use super::{Ended, Node, PATIENCE, difference, run_to_end, web, write_everything, yaml};
 
 /// What every failure has in common: it is said once, on stderr, and nothing has panicked.
 fn assert_fails(what: &str, ended: &Ended, status: i32, words: &[&str]) {
@@ -87,6 +89,51 @@ fn errors_are_said_in_one_line() {
         assert_fails(&format!("{what} without permission"), &ended, 1, &["CAP_NET_ADMIN"]);
     }
     assert_eq!(node.nft(&["list", "tables"]).expect("tables can be listed"), "", "nothing was written");
+}
+
+/// The last line, which is a failure's reason in JSON.
+fn failure(what: &str, log: &str) -> String {
+    let lines = log.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{what}: {log}")));
+    let lines: Vec<Value> = lines.collect();
+    let last = lines.last().unwrap_or_else(|| panic!("{what}: nothing is said"));
+    assert_eq!(last["level"], "ERROR", "{what}: {log}");
+    last["timestamp"].as_str().unwrap_or_else(|| panic!("{what}: {log}")).parse::<jiff::Timestamp>().expect("a time");
+    last["message"].as_str().unwrap_or_else(|| panic!("{what}: {log}")).to_owned()
+}
+
+#[test]
+fn a_failure_is_json_where_the_log_is() {
+    let Some(mut node) = Node::new() else { return };
+    let folder = node.folder().display().to_string();
+    #[rustfmt::skip]
+    let cases: &[(&[&str], &str)] = &[
+        (&["--config=/nowhere/config"], "/nowhere/config"),
+        (&["--manifests=/nowhere/manifests"], "/nowhere/manifests"),
+        (&["--manifests", &folder, "--cluster-cidr=10.0.0.0/33"], "10.0.0.0/33"),
+        (&[], "kubeconfig"),
+    ];
+    for (arguments, word) in cases {
+        let ended = run_to_end(&node, true, &[&["run", "--logging-format=json"], *arguments].concat());
+        assert_eq!((ended.status, ended.stdout.as_str()), (Some(1), ""), "{}", ended.stderr);
+        let why = failure(word, &ended.stderr);
+        assert!(why.contains(word) && !why.starts_with("Error"), "{why}");
+    }
+
+    let logging = json!({"logging": {"format": "json"}, "clusterCIDR": "10.0.0.0/8"});
+    node.spawn(&logging);
+    node.wait_for_log("in sync", |line| line.contains("in sync"));
+    let named = node.log().lines().filter(|line| line.contains("\"Using nftables Proxier\"")).count();
+    assert_eq!(named, 1, "{}", node.log());
+    node.write_config(&json!({"logging": {"format": "json"}, "clusterCIDR": "10.1.0.0/16"}));
+    let mut daemon = node.daemon.take().expect("it was started");
+    let end = Instant::now() + PATIENCE;
+    while daemon.alive() {
+        assert!(Instant::now() < end, "it has not ended: {}", daemon.log());
+        sleep(Duration::from_millis(5));
+    }
+    assert_eq!(daemon.terminate(PATIENCE).expect("it has ended").code(), Some(1));
+    let why = failure("another clusterCIDR", &daemon.log());
+    assert!(why.contains("has changed in clusterCIDR: nftproxyd ends to be started again"), "{why}");
 }
 
 #[test]
