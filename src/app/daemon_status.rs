@@ -2,9 +2,9 @@
 
 use std::time::{Instant, SystemTime};
 
-use super::observers::FamilyStanding;
+use super::observers::{FamilyStanding, Named};
 use crate::health::Health;
-use crate::metrics::daemon::{self, Daemon, FamilyState, KindState};
+use crate::metrics::daemon::{self, Daemon, FamilyState, FrontendsState, KindState};
 use crate::metrics::{Metrics, timestamp};
 use crate::model::{Family, Kind, PerFamily};
 use crate::source::{Followed, Following, State};
@@ -40,6 +40,12 @@ pub(super) fn daemon_status(
             affinity_clients_limit: count(metrics.affinity_clients_limit[family].get()),
         }
     };
+    let frontends_state = |family| {
+        let [served, refused, dropped] = metrics.frontends.each_ref().map(|gauge| count(gauge[family].get()));
+        let Named { ports, more } = &standings[family].unserved;
+        let unserved = ports.iter().cloned().collect();
+        FrontendsState { served, refused, dropped, unserved, unserved_more: *more as u64 }
+    };
     Daemon {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         healthy: report.healthy(),
@@ -47,6 +53,7 @@ pub(super) fn daemon_status(
         awaited,
         kinds: following.kinds().into_iter().map(|(kind, state)| (kind.to_string(), kind_state(state))).collect(),
         families: Family::ALL.into_iter().map(|family| (family.to_string(), family_state(family))).collect(),
+        frontends: Family::ALL.into_iter().map(|family| (family.to_string(), frontends_state(family))).collect(),
         service_changes_pending: count(metrics.service_changes_pending.get()),
         endpoint_changes_pending: count(metrics.endpoint_changes_pending.get()),
         rejected_objects: metrics.rejected_objects().into_iter().filter(|(_, objects)| *objects > 0).collect(),

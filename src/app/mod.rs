@@ -4,6 +4,7 @@ mod after_kube_proxy;
 mod beside;
 mod cleanup;
 mod daemon_status;
+mod flagz;
 mod guard;
 mod instance;
 mod linger;

@@ -15,7 +15,7 @@ use crate::events::{Events, Notice};
 use crate::health::{self, Health, Question};
 use crate::http::{self, Budget};
 use crate::metrics::daemon::Daemon;
-use crate::metrics::{self, Metrics};
+use crate::metrics::{self, Metrics, ZPages};
 
 /// How an address that cannot be listened on is dealt with.
 #[derive(Clone)]
@@ -53,10 +53,11 @@ pub(super) async fn serve_metrics(
     metrics: Arc<Metrics>,
     configz: Receiver<String>,
     status: impl Fn() -> Daemon + Send + Sync + 'static,
+    zpages: ZPages,
 ) -> anyhow::Result<()> {
     let listener = bind_policy.bind(address, "/metrics", "FailedToStartMetricServer", Awaited::MetricsPort).await?;
     info!(%address, "serving /metrics");
-    metrics::serve(listener, bind_policy.budget, metrics, configz, status).await;
+    metrics::serve(listener, bind_policy.budget, metrics, configz, status, zpages).await;
     Ok(())
 }
 
@@ -124,6 +125,7 @@ mod tests {
                 Arc::clone(&metrics),
                 tokio::sync::watch::channel(String::new()).1,
                 status,
+                ZPages { status: Box::new(String::new), flags: Default::default() },
             )
             .await;
             let error = ended.expect_err("the port is taken").to_string();

@@ -1,6 +1,6 @@
 //! `nftproxyd run`: the daemon.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,14 +24,16 @@ use super::ready::{Awaited, Readiness};
 use super::reload::{self, File, follow};
 use super::signals::Signals;
 use super::take_over::{OnNode, TakeOver};
-use super::{beside, converter, daemon_configuration, facts, guard, instance, linger, one_shot, service_manager};
+use super::{
+    beside, converter, daemon_configuration, facts, flagz, guard, instance, linger, one_shot, service_manager,
+};
 use crate::addresses;
 use crate::cli::{Cli, RunArgs};
 use crate::config::{Config, Loaded, Source};
 use crate::events::{self, Events, Notice};
 use crate::health::{self, CheckServer, Health, Moment};
 use crate::http::Budget;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, ZPages};
 use crate::model::{Family, PerFamily};
 use crate::nftables::{Heard, LinuxClients, LinuxKernel, Monitor};
 use crate::ruleset::base::OWN_PRIORITY;
@@ -40,7 +42,7 @@ use crate::ruleset::text;
 use crate::source::kube::ConnectError;
 use crate::source::{Bypass, Exchange, Following, file, kube};
 use crate::sync::{self, Disturbance, Engine, Inputs, Reader, Told};
-use crate::{sysctl, threads};
+use crate::{status, sysctl, threads};
 
 /// Events on their way to the engine. A list that comes faster than it is taken in waits in its source.
 const EVENTS_WAITING: usize = 4_096;
@@ -104,7 +106,7 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
     // Threads are for the names of servers only. They stay, because later there may be none to be had.
     runtime.enable_all().max_blocking_threads(NAMES_AT_ONCE).thread_keep_alive(FOR_EVER);
     let runtime = runtime.build().context("cannot start")?;
-    let take_over = args.take_over;
+    let command_line = (args.take_over, flagz::flags(&args));
     let overrides = args.node.overrides(args.manifests);
     let file = args.node.config.map(|path| File { path, text, overrides });
     let result = runtime.block_on(async {
@@ -127,7 +129,7 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
         tokio::select! {
             biased;
             () = guard::stand(table, !ownership.own) => Ok(()),
-            result = supervise(config, file, (kernel, ownership), first_words, take_over, signals, hangups) => result,
+            result = supervise(config, file, (kernel, ownership), first_words, command_line, signals, hangups) => result,
             () = instance.tell() => Ok(()),
         }
     });
@@ -142,7 +144,7 @@ async fn supervise(
     file: Option<File>,
     (kernel, ownership): (LinuxKernel, Ownership),
     first_words: Vec<Notice>,
-    take_over: bool,
+    (take_over, flags): (bool, BTreeMap<String, String>),
     mut signals: Signals,
     hangups: Signal,
 ) -> anyhow::Result<()> {
@@ -265,8 +267,16 @@ async fn supervise(
             daemon_status(&metrics, &health, standings.get(), awaited, &following)
         }
     };
+    let zpages = {
+        let status = status.clone();
+        let page = move || {
+            let daemon = status();
+            status::daemon_text(&daemon) + &status::unserved_text(&daemon)
+        };
+        ZPages { status: Box::new(page), flags }
+    };
     let address = config.metrics_bind_address;
-    tasks.spawn(ports::serve_metrics(listening, address, Arc::clone(&metrics), configz, status));
+    tasks.spawn(ports::serve_metrics(listening, address, Arc::clone(&metrics), configz, status, zpages));
     let mark = 1 << config.masquerade_bit;
     let beside = move || beside::kube_proxy(address);
     let nudge = move || {

@@ -90,6 +90,7 @@ mod tests {
             awaited: Vec::new(),
             kinds: kinds.iter().map(|(kind, followed)| ((*kind).to_owned(), state(*followed))).collect(),
             families: BTreeMap::new(),
+            frontends: BTreeMap::new(),
             service_changes_pending: 0,
             endpoint_changes_pending: 0,
             rejected_objects: BTreeMap::new(),

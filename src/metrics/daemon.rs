@@ -26,6 +26,9 @@ pub struct Daemon {
     pub kinds: BTreeMap<String, KindState>,
     /// By family: `IPv4`, `IPv6`.
     pub families: BTreeMap<String, FamilyState>,
+    /// By family, what becomes of connections to Services.
+    #[serde(default)]
+    pub frontends: BTreeMap<String, FrontendsState>,
     /// Services whose changes wait for a sync.
     pub service_changes_pending: u64,
     /// Changes of EndpointSlices that wait for a sync.
@@ -44,6 +47,22 @@ impl Daemon {
         let kinds = self.kinds.iter().map(|(kind, state)| (kind.as_str(), state));
         kinds.filter(|(_, state)| !matches!(state.followed, Followed::Follows | Followed::Absent))
     }
+}
+
+/// What becomes of connections to Services in a family.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FrontendsState {
+    /// Addresses and ports whose connections lead to endpoints.
+    pub served: u64,
+    /// Those whose connections are refused: there is no endpoint.
+    pub refused: u64,
+    /// Those whose connections are dropped: the traffic policy lets them go to none of the endpoints.
+    pub dropped: u64,
+    /// The first 20 ports of Services that are refused or dropped, by name, with the reason.
+    pub unserved: BTreeMap<String, String>,
+    /// How many more there are.
+    pub unserved_more: u64,
 }
 
 /// How a kind is followed at the API server.

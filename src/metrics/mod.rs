@@ -8,6 +8,7 @@ pub mod daemon;
 mod readings;
 mod server;
 mod table;
+mod zpages;
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -22,6 +23,7 @@ use crate::model::{Family, PerFamily};
 
 pub(crate) use server::serve;
 pub use table::{Definition, Stability, TABLE, Type};
+pub use zpages::ZPages;
 
 /// Traffic policies, as they are in the label `traffic_policy`: of connections from inside the cluster, and from
 /// outside.

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{RawQuery, State};
-use axum::http::{HeaderName, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use tokio::sync::watch::Receiver;
 use tokio::task::yield_now;
 
 use super::daemon::{self, Daemon};
+use super::zpages::ZPages;
 use super::{Metrics, readings};
 use crate::http::{self, Budget};
 
@@ -56,8 +57,8 @@ impl Exposition {
     }
 }
 
-/// Answers for ever on `/metrics`, `/metrics/slis`, `/proxyMode`, `/healthz`, `/healthz/ping`, `/configz` and
-/// [`daemon::PATH`].
+/// Answers for ever on `/metrics`, `/metrics/slis`, `/proxyMode`, `/healthz`, `/healthz/ping`, `/configz`, `/statusz`, `/flagz`
+/// and [`daemon::PATH`].
 ///
 /// `configz` is the body of `/configz`: the configuration in force at the time, as JSON. `/healthz` only says that somebody answers;
 /// whether the proxy works is told on the health port, and by `status`.
@@ -67,7 +68,10 @@ pub(crate) async fn serve(
     metrics: Arc<Metrics>,
     configz: Receiver<String>,
     status: impl Fn() -> Daemon + Send + Sync + 'static,
+    zpages: ZPages,
 ) {
+    let zpages = Arc::new(zpages);
+    let flagz = Arc::clone(&zpages);
     let status = Arc::new(status);
     let status = move || {
         let status = serde_json::to_string(&status()).expect("a structure of texts and numbers");
@@ -83,6 +87,8 @@ pub(crate) async fn serve(
             "/configz",
             any(async |State(shared): State<Arc<Shared>>| body(StatusCode::OK, JSON, shared.configz.borrow().clone())),
         )
+        .route("/statusz", any(async move |headers: HeaderMap| zpages.statusz(&headers)))
+        .route("/flagz", any(async move |headers: HeaderMap| flagz.flagz(&headers)))
         .route(daemon::PATH, any(status))
         .fallback(async || plain(StatusCode::NOT_FOUND, "404 page not found\n"))
         .with_state(Arc::new(Shared { metrics, configz, exposition: Exposition::default() }));

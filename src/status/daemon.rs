@@ -14,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::metrics::daemon::{Daemon, FamilyState, Followed, PATH, Standing};
+use crate::metrics::daemon::{Daemon, FamilyState, Followed, FrontendsState, PATH, Standing};
 use crate::printable::printable;
 
 /// How long an answer may take.
@@ -151,6 +151,24 @@ pub fn daemon_text(daemon: &Daemon) -> String {
     text
 }
 
+/// For people, which ports of Services are refused or dropped, and why: a line for each family, and one for each of the first
+/// of them.
+pub fn unserved_text(daemon: &Daemon) -> String {
+    let mut text = String::new();
+    for (family, FrontendsState { served, refused, dropped, unserved, unserved_more }) in &daemon.frontends {
+        let all = served + refused + dropped;
+        let family = printable(family);
+        let _ = writeln!(text, "frontends {family}: {all}, of which {refused} are refused, {dropped} dropped");
+        for (port, why) in unserved {
+            let _ = writeln!(text, "          {} {}", printable(port), printable(why));
+        }
+        if *unserved_more > 0 {
+            let _ = writeln!(text, "          and {unserved_more} more ports of Services");
+        }
+    }
+    text
+}
+
 /// How the kinds are followed: those that are not, with the reason.
 pub fn kinds_text(daemon: &Daemon) -> String {
     let lost: Vec<String> = daemon
@@ -252,6 +270,7 @@ mod tests {
             awaited: vec!["table ip6 nftproxyd (no permission)".to_owned()],
             kinds: BTreeMap::new(),
             families: [("IPv4".to_owned(), state(Standing::InLine)), ("IPv6".to_owned(), v6)].into(),
+            frontends: BTreeMap::new(),
             service_changes_pending: 4,
             endpoint_changes_pending: 0,
             rejected_objects: [("Service".to_owned(), 2)].into(),
@@ -294,6 +313,23 @@ mod tests {
         // Of a version that does not say when it was.
         let before = FamilyState { in_line_seconds_ago: None, ..failing };
         assert_eq!(family_text(&before, true), "NOT IN SYNC: no permission; last synced 9 s ago");
+    }
+
+    #[test]
+    fn what_is_not_served_is_named_with_the_reason() {
+        let frontends = FrontendsState {
+            served: 7,
+            refused: 1,
+            dropped: 2,
+            unserved: [("shop/web:http".to_owned(), "refused: there\nare no endpoints".to_owned())].into(),
+            unserved_more: 3,
+        };
+        let daemon = Daemon { frontends: [("IPv4".to_owned(), frontends)].into(), ..daemon() };
+        assert_eq!(
+            unserved_text(&daemon),
+            "frontends IPv4: 10, of which 1 are refused, 2 dropped\n          \
+             shop/web:http refused: there\\nare no endpoints\n          and 3 more ports of Services\n"
+        );
     }
 
     #[test]
@@ -376,8 +412,9 @@ mod tests {
 
             let listener = bind(address).expect("free");
             let configz = tokio::sync::watch::channel(String::new()).1;
-            let serving =
-                tokio::spawn(metrics::serve(listener, Budget::default(), Metrics::new().into(), configz, daemon));
+            let zpages = metrics::ZPages { status: Box::new(String::new), flags: BTreeMap::new() };
+            let metrics = Metrics::new().into();
+            let serving = tokio::spawn(metrics::serve(listener, Budget::default(), metrics, configz, daemon, zpages));
             // A server on all addresses is asked on loopback.
             let everywhere = SocketAddr::new([0; 4].into(), 10249);
             assert_eq!(ask(everywhere).await.expect("it is nftproxyd"), daemon());

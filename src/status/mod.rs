@@ -11,7 +11,7 @@ use std::num::NonZeroU16;
 
 use serde::Serialize;
 
-pub use self::daemon::{AskError, ask, daemon_text, kinds_text, kube_proxy_has_synced, kube_proxy_mode};
+pub use self::daemon::{AskError, ask, daemon_text, kinds_text, kube_proxy_has_synced, kube_proxy_mode, unserved_text};
 pub use self::protection::{Protected, TableStatus, tables, tables_text};
 pub use self::show::table;
 use crate::conntrack::{Conntrack, Flow, FlowsError};

@@ -42,8 +42,13 @@ impl Client {
 
     /// Asks, and reads the answer.
     pub(crate) async fn request(&mut self, method: &str, path: &str) -> Answer {
+        self.request_with(method, path, "").await
+    }
+
+    /// The same with these lines in the head, each with its end.
+    pub(crate) async fn request_with(&mut self, method: &str, path: &str, lines: &str) -> Answer {
         let mut stream = self.0.take().expect("one request at a time");
-        let request = format!("{method} {path} HTTP/1.1\r\nHost: test\r\n\r\n");
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: test\r\n{lines}\r\n");
         let (stream, answer) = blocking(move || {
             stream.write_all(request.as_bytes()).expect("the connection is open");
             let answer = read(&mut stream);

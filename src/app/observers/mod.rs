@@ -4,6 +4,7 @@ mod checks;
 mod counting;
 mod flows;
 mod standings;
+mod unserved;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,6 +16,8 @@ use tracing::warn;
 pub(super) use self::checks::{Checks, serve_health_checks};
 use self::counting::Counting;
 pub(super) use self::standings::{FamilyStanding, Standings};
+pub(super) use self::unserved::Named;
+use self::unserved::Unserved;
 use super::ready::{Awaited, Readiness};
 use super::take_over::TakeOver;
 use crate::config::{self, Config, Host};
@@ -39,6 +42,7 @@ pub(super) struct Observers {
     checks: watch::Sender<Checks>,
     readiness: Readiness,
     standings: Standings,
+    unserved: Unserved,
     owned: watch::Sender<bool>,
     /// Until kube-proxy's leftovers are removed, if that is to be done.
     take_over: Option<TakeOver>,
@@ -83,6 +87,7 @@ impl Observers {
             checks,
             readiness,
             standings,
+            unserved: Unserved::default(),
             owned,
             take_over,
             attempted: Some(attempted),
@@ -158,6 +163,10 @@ impl<K: Kernel> Observer<K> for Observers {
             }
         }
         self.counting.synced(engine, report);
+        let news = self.unserved.update(engine, report);
+        for family in Family::ALL.into_iter().filter(|family| news[*family]) {
+            self.standings.unserved(family, self.unserved.named(family));
+        }
         self.tell_standing(engine);
         let owns_all = Family::ALL.into_iter().all(|family| engine.owns(family));
         self.owned.send_if_modified(|owned| std::mem::replace(owned, owns_all) != owns_all);

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use tokio::sync::watch;
 
+use super::unserved::Named;
 use crate::metrics::daemon;
 use crate::model::{Family, ObjectName, PerFamily};
 use crate::nftables::Kernel;
@@ -26,6 +27,8 @@ pub(in crate::app) struct FamilyStanding {
     pub(in crate::app) refused_services: usize,
     /// Ranges of cluster IPs that hold addresses of the node, in words.
     pub(in crate::app) overlaps: Vec<String>,
+    /// Ports of Services that are refused or dropped.
+    pub(in crate::app) unserved: Named,
     /// When it came in line, while it is; when that ended, if it is not; `None` if it never was.
     turned: Option<Instant>,
 }
@@ -34,7 +37,8 @@ impl Default for FamilyStanding {
     fn default() -> FamilyStanding {
         let standing = daemon::Standing::Behind;
         let (refused, overlaps) = (Vec::new(), Vec::new());
-        FamilyStanding { standing, reason: None, refused, refused_services: 0, overlaps, turned: None }
+        let unserved = Named::default();
+        FamilyStanding { standing, reason: None, refused, refused_services: 0, overlaps, unserved, turned: None }
     }
 }
 
@@ -68,6 +72,7 @@ impl FamilyStanding {
             refused: named().map(|(name, why)| (name.clone(), why.to_owned())).collect(),
             refused_services,
             overlaps: mem::take(&mut self.overlaps),
+            unserved: mem::take(&mut self.unserved),
             turned: if standing.is_in_line() == was_in_line { self.turned } else { Some(now) },
         };
         true
@@ -92,6 +97,11 @@ impl Standings {
                 Family::ALL.map(|family| families[family].update(engine.standing(family), engine.refused(family), now));
             news.contains(&true)
         });
+    }
+
+    /// Which ports of Services of a family are refused or dropped.
+    pub(super) fn unserved(&self, family: Family, named: Named) {
+        self.0.send_modify(|families| families[family].unserved = named);
     }
 
     /// Which ranges of cluster IPs of a family hold addresses of the node.

@@ -8,7 +8,7 @@ use super::*;
 use crate::http::bind;
 use crate::metrics::{Stability, TABLE, Type};
 use crate::model::Family;
-use crate::testing::http::request;
+use crate::testing::http::{Client, request};
 use crate::testing::in_network_namespace_async;
 
 /// What kube-proxy exports, and where that is written down.
@@ -52,11 +52,19 @@ fn daemon() -> Daemon {
         awaited: vec!["a test".to_owned()],
         kinds: BTreeMap::new(),
         families: BTreeMap::new(),
+        frontends: BTreeMap::new(),
         service_changes_pending: 0,
         endpoint_changes_pending: 7,
         rejected_objects: BTreeMap::new(),
         overlaps: Vec::new(),
     }
+}
+
+fn zpages() -> ZPages {
+    let status = || "daemon    nftproxyd 0.0.0, healthy\n".to_owned();
+    let flags = [("cleanup", "false"), ("v", "2"), ("write-config-to", "")];
+    let flags = flags.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    ZPages { status: Box::new(status), flags }
 }
 
 async fn with_server(test: impl AsyncFnOnce(&str, Arc<Metrics>)) {
@@ -70,6 +78,7 @@ async fn with_server(test: impl AsyncFnOnce(&str, Arc<Metrics>)) {
         Arc::clone(&metrics),
         tokio::sync::watch::channel(body).1,
         daemon,
+        zpages(),
     ));
     test(address, metrics).await;
     serving.abort();
@@ -82,7 +91,7 @@ fn paths_are_those_of_kube_proxy() {
             const ALL_WELL: &str = "[+]ping ok\nhealthz check passed\n";
             const STATUS: &str = concat!(
                 r#"{"version":"0.0.0","healthy":true,"nodeEligible":false,"awaited":["a test"],"kinds":{},"families":{},"#,
-                r#""serviceChangesPending":0,"endpointChangesPending":7,"rejectedObjects":{},"overlaps":[]}"#
+                r#""frontends":{},"serviceChangesPending":0,"endpointChangesPending":7,"rejectedObjects":{},"overlaps":[]}"#
             );
             #[rustfmt::skip]
             let cases = [
@@ -106,6 +115,80 @@ fn paths_are_those_of_kube_proxy() {
                 assert_eq!(answer.header("content-type"), Some(content_type), "{method} {path}");
                 assert_eq!(answer.header("x-content-type-options"), Some("nosniff"), "{method} {path}");
             }
+        })
+        .await;
+    });
+}
+
+/// What kube-proxy 1.36.2 has answered, but for its values.
+#[test]
+fn statusz_and_flagz_are_those_of_kube_proxy() {
+    const WARNING: &str = "Warning: This endpoint is not meant to be machine parseable, has no formatting compatibility \
+                           guarantees and is for debugging purposes only.\n";
+    in_network_namespace_async(async || {
+        with_server(async |address, _| {
+            let ask = async |path: &str, accept: &str| {
+                let line = format!("Accept: {accept}\r\n");
+                Client::connect(address).await.request_with("GET", path, &line).await
+            };
+            let wanted = |kind: &str, version: &str| format!("as={kind};v={version};g=config.k8s.io");
+            for (path, kind) in [("/statusz", "Statusz"), ("/flagz", "Flagz")] {
+                for (version, form) in [("v1alpha1", "json"), ("v1beta1", "json"), ("v1beta1", "yaml")] {
+                    let answer = ask(path, &format!("application/{form};{}", wanted(kind, version))).await;
+                    assert_eq!(answer.status, 200);
+                    let content_type = format!("application/{form};g=config.k8s.io;v={version};as={kind}");
+                    assert_eq!(answer.header("content-type"), Some(&*content_type));
+                    let page = path.trim_start_matches('/');
+                    let warning = format!(
+                        "299 - \"This version of the {page} endpoint is deprecated. Please use a newer version.\""
+                    );
+                    assert_eq!(answer.header("warning"), (version == "v1alpha1").then_some(&*warning));
+                    let object: serde_json::Value = serde_yaml::from_str(&answer.body).expect("readable");
+                    let rest = match kind {
+                        "Flagz" => "  \"flags\": {\n    \"cleanup\": \"false\",\n    \"v\": \"2\",\n    \
+                                    \"write-config-to\": \"\"\n  }\n}"
+                            .to_owned(),
+                        _ => format!(
+                            "  \"startTime\": {},\n  \"uptimeSeconds\": {},\n  \"goVersion\": \"\",\n  \
+                             \"binaryVersion\": \"{}\",\n  \"emulationVersion\": \"1.36\",\n  \"paths\": [\n    \
+                             \"/configz\",\n    \"/flagz\",\n    \"/healthz\",\n    \"/metrics\",\n    \
+                             \"/nftproxyd\",\n    \"/proxyMode\",\n    \"/statusz\"\n  ]\n}}",
+                            object["startTime"],
+                            object["uptimeSeconds"],
+                            env!("CARGO_PKG_VERSION")
+                        ),
+                    };
+                    let body = format!(
+                        "{{\n  \"kind\": \"{kind}\",\n  \"apiVersion\": \"config.k8s.io/{version}\",\n  \
+                         \"metadata\": {{\n    \"name\": \"nftproxyd\"\n  }},\n{rest}"
+                    );
+                    if form == "json" {
+                        assert_eq!(answer.body, body);
+                    } else {
+                        let same: serde_json::Value = serde_json::from_str(&body).expect("JSON");
+                        assert_eq!(object, same);
+                    }
+                }
+                let refused = ask(path, "application/json").await;
+                assert_eq!((refused.status, refused.header("content-type")), (406, Some("application/json")));
+                assert_eq!((refused.body.len(), refused.body.contains("\"NotAcceptable\"")), (237, true));
+                for accept in ["text/plain", "*/*"] {
+                    let text = ask(path, accept).await;
+                    assert_eq!((text.status, text.header("content-type")), (200, Some(PLAIN)));
+                    let head = format!("\nnftproxyd {}\n{WARNING}", path.trim_start_matches('/'));
+                    assert!(text.body.starts_with(&head), "{}", text.body);
+                }
+            }
+            let status = request(address, "GET", "/statusz").await.body;
+            for part in [
+                "\nStarted: ",
+                "\nUp: 0 hr 0",
+                "\nEmulation version: 1.36\n",
+                "\n\ndaemon    nftproxyd 0.0.0, healthy\n",
+            ] {
+                assert!(status.contains(part), "{part:?}: {status}");
+            }
+            assert!(request(address, "GET", "/flagz").await.body.ends_with("\ncleanup=false\nv=2\nwrite-config-to=\n"));
         })
         .await;
     });

@@ -23,6 +23,7 @@ mod ready;
 mod refusals;
 mod repair;
 mod stale_flows;
+mod statusz;
 mod take_over;
 mod trial;
 mod unread;
