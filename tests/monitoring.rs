@@ -1,15 +1,11 @@
-//! Holds the dashboard, the alerts and the ServiceMonitor in `deploy/` to the metrics that there are.
-
-#[path = "support/netns/mod.rs"]
-mod netns;
+//! Holds the dashboard, the alerts, their pages and the ServiceMonitor in `deploy/` to the metrics and pods that there are.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
 
 use nftproxyd::metrics::{TABLE, Type};
 use serde::Deserialize as _;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 fn read(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name);
@@ -113,120 +109,76 @@ fn alerts_say_what_to_do() {
     for rule in rules() {
         let name = rule["alert"].as_str().expect("a name").to_owned();
         assert!(["critical", "warning", "info"].map(Value::from).contains(&rule["labels"]["severity"]), "{name}");
-        for text in ["summary", "description"] {
+        for text in ["summary", "description", "runbook_url"] {
             assert!(rule["annotations"][text].as_str().is_some_and(|text| !text.is_empty()), "{name}: {text}");
         }
         assert!(names.insert(name.clone()), "{name} is there twice");
     }
 }
 
-/// promtool as it is installed, or as `tests/promtool` has unpacked it.
-fn promtool() -> Option<PathBuf> {
-    let here = std::env::current_exe().expect("it runs");
-    let target = here.ancestors().map(|folder| folder.join("promtool"));
-    let found = [PathBuf::from("promtool")].into_iter().chain(target);
-    let runs =
-        |path: &PathBuf| Command::new(path).arg("--version").output().is_ok_and(|output| output.status.success());
-    let found = found.into_iter().find(runs);
-    if found.is_none() {
-        netns::skip("promtool", "run tests/promtool");
+/// The anchor of a heading, as it is made where pages are shown.
+fn anchor(heading: &str) -> String {
+    let kept = heading.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+    kept.map(|c| if c == ' ' { '-' } else { c.to_ascii_lowercase() }).collect()
+}
+
+#[test]
+fn every_alert_has_its_page() {
+    let page = read("runbook.md");
+    let parts: Vec<&str> = page.split("\n## ").skip(1).collect();
+    let anchors: Vec<String> = parts.iter().map(|part| anchor(part.lines().next().unwrap_or_default())).collect();
+    let mut wanted = Vec::new();
+    for rule in rules() {
+        let url = rule["annotations"]["runbook_url"].as_str().expect("a runbook");
+        let (file, to) = url.split_once('#').expect("an anchor");
+        assert_eq!(file, "deploy/runbook.md", "{}", rule["alert"]);
+        assert_eq!(to, rule["alert"].as_str().expect("a name").to_lowercase());
+        wanted.push(to.to_owned());
     }
-    found
+    assert_eq!(anchors, wanted, "in the same order");
+    for part in parts {
+        for word in ["\n- First look: ", "\n- Fix: "] {
+            assert_eq!(part.matches(word).count(), 1, "{word:?}: {part}");
+        }
+        for link in part.split("](#").skip(1).filter_map(|rest| rest.split_once(')')) {
+            assert!(anchors.iter().any(|anchor| anchor == link.0), "{}", link.0);
+        }
+    }
 }
 
-fn run_promtool(arguments: &[&str], rules: &Path) -> Option<Output> {
-    Some(Command::new(promtool()?).args(arguments).arg(rules).output().expect("it can be run"))
-}
-
-/// The alerts in a file of Prometheus.
-fn rules_file(folder: &Path) -> PathBuf {
-    let [file] = &documents("prometheus-rules.yaml")[..] else { panic!("one document") };
-    let path = folder.join("rules.yaml");
-    std::fs::write(&path, serde_yaml::to_string(&file["spec"]).expect("YAML")).expect("written");
-    path
-}
-
+/// What the dashboard "Proxy" and the alerts of kubernetes-mixin read of kube-proxy, but for what the documentation says
+/// there is not.
 #[test]
-fn prometheus_accepts_the_alerts() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let Some(output) = run_promtool(&["check", "rules"], &rules_file(folder.path())) else { return };
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// Has Prometheus follow series of values, one every half a minute, and say at these minutes whether an alert is there; all
-/// of it as promtool wants it, but for the annotation that is the rule's own `description`.
-fn is_alert_at(name: &str, series: &[(&str, &str)], alert: &Value, minutes: &[(u32, bool)]) {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let mut alert = alert.clone();
-    alert["exp_annotations"]["description"] =
-        rules().iter().find(|rule| rule["alert"] == name).expect("it is there")["annotations"]["description"].clone();
-    let series: Vec<_> = series.iter().map(|(series, values)| json!({"series": series, "values": values})).collect();
-    let at = |(minute, is_there): &(u32, bool)| {
-        let alerts = if *is_there { json!([alert]) } else { json!([]) };
-        json!({"eval_time": format!("{minute}m"), "alertname": name, "exp_alerts": alerts})
-    };
-    let test = json!({
-        "rule_files": [rules_file(folder.path())],
-        "evaluation_interval": "30s",
-        "tests": [{
-            "interval": "30s",
-            "input_series": series,
-            "alert_rule_test": minutes.iter().map(at).collect::<Vec<_>>(),
-        }],
-    });
-    let path = folder.path().join("test.yaml");
-    std::fs::write(&path, test.to_string()).expect("written");
-    let Some(output) = run_promtool(&["test", "rules"], &path) else { return };
-    let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
-    assert!(output.status.success(), "{said}");
-}
-
-/// Two nodes, of which one hears nothing of EndpointSlices for ten minutes.
-#[test]
-fn a_kind_that_is_not_followed_is_an_alert() {
-    let alert = json!({
-        "exp_labels": {"severity": "critical", "instance": "b", "kind": "EndpointSlice"},
-        "exp_annotations": {"summary": "nftproxyd on b does not hear of changes of EndpointSlice objects."},
-    });
-    let series = [
-        ("nftproxyd_source_following{instance=\"a\", kind=\"EndpointSlice\"}", "1x80"),
-        ("nftproxyd_source_following{instance=\"b\", kind=\"Service\"}", "1x80"),
-        ("nftproxyd_source_following{instance=\"b\", kind=\"EndpointSlice\"}", "1x19 0x19 1x40"),
+fn dashboard_and_alerts_of_kubernetes_mixin_go_on_working() {
+    const READ: [(&str, &[&str]); 10] = [
+        ("up", &[]),
+        ("kubeproxy_sync_proxy_rules_duration_seconds_count", &[]),
+        ("kubeproxy_sync_proxy_rules_duration_seconds_bucket", &[]),
+        ("kubeproxy_network_programming_duration_seconds_count", &[]),
+        ("kubeproxy_network_programming_duration_seconds_bucket", &[]),
+        ("rest_client_requests_total", &["code"]),
+        ("rest_client_request_duration_seconds_bucket", &["verb"]),
+        ("process_resident_memory_bytes", &[]),
+        ("process_cpu_seconds_total", &[]),
+        ("go_goroutines", &[]),
     ];
-    let minutes = [(9, false), (11, false), (13, true), (19, true), (21, false)];
-    is_alert_at("NftproxydNotFollowing", &series, &alert, &minutes);
-}
-
-/// Two families on a node, of which one has room for clients, and the other has none left for ten minutes.
-#[test]
-fn a_map_of_clients_that_fills_is_an_alert() {
-    let alert = json!({
-        "exp_labels": {"severity": "warning", "instance": "a", "ip_family": "IPv6"},
-        "exp_annotations": {"summary": "The map of clients with session affinity on a is 95% full (IPv6)."},
-    });
-    let series = [
-        ("nftproxyd_affinity_clients{instance=\"a\", ip_family=\"IPv4\"}", "90x80"),
-        ("nftproxyd_affinity_clients_limit{instance=\"a\", ip_family=\"IPv4\"}", "100x80"),
-        ("nftproxyd_affinity_clients{instance=\"a\", ip_family=\"IPv6\"}", "0x19 95x19 90x40"),
-        ("nftproxyd_affinity_clients_limit{instance=\"a\", ip_family=\"IPv6\"}", "100x80"),
-    ];
-    let minutes = [(9, false), (14, false), (16, true), (19, true), (21, false)];
-    is_alert_at("NftproxydAffinityFills", &series, &alert, &minutes);
-}
-
-/// Two nodes, on one of which the port of a health check is busy for ten minutes.
-#[test]
-fn a_health_check_that_is_not_served_is_an_alert() {
-    let alert = json!({
-        "exp_labels": {"severity": "warning", "instance": "b", "ip_family": "IPv4"},
-        "exp_annotations": {"summary": "nftproxyd on b cannot serve the health checks of 2 Services (IPv4)."},
-    });
-    let series = [
-        ("nftproxyd_health_checks_failing{instance=\"a\", ip_family=\"IPv4\"}", "0x80"),
-        ("nftproxyd_health_checks_failing{instance=\"b\", ip_family=\"IPv4\"}", "0x19 2x19 0x40"),
-    ];
-    let minutes = [(9, false), (14, false), (16, true), (19, true), (21, false)];
-    is_alert_at("NftproxydHealthCheckFails", &series, &alert, &minutes);
+    let series = series();
+    let documented = read("observability.md");
+    for (name, labels) in READ {
+        if !series.contains(name) {
+            assert_eq!(name, "go_goroutines");
+            assert!(documented.contains("`go_goroutines`"), "it is not said that there is none");
+            continue;
+        }
+        let of_series = |metric: &&nftproxyd::metrics::Definition| {
+            name == metric.name || name.strip_prefix(metric.name).is_some_and(|rest| rest.starts_with('_'))
+        };
+        if let Some(metric) = TABLE.iter().filter(of_series).max_by_key(|metric| metric.name.len()) {
+            assert!(labels.iter().all(|label| metric.labels.contains(label)), "{name}: {labels:?}");
+        }
+    }
+    // Its alert about versions compares those of all components that have this.
+    assert!(!series.contains("kubernetes_build_info"));
 }
 
 #[test]
