@@ -5,7 +5,7 @@ use std::path::Path;
 
 use nftproxyd::metrics::{TABLE, Type};
 use serde::Deserialize as _;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn read(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name);
@@ -179,6 +179,24 @@ fn dashboard_and_alerts_of_kubernetes_mixin_go_on_working() {
     }
     // Its alert about versions compares those of all components that have this.
     assert!(!series.contains("kubernetes_build_info"));
+}
+
+#[test]
+fn the_service_monitor_finds_the_pods() {
+    let [service, _] = &documents("servicemonitor.yaml")[..] else { panic!("two documents") };
+    let selector = service["spec"]["selector"].as_object().expect("labels");
+    let selects = |labels: &Value| selector.iter().all(|(label, value)| labels[label] == *value);
+    let [daemon_set] = &documents("kubernetes/base/daemonset.yaml")[..] else { panic!("one document") };
+    let [kustomization] = &documents("kubernetes/base/kustomization.yaml")[..] else { panic!("one document") };
+    let template = &daemon_set["spec"]["template"];
+    assert!(selects(&template["metadata"]["labels"]), "{template}");
+    // That of kubeadm, which the patches leave as it is.
+    assert!(selects(&json!({"k8s-app": "kube-proxy"})));
+    assert!(!selects(&json!({"k8s-app": "kube-dns"})));
+    assert_eq!(service["metadata"]["namespace"], kustomization["namespace"], "it selects in its own");
+    let [container] = &template["spec"]["containers"].as_array().expect("containers")[..] else { panic!("one") };
+    let ports = container["ports"].as_array().expect("ports");
+    assert!(ports.iter().any(|port| port["containerPort"] == service["spec"]["ports"][0]["targetPort"]));
 }
 
 #[test]
