@@ -24,7 +24,7 @@ const STAY: Duration = Duration::from_secs(9);
 /// How often each port is asked meanwhile, and how late the answer may be.
 const EACH: Duration = Duration::from_millis(100);
 const LATEST: Duration = Duration::from_secs(1);
-/// What the daemon has to manage with.
+/// What the daemon has to manage with, once it has raised its limit.
 const DESCRIPTORS: u32 = 1_024;
 /// The machine may have other things to do.
 const ATTEMPTS: usize = 3;
@@ -42,7 +42,7 @@ fn clients_that_say_nothing_or_read_nothing_lock_nobody_out() {
     node.write("services.yaml", &yaml(&services.collect::<Vec<_>>()));
     let (config, folder) = (node.write_config(&json!({})), node.folder());
     let arguments = [
-        &*format!("--nofile={DESCRIPTORS}:{DESCRIPTORS}"),
+        &*format!("--nofile=200:{DESCRIPTORS}"),
         PROGRAM,
         &format!("--config={}", config.display()),
         &format!("--manifests={}", folder.display()),
@@ -56,14 +56,20 @@ fn clients_that_say_nothing_or_read_nothing_lock_nobody_out() {
             answer.is_some_and(|answer| answer.status == 200)
         });
     }
+    health::wait_for(&mut node, "the limit is raised", METRICS.0, METRICS.1, |answer| {
+        answer.is_some_and(|answer| answer.body.contains(&format!("\nprocess_max_fds {DESCRIPTORS}\n")))
+    });
+    let before = node.daemon().resident_memory().expect("it lives");
     let mut said = Vec::new();
     for _ in 0..ATTEMPTS {
         let Seen { latest, answers, turned_away } = node.world.run(crowd);
         assert!(turned_away > CLIENTS / 2, "{turned_away} were sent away");
+        let memory = node.daemon().resident_memory().expect("it lives").saturating_sub(before) >> 20;
+        assert!(memory < 64, "{memory} MiB more");
         let log = node.log();
         assert!(!log.contains("os error 24"), "too many open files: {log}");
         let is_well = latest < LATEST && answers >= 3 * 20;
-        said.push(format!("latest answer after {latest:?}, of {answers}"));
+        said.push(format!("latest answer after {latest:?}, of {answers}; {memory} MiB more"));
         if is_well {
             println!("{}", said.concat());
             node.stop();

@@ -76,6 +76,9 @@ fn a_cluster_that_is_not_followed_is_not_said_to_be() {
         "{status}"
     );
     assert!(lines[2].starts_with("IPv4      in sync with what is known; "), "{status}");
+    let page = super::health::get(&node, "127.0.0.1:10249", "/statusz").expect("it answers").expect("it listens").body;
+    let is_there = |line: &str| page.lines().any(|of_page| of_page.starts_with(line));
+    assert!(is_there("cluster   NOT FOLLOWED: EndpointSlice for ") && is_there("IPv4      in sync with "), "{page}");
     let json: Value = serde_json::from_str(&run_to_end(&node, true, &["status", "-o", "json"]).stdout).expect("JSON");
     let service = &json["daemon"]["kinds"]["Service"];
     assert_eq!(service["followed"], "Lost", "{json}");
