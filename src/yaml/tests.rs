@@ -124,6 +124,8 @@ fn what_is_written_is_read_as_it_was() {
     let plain =
         serde_json::json!({"clusterCIDR": "10.0.0.0/8", "metricsBindAddress": "127.0.0.1:10249", "name": "node-1"});
     assert_eq!(text(&plain), "clusterCIDR: 10.0.0.0/8\nmetricsBindAddress: 127.0.0.1:10249\nname: node-1\n");
+    let date = serde_json::json!({"at": "2026-11-30T11:28:56Z"});
+    assert_eq!(text(&date), "at: \"2026-11-30T11:28:56Z\"\n", "a time to some readers");
     // Other readers have the rules of YAML 1.2.
     assert_eq!(serde_yaml::from_str::<serde_json::Value>(&written).expect("YAML"), value);
 }

@@ -43,7 +43,11 @@ fn write(value: &Value, indent: usize, out: &mut String) {
 fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-');
     // A colon ends a key where a blank, or nothing, follows.
-    let is_plain = text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '/')
+    // YAML 1.1 has dates and times of its own.
+    let is_date =
+        text.split_once('-').is_some_and(|(year, _)| year.len() == 4 && year.bytes().all(|c| c.is_ascii_digit()));
+    let is_plain = !is_date
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '/')
         && text.split(':').all(|part| !part.is_empty() && part.chars().all(plain))
         && matches!(resolve::plain(text.to_owned()), Tree::String(_));
     if is_plain { text.to_owned() } else { Value::from(text).to_string() }
