@@ -104,3 +104,29 @@ async fn connection(stream: TcpStream, app: Router, place: Place) {
         () = place.is_over() => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::http::Client;
+    use crate::testing::in_network_namespace_async;
+
+    #[test]
+    fn a_head_has_to_be_short_and_a_client_may_ask_again() {
+        in_network_namespace_async(async || {
+            const ADDRESS: &str = "127.0.0.1:10256";
+            let listener = bind(ADDRESS.parse().expect("an address")).expect("free");
+            let app = Router::new().fallback(async || "ok");
+            let serving = tokio::spawn(serve(listener, app, Budget::default()));
+            let mut client = Client::connect(ADDRESS).await;
+            for length in [10, LONGEST_HEAD / 2, LONGEST_HEAD / 2] {
+                let line = format!("A: {}\r\n", "a".repeat(length));
+                assert_eq!(client.request_with("GET", "/", &line).await.status, 200);
+            }
+            let line = format!("A: {}\r\n", "a".repeat(LONGEST_HEAD));
+            assert_eq!(client.request_with("GET", "/", &line).await.status, 431);
+            client.closed().await;
+            serving.abort();
+        });
+    }
+}
