@@ -132,7 +132,7 @@ fn status_says_what_a_daemon_without_tables_waits_for() {
     let status = run_to_end(&node, true, &["status"]);
     assert!(status.stdout.contains(&format!("start     waits for {}\n", names.join(", "))), "{}", status.stdout);
     assert_eq!(status.status, Some(1));
-    assert!(status.stderr.contains("there is no table of nftproxyd"), "{}", status.stderr);
+    assert!(status.stderr.contains("there is no table nftproxyd"), "{}", status.stderr);
     node.stop();
 }
 
