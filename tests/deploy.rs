@@ -379,3 +379,67 @@ fn a_trial_has_a_name_and_ports_of_its_own() {
         [(Some("healthz"), i32::from(health)), (Some("metrics"), i32::from(config.metrics_bind_address.port()))];
     assert_eq!(ports, expected);
 }
+
+/// The patterns of what is packed, of the section of `Cargo.toml` with this heading.
+fn packed(heading: &str, before: &str) -> Vec<String> {
+    let text = read("Cargo.toml");
+    let section = text.split(&format!("\n[{heading}]\n")).nth(1).expect("a section");
+    let section = section.split("\n[").next().expect("text");
+    let patterns = section.lines().filter_map(|line| line.trim().strip_prefix(before)?.split('"').next());
+    patterns.map(str::to_owned).collect()
+}
+
+/// As far as these patterns go.
+fn fits(pattern: &str, path: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == path,
+        Some((folder, "*/*")) => path.starts_with(folder),
+        Some((folder, ending)) => {
+            let name = path.strip_prefix(folder).unwrap_or("/");
+            name.ends_with(ending) && !name.contains('/')
+        }
+    }
+}
+
+#[test]
+fn packages_hold_all_that_documents_name() {
+    let mut files = Vec::new();
+    for folder in ["deploy/chart", "deploy/kubernetes", "deploy/chart/templates"] {
+        files_below(&in_repository(folder), &mut files);
+    }
+    for entry in fs::read_dir(in_repository("deploy")).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if matches!(path.extension().and_then(|ending| ending.to_str()), Some("md" | "yaml" | "json" | "svg")) {
+            files.push(path);
+        }
+    }
+    files.extend(["README.md", "CHANGELOG.md"].map(in_repository));
+    assert!(files.len() > 30, "only {} files were found", files.len());
+    for (heading, before) in [("package.metadata.deb", "[\""), ("package.metadata.generate-rpm", "{ source = \"")] {
+        let patterns = packed(heading, before);
+        for file in &files {
+            let path = file.strip_prefix(env!("CARGO_MANIFEST_DIR")).expect("below it").to_str().expect("text");
+            assert!(
+                patterns.iter().any(|pattern| fits(pattern, path)),
+                "{heading}: nothing takes {path}: {patterns:?}"
+            );
+        }
+    }
+    assert!(!fits("deploy/*.md", "deploy/kubernetes/README.md") && !fits("deploy/*.md", "README.md"));
+}
+
+/// Whoever publishes packages puts his own there (see `deploy/package`); until then they are names that nobody can have.
+#[test]
+fn packages_name_nobody_who_is_not_there() {
+    let manifest = read("Cargo.toml");
+    for name in ["localhost", "kubernetes.io"] {
+        assert!(!manifest.contains(name), "Cargo.toml has {name}");
+    }
+    let field = |name: &str| {
+        let line = manifest.lines().find_map(|line| line.strip_prefix(&format!("{name} = \"")));
+        line.and_then(|line| line.split('"').next()).unwrap_or_else(|| panic!("no {name}"))
+    };
+    let maintainer = field("maintainer");
+    assert!(field("homepage").starts_with("https://"));
+    assert!(read("deploy/debian/changelog").contains(&format!(" -- {maintainer}  ")), "{maintainer}");
+}
