@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use nftproxyd::config::{self, Overrides, field_paths};
+use nftproxyd::config::{self, DetectLocal, Overrides, field_paths};
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 
@@ -355,5 +355,24 @@ fn what_cannot_be_used_is_refused_with_its_name() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success(), "{path} is accepted");
         assert!(said.contains(expected), "{path}: {said}");
+    }
+}
+
+/// The commands with the chart on the page, with what they set.
+#[test]
+fn the_commands_of_the_page_are_accepted() {
+    let page = read(&in_repository("deploy/install.md")).replace("\\\n", " ");
+    let commands: Vec<_> = page.lines().filter(|line| line.contains("helm install nftproxyd deploy/chart ")).collect();
+    assert!(commands.len() >= 6, "{commands:?}");
+    for command in commands {
+        let words: Vec<_> = command.split_whitespace().collect();
+        let settings = words.windows(2).filter(|pair| pair[0] == "--set").flatten().map(|word| word.trim_matches('\''));
+        let arguments: Vec<_> = ["template", "nftproxyd"].into_iter().chain(settings).collect();
+        assert!(arguments.iter().any(|argument| argument.starts_with("apiServer=https://")), "{command}");
+        let Some(output) = helm(&arguments, &json!({})) else { return };
+        assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+        let objects = documents(&String::from_utf8(output.stdout).expect("text"));
+        let DetectLocal::ClusterCidr(ranges) = loaded(&objects).config.detect_local else { panic!("{command}") };
+        assert!(ranges.v4.is_some(), "{command}");
     }
 }

@@ -328,7 +328,15 @@ fn the_version_is_the_same_everywhere() {
             }
         }
     }
-    assert!(named >= 10, "only {named} images were found");
+    // Names of files on the page.
+    let page = read("deploy/install.md");
+    for after in ["nftproxyd-", "nftproxyd_", "nftproxyd:"].iter().flat_map(|before| page.split(before).skip(1)) {
+        if after.starts_with(|first: char| first.is_ascii_digit()) {
+            assert!(after.starts_with(version), "deploy/install.md: {}", after.lines().next().unwrap_or_default());
+            named += 1;
+        }
+    }
+    assert!(named >= 18, "only {named} images were found");
     let changelog = read("deploy/debian/changelog");
     assert!(changelog.starts_with(&format!("nftproxyd ({version}-1) ")), "{changelog}");
 }
@@ -442,4 +450,48 @@ fn packages_name_nobody_who_is_not_there() {
     let maintainer = field("maintainer");
     assert!(field("homepage").starts_with("https://"));
     assert!(read("deploy/debian/changelog").contains(&format!(" -- {maintainer}  ")), "{maintainer}");
+}
+
+/// Each row has to say something; that packages ask for these libraries is looked at by `deploy/package`.
+#[test]
+fn the_page_of_what_is_supported_names_what_is_asked_for() {
+    let page = read("deploy/support.md");
+    let rows: Vec<Vec<&str>> =
+        page.lines().filter(|line| line.starts_with("| ")).map(|row| row.split('|').collect()).collect();
+    for name in [
+        "5.10",
+        "5.12",
+        "6.9",
+        "6.16",
+        "Debian 12",
+        "Debian 13",
+        "Ubuntu 22.04",
+        "RHEL 9",
+        "1.36",
+        "Calico",
+        "Flannel",
+        "Cilium",
+        "Antrea",
+        "OVN",
+        "AWS VPC",
+        "kindnet",
+        "NodeLocal DNS",
+        "MetalLB",
+        "kube-vip",
+        "firewalld",
+        "ufw",
+        "Docker",
+    ] {
+        let mut rows = rows.iter().filter(|row| row[1].contains(name)).peekable();
+        assert!(rows.peek().is_some(), "no row for {name}");
+        assert!(rows.any(|row| row[2..].iter().any(|cell| cell.trim().len() > 2)), "the row for {name} says nothing");
+    }
+    // As the manual says it.
+    assert!(page.contains("glibc 2.34 and libnftnl 1.2.1"));
+    assert!(read("README.md").contains("libnftnl 1.2.1 and libmnl, glibc 2.34"));
+    for (version, place) in
+        [("Linux 5.10", "man/nftproxyd.8"), ("Linux 6.9", "man/nftproxyd.8"), ("5.12", "man/nftproxyd.8")]
+    {
+        assert!(read(place).contains(version), "{place}: {version}");
+    }
 }

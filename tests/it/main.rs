@@ -20,6 +20,7 @@ mod netns;
 mod numbers;
 mod operate;
 mod packets;
+mod pages;
 #[path = "../support/properties.rs"]
 mod properties;
 mod random;
