@@ -309,6 +309,26 @@ fn what_is_set_arrives() {
     assert_eq!(*image, format!("nftproxyd@{digest}"));
 }
 
+/// As `config::load` has it: a proxy with a name leaves kube-proxy's ports to kube-proxy.
+#[test]
+fn the_ports_of_a_trial_are_those_that_it_uses() {
+    let mut values = of_the_base();
+    values["config"]["serviceProxyName"] = "trial".into();
+    for (health, metrics) in
+        [("0.0.0.0:10256", "127.0.0.1:10249"), ("", ""), ("0.0.0.0", "0.0.0.0:9"), ("[::]:10249", "[::1]:8")]
+    {
+        values["config"]["healthzBindAddress"] = health.into();
+        values["config"]["metricsBindAddress"] = metrics.into();
+        let Some(objects) = rendered(&values) else { return };
+        let daemon_set = objects.iter().find(|object| object["kind"] == "DaemonSet").expect("it is there");
+        let ports = &daemon_set["spec"]["template"]["spec"]["containers"][0]["ports"];
+        let config = loaded(&objects).config;
+        let expected = [config.healthz_bind_address.expect("it is served").port(), config.metrics_bind_address.port()];
+        let found = [0, 1].map(|nth| ports[nth]["containerPort"].as_u64().and_then(|port| u16::try_from(port).ok()));
+        assert_eq!(found, expected.map(Some), "{health} {metrics}");
+    }
+}
+
 /// A change of the configuration is another ConfigMap, so that it rolls the pods and stops at the first that it does not suit.
 #[test]
 fn another_configuration_has_another_name() {

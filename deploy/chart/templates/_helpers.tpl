@@ -24,14 +24,18 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
-{{- /* The port of an address, as kube-proxy reads it: (list "0.0.0.0:10256" 10256). A bare address has the default one. */ -}}
+{{- /* The port of an address, as nftproxyd reads it: (list "0.0.0.0:10256" 10256 .). A bare address has the default one; one with
+serviceProxyName leaves those of kube-proxy to it. */ -}}
 {{- define "nftproxyd.port" -}}
 {{- $address := index . 0 | default "" -}}
+{{- $port := index . 1 -}}
 {{- if regexMatch "^([^:]*|\\[.*\\]):[0-9]+$" $address -}}
-{{- regexFind "[0-9]+$" $address -}}
-{{- else -}}
-{{- index . 1 -}}
+{{- $port = regexFind "[0-9]+$" $address | int -}}
 {{- end -}}
+{{- if and (index . 2).Values.config.serviceProxyName (has (int $port) (list 10249 10256)) -}}
+{{- $port = add (index . 1) 100 -}}
+{{- end -}}
+{{- $port -}}
 {{- end -}}
 
 {{- /* The documents of the ConfigMap. Its name ends with a hash of them: a change of the configuration rolls the pods, and one that is no good stops at the first. */ -}}
