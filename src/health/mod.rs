@@ -2,7 +2,7 @@
 //!
 //! * [`State`]: is the proxy keeping up with changes? Pure; time comes in as an argument.
 //! * [`Health`]: the same, shared, with the clock.
-//! * [`serve`]: `/healthz`, `/livez` and `/readyz` on the health port.
+//! * `serve`: `/healthz`, `/livez` and `/readyz` on the health port.
 //! * [`CheckServer`]: the health check of each Service that has a `healthCheckNodePort`.
 
 mod checks;

@@ -2,7 +2,7 @@
 //!
 //! * [`TABLE`]: all metrics, with kube-proxy's names where kube-proxy has the same.
 //! * [`Metrics`]: their values. Whoever does something counts it; nothing here knows what is counted.
-//! * [`serve`]: the metrics port, with kube-proxy's paths, and [`daemon::PATH`].
+//! * `serve`: the metrics port, with kube-proxy's paths, and [`daemon::PATH`].
 
 pub mod daemon;
 mod readings;
