@@ -165,7 +165,7 @@ impl<K: Kernel> Observer<K> for Observers {
         self.counting.synced(engine, report);
         let news = self.unserved.update(engine, report);
         for family in Family::ALL.into_iter().filter(|family| news[*family]) {
-            self.standings.unserved(family, self.unserved.named(family));
+            self.standings.unserved(family, self.unserved.named(engine, family));
         }
         self.tell_standing(engine);
         let owns_all = Family::ALL.into_iter().all(|family| engine.owns(family));

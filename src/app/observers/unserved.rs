@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use smallvec::SmallVec;
+
 use crate::diff::Installed;
-use crate::model::{Family, ObjectName, PerFamily, Protocol, Slice};
+use crate::model::{Family, FrontendKey, ObjectName, PerFamily, Slice};
 use crate::nftables::Kernel;
-use crate::ruleset::frontend::Action;
+use crate::ruleset::frontend::{Action, Frontend};
 use crate::sync::{Engine, Report};
 
 /// How many ports are told by name; of the others it is told how many there are.
@@ -20,14 +22,15 @@ pub(in crate::app) struct Named {
     pub(in crate::app) more: usize,
 }
 
-/// All of them. What it keeps is in proportion to what is not served.
+/// The Services that have such ports. What it keeps is in proportion to what is not served.
 #[derive(Debug, Default)]
 pub(super) struct Unserved(PerFamily<Known>);
 
 #[derive(Debug, Default)]
 struct Known {
-    ports: BTreeMap<ObjectName, Vec<(String, String)>>,
-    count: usize,
+    /// How many ports of each.
+    services: BTreeMap<ObjectName, u32>,
+    ports: usize,
 }
 
 impl Unserved {
@@ -36,69 +39,65 @@ impl Unserved {
         let mut news = PerFamily::default();
         for name in &report.examined {
             for family in Family::ALL {
-                let known = &mut self.0[family];
-                let found = look(engine, engine.installed(family), name, family);
-                if known.ports.get(name).map_or(&[][..], Vec::as_slice) == found {
-                    continue;
-                }
-                news[family] = true;
-                known.count += found.len();
-                let before =
-                    if found.is_empty() { known.ports.remove(name) } else { known.ports.insert(name.clone(), found) };
-                known.count -= before.map_or(0, |before| before.len());
+                let Known { services, ports } = &mut self.0[family];
+                let found = unserved(engine.installed(family), name).count();
+                let before = match found {
+                    0 => services.remove(name),
+                    _ => services.insert(name.clone(), u32::try_from(found).unwrap_or(u32::MAX)),
+                };
+                let before = before.map_or(0, |before| before as usize);
+                *ports = *ports + found - before;
+                // Whose ports they are is the same, perhaps, and the reason is another.
+                news[family] |= found + before > 0;
             }
         }
         news
     }
 
-    /// The first of them.
-    pub(super) fn named(&self, family: Family) -> Named {
-        let Known { ports, count } = &self.0[family];
-        let ports: Vec<_> = ports.values().flatten().take(MOST_NAMED).cloned().collect();
-        Named { more: count - ports.len(), ports }
+    /// The first of them, with the reasons of now.
+    pub(super) fn named<K: Kernel>(&self, engine: &Engine<K>, family: Family) -> Named {
+        let Known { services, ports: all } = &self.0[family];
+        let installed = engine.installed(family);
+        let first = services.keys().flat_map(|name| unserved(installed, name)).take(MOST_NAMED);
+        let told = first.map(|(key, frontend)| {
+            let slices = engine.store().slices(&frontend.service);
+            (frontend.comment().to_string(), why(slices, key, frontend))
+        });
+        let ports: Vec<(String, String)> = told.collect();
+        Named { more: all.saturating_sub(ports.len()), ports }
     }
 }
 
-/// The ports of a Service that are refused or dropped, each with the reason.
-fn look<K: Kernel>(
-    engine: &Engine<K>,
-    installed: &Installed,
-    name: &ObjectName,
-    family: Family,
-) -> Vec<(String, String)> {
-    let mut found: Vec<(String, String)> = Vec::new();
-    for (key, frontend) in installed.frontends_of(name) {
-        let word = match frontend.action {
-            Action::Reject => "refused",
-            Action::Drop => "dropped",
-            Action::Forward { .. } | Action::Split { .. } => continue,
-        };
-        let port = frontend.comment().to_string();
-        // It may have several addresses: whether there are endpoints is the same for all.
-        if found.iter().any(|(other, _)| *other == port) {
-            continue;
+/// A frontend of each port of a Service that is refused or dropped. A port may have several addresses; whether there are
+/// endpoints is the same for all.
+fn unserved<'a>(
+    installed: &'a Installed,
+    service: &ObjectName,
+) -> impl Iterator<Item = (&'a FrontendKey, &'a Frontend)> {
+    let mut seen: SmallVec<[&str; 4]> = SmallVec::new();
+    installed.frontends_of(service).filter(move |(_, frontend)| {
+        let is_new = matches!(frontend.action, Action::Reject | Action::Drop) && !seen.contains(&&*frontend.port_name);
+        if is_new {
+            seen.push(&frontend.port_name);
         }
-        let slices = engine.store().slices(name);
-        let why = why(slices, family, &frontend.port_name, key.protocol, frontend.action == Action::Drop);
-        found.push((port, format!("{word}: {why}")));
-    }
-    found
+        is_new
+    })
 }
 
-fn why(slices: &[Slice], family: Family, port: &str, protocol: Protocol, elsewhere: bool) -> String {
-    if elsewhere {
-        return "its traffic policy is Local, and only other nodes have endpoints".to_owned();
+/// What becomes of connections to a frontend that leads nowhere, and why.
+fn why(slices: &[Slice], key: &FrontendKey, frontend: &Frontend) -> String {
+    if frontend.action == Action::Drop {
+        return "dropped: its traffic policy is Local, and only other nodes have endpoints".to_owned();
     }
-    let of_family: Vec<&Slice> = slices.iter().filter(|slice| slice.family == family).collect();
-    if of_family.is_empty() {
-        return format!("there is no EndpointSlice of {family}");
-    }
-    let has_port = |slice: &&&Slice| slice.ports.iter().any(|it| *it.name == *port && it.protocol == protocol);
-    let with_port: Vec<&&Slice> = of_family.iter().filter(has_port).collect();
-    let count = |slices: &mut dyn Iterator<Item = &Slice>| slices.map(|slice| slice.endpoints.len()).sum::<usize>();
-    match (count(&mut of_family.iter().copied()), count(&mut with_port.iter().map(|slice| **slice))) {
-        (0, _) => "there are no endpoints".to_owned(),
-        (_, 0) => format!("no endpoint has the port {port:?} ({})", protocol.name()),
-        (_, all) => format!("none of {all} endpoints is ready"),
+    let (family, port, protocol) = (key.family(), &frontend.port_name, key.protocol);
+    let of_family = || slices.iter().filter(move |slice| slice.family == family);
+    let has_port = |slice: &&Slice| slice.ports.iter().any(|it| it.name == *port && it.protocol == protocol);
+    let with_port = || of_family().filter(has_port);
+    let all: usize = of_family().map(|slice| slice.endpoints.len()).sum();
+    match with_port().map(|slice| slice.endpoints.len()).sum::<usize>() {
+        _ if of_family().next().is_none() => format!("refused: there is no EndpointSlice of {family}"),
+        0 if all == 0 => "refused: there are no endpoints".to_owned(),
+        0 => format!("refused: no endpoint has the port {:?} ({})", port.as_str(), protocol.name()),
+        number => format!("refused: none of {number} endpoints is ready"),
     }
 }
