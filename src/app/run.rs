@@ -82,15 +82,6 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
         table == TableName::NODE || !args.take_over,
         "--take-over: not with a service proxy name: the kube-proxy that serves the other Services keeps its rules"
     );
-    if let Source::Api { kubeconfig, master } = &config.source
-        && let Err(error) = kube::describe(kubeconfig, master.as_deref())
-    {
-        // Before anything on the node is changed, and before anything but that is looked for.
-        if matches!(error, ConnectError::NotInCluster(_)) && std::env::args_os().len() == 1 {
-            <Cli as CommandFactory>::command().print_help().context("cannot write")?;
-        }
-        return Err(error.into());
-    }
     // In kubeadm's DaemonSet its file has another name: whoever looks for kube-proxy shall not find this.
     let _ = nix::sys::prctl::set_name(c"nftproxyd");
     info!(version = env!("CARGO_PKG_VERSION"), node = %config.node_name, "nftproxyd starts");
@@ -101,6 +92,15 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
         sysctl::tune(Path::new("/"), &config.conntrack);
         info!("connection tracking is set up, and the kernel can do what is needed (--init-only)");
         return Ok(());
+    }
+    if let Source::Api { kubeconfig, master } = &config.source
+        && let Err(error) = kube::describe(kubeconfig, master.as_deref())
+    {
+        // Before anything on the node is changed, and before anything but that is looked for.
+        if matches!(error, ConnectError::NotInCluster(_)) && std::env::args_os().len() == 1 {
+            <Cli as CommandFactory>::command().print_help().context("cannot write")?;
+        }
+        return Err(error.into());
     }
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     // Threads are for the names of servers only. They stay, because later there may be none to be had.

@@ -28,8 +28,21 @@ pub const fn family(family: Family) -> &'static str {
 }
 
 /// A table's family and name, as nft has them in every command.
-pub fn table(name: TableName, of: Family) -> String {
-    format!("{} {name}", family(of))
+pub fn table(name: TableName, of: Family) -> Title {
+    Title { name, family: of }
+}
+
+/// See [`table`]. It costs nothing until it is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Title {
+    name: TableName,
+    family: Family,
+}
+
+impl fmt::Display for Title {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", family(self.family), self.name)
+    }
 }
 
 /// The whole table as a script for `nft -f`. It adds to what is there: delete the table before loading it again.

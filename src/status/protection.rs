@@ -47,7 +47,7 @@ impl TableStatus {
         };
         let (owner_port, process) = owner.map(|Owner { port, process }| (port, process)).unzip();
         let (owner_pid, owner_name) = process.flatten().unzip();
-        TableStatus { table: text::table(name, family), protection, owner_port, owner_pid, owner_name }
+        TableStatus { table: text::table(name, family).to_string(), protection, owner_port, owner_pid, owner_name }
     }
 }
 

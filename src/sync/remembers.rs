@@ -6,6 +6,8 @@
 //! forget nobody before their time is over, a map for each Service (which kube-proxy has) would be an object to make,
 //! list and compare for each, and who is spoofed cannot be told from who is not, so that there is nobody to be forgotten.
 
+use std::fmt;
+
 use tracing::{info, warn};
 
 use crate::ruleset::base::{AFFINITY_HIGH, AFFINITY_SIZE};
@@ -27,7 +29,7 @@ impl Remembers {
     }
 
     /// They have been counted. Says of the table when they become too many, and when they are no longer.
-    pub(super) fn note(&mut self, table: &str, count: usize) {
+    pub(super) fn note(&mut self, table: impl fmt::Display, count: usize) {
         self.count = count;
         let most = AFFINITY_SIZE as usize;
         let is_from = |percent: u32| count * 100 >= most * percent as usize;

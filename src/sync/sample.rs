@@ -56,7 +56,7 @@ impl fmt::Display for NotServed {
 impl Sample {
     /// The name of the table that it is in, with its family.
     pub fn table(&self) -> String {
-        text::table(self.facts.table, self.family)
+        text::table(self.facts.table, self.family).to_string()
     }
 
     /// Asks the kernel whether a packet to the Service is sent to its endpoints: by all rules of the table, and by the elements

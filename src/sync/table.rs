@@ -137,7 +137,7 @@ impl Table {
     }
 
     /// What it is called in messages.
-    fn name(&self) -> String {
+    fn name(&self) -> text::Title {
         text::table(self.facts.table, self.family)
     }
 

@@ -34,7 +34,7 @@ impl Table {
     pub(in crate::sync) fn has_looked(&mut self, end: Result<Clients, KernelError>, report: &mut Report, now: Instant) {
         match end {
             Ok(clients) => {
-                self.remembers.note(&self.name(), clients.count);
+                self.remembers.note(self.name(), clients.count);
                 self.sweeper.has_read(clients, self.family, now);
             }
             Err(error) => self.cannot_forget(&error, report, now),
