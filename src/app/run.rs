@@ -8,15 +8,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use ipnet::IpNet;
 use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::daemon_status::{count_followed, daemon_status};
+use super::daemon_status::{Start, count_followed, daemon_status};
 use super::listen::listen_unless;
-use super::observers::{self, Checks, Observers, Published, Standings, TakeOver};
+use super::observers::{self, Checks, Known, Observers, Published, Standings, TakeOver};
 use super::ownership::{LastSync, Ownership, given_up};
 use super::ports::{self, BindPolicy};
 use super::ready::{Awaited, Readiness};
@@ -25,7 +26,7 @@ use super::signals::Signals;
 use super::{converter, daemon_configuration, facts, guard, instance, one_shot, service_manager, take_over};
 use crate::addresses;
 use crate::cli::RunArgs;
-use crate::config::{Config, Loaded, Source};
+use crate::config::{Config, DetectLocal, Loaded, Source};
 use crate::events::{self, Events, Notice};
 use crate::health::{self, Health, Moment};
 use crate::metrics::Metrics;
@@ -123,6 +124,7 @@ async fn supervise(
     mut signals: Signals,
     hangups: Signal,
 ) -> anyhow::Result<()> {
+    let began = Instant::now();
     let (event_sender, events) = mpsc::channel(EVENTS_WAITING);
     let mut following = addresses::Watch::new().context("cannot follow the node's addresses")?;
     // Without them there would be no node ports for a while.
@@ -210,7 +212,8 @@ async fn supervise(
     let health = Health::new(health::State::new(Family::ALL, config.sync_period, Moment::now()));
     let (checks_sender, checks) = watch::channel(Checks::default());
     let name = config.node_name.clone();
-    tasks.spawn(observers::serve_health_checks(checks, health.clone(), name, events_out.clone()));
+    let known = Known::default();
+    tasks.spawn(observers::serve_health_checks(checks, health.clone(), name, events_out.clone(), known.clone()));
     let hard_fail = config.bind_address_hard_fail;
     let listening = BindPolicy { hard_fail, events: events_out, readiness: readiness.clone() };
     if let Some(address) = config.healthz_bind_address {
@@ -219,18 +222,21 @@ async fn supervise(
     let standings = Standings::default();
     let status = {
         let (metrics, health) = (Arc::clone(&metrics), health.clone());
-        let (standings, readiness) = (standings.clone(), readiness.clone());
+        let (standings, readiness, known) = (standings.clone(), readiness.clone(), known.clone());
+        let cluster_cidrs = cluster_cidrs(&config);
+        let wanted_connections = sysctl::wanted_connections(Path::new("/"), &config.conntrack);
         move || {
             // In this order: what is ready is in line.
-            let awaited = readiness.awaited();
-            daemon_status(&metrics, &health, standings.get(), awaited, &following)
+            let (awaited, ready) = (readiness.awaited(), readiness.held_up_by().is_empty());
+            let start = Start { began, awaited, ready, cluster_cidrs: cluster_cidrs.clone(), wanted_connections };
+            daemon_status(&metrics, &health, standings.get(), start, known.get(), &following)
         }
     };
     let address = config.metrics_bind_address;
     tasks.spawn(ports::serve_metrics(listening, address, Arc::clone(&metrics), configz, status));
     let mark = 1 << config.masquerade_bit;
     let take_over = take_over.then(|| -> TakeOver { Box::new(move || take_over::take_over(mark)) });
-    let published = Published { health, metrics, readiness, standings, owned, checks: checks_sender };
+    let published = Published { health, metrics, readiness, standings, known, owned, checks: checks_sender };
     let observers = Observers::new(take_over, attempted_sender, config.clone(), published)?;
     let (pulse, heartbeat) = service_manager::heartbeat();
     tasks.spawn(async move {
@@ -292,6 +298,14 @@ fn start_engine(
         Ok(())
     };
     Ok((threads::spawn("sync", body)?, last_sync))
+}
+
+/// `clusterCIDR`, where it tells pods from others.
+fn cluster_cidrs(config: &Config) -> Vec<IpNet> {
+    match &config.detect_local {
+        DetectLocal::ClusterCidr(ranges) => Family::ALL.into_iter().filter_map(|family| ranges[family]).collect(),
+        _ => Vec::new(),
+    }
 }
 
 /// Counts foreign changes, and says of them what has not been said lately.

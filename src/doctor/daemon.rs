@@ -94,6 +94,13 @@ mod tests {
             endpoint_changes_pending: 0,
             rejected_objects: BTreeMap::new(),
             overlaps: Vec::new(),
+            ready: Some(true),
+            started_seconds_ago: Some(7),
+            obstacles: Vec::new(),
+            pod_cidrs: Vec::new(),
+            cluster_cidrs: Vec::new(),
+            wanted_connections: Some(9),
+            failing_health_checks: BTreeMap::new(),
         }
     }
 
@@ -111,6 +118,7 @@ mod tests {
                 repairs: 0,
                 affinity_clients: clients,
                 affinity_clients_limit: limit,
+                frame: None,
             };
             judge_clients("IPv4", &state)
         };

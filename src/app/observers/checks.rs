@@ -3,6 +3,7 @@
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::Known;
 use crate::addresses::Accepted;
 use crate::app::LISTEN_AGAIN;
 use crate::events::{Events, Notice};
@@ -53,6 +54,7 @@ pub(in crate::app) async fn serve_health_checks(
     health: Health,
     node_name: String,
     events: Events,
+    known: Known,
 ) -> anyhow::Result<()> {
     let nowhere = PerFamily::from_fn(|_| Accepted::Only(Default::default()));
     let mut server = CheckServer::new(nowhere, health);
@@ -76,6 +78,8 @@ pub(in crate::app) async fn serve_health_checks(
             let note = format!("node {node_name} failed to start healthcheck \"{service}\" on port {port}: {source}");
             events.say(Notice::health_check_failed(service, note));
         }
-        failing = server.is_failing();
+        let failures = server.failing();
+        failing = !failures.is_empty();
+        known.failing_health_checks(failures);
     }
 }

@@ -3,6 +3,7 @@
 mod checks;
 mod counting;
 mod flows;
+mod known;
 mod standings;
 
 use std::path::Path;
@@ -14,6 +15,7 @@ use tracing::warn;
 
 pub(super) use self::checks::{Checks, serve_health_checks};
 use self::counting::Counting;
+pub(super) use self::known::{Facts, Known, frame_state};
 pub(super) use self::standings::{FamilyStanding, Standings};
 use super::ready::{Awaited, Readiness};
 use crate::config::{self, Config, Host};
@@ -22,7 +24,7 @@ use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::model::{Event, Family, PerFamily};
 use crate::nftables::Kernel;
-use crate::sync::{Engine, Observer, Overlap, Report, Standing};
+use crate::sync::{Engine, Observer, Obstacle, Overlap, Report, Standing};
 use crate::sys::release_free_memory;
 use crate::sysctl;
 
@@ -38,6 +40,7 @@ pub(super) struct Observers {
     checks: watch::Sender<Checks>,
     readiness: Readiness,
     standings: Standings,
+    known: Known,
     owned: watch::Sender<bool>,
     /// Removes kube-proxy's leftovers, if that is to be done, when the tables of all families are in line for the first time.
     take_over: Option<TakeOver>,
@@ -53,6 +56,7 @@ pub(super) struct Published {
     pub(super) metrics: Arc<Metrics>,
     pub(super) readiness: Readiness,
     pub(super) standings: Standings,
+    pub(super) known: Known,
     /// Whether nobody else can change any of the tables.
     pub(super) owned: watch::Sender<bool>,
     pub(super) checks: watch::Sender<Checks>,
@@ -68,7 +72,7 @@ impl Observers {
         config: Config,
         published: Published,
     ) -> anyhow::Result<Observers> {
-        let Published { health, metrics, readiness, standings, owned, checks } = published;
+        let Published { health, metrics, readiness, standings, known, owned, checks } = published;
         let conntrack = Conntrack::open().context("cannot use connection tracking")?;
         let counted = Arc::clone(&metrics);
         let count = move |pass: &Sweep| {
@@ -85,6 +89,7 @@ impl Observers {
             checks,
             readiness,
             standings,
+            known,
             owned,
             take_over,
             attempted: Some(attempted),
@@ -94,6 +99,7 @@ impl Observers {
 
     /// Says how the tables stand to those who ask, and then to those who wait for them: what is said to be ready is in line.
     fn tell_standing<K: Kernel>(&self, engine: &Engine<K>) {
+        self.known.tell(engine);
         self.standings.tell(engine);
         self.readiness.tables(|family| engine.standing(family));
     }
@@ -176,6 +182,10 @@ impl<K: Kernel> Observer<K> for Observers {
 
     fn overlaps(&mut self, family: Family, overlaps: &[Overlap]) {
         self.standings.overlap(family, overlaps);
+    }
+
+    fn obstacles(&mut self, obstacles: &[Obstacle]) {
+        self.known.obstacles(obstacles);
     }
 }
 

@@ -259,6 +259,7 @@ async fn run_with<F: Future<Output = ()>>(min_sync_period: Duration, script: imp
         checks: watch::channel(Checks::default()).0,
         readiness: readiness.clone(),
         standings: standings.clone(),
+        known: Known::default(),
         owned: watch::channel(false).0,
         take_over: Some(Box::new(take_over)),
         attempted: Some(attempted_sender),
