@@ -104,7 +104,7 @@ pub(super) fn status(args: &StatusArgs) -> anyhow::Result<()> {
         return Err(no_table());
     }
     let frontends = status::read(&mut kernel, &families)?;
-    let tables = status::tables(&mut kernel)?;
+    let tables = status::tables(&mut kernel, daemon.as_ref().ok())?;
     let text = match args.output {
         Output::Table => {
             let daemon = match daemon {
