@@ -18,6 +18,7 @@ mod signals;
 mod take_over;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,20 +35,21 @@ const LONGEST_RETRY: Duration = Duration::from_secs(30);
 /// How long to wait before an address that could not be listened on is tried again.
 const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 
-/// Does what the command line asks for.
+/// Does what the command line asks for, and returns the exit status.
 ///
 /// # Errors
 /// One error with its causes, to be printed on one line.
-pub fn main(command: Command) -> anyhow::Result<()> {
+pub fn main(command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Doctor(args) => return one_shot::doctor(&args),
         Command::Run(args) => run::run(*args),
         Command::Render(args) => render::render(&args),
         Command::CheckConfig(args) => one_shot::check_config(&args.file),
-        Command::Doctor(args) => one_shot::doctor(&args),
         Command::Status(args) => one_shot::status(&args),
         Command::Cleanup(args) if args.kube_proxy => one_shot::clean_up_after_kube_proxy(),
         Command::Cleanup(_) => one_shot::cleanup(),
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The end of the process: the last line of standard error, if there is one, and all that was logged before.

@@ -2,10 +2,11 @@
 
 use std::io::{self, Write};
 use std::path::Path;
+use std::process::ExitCode;
 
 use anyhow::Context;
 
-use crate::cli::{NodeArgs, Output, StatusArgs};
+use crate::cli::{DoctorArgs, DoctorOutput, Output, StatusArgs};
 use crate::config::{self, Config, Logging, Overrides, Source, effective};
 use crate::leftovers::{self, Outcome, Remaining};
 use crate::nftables::LinuxKernel;
@@ -81,15 +82,16 @@ pub(super) fn check_config(file: &Path) -> anyhow::Result<()> {
     io::stdout().write_all(text.as_bytes()).context("cannot write")
 }
 
-/// `nftproxyd doctor`.
-pub(super) fn doctor(args: &NodeArgs) -> anyhow::Result<()> {
-    let config = super::configuration(args, None)?.config;
-    let mark = 1 << config.masquerade_bit;
-    let findings = doctor::examine(config.metrics_bind_address, Path::new("/"), &config.conntrack, mark);
-    io::stdout().write_all(doctor::report(&findings).as_bytes()).context("cannot write")?;
-    let wrong = findings.iter().filter(|finding| finding.grade == doctor::Grade::Wrong).count();
-    anyhow::ensure!(wrong == 0, "{wrong} of these keep Services from working");
-    Ok(())
+/// `nftproxyd doctor`. The exit status is that of the report.
+pub(super) fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
+    let config = super::configuration(&args.node.0, None)?.config;
+    let report = doctor::examine(Path::new("/"), &config);
+    let text = match args.output {
+        DoctorOutput::Text => report.text(),
+        DoctorOutput::Json => serde_json::to_string_pretty(&report).context("cannot write JSON")? + "\n",
+    };
+    io::stdout().write_all(text.as_bytes()).context("cannot write")?;
+    Ok(report.exit_status.into())
 }
 
 /// `nftproxyd status`.

@@ -1,103 +1,116 @@
 //! `nftproxyd doctor`: what on this node keeps Services from working, or may, and what to do about it. It looks, and
 //! changes nothing: kernel features are tried in a network namespace that goes with the trial.
+//!
+//! * `finding`: what was found, how much it matters, and the exit status. Pure.
+//! * `daemon`, `own_tables`, `protection`: the daemon, what it follows, and its tables. `served`: what is in them.
+//! * `forwarding`, `connections`: what packets need of the kernel.
+//! * `tables`, `kube_proxy`: rules of others, and what kube-proxy has left. `proof`: rules as text.
+//! * `nft`: what the nft of the host makes of the tables.
+//!
+//! What cannot be read is never taken for fine: [`Grade::Unread`].
 
+mod connections;
 mod daemon;
+mod finding;
+mod forwarding;
+mod kube_proxy;
 mod nft;
-mod proc_files;
+mod own_tables;
+mod proof;
 mod protection;
+mod served;
 mod tables;
+#[cfg(test)]
+mod testing;
 
-use std::fmt::Write as _;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::thread;
 
 use anyhow::anyhow;
 use nix::sched::{CloneFlags, unshare};
 
-use crate::config::Conntrack;
+pub use self::finding::{Finding, Grade, Report, Subject};
+use self::served::Served;
+use crate::config::Config;
 use crate::leftovers;
+use crate::metrics::daemon::Daemon;
+use crate::model::{Family, PerFamily};
 use crate::nftables::LinuxKernel;
-use crate::threads;
+use crate::ruleset::names::TABLE;
+use crate::status::{self, frame};
+use crate::{sysctl, threads};
 
-/// How much a finding matters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Grade {
-    /// As it should be.
-    Fine,
-    /// It may be meant so, or hurt only some traffic.
-    Doubtful,
-    /// Services do not work with this.
-    Wrong,
-}
-
-/// One thing that was looked at.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
-    /// How much it matters.
-    pub grade: Grade,
-    /// What was found.
-    pub what: String,
-    /// What an administrator can type or do about it; empty where nothing is to be done.
-    pub fix: String,
-}
-
-impl Finding {
-    fn fine(what: impl Into<String>) -> Finding {
-        Finding { grade: Grade::Fine, what: what.into(), fix: String::new() }
-    }
-
-    fn doubtful(what: impl Into<String>, fix: impl Into<String>) -> Finding {
-        Finding { grade: Grade::Doubtful, what: what.into(), fix: fix.into() }
-    }
-
-    fn wrong(what: impl Into<String>, fix: impl Into<String>) -> Finding {
-        Finding { grade: Grade::Wrong, what: what.into(), fix: fix.into() }
-    }
-}
-
-/// Looks at everything. The daemon is asked at its metrics port, files of the kernel are read below `root`; nftables are
-/// those of this network namespace. `mark` is the bit that we mark packets with. The first finding is about the daemon.
-pub fn examine(metrics: SocketAddr, root: &Path, conntrack: &Conntrack, mark: u32) -> Vec<Finding> {
-    let mut findings = daemon::ask(metrics);
+/// Looks at everything. The daemon is asked at its metrics port, files of the kernel are read below `root`; nftables, routes
+/// and sockets are those of this network namespace.
+pub fn examine(root: &Path, config: &Config) -> Report {
+    let answer = daemon::ask(config.metrics_bind_address);
+    let mut findings = match &answer {
+        Ok(daemon) => daemon::judge(daemon),
+        Err(error) => daemon::absent(error),
+    };
     findings.push(features());
-    findings.extend(proc_files::forwarding(root));
-    findings.extend(proc_files::reverse_path_filter(root));
-    findings.extend(proc_files::bridges(root));
-    findings.extend(proc_files::connections(root, conntrack));
-    findings.extend(proc_files::leftovers(root));
-    // Who may not ask is told so below.
-    findings.extend(protection::ask().unwrap_or_default());
+    findings.extend(around(root, config, answer.as_ref().ok()));
+    Report::new(findings)
+}
+
+/// All but the daemon and the features of the kernel.
+fn around(root: &Path, config: &Config, daemon: Option<&Daemon>) -> Vec<Finding> {
+    let mark = frame(daemon, Family::V4).map(|frame| frame.mark).or_else(|| leftovers::installed_mark(TABLE));
+    let mark = mark.unwrap_or(1 << config.masquerade_bit);
+    let (mut findings, served) = own(daemon);
+    let wanted = daemon.and_then(|daemon| daemon.wanted_connections);
+    let wanted = wanted.unwrap_or_else(|| sysctl::wanted_connections(root, &config.conntrack));
+    findings.extend(forwarding::forwarding(root, served.v6.is_served()));
+    findings.extend(forwarding::reverse_path_filter(root));
+    findings.extend(connections::connections(root, wanted));
     findings.extend(nft::ask());
-    match leftovers::tables::list_with_rules(mark) {
-        Ok(listed) => findings.extend(tables::judge(&listed)),
-        Err(error) => findings.push(Finding::doubtful(
+
+    let listed = leftovers::tables::list_with_rules(mark);
+    let legacy = leftovers::legacy::list(root);
+    match &listed {
+        Ok(listed) => findings.extend(tables::judge(listed)),
+        Err(error) => findings.push(Finding::unread(
+            Subject::Firewall,
             format!("the tables of others cannot be listed: {error}"),
             "run as root, or with CAP_NET_ADMIN",
         )),
     }
+    match &legacy {
+        Ok(legacy) => {
+            findings.extend(legacy.iter().filter_map(|table| kube_proxy::legacy(table, mark)));
+            findings.extend(legacy.iter().flat_map(|table| tables::judge_legacy(table, mark)));
+        }
+        Err(error) => findings.push(Finding::unread(
+            Subject::Firewall,
+            format!("nobody can tell whether legacy iptables is in use: {error}"),
+            "run as root",
+        )),
+    }
+    findings.push(kube_proxy::ipvs(root));
+    let known_legacy = legacy.as_deref().unwrap_or_default();
+    let is_guarded = tables::guards_loopback(listed.as_ref().ok(), known_legacy);
+    findings.extend(forwarding::route_localnet(root, is_guarded));
     findings
 }
 
-/// The findings as text: the first as it stands, and then the gravest last, where a reader's eye is.
-pub fn report(findings: &[Finding]) -> String {
-    let mut sorted: Vec<&Finding> = findings.iter().collect();
-    if let Some((_, others)) = sorted.split_first_mut() {
-        others.sort_by_key(|finding| finding.grade);
-    }
-    let mut text = String::new();
-    for finding in sorted {
-        let grade = match finding.grade {
-            Grade::Fine => "ok     ",
-            Grade::Doubtful => "check  ",
-            Grade::Wrong => "WRONG  ",
-        };
-        let _ = writeln!(text, "{grade}{}", finding.what);
-        if !finding.fix.is_empty() {
-            let _ = writeln!(text, "       fix: {}", finding.fix);
+/// Our tables, and what they serve.
+fn own(daemon: Option<&Daemon>) -> (Vec<Finding>, PerFamily<Served>) {
+    let (mut findings, mut served) = (Vec::new(), PerFamily::<Served>::default());
+    let mut look = || {
+        let mut kernel = LinuxKernel::open()?;
+        for family in Family::ALL {
+            findings.push(own_tables::judge(family, status::shape(&mut kernel, family, daemon)?, daemon.is_some()));
+            served[family] = served::read(&mut kernel, family)?;
         }
+        findings.extend(protection::ask()?);
+        Ok::<(), crate::nftables::KernelError>(())
+    };
+    if let Err(error) = look() {
+        let error = crate::errors::text(&error);
+        let what = format!("the tables of nftproxyd cannot be read: {error}");
+        findings.push(Finding::unread(Subject::Tables, what, "run as root, or with CAP_NET_ADMIN"));
     }
-    text
+    (findings, served)
 }
 
 /// Tries what the tables need in a network namespace of its own; where none may be made (it takes `CAP_SYS_ADMIN`), in a
@@ -114,8 +127,12 @@ fn features() -> Finding {
     });
     let where_tried = if apart.is_some() { "tried in a network namespace of its own" } else { "checked, not tried" };
     match apart.unwrap_or_else(|| Ok(open()?.probe()?)) {
-        Ok(()) => Finding::fine(format!("the kernel has every feature of nftables that is needed ({where_tried})")),
+        Ok(()) => Finding::ok(
+            Subject::Kernel,
+            format!("the kernel has every feature of nftables that is needed ({where_tried})"),
+        ),
         Err(error) => Finding::wrong(
+            Subject::Kernel,
             format!("the kernel cannot hold the tables: {error:#}"),
             "run as root or with CAP_NET_ADMIN, on Linux 5.10 or later; load what is missing, such as: \
              modprobe -a nf_tables nft_chain_nat nft_nat nft_masq nft_numgen nft_fib_ipv4 nft_fib_ipv6 nft_reject_inet",
@@ -129,15 +146,9 @@ mod tests {
     use crate::testing::netns::has;
     use crate::testing::{in_network_namespace, run};
 
-    /// Where nobody listens, in a namespace of the test's own.
-    const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 10249);
-
-    #[test]
-    fn a_report_names_the_gravest_last() {
-        let first = Finding::doubtful("f", "do g");
-        let findings = [first, Finding::wrong("a", "do b"), Finding::fine("c"), Finding::doubtful("d", "do e")];
-        let expected = "check  f\n       fix: do g\nok     c\ncheck  d\n       fix: do e\nWRONG  a\n       fix: do b\n";
-        assert_eq!(report(&findings), expected);
+    fn examined() -> Report {
+        let config = crate::config::load(None, &crate::config::Overrides::default()).expect("it can be used").config;
+        examine(Path::new("/"), &config)
     }
 
     #[test]
@@ -147,16 +158,25 @@ mod tests {
         }
         in_network_namespace(|| {
             let of = |grade| {
-                let findings = examine(METRICS, Path::new("/"), &Conntrack::default(), 0x4000);
-                findings.into_iter().filter(|finding| finding.grade == grade).map(|finding| finding.what).collect()
+                examined()
+                    .findings
+                    .into_iter()
+                    .filter(|finding| finding.grade == grade)
+                    .map(|finding| finding.what)
+                    .collect()
             };
             run(&["sysctl", "-q", "-w", "net.ipv4.ip_forward=0"]);
-            let fine: Vec<String> = of(Grade::Fine);
+            let fine: Vec<String> = of(Grade::Ok);
             assert!(fine.iter().any(|what| what.contains("every feature of nftables")), "{fine:?}");
             let wrong: Vec<String> = of(Grade::Wrong);
-            assert_eq!(wrong, ["IPv4 packets are not forwarded"]);
+            let no_tables = [
+                "table ip nftproxyd is not there: no Service of IPv4 is served",
+                "table ip6 nftproxyd is not there: no Service of IPv6 is served",
+            ];
+            assert_eq!(wrong[..2], no_tables);
+            assert_eq!(wrong[2..], ["IPv4 packets are not forwarded"]);
             run(&["sysctl", "-q", "-w", "net.ipv4.ip_forward=1"]);
-            assert_eq!(of(Grade::Wrong), [] as [&str; 0]);
+            assert_eq!(of(Grade::Wrong), no_tables);
 
             run(&["nft", "add table ip kube-proxy; add table ip6 kube-proxy"]);
             run(&["nft", "add table ip nat; add chain ip nat KUBE-SVC-ABC; add chain ip nat KUBE-KUBELET-CANARY"]);
@@ -164,12 +184,12 @@ mod tests {
                 "nft",
                 "add table inet fw; add chain inet fw f { type filter hook forward priority 0; policy drop; }",
             ]);
-            let doubtful: Vec<String> = of(Grade::Doubtful);
+            let check: Vec<String> = of(Grade::Check);
             let wrong: Vec<String> = of(Grade::Wrong);
             let has = |list: &[String], text: &str| list.iter().any(|what| what.contains(text));
             assert!(has(&wrong, "table ip kube-proxy, table ip6 kube-proxy"), "{wrong:?}");
             assert!(has(&wrong, "KUBE-SVC-ABC") && !has(&wrong, "KUBELET"), "{wrong:?}");
-            assert!(has(&doubtful, "chain inet fw f drops what no rule accepts"), "{doubtful:?}");
+            assert!(has(&check, "chain inet fw f drops what no rule accepts"), "{check:?}");
         });
     }
 
@@ -182,7 +202,7 @@ mod tests {
                     run(&["nft", &format!("add table {family} fw")]);
                     let chain = format!("{family} fw c {{ type filter hook {hook} priority 0; policy drop; }}");
                     run(&["nft", &format!("add chain {chain}")]);
-                    let findings = examine(METRICS, Path::new("/"), &Conntrack::default(), 0x4000);
+                    let findings = examined().findings;
                     let drops = format!("chain {family} fw c drops what no rule accepts, at hook {hook}");
                     let finding = findings.iter().find(|finding| finding.what == drops).expect("it is found");
                     for command in finding.fix.split("nft ").skip(1) {

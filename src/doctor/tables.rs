@@ -1,13 +1,17 @@
-//! What there is to say about tables and chains of others in nftables: leftovers of kube-proxy, and what drops packets.
+//! What there is to say about tables and chains of others, in nftables and in legacy iptables: leftovers of kube-proxy, and
+//! what drops packets.
 
-use super::Finding;
+#[cfg(test)]
+use super::Grade;
+use super::{Finding, Subject, proof};
 use crate::leftovers::advice::{Place, accepting, dropped};
+use crate::leftovers::legacy::Table;
 use crate::leftovers::tables::Listed;
-use crate::leftovers::walk::{Chain, Fate, fate, needed};
+use crate::leftovers::walk::{Chain, Fate, culprit, fate, needed};
 use crate::leftovers::{TABLE, is_chain};
 
-/// What there is to say about a base chain that filters.
-fn judge_chain(place: &Place<'_>, chains: &[Chain], base: &Chain) -> Option<Finding> {
+/// What there is to say about a base chain that filters. `saved` is what the program of legacy iptables has printed.
+fn judge_chain(place: &Place<'_>, chains: &[Chain], base: &Chain, saved: Option<&str>) -> Option<Finding> {
     let hook = base.hook?;
     let fate = match fate(chains, base, &|_| false) {
         // First packets come in there untranslated, or are all that comes: a rule for translated ones does not help.
@@ -23,21 +27,32 @@ fn judge_chain(place: &Place<'_>, chains: &[Chain], base: &Chain) -> Option<Find
     let chain = place.chain_name(&base.name);
     match fate {
         Fate::Pass => None,
-        Fate::Accepted => {
-            Some(Finding::fine(format!("{chain} drops what no rule accepts, but accepts connections to Services")))
-        }
-        Fate::AcceptedIfMarked => Some(Finding::fine(format!(
-            "{chain} drops what no rule accepts, but accepts connections to Services that are masqueraded; others, as \
-             from a pod to a pod of another node, need a rule of the network plug-in, as with kube-proxy"
-        ))),
+        Fate::Accepted => Some(Finding::ok(
+            Subject::Firewall,
+            format!("{chain} drops what no rule accepts, but accepts connections to Services"),
+        )),
+        Fate::AcceptedIfMarked => Some(Finding::ok(
+            Subject::Firewall,
+            format!(
+                "{chain} drops what no rule accepts, but accepts connections to Services that are masqueraded; others, as \
+                 from a pod to a pod of another node, need a rule of the network plug-in, as with kube-proxy"
+            ),
+        )),
         fate => {
             let what = dropped(place, base, fate)?;
-            Some(Finding::doubtful(what, accepting(place, chains, base)))
+            let shown = match culprit(chains, base).filter(|_| fate == Fate::DroppedByRule) {
+                Some((chain, nth)) => proof::Rule { place, chain, nth, saved }.text(),
+                None => proof::policy(place, &base.name),
+            };
+            let fix = accepting(place, chains, base);
+            // Firewalls of hosts are meant to drop what comes to these; kube-proxy does not help there either.
+            let finding = if hook == "input" { Finding::note } else { Finding::check };
+            Some(finding(Subject::Firewall, what, fix).proof(shown))
         }
     }
 }
 
-/// What there is to say about the tables.
+/// What there is to say about tables of nftables.
 pub(super) fn judge(listed: &Listed) -> Vec<Finding> {
     let mut findings = Vec::new();
     let of_nftables: Vec<_> = listed.tables.keys().filter(|(_, table)| table == TABLE).collect();
@@ -46,10 +61,14 @@ pub(super) fn judge(listed: &Listed) -> Vec<Finding> {
             let each = of_nftables.iter().map(|(family, table)| format!("{what} {family} {table}"));
             each.collect::<Vec<_>>().join(between)
         };
-        findings.push(Finding::wrong(
-            format!("rules of kube-proxy's nftables mode: {}", list("table", ", ")),
-            format!("stop kube-proxy, then: {}", list("nft delete table", "; ")),
-        ));
+        findings.push(
+            Finding::wrong(
+                Subject::KubeProxy,
+                format!("rules of kube-proxy's nftables mode: {}", list("table", ", ")),
+                format!("stop kube-proxy, then: {}", list("nft delete table", "; ")),
+            )
+            .proof(format!("nft list tables: {}", list("table", ", "))),
+        );
     }
     for ((family, table), chains) in &listed.tables {
         let place = Place::Nft(family, table);
@@ -57,7 +76,7 @@ pub(super) fn judge(listed: &Listed) -> Vec<Finding> {
         for (from, chain) in &needed {
             let chain = place.chain_name(chain);
             let what = format!("{chain} of kube-proxy has to stay: {from} drops packets that it accepts");
-            findings.push(Finding::fine(what));
+            findings.push(Finding::ok(Subject::KubeProxy, what));
         }
         let stays = |name: &str| needed.iter().any(|(_, chain)| chain == name);
         let names = chains.iter().map(|chain| chain.name.as_str());
@@ -66,16 +85,73 @@ pub(super) fn judge(listed: &Listed) -> Vec<Finding> {
             let shown = left.iter().take(5).copied().collect::<Vec<_>>().join(", ");
             let more = if left.len() > 5 { format!(" and {} more", left.len() - 5) } else { String::new() };
             findings.push(Finding::wrong(
+                Subject::KubeProxy,
                 format!("chains of kube-proxy's iptables or ipvs mode in table {family} {table}: {shown}{more}"),
                 "when nftproxyd is in sync and kube-proxy stopped: nftproxyd cleanup --kube-proxy",
             ));
         }
         if table != TABLE {
-            findings.extend(chains.iter().filter_map(|base| judge_chain(&place, chains, base)));
+            findings.extend(chains.iter().filter_map(|base| judge_chain(&place, chains, base, None)));
         }
     }
     if findings.is_empty() {
-        findings.push(Finding::fine("there is nothing of kube-proxy in nftables, and no chain that drops by default"));
+        let what = "there is nothing of kube-proxy in nftables, and no chain that drops by default";
+        findings.push(Finding::ok(Subject::Firewall, what));
     }
     findings
+}
+
+/// What there is to say about the chains of a table of legacy iptables that drop.
+pub(super) fn judge_legacy(table: &Table, mark: u32) -> Vec<Finding> {
+    let Ok(saved) = &table.saved else { return Vec::new() };
+    let chains = Table::chains(saved, &table.name, mark);
+    let place = Place::Legacy(table.program, &table.name);
+    chains.iter().filter_map(|base| judge_chain(&place, &chains, base, Some(saved))).collect()
+}
+
+/// Whether the chain is there with which kube-proxy and kubelet keep neighbours from loopback addresses.
+pub(super) fn guards_loopback(listed: Option<&Listed>, legacy: &[Table]) -> bool {
+    const GUARD: &str = "KUBE-FIREWALL";
+    let listed = listed.into_iter().flat_map(|listed| listed.tables.values().flatten());
+    let in_legacy = legacy.iter().filter_map(|table| table.saved.as_ref().ok());
+    listed.into_iter().any(|chain| chain.name == GUARD)
+        || in_legacy.into_iter().any(|saved| saved.contains(":KUBE-FIREWALL "))
+}
+
+/// The worst that these come to.
+#[cfg(test)]
+fn worst(findings: &[Finding]) -> Grade {
+    findings.iter().map(|finding| finding.grade).max().unwrap_or(Grade::Ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn legacy(saved: &str) -> Vec<Finding> {
+        let table = Table { program: "iptables-legacy", name: "filter".to_owned(), saved: Ok(saved.to_owned()) };
+        judge_legacy(&table, 0x4000)
+    }
+
+    #[test]
+    fn chains_of_legacy_iptables_that_drop_are_named() {
+        let rejects = ":FORWARD ACCEPT [0:0]\n-A FORWARD -i lo -j ACCEPT\n-A FORWARD -j REJECT --reject-with icmp-host-prohibited\n";
+        let findings = legacy(rejects);
+        assert_eq!(findings.len(), 1, "{findings:?}");
+        assert_eq!((findings[0].grade, findings[0].subject), (Grade::Check, Subject::Firewall));
+        let text = "chain FORWARD of table filter of iptables-legacy, rule 2: -A FORWARD -j REJECT --reject-with \
+                    icmp-host-prohibited";
+        assert_eq!(findings[0].proof, [text]);
+        assert!(
+            findings[0].fix.ends_with("iptables-legacy -I FORWARD -m conntrack --ctstate DNAT -j ACCEPT"),
+            "{findings:?}"
+        );
+        let findings = legacy(":FORWARD DROP [0:0]\n");
+        assert_eq!(findings[0].proof, ["chain FORWARD of table filter of iptables-legacy: policy drop"]);
+        for fine in
+            [":FORWARD ACCEPT [0:0]\n", ":FORWARD DROP [0:0]\n-A FORWARD -m conntrack --ctstate DNAT -j ACCEPT\n"]
+        {
+            assert_eq!(worst(&legacy(fine)), Grade::Ok, "{fine}");
+        }
+    }
 }

@@ -14,7 +14,7 @@ pub(crate) mod advice;
 mod device;
 mod ipset;
 mod ipvs;
-mod legacy;
+pub(crate) mod legacy;
 mod names;
 mod nft;
 mod plan;

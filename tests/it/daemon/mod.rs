@@ -5,6 +5,7 @@
 mod api;
 mod commands;
 mod credentials;
+mod doctor;
 mod firewalls;
 mod flows;
 mod following;
@@ -347,6 +348,7 @@ fn write_everything(node: &Node) {
 }
 
 /// How a program ended, and what it wrote.
+#[derive(Debug)]
 struct Ended {
     status: Option<i32>,
     stdout: String,

@@ -1,0 +1,340 @@
+//! What the doctor says of a node in which something is really so, and that it says nothing of one that is well.
+
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+
+use super::{NODE_NAME, Node, node_object, run_to_end, socket, web, write_everything, yaml};
+use crate::netns::skip;
+
+/// A finding, as JSON has it.
+#[derive(Debug, serde::Deserialize)]
+struct Finding {
+    subject: String,
+    grade: String,
+    what: String,
+    proof: Vec<String>,
+    fix: String,
+}
+
+/// A report.
+#[derive(Debug, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Report {
+    grade: String,
+    exit_status: i32,
+    findings: Vec<Finding>,
+}
+
+impl Report {
+    /// What is said about a subject, but for what is well.
+    fn about(&self, subject: &str) -> Vec<&Finding> {
+        self.findings.iter().filter(|finding| finding.subject == subject && finding.grade != "ok").collect()
+    }
+
+    /// The one finding about a subject, which has this grade and these words in what it says and shows.
+    #[track_caller]
+    fn one(&self, subject: &str, grade: &str, words: &[&str]) -> &Finding {
+        let about = self.about(subject);
+        let [finding] = &about[..] else { panic!("{subject}: {self:#?}") };
+        let text = format!("{} | {}", finding.what, finding.proof.join(" | "));
+        assert_eq!(finding.grade, grade, "{text}");
+        for word in words {
+            assert!(text.contains(word), "{word}: {text}");
+        }
+        finding
+    }
+
+    /// Nothing is to be done.
+    #[track_caller]
+    fn is_well(&self) {
+        let bad: Vec<_> = self.findings.iter().filter(|it| !["ok", "note"].contains(&it.grade.as_str())).collect();
+        assert!(bad.is_empty() && self.exit_status == 0, "{bad:#?}");
+    }
+}
+
+fn doctor(node: &Node) -> Report {
+    let ended = run_to_end(node, true, &["doctor", "-o", "json"]);
+    let report: Report = serde_json::from_str(&ended.stdout).unwrap_or_else(|e| panic!("{e}: {ended:?}"));
+    assert_eq!(ended.status, Some(report.exit_status), "{}", ended.stdout);
+    let expected = match report.grade.as_str() {
+        "ok" | "note" => 0,
+        "wrong" => 1,
+        "check" => 3,
+        "unread" => 4,
+        other => panic!("{other}"),
+    };
+    assert_eq!(report.exit_status, expected, "{}", ended.stdout);
+    report
+}
+
+/// Runs a line of a shell in the node.
+fn try_sh(node: &Node, line: &str) -> Output {
+    let mut command = Command::new("sh");
+    command.args(["-c", line]);
+    node.world.run(move || command.output()).expect("there is a shell")
+}
+
+#[track_caller]
+fn sh(node: &Node, line: &str) {
+    let output = try_sh(node, line);
+    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Types a fix, from where the command begins.
+#[track_caller]
+fn mend(node: &Node, finding: &Finding, command: &str) {
+    let (_, rest) = finding.fix.split_once(command).unwrap_or_else(|| panic!("{command}: {finding:?}"));
+    let line = format!("{command}{}", rest.split(';').next().unwrap_or_default());
+    sh(node, &line);
+}
+
+/// A node that is as nodes are.
+fn healthy(config: &Value) -> Option<Node> {
+    let mut node = Node::new()?;
+    sysctls(&node);
+    write_everything(&node);
+    node.start(config);
+    Some(node)
+}
+
+fn sysctls(node: &Node) {
+    sh(node, "sysctl -q -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
+}
+
+fn config() -> Value {
+    // What the namespace cannot change is not asked for.
+    json!({"clusterCIDR": "10.1.0.0/16,fd00:1::/64", "conntrack": {"maxPerCore": 0}})
+}
+
+/// Docker's rules beside it, old and new, and chains of firewalls that let Services through.
+#[test]
+fn a_healthy_node_is_told_so() {
+    let Some(mut node) = healthy(&config()) else { return };
+    let report = doctor(&node);
+    report.is_well();
+    let mut subjects: Vec<&str> = report.findings.iter().map(|finding| finding.subject.as_str()).collect();
+    subjects.dedup();
+    assert_eq!(subjects[..3], ["daemon", "api-server", "tables"], "{report:#?}");
+    let daemon = &report.findings[0].what;
+    assert!(daemon.starts_with("the daemon runs: nftproxyd ") && daemon.ends_with(" s, healthy, ready"), "{daemon}");
+    for subject in ["kernel", "forwarding", "connections", "pod-range", "route-localnet"] {
+        assert!(subjects.contains(&subject), "{subject}: {report:#?}");
+    }
+
+    for program in ["iptables-nft", "iptables-legacy"] {
+        if !try_sh(&node, &format!("{program} -t raw -S && {program} -S")).status.success() {
+            skip(program, "it does not work here");
+            continue;
+        }
+        let rules = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/kube-proxy/docker.rules");
+        sh(&node, &format!("{program}-restore {rules}"));
+        sh(&node, &format!("{program} -I DOCKER-USER -m conntrack --ctstate DNAT -j ACCEPT"));
+        doctor(&node).is_well();
+        sh(&node, &format!("{program} -t raw -F; {program} -F; {program} -P FORWARD ACCEPT"));
+    }
+    sh(&node, "iptables-nft -P INPUT DROP; iptables-nft -A INPUT -i lo -j ACCEPT");
+    doctor(&node).is_well();
+    // People read the same.
+    let text = run_to_end(&node, true, &["doctor"]);
+    assert_eq!(text.status, Some(0), "{}", text.stdout);
+    assert!(text.stdout.ends_with("=> nothing is wrong (exit status 0)\n"), "{}", text.stdout);
+    node.stop();
+}
+
+#[test]
+fn without_daemon_and_tables_nothing_is_well() {
+    let Some(mut node) = healthy(&config()) else { return };
+    node.stop();
+    let report = doctor(&node);
+    assert_eq!((report.grade.as_str(), report.exit_status), ("check", 3), "{report:#?}");
+    report.one("daemon", "check", &["no daemon says how it is", "what is in the kernel goes on working"]);
+    report.one("api-server", "unread", &["only the daemon knows"]);
+    assert_eq!(report.about("tables").len(), 0, "{report:#?}");
+    let cleaned = run_to_end(&node, true, &["cleanup"]);
+    assert_eq!(cleaned.status, Some(0), "{cleaned:?}");
+    let report = doctor(&node);
+    assert_eq!((report.grade.as_str(), report.exit_status), ("wrong", 1), "{report:#?}");
+    let missing: Vec<&str> = report.about("tables").iter().map(|finding| finding.what.as_str()).collect();
+    let expected = [
+        "table ip nftproxyd is not there: no Service of IPv4 is served",
+        "table ip6 nftproxyd is not there: no Service of IPv6 is served",
+    ];
+    assert_eq!(missing, expected);
+    // Who may not look is told so, not that all is well.
+    let ended = run_to_end(&node, false, &["doctor", "-o", "json"]);
+    let report: Report = serde_json::from_str(&ended.stdout).expect("JSON");
+    assert!(ended.status != Some(0) && report.about("tables")[0].grade == "unread", "{report:#?}");
+}
+
+/// Each damage by itself, while no daemon mends it, and with one that cannot tell what it depends on.
+#[test]
+fn damaged_tables_are_named() {
+    let Some(node) = Node::unprotected() else { return };
+    let mut node = node;
+    sysctls(&node);
+    write_everything(&node);
+    node.start(&config());
+    node.stop();
+    let damages = [
+        ("add table ip nftproxyd { flags dormant; }", "ip", "wrong", "it is dormant"),
+        ("flush chain ip nftproxyd services", "ip", "wrong", "without the rules that they must have: services"),
+        ("flush chain ip6 nftproxyd nat-prerouting", "ip6", "wrong", "must have: nat-prerouting"),
+        ("insert rule ip nftproxyd nat-output accept", "ip", "wrong", "chains with other rules: nat-output"),
+        ("add rule ip6 nftproxyd reject-it accept", "ip6", "wrong", "chains with other rules: reject-it"),
+        ("delete chain ip nftproxyd nat-input", "ip", "wrong", "missing chains: nat-input"),
+        (
+            "delete chain ip6 nftproxyd nat-prerouting; add chain ip6 nftproxyd nat-prerouting \
+             { type nat hook prerouting priority 7; }",
+            "ip6",
+            "wrong",
+            "another hook or priority: nat-prerouting",
+        ),
+        ("flush map ip nftproxyd dispatch", "ip", "wrong", "map dispatch lacks"),
+        ("add chain ip nftproxyd mine", "ip", "check", "not of nftproxyd: chain mine"),
+    ];
+    for (damage, family, grade, words) in damages {
+        for line in damage.split("; add ") {
+            let line = if line.starts_with("chain ") { format!("add {line}") } else { line.to_owned() };
+            node.nft(&[&line]).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+        let report = doctor(&node);
+        report.one("tables", grade, &[&format!("table {family} nftproxyd"), words]);
+        let status = run_to_end(&node, true, &["status"]).stdout;
+        assert!(status.contains(&format!("\ntable     {family} nftproxyd: DAMAGED: ")), "{damage}: {status}");
+        node.start(&config());
+        node.stop();
+        assert_eq!(doctor(&node).about("tables").len(), 0, "it is mended: {damage}");
+    }
+}
+
+#[test]
+fn settings_of_interfaces_are_named() {
+    let Some(mut node) = healthy(&config()) else { return };
+    sh(&node, "ip link add one type veth peer name onep; ip link set one up");
+    sh(&node, "sysctl -q -w net.ipv4.conf.one.forwarding=0");
+    let report = doctor(&node);
+    let finding =
+        report.one("forwarding", "check", &["come in by one are not forwarded", "net.ipv4.conf.one.forwarding = 0"]);
+    mend(&node, finding, "sysctl -w");
+    // With IPv6 that of an interface has no such effect.
+    sh(&node, "sysctl -q -w net.ipv6.conf.one.forwarding=0");
+    doctor(&node).is_well();
+    sh(&node, "sysctl -q -w net.ipv6.conf.all.forwarding=0");
+    let report = doctor(&node);
+    let finding = report.one("forwarding", "check", &["IPv6 packets are not forwarded"]);
+    mend(&node, finding, "sysctl -w");
+
+    sh(&node, "sysctl -q -w net.ipv4.conf.all.route_localnet=1");
+    let report = doctor(&node);
+    let finding = report.one("route-localnet", "check", &["what listens on 127.0.0.1", "all.route_localnet = 1"]);
+    mend(&node, finding, "sysctl -w");
+    doctor(&node).is_well();
+    node.stop();
+}
+
+#[test]
+fn pods_outside_of_cluster_cidr_are_named() {
+    let config = json!({"clusterCIDR": "10.99.0.0/16,fd00:1::/48", "conntrack": {"maxPerCore": 0}});
+    let Some(mut node) = healthy(&config) else { return };
+    let words = ["spec.podCIDRs of the Node: 10.1.0.0/16; clusterCIDR: 10.99.0.0/16"];
+    doctor(&node).one("pod-range", "check", &words);
+    node.replace("node.yaml", &yaml(&[node_object(&["10.99.1.0/24", "fd00:1::/64"])]));
+    node.eventually("it is heard of", |node| match doctor(node).about("pod-range").len() {
+        0 => Ok(()),
+        some => Err(format!("{some} findings")),
+    });
+    node.stop();
+}
+
+/// What refuses at the end of a chain that accepts by its policy, with its text.
+#[test]
+fn a_last_rule_that_refuses_is_named_with_its_text() {
+    let Some(mut node) = healthy(&config()) else { return };
+    let rejects = "-A FORWARD -j REJECT --reject-with icmp-host-prohibited";
+    let rejects_v6 = "-A FORWARD -j REJECT --reject-with icmp6-adm-prohibited";
+    for (program, rule, place, text) in [
+        ("iptables-nft", rejects, "chain ip filter FORWARD, rule 2: ", "reject"),
+        ("ip6tables-nft", rejects_v6, "chain ip6 filter FORWARD, rule 2: ", "reject"),
+        ("iptables-legacy", rejects, "chain FORWARD of table filter of iptables-legacy, rule 2: ", rejects),
+        ("ip6tables-legacy", rejects_v6, "chain FORWARD of table filter of ip6tables-legacy, rule 2: ", rejects_v6),
+    ] {
+        if !try_sh(&node, &format!("{program} -S")).status.success() {
+            skip(program, "it does not work here");
+            continue;
+        }
+        sh(&node, &format!("{program} -A FORWARD -i lo -j ACCEPT; {program} {rule}"));
+        let report = doctor(&node);
+        let finding = report.one("firewall", "check", &["drops or refuses all that comes to it", place]);
+        assert!(finding.proof[0].to_lowercase().contains(&text.to_lowercase()), "{finding:?}");
+        let command = if program.contains("legacy") { program } else { program.trim_end_matches("-nft") };
+        mend(&node, finding, &format!("{command} -I FORWARD"));
+        doctor(&node).is_well();
+        sh(&node, &format!("{program} -F"));
+    }
+    node.nft(&["add table inet fw; add chain inet fw f { type filter hook forward priority 5; }; add rule inet fw f counter drop"])
+        .expect("it can be made");
+    let report = doctor(&node);
+    let finding = report.one("firewall", "check", &["chain inet fw f", "rule 1: counter packets 0 bytes 0 drop"]);
+    mend(&node, finding, "nft insert rule");
+    doctor(&node).is_well();
+    node.stop();
+}
+
+/// A health check whose port somebody has: the doctor and the status say so, and it is served once the port is free,
+/// though nothing changes in the cluster.
+#[test]
+fn a_busy_health_check_port_is_named_and_tried_again() {
+    let Some(mut node) = Node::new() else { return };
+    sysctls(&node);
+    write_everything(&node);
+    let mut balanced = web("checked", "172.30.1.7", &["10.1.0.1:8080"]);
+    balanced[0]["spec"]["type"] = json!("LoadBalancer");
+    balanced[0]["spec"]["externalTrafficPolicy"] = json!("Local");
+    balanced[0]["spec"]["healthCheckNodePort"] = json!(31999);
+    node.write("checked.yaml", &yaml(&balanced));
+    let busy =
+        node.world.run(|| std::net::TcpListener::bind(socket("192.0.2.10:31999"))).expect("nobody else is there");
+    node.start(&config());
+    let failing = |node: &Node| {
+        let status = run_to_end(node, true, &["status", "-o", "json"]).stdout;
+        let status: Value = serde_json::from_str(&status).expect("JSON");
+        status["daemon"]["failingHealthChecks"].clone()
+    };
+    node.eventually("it is said", |node| match failing(node) {
+        said if said["shop/checked"].as_str().is_some_and(|why| why.contains(":31999: Address already in use")) => {
+            Ok(())
+        }
+        other => Err(other.to_string()),
+    });
+    let words = ["Service shop/checked cannot be served", ":31999: Address already in use"];
+    doctor(&node).one("health-checks", "check", &words);
+    let status = run_to_end(&node, true, &["status"]).stdout;
+    assert!(status.contains("\nchecks    NOT SERVED: shop/checked ("), "{status}");
+    drop(busy);
+    node.eventually("it is served", |node| match failing(node) {
+        said if said == json!({}) => Ok(()),
+        other => Err(other.to_string()),
+    });
+    doctor(&node).is_well();
+    node.stop();
+}
+
+#[test]
+fn flags_of_the_daemon_are_taken_and_few_are_shown() {
+    let Some(node) = Node::new() else { return };
+    let help = run_to_end(&node, true, &["doctor", "--help"]).stdout;
+    let options: Vec<&str> = help
+        .lines()
+        .filter(|line| line.trim_start_matches("  ").starts_with(['-', ' ']) && line.contains("--"))
+        .collect();
+    assert_eq!(options.len(), 6, "five and --help: {help}");
+    for word in ["--config", "--output", "--metrics-bind-address", "--conntrack-min", "WRONG", "unread"] {
+        assert!(help.contains(word), "{word}: {help}");
+    }
+    let flags =
+        ["doctor", "--cluster-cidr=10.0.0.0/8", "--proxy-mode", "nftables", "--hostname-override", NODE_NAME, "-v2"];
+    assert_eq!(run_to_end(&node, true, &flags).status, Some(1), "no table is there");
+    assert_eq!(run_to_end(&node, true, &["doctor", "--no-such-flag"]).status, Some(2));
+    assert_eq!(run_to_end(&node, true, &["doctor", "-o", "yaml"]).status, Some(2));
+}
