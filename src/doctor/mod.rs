@@ -3,26 +3,33 @@
 //!
 //! * `finding`: what was found, how much it matters, and the exit status. Pure.
 //! * `daemon`, `own_tables`, `protection`: the daemon, what it follows, and its tables. `served`: what is in them.
-//! * `forwarding`, `connections`: what packets need of the kernel.
-//! * `tables`, `kube_proxy`: rules of others, and what kube-proxy has left. `proof`: rules as text.
-//! * `nft`: what the nft of the host makes of the tables.
+//! * `forwarding`, `bridges`, `connections`, `route`: what packets need of the kernel. `routing`: interfaces and routes.
+//! * `tables`, `raw`, `kube_proxy`: rules of others, and what kube-proxy has left. `proof`: rules as text.
+//! * `listeners`: processes that listen where Services are. `nft`: what the nft of the host makes of the tables.
 //!
 //! What cannot be read is never taken for fine: [`Grade::Unread`].
 
+mod bridges;
 mod connections;
 mod daemon;
 mod finding;
 mod forwarding;
 mod kube_proxy;
+mod listeners;
 mod nft;
 mod own_tables;
 mod proof;
 mod protection;
+mod raw;
+mod route;
+mod routing;
 mod served;
 mod tables;
 #[cfg(test)]
 mod testing;
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::Path;
 use std::thread;
 
@@ -30,9 +37,13 @@ use anyhow::anyhow;
 use nix::sched::{CloneFlags, unshare};
 
 pub use self::finding::{Finding, Grade, Report, Subject};
-use self::served::Served;
+use self::routing::{Link, Route, route};
+use self::served::{Frontend, Served, Wanted};
+use self::tables::Forwarded;
 use crate::config::Config;
 use crate::leftovers;
+use crate::leftovers::early::Target;
+use crate::leftovers::tables::EarlyTables;
 use crate::metrics::daemon::Daemon;
 use crate::model::{Family, PerFamily};
 use crate::nftables::LinuxKernel;
@@ -57,18 +68,77 @@ pub fn examine(root: &Path, config: &Config) -> Report {
 fn around(root: &Path, config: &Config, daemon: Option<&Daemon>) -> Vec<Finding> {
     let mark = frame(daemon, Family::V4).map(|frame| frame.mark).or_else(|| leftovers::installed_mark(TABLE));
     let mark = mark.unwrap_or(1 << config.masquerade_bit);
-    let (mut findings, served) = own(daemon);
+    let mut findings = Vec::new();
+    let addresses = routing::local_addresses().unwrap_or_else(|error| {
+        let what = format!("the node's addresses cannot be listed: {error}");
+        findings.push(Finding::unread(Subject::ServiceAddresses, what, "ip address"));
+        Vec::new()
+    });
+    let local: BTreeSet<IpAddr> = addresses.iter().map(|(_, address)| *address).collect();
+    let legacy = leftovers::legacy::list(root);
+    let known_legacy = legacy.as_deref().unwrap_or_default();
+    let early = leftovers::tables::list_early();
+    let no_tables = EarlyTables::new();
+    let suspects = raw::suspects(early.as_ref().unwrap_or(&no_tables), known_legacy);
+    let wanted = PerFamily::from_fn(|family| raw::wanted(&suspects, family, &local));
+    let (of_tables, mut served) = own(daemon, &local, &wanted);
+    for family in Family::ALL {
+        served[family].own.retain(|frontend| !raw::is_left_alone(&suspects, frontend));
+    }
+    match &early {
+        Ok(_) => {
+            let about = |nth: usize| Family::ALL.into_iter().find_map(|family| served[family].wanted.get(nth)?.clone());
+            let about: Vec<Option<Frontend>> = (0..suspects.len()).map(about).collect();
+            findings.extend(raw::judge(&suspects, &about));
+        }
+        Err(error) => findings.push(Finding::unread(
+            Subject::Raw,
+            format!("the rules that see packets before they are tracked cannot be listed: {error}"),
+            "run as root, or with CAP_NET_ADMIN",
+        )),
+    }
+    findings.extend(of_tables);
     let wanted = daemon.and_then(|daemon| daemon.wanted_connections);
     let wanted = wanted.unwrap_or_else(|| sysctl::wanted_connections(root, &config.conntrack));
     findings.extend(forwarding::forwarding(root, served.v6.is_served()));
     findings.extend(forwarding::reverse_path_filter(root));
     findings.extend(connections::connections(root, wanted));
+    let links = routing::links().unwrap_or_else(|error| {
+        let what = format!("the interfaces of this node cannot be listed: {error}");
+        findings.push(Finding::unread(Subject::Bridges, what, "ip -d link"));
+        BTreeMap::new()
+    });
+    let pods = PerFamily::from_fn(|family| pods(daemon, family, &served[family], &local));
+    for family in Family::ALL {
+        if !served[family].is_served() {
+            continue;
+        }
+        let ranges = frame(daemon, family).map(|frame| &frame.service_cidrs[..]).unwrap_or_default();
+        let device = route::device(&links, &addresses, family);
+        findings.extend(route::judge(family, ranges, served[family].cluster_ip, device.as_deref(), route));
+    }
+    let to_pods = PerFamily::from_fn(|family| {
+        let pods = pods[family].iter().filter(|_| served[family].is_served());
+        pods.map(|(_, index)| *index).collect()
+    });
+    findings.extend(bridges::judge(root, &links, &to_pods));
+    let forwarded = Forwarded {
+        targets: PerFamily::from_fn(|family| targets(daemon, family, &pods[family], &links)),
+        unused: PerFamily::from_fn(|family| {
+            let others = Family::ALL.into_iter().filter(|other| *other != family);
+            !served[family].is_served() && others.into_iter().any(|other| served[other].is_served())
+        }),
+    };
+    let everywhere = |family| {
+        frame(daemon, family).map_or(served[family].node_port_ips.is_empty(), |frame| frame.node_ports_everywhere)
+    };
+    findings.extend(listeners::judge(root, &served, everywhere));
+    findings.extend(listeners::own_addresses(&served));
     findings.extend(nft::ask());
 
     let listed = leftovers::tables::list_with_rules(mark);
-    let legacy = leftovers::legacy::list(root);
     match &listed {
-        Ok(listed) => findings.extend(tables::judge(listed)),
+        Ok(listed) => findings.extend(tables::judge(listed, early.as_ref().unwrap_or(&no_tables), &forwarded)),
         Err(error) => findings.push(Finding::unread(
             Subject::Firewall,
             format!("the tables of others cannot be listed: {error}"),
@@ -78,7 +148,7 @@ fn around(root: &Path, config: &Config, daemon: Option<&Daemon>) -> Vec<Finding>
     match &legacy {
         Ok(legacy) => {
             findings.extend(legacy.iter().filter_map(|table| kube_proxy::legacy(table, mark)));
-            findings.extend(legacy.iter().flat_map(|table| tables::judge_legacy(table, mark)));
+            findings.extend(legacy.iter().flat_map(|table| tables::judge_legacy(table, mark, &forwarded)));
         }
         Err(error) => findings.push(Finding::unread(
             Subject::Firewall,
@@ -87,20 +157,23 @@ fn around(root: &Path, config: &Config, daemon: Option<&Daemon>) -> Vec<Finding>
         )),
     }
     findings.push(kube_proxy::ipvs(root));
-    let known_legacy = legacy.as_deref().unwrap_or_default();
     let is_guarded = tables::guards_loopback(listed.as_ref().ok(), known_legacy);
     findings.extend(forwarding::route_localnet(root, is_guarded));
     findings
 }
 
 /// Our tables, and what they serve.
-fn own(daemon: Option<&Daemon>) -> (Vec<Finding>, PerFamily<Served>) {
+fn own(
+    daemon: Option<&Daemon>,
+    local: &BTreeSet<IpAddr>,
+    wanted: &PerFamily<Wanted<'_>>,
+) -> (Vec<Finding>, PerFamily<Served>) {
     let (mut findings, mut served) = (Vec::new(), PerFamily::<Served>::default());
     let mut look = || {
         let mut kernel = LinuxKernel::open()?;
         for family in Family::ALL {
             findings.push(own_tables::judge(family, status::shape(&mut kernel, family, daemon)?, daemon.is_some()));
-            served[family] = served::read(&mut kernel, family)?;
+            served[family] = served::read(&mut kernel, family, local, &wanted[family])?;
         }
         findings.extend(protection::ask()?);
         Ok::<(), crate::nftables::KernelError>(())
@@ -111,6 +184,35 @@ fn own(daemon: Option<&Daemon>) -> (Vec<Finding>, PerFamily<Served>) {
         findings.push(Finding::unread(Subject::Tables, what, "run as root, or with CAP_NET_ADMIN"));
     }
     (findings, served)
+}
+
+/// Pods of this node, as far as they are known, each with the interface that leads there.
+fn pods(daemon: Option<&Daemon>, family: Family, served: &Served, local: &BTreeSet<IpAddr>) -> Vec<(IpAddr, u32)> {
+    let ranges = daemon.map(|daemon| &daemon.pod_cidrs[..]).unwrap_or_default();
+    // The first address is that of a bridge.
+    let of_ranges = ranges.iter().filter_map(|range| range.hosts().nth(1));
+    let pods = served.local_endpoints.iter().copied().chain(of_ranges);
+    let pods = pods.filter(|pod| Family::of(*pod) == family && !local.contains(pod));
+    pods.filter_map(|pod| match route(pod) {
+        Ok(Route::By(index)) => Some((pod, index)),
+        _ => None,
+    })
+    .collect()
+}
+
+/// Where packets of Services go that are forwarded: to pods of this node, and of the cluster where its range is known.
+fn targets(
+    daemon: Option<&Daemon>,
+    family: Family,
+    pods: &[(IpAddr, u32)],
+    links: &BTreeMap<u32, Link>,
+) -> Vec<Target> {
+    let ranges = daemon.map(|daemon| &daemon.cluster_cidrs[..]).unwrap_or_default();
+    let ranges = ranges.iter().filter(|range| Family::of(range.addr()) == family);
+    let of_pods = pods
+        .iter()
+        .map(|(pod, index)| Target { range: (*pod).into(), device: links.get(index).map(|link| link.name.clone()) });
+    ranges.map(|range| Target { range: *range, device: None }).chain(of_pods).collect()
 }
 
 /// Tries what the tables need in a network namespace of its own; where none may be made (it takes `CAP_SYS_ADMIN`), in a

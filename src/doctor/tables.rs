@@ -5,13 +5,56 @@
 use super::Grade;
 use super::{Finding, Subject, proof};
 use crate::leftovers::advice::{Place, accepting, dropped};
+use crate::leftovers::early::{self, EarlyTable, Target};
 use crate::leftovers::legacy::Table;
-use crate::leftovers::tables::Listed;
+use crate::leftovers::tables::{EarlyTables, Listed};
 use crate::leftovers::walk::{Chain, Fate, culprit, fate, needed};
 use crate::leftovers::{TABLE, is_chain};
+use crate::model::{Family, PerFamily};
 
-/// What there is to say about a base chain that filters. `saved` is what the program of legacy iptables has printed.
-fn judge_chain(place: &Place<'_>, chains: &[Chain], base: &Chain, saved: Option<&str>) -> Option<Finding> {
+/// Where packets of Services are forwarded to.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Forwarded {
+    pub(super) targets: PerFamily<Vec<Target>>,
+    /// Whether there is no Service of the family, but of the other.
+    pub(super) unused: PerFamily<bool>,
+}
+
+impl Forwarded {
+    /// Whether a base chain lets these packets pass, if its table has these rules.
+    fn opens(&self, families: &[Family], rules: Option<&EarlyTable>, base: &str) -> Opens {
+        if families.iter().all(|family| self.unused[*family]) {
+            return Opens::Unused;
+        }
+        // A chain of both families has to let both pass.
+        let targets: Vec<Target> = families.iter().flat_map(|family| self.targets[*family].iter().cloned()).collect();
+        match rules.map_or(early::Opens::No, |rules| rules.opens(base, &targets)) {
+            early::Opens::No => Opens::No,
+            early::Opens::Some => Opens::Some,
+            early::Opens::All => Opens::All,
+        }
+    }
+}
+
+/// Whether a chain at hook `forward` lets packets of Services pass that its policy, or its end, would drop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Opens {
+    /// There are none of its family.
+    Unused,
+    No,
+    Some,
+    All,
+}
+
+/// What there is to say about a base chain that filters. `saved` is what the program of legacy iptables has printed; `opens`
+/// is asked about a chain at hook `forward`.
+fn judge_chain(
+    place: &Place<'_>,
+    chains: &[Chain],
+    base: &Chain,
+    saved: Option<&str>,
+    opens: impl Fn(&str) -> Opens,
+) -> Option<Finding> {
     let hook = base.hook?;
     let fate = match fate(chains, base, &|_| false) {
         // First packets come in there untranslated, or are all that comes: a rule for translated ones does not help.
@@ -45,15 +88,32 @@ fn judge_chain(place: &Place<'_>, chains: &[Chain], base: &Chain, saved: Option<
                 None => proof::policy(place, &base.name),
             };
             let fix = accepting(place, chains, base);
-            // Firewalls of hosts are meant to drop what comes to these; kube-proxy does not help there either.
-            let finding = if hook == "input" { Finding::note } else { Finding::check };
-            Some(finding(Subject::Firewall, what, fix).proof(shown))
+            let finding = match (hook, opens(&base.name)) {
+                ("forward", Opens::All) => {
+                    return Some(Finding::ok(
+                        Subject::Firewall,
+                        format!("{what}, but it accepts packets to pods before"),
+                    ));
+                }
+                ("forward", Opens::Some) => {
+                    let what = format!("{what}; whether it lets packets to pods pass, rules of another program decide");
+                    Finding::note(Subject::Firewall, what, fix)
+                }
+                ("forward", Opens::Unused) => {
+                    let what = format!("{what}; there is no Service of this family");
+                    Finding::note(Subject::Firewall, what, fix)
+                }
+                // Firewalls of hosts are meant to drop what comes to these; kube-proxy does not help there either.
+                ("input", _) => Finding::note(Subject::Firewall, what, fix),
+                _ => Finding::check(Subject::Firewall, what, fix),
+            };
+            Some(finding.proof(shown))
         }
     }
 }
 
 /// What there is to say about tables of nftables.
-pub(super) fn judge(listed: &Listed) -> Vec<Finding> {
+pub(super) fn judge(listed: &Listed, early: &EarlyTables, forwarded: &Forwarded) -> Vec<Finding> {
     let mut findings = Vec::new();
     let of_nftables: Vec<_> = listed.tables.keys().filter(|(_, table)| table == TABLE).collect();
     if !of_nftables.is_empty() {
@@ -91,7 +151,14 @@ pub(super) fn judge(listed: &Listed) -> Vec<Finding> {
             ));
         }
         if table != TABLE {
-            findings.extend(chains.iter().filter_map(|base| judge_chain(&place, chains, base, None)));
+            let rules = early.get(&(*family, table.clone()));
+            let families: &[Family] = match *family {
+                "ip" => &[Family::V4],
+                "ip6" => &[Family::V6],
+                _ => &Family::ALL,
+            };
+            let opens = |base: &str| forwarded.opens(families, rules, base);
+            findings.extend(chains.iter().filter_map(|base| judge_chain(&place, chains, base, None, opens)));
         }
     }
     if findings.is_empty() {
@@ -102,11 +169,14 @@ pub(super) fn judge(listed: &Listed) -> Vec<Finding> {
 }
 
 /// What there is to say about the chains of a table of legacy iptables that drop.
-pub(super) fn judge_legacy(table: &Table, mark: u32) -> Vec<Finding> {
+pub(super) fn judge_legacy(table: &Table, mark: u32, forwarded: &Forwarded) -> Vec<Finding> {
     let Ok(saved) = &table.saved else { return Vec::new() };
     let chains = Table::chains(saved, &table.name, mark);
     let place = Place::Legacy(table.program, &table.name);
-    chains.iter().filter_map(|base| judge_chain(&place, &chains, base, Some(saved))).collect()
+    let rules = EarlyTable::of_saved(saved);
+    let family = if table.program == "ip6tables-legacy" { Family::V6 } else { Family::V4 };
+    let opens = |base: &str| forwarded.opens(&[family], Some(&rules), base);
+    chains.iter().filter_map(|base| judge_chain(&place, &chains, base, Some(saved), opens)).collect()
 }
 
 /// Whether the chain is there with which kube-proxy and kubelet keep neighbours from loopback addresses.
@@ -130,7 +200,14 @@ mod tests {
 
     fn legacy(saved: &str) -> Vec<Finding> {
         let table = Table { program: "iptables-legacy", name: "filter".to_owned(), saved: Ok(saved.to_owned()) };
-        judge_legacy(&table, 0x4000)
+        let target = |range: &str, device| Target { range: range.parse().expect("a range"), device };
+        let pods = vec![target("10.244.0.0/16", None), target("10.244.0.5/32", Some("cni0".to_owned()))];
+        let forwarded = Forwarded { targets: PerFamily { v4: pods, v6: Vec::new() }, ..Forwarded::default() };
+        let findings = judge_legacy(&table, 0x4000, &forwarded);
+        // Where all Services are of the other family, it matters to none.
+        let unused = Forwarded { unused: PerFamily { v4: true, v6: false }, ..forwarded };
+        assert!(worst(&judge_legacy(&table, 0x4000, &unused)) <= Grade::Note);
+        findings
     }
 
     #[test]
@@ -152,6 +229,32 @@ mod tests {
             [":FORWARD ACCEPT [0:0]\n", ":FORWARD DROP [0:0]\n-A FORWARD -m conntrack --ctstate DNAT -j ACCEPT\n"]
         {
             assert_eq!(worst(&legacy(fine)), Grade::Ok, "{fine}");
+        }
+    }
+
+    #[test]
+    fn firewalls_that_let_pods_through_are_left_alone() {
+        let cases = [
+            // As flannel, and as bridges with rules of their own.
+            (
+                ":FORWARD DROP [0:0]\n:FL - [0:0]\n-A FORWARD -m comment --comment \"a b\" -j FL\n-A FL -s 10.244.0.0/16 -j ACCEPT\n-A FL -d 10.244.0.0/16 -j ACCEPT\n",
+                Grade::Ok,
+            ),
+            (":FORWARD ACCEPT [0:0]\n-A FORWARD -d 10.244.0.0/14 -j ACCEPT\n-A FORWARD -j REJECT\n", Grade::Ok),
+            // To the pods of this node alone.
+            (":FORWARD DROP [0:0]\n-A FORWARD -o cni0 -j ACCEPT\n", Grade::Note),
+            (":FORWARD DROP [0:0]\n-A FORWARD -o cni+ -j ACCEPT\n", Grade::Note),
+            // As Calico.
+            (":FORWARD DROP [0:0]\n-A FORWARD -m mark --mark 0x10000/0x10000 -j ACCEPT\n", Grade::Note),
+            (":FORWARD DROP [0:0]\n-A FORWARD -o docker0 -j ACCEPT\n", Grade::Check),
+            (":FORWARD DROP [0:0]\n-A FORWARD -d 10.244.0.0/24 -p tcp --dport 80 -j ACCEPT\n", Grade::Check),
+            (":FORWARD DROP [0:0]\n-A FORWARD -s 10.244.0.0/16 -j ACCEPT\n", Grade::Check),
+            (":FORWARD ACCEPT [0:0]\n-A FORWARD -j REJECT\n-A FORWARD -d 10.244.0.0/16 -j ACCEPT\n", Grade::Check),
+            // What comes to the host itself.
+            (":INPUT DROP [0:0]\n-A INPUT -p tcp --dport 22 -j ACCEPT\n", Grade::Note),
+        ];
+        for (saved, grade) in cases {
+            assert_eq!(worst(&legacy(saved)), grade, "{saved}");
         }
     }
 }

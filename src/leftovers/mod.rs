@@ -7,11 +7,13 @@
 //! * `plan`: which rules and chains of a table have to go, and which are in use by others. Pure.
 //! * `walk`: which packets of Services the rules of a chain drop, and which chains of kube-proxy keep them from it. Pure.
 //! * `tables`, `rules`: tables, chains and rules as the kernel lists them.
+//! * `early`: rules that see packets before they are tracked or translated.
 //! * `advice`: the command that lets Services through a chain that drops. Pure.
 //! * `nft`, `legacy`, `ipvs`, `ipset`, `device`: find and remove, each in its part of the kernel.
 
 pub(crate) mod advice;
 mod device;
+pub(crate) mod early;
 mod ipset;
 mod ipvs;
 pub(crate) mod legacy;
