@@ -5,6 +5,7 @@ mod daemon_status;
 mod guard;
 mod instance;
 mod listen;
+mod look_around;
 mod observers;
 mod one_shot;
 mod ownership;

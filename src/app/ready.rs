@@ -145,6 +145,12 @@ impl Readiness {
         });
     }
 
+    /// Waits until nothing holds it up.
+    pub(super) async fn ready(&self) {
+        // We hold the sender.
+        let _ = self.0.subscribe().wait_for(|waits| waits.ready).await;
+    }
+
     /// All that is awaited, in words, also what holds up nothing.
     pub(super) fn awaited(&self) -> Vec<String> {
         self.0.borrow().named(|_| true)

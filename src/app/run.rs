@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 use super::daemon_status::{Start, count_followed, daemon_status};
 use super::listen::listen_unless;
+use super::look_around::look_around;
 use super::observers::{self, Checks, Known, Observers, Published, Standings, TakeOver};
 use super::ownership::{LastSync, Ownership, given_up};
 use super::ports::{self, BindPolicy};
@@ -215,7 +216,7 @@ async fn supervise(
     let known = Known::default();
     tasks.spawn(observers::serve_health_checks(checks, health.clone(), name, events_out.clone(), known.clone()));
     let hard_fail = config.bind_address_hard_fail;
-    let listening = BindPolicy { hard_fail, events: events_out, readiness: readiness.clone() };
+    let listening = BindPolicy { hard_fail, events: events_out.clone(), readiness: readiness.clone() };
     if let Some(address) = config.healthz_bind_address {
         tasks.spawn(ports::serve_health(listening.clone(), address, health.clone(), Arc::clone(&metrics)));
     }
@@ -232,6 +233,11 @@ async fn supervise(
             daemon_status(&metrics, &health, standings.get(), start, known.get(), &following)
         }
     };
+    let looking = look_around(readiness.clone(), config.clone(), status.clone(), events_out);
+    tasks.spawn(async move {
+        looking.await;
+        std::future::pending().await
+    });
     let address = config.metrics_bind_address;
     tasks.spawn(ports::serve_metrics(listening, address, Arc::clone(&metrics), configz, status));
     let mark = 1 << config.masquerade_bit;

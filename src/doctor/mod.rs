@@ -64,6 +64,15 @@ pub fn examine(root: &Path, config: &Config) -> Report {
     Report::new(findings)
 }
 
+/// The same for the daemon itself: without what it knows anyhow, which its log has said, and without a trial of the kernel,
+/// which it has made.
+pub fn examine_around(root: &Path, config: &Config, daemon: &Daemon) -> Report {
+    let mut findings = daemon::judge(daemon);
+    findings.retain(|finding| finding.subject == Subject::PodRange);
+    findings.extend(around(root, config, Some(daemon)));
+    Report::new(findings)
+}
+
 /// All but the daemon and the features of the kernel.
 fn around(root: &Path, config: &Config, daemon: Option<&Daemon>) -> Vec<Finding> {
     let mark = frame(daemon, Family::V4).map(|frame| frame.mark).or_else(|| leftovers::installed_mark(TABLE));

@@ -4,8 +4,10 @@ use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
+use super::api::{apply, node_with_api, start};
 use super::{NODE_NAME, Node, node_object, run_to_end, socket, web, write_everything, yaml};
 use crate::netns::skip;
+use crate::support::objects::service_cidr;
 
 /// A finding, as JSON has it.
 #[derive(Debug, serde::Deserialize)]
@@ -488,6 +490,51 @@ fn a_busy_health_check_port_is_named_and_tried_again() {
     });
     doctor(&node).is_well();
     node.stop();
+}
+
+/// At a start everything is said once: a warning for each finding, and one Event on the Node.
+#[test]
+fn a_start_says_once_what_is_wrong() {
+    let Some((mut node, api)) = node_with_api() else { return };
+    let this = || json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-0"}});
+    apply(&api, &[service_cidr(), this()]);
+    sysctls(&node);
+    sh(&node, "sysctl -q -w net.ipv4.ip_forward=0 net.ipv4.conf.all.route_localnet=1");
+    let found = |api: &crate::api::Api| {
+        let events = api.events().into_iter().filter(|event| event["reason"] == "FoundByDoctor");
+        events.collect::<Vec<_>>()
+    };
+    start(&mut node);
+    node.wait_for_log("the gravest first", |line| {
+        line.contains("WARN")
+            && line.contains("doctor: IPv4 packets are not forwarded; seen: net.ipv4.ip_forward = 0; fix: sysctl -w")
+    });
+    node.wait_for_log("others too", |line| {
+        line.contains("WARN") && line.contains("doctor: addresses of 127.0.0.0/8 are routed")
+    });
+    node.eventually("an Event", |_| match &found(&api)[..] {
+        [event] => {
+            let note = event["note"].as_str().unwrap_or_default();
+            assert!(note.contains("IPv4 packets are not forwarded; ") && note.contains("1 wrong, "), "{event}");
+            assert_eq!((&event["regarding"]["kind"], &event["type"]), (&json!("Node"), &json!("Warning")), "{event}");
+            Ok(())
+        }
+        other => Err(format!("{other:?}")),
+    });
+    let log = node.log();
+    node.stop();
+    assert_eq!(log.matches("doctor: IPv4 packets are not forwarded").count(), 1, "{log}");
+    assert_eq!(found(&api).len(), 1);
+
+    // Where nothing is wrong, there is a word in the log and no Event.
+    sh(&node, "sysctl -q -w net.ipv4.ip_forward=1 net.ipv4.conf.all.route_localnet=0");
+    start(&mut node);
+    node.wait_for_log("it has looked", |line| line.contains("doctor: "));
+    let log = node.log();
+    let about: Vec<&str> = log.lines().filter(|line| line.contains("doctor: ")).collect();
+    assert!(about.len() == 1 && about[0].contains("INFO"), "{about:?}");
+    node.stop();
+    assert_eq!(found(&api).len(), 1);
 }
 
 #[test]
