@@ -67,6 +67,10 @@ fn devices(root: &Path) -> Option<Finding> {
 
 /// Which interfaces drop packets whose way back is another?
 pub(super) fn reverse_path_filter(root: &Path) -> Vec<Finding> {
+    if of(root, "all", "rp_filter").is_none() {
+        let what = "nobody can tell whether interfaces filter by reverse path";
+        return vec![Finding::unread(Subject::ReversePath, what, "sysctl -a -r '\\.rp_filter'")];
+    }
     // The higher of the two is in force.
     let strict = with_value(root, "rp_filter", |value, all| value.max(all) == 1);
     if strict.is_empty() {
@@ -198,6 +202,7 @@ mod tests {
         assert_eq!(grades(&findings), [Grade::Note]);
         let strict = with("rp_filter", &[("all", "1"), ("eth0", "0"), ("eth2", "2")]);
         assert!(reverse_path_filter(strict.path())[0].what.starts_with("eth0 filter"));
+        assert_eq!(grades(&reverse_path_filter(super::super::testing::root(&[]).path())), [Grade::Unread]);
     }
 
     #[test]

@@ -38,7 +38,7 @@ use nix::sched::{CloneFlags, unshare};
 
 pub use self::finding::{Finding, Grade, Report, Subject};
 use self::routing::{Link, Route, route};
-use self::served::{Frontend, Served, Wanted};
+use self::served::{Served, Wanted};
 use self::tables::Forwarded;
 use crate::config::Config;
 use crate::leftovers;
@@ -46,10 +46,10 @@ use crate::leftovers::early::Target;
 use crate::leftovers::tables::EarlyTables;
 use crate::metrics::daemon::Daemon;
 use crate::model::{Family, PerFamily};
-use crate::nftables::LinuxKernel;
+use crate::nftables::{KernelError, LinuxKernel};
 use crate::ruleset::names::TABLE;
 use crate::status::{self, frame};
-use crate::{sysctl, threads};
+use crate::{errors, sysctl, threads};
 
 /// Looks at everything. The daemon is asked at its metrics port, files of the kernel are read below `root`; nftables, routes
 /// and sockets are those of this network namespace.
@@ -75,69 +75,55 @@ pub fn examine_around(root: &Path, config: &Config, daemon: &Daemon) -> Report {
 
 /// All but the daemon and the features of the kernel.
 fn around(root: &Path, config: &Config, daemon: Option<&Daemon>) -> Vec<Finding> {
+    let mut findings = Vec::new();
     let mark = frame(daemon, Family::V4).map(|frame| frame.mark).or_else(|| leftovers::installed_mark(TABLE));
     let mark = mark.unwrap_or(1 << config.masquerade_bit);
-    let mut findings = Vec::new();
     let addresses = routing::local_addresses().unwrap_or_else(|error| {
         let what = format!("the node's addresses cannot be listed: {error}");
         findings.push(Finding::unread(Subject::ServiceAddresses, what, "ip address"));
         Vec::new()
     });
     let local: BTreeSet<IpAddr> = addresses.iter().map(|(_, address)| *address).collect();
-    let legacy = leftovers::legacy::list(root);
-    let known_legacy = legacy.as_deref().unwrap_or_default();
-    let early = leftovers::tables::list_early();
-    let no_tables = EarlyTables::new();
-    let suspects = raw::suspects(early.as_ref().unwrap_or(&no_tables), known_legacy);
-    let wanted = PerFamily::from_fn(|family| raw::wanted(&suspects, family, &local));
-    let (of_tables, mut served) = own(daemon, &local, &wanted);
-    for family in Family::ALL {
-        served[family].own.retain(|frontend| !raw::is_left_alone(&suspects, frontend));
-    }
-    match &early {
-        Ok(_) => {
-            let about = |nth: usize| Family::ALL.into_iter().find_map(|family| served[family].wanted.get(nth)?.clone());
-            let about: Vec<Option<Frontend>> = (0..suspects.len()).map(about).collect();
-            findings.extend(raw::judge(&suspects, &about));
-        }
-        Err(error) => findings.push(Finding::unread(
-            Subject::Raw,
-            format!("the rules that see packets before they are tracked cannot be listed: {error}"),
-            "run as root, or with CAP_NET_ADMIN",
-        )),
-    }
-    findings.extend(of_tables);
-    let wanted = daemon.and_then(|daemon| daemon.wanted_connections);
-    let wanted = wanted.unwrap_or_else(|| sysctl::wanted_connections(root, &config.conntrack));
-    findings.extend(forwarding::forwarding(root, served.v6.is_served()));
-    findings.extend(forwarding::reverse_path_filter(root));
-    findings.extend(connections::connections(root, wanted));
     let links = routing::links().unwrap_or_else(|error| {
         let what = format!("the interfaces of this node cannot be listed: {error}");
         findings.push(Finding::unread(Subject::Bridges, what, "ip -d link"));
         BTreeMap::new()
     });
-    let pods = PerFamily::from_fn(|family| pods(daemon, family, &served[family], &local));
-    for family in Family::ALL {
-        if !served[family].is_served() {
-            continue;
-        }
-        let ranges = frame(daemon, family).map(|frame| &frame.service_cidrs[..]).unwrap_or_default();
-        let device = route::device(&links, &addresses, family);
-        findings.extend(route::judge(family, ranges, served[family].cluster_ip, device.as_deref(), route));
-    }
-    let to_pods = PerFamily::from_fn(|family| {
-        let pods = pods[family].iter().filter(|_| served[family].is_served());
-        pods.map(|(_, index)| *index).collect()
+    let legacy = leftovers::legacy::list(root).unwrap_or_else(|error| {
+        let what = format!("nobody can tell whether legacy iptables is in use: {error}");
+        findings.push(Finding::unread(Subject::Firewall, what, "run as root"));
+        Vec::new()
     });
-    findings.extend(bridges::judge(root, &links, &to_pods));
-    let forwarded = Forwarded {
-        targets: PerFamily::from_fn(|family| targets(daemon, family, &pods[family], &links)),
-        unused: PerFamily::from_fn(|family| {
-            let others = Family::ALL.into_iter().filter(|other| *other != family);
-            !served[family].is_served() && others.into_iter().any(|other| served[other].is_served())
-        }),
-    };
+    let early = leftovers::tables::list_early();
+    let no_tables = EarlyTables::new();
+    let early_tables = early.as_ref().unwrap_or(&no_tables);
+    let suspects = raw::suspects(early_tables, &legacy);
+    let wanted = PerFamily::from_fn(|family| raw::wanted(&suspects, family, &local));
+    let served = own(daemon, &local, &wanted, &mut findings);
+    let (is_known, mut served) = (served.is_some(), served.unwrap_or_default());
+    let about = |nth: usize| Family::ALL.into_iter().find_map(|family| served[family].wanted.get(nth)?.clone());
+    let of_suspects = raw::judge(&suspects, about);
+    match &early {
+        Err(error) => findings.push(Finding::unread(
+            Subject::Raw,
+            format!("the rules that see packets before they are tracked cannot be listed: {error}"),
+            "run as root, or with CAP_NET_ADMIN",
+        )),
+        Ok(_) if of_suspects.is_empty() && is_known => {
+            let what = "no rule is known to drop packets to Services, or not to track them";
+            findings.push(Finding::ok(Subject::Raw, what));
+        }
+        // Where Services are is not known, which has been said.
+        Ok(_) => {}
+    }
+    findings.extend(of_suspects);
+    for family in Family::ALL {
+        served[family].own.retain(|frontend| !raw::is_left_alone(&suspects, frontend));
+    }
+
+    findings.extend(settings(root, config, daemon, &served));
+    let pods = PerFamily::from_fn(|family| pods(daemon, family, &served[family], &local));
+    findings.extend(routes(root, daemon, &served, &addresses, &links, &pods));
     let everywhere = |family| {
         frame(daemon, family).map_or(served[family].node_port_ips.is_empty(), |frame| frame.node_ports_everywhere)
     };
@@ -145,54 +131,65 @@ fn around(root: &Path, config: &Config, daemon: Option<&Daemon>) -> Vec<Finding>
     findings.extend(listeners::own_addresses(&served));
     findings.extend(nft::ask());
 
+    let forwarded = Forwarded {
+        targets: PerFamily::from_fn(|family| targets(daemon, family, &pods[family], &links)),
+        unused: PerFamily::from_fn(|family| {
+            let mut others = Family::ALL.into_iter().filter(|other| *other != family);
+            !served[family].is_served() && others.any(|other| served[other].is_served())
+        }),
+    };
     let listed = leftovers::tables::list_with_rules(mark);
     match &listed {
-        Ok(listed) => findings.extend(tables::judge(listed, early.as_ref().unwrap_or(&no_tables), &forwarded)),
+        Ok(listed) => findings.extend(tables::judge(listed, early_tables, &forwarded)),
         Err(error) => findings.push(Finding::unread(
             Subject::Firewall,
             format!("the tables of others cannot be listed: {error}"),
             "run as root, or with CAP_NET_ADMIN",
         )),
     }
-    match &legacy {
-        Ok(legacy) => {
-            findings.extend(legacy.iter().filter_map(|table| kube_proxy::legacy(table, mark)));
-            findings.extend(legacy.iter().flat_map(|table| tables::judge_legacy(table, mark, &forwarded)));
-        }
-        Err(error) => findings.push(Finding::unread(
-            Subject::Firewall,
-            format!("nobody can tell whether legacy iptables is in use: {error}"),
-            "run as root",
-        )),
-    }
+    findings.extend(legacy.iter().filter_map(|table| kube_proxy::legacy(table, mark)));
+    findings.extend(legacy.iter().flat_map(|table| tables::judge_legacy(table, mark, &forwarded)));
     findings.push(kube_proxy::ipvs(root));
-    let is_guarded = tables::guards_loopback(listed.as_ref().ok(), known_legacy);
+    let is_guarded = tables::guards_loopback(listed.as_ref().ok(), &legacy);
     findings.extend(forwarding::route_localnet(root, is_guarded));
     findings
 }
 
-/// Our tables, and what they serve.
+/// Our tables, and what they serve; `None` if that cannot be read.
 fn own(
     daemon: Option<&Daemon>,
     local: &BTreeSet<IpAddr>,
     wanted: &PerFamily<Wanted<'_>>,
-) -> (Vec<Finding>, PerFamily<Served>) {
-    let (mut findings, mut served) = (Vec::new(), PerFamily::<Served>::default());
+    findings: &mut Vec<Finding>,
+) -> Option<PerFamily<Served>> {
     let mut look = || {
+        let mut served = PerFamily::<Served>::default();
         let mut kernel = LinuxKernel::open()?;
         for family in Family::ALL {
             findings.push(own_tables::judge(family, status::shape(&mut kernel, family, daemon)?, daemon.is_some()));
             served[family] = served::read(&mut kernel, family, local, &wanted[family])?;
         }
         findings.extend(protection::ask()?);
-        Ok::<(), crate::nftables::KernelError>(())
+        Ok::<_, KernelError>(served)
     };
-    if let Err(error) = look() {
-        let error = crate::errors::text(&error);
-        let what = format!("the tables of nftproxyd cannot be read: {error}");
-        findings.push(Finding::unread(Subject::Tables, what, "run as root, or with CAP_NET_ADMIN"));
+    match look() {
+        Ok(served) => Some(served),
+        Err(error) => {
+            let what = format!("the tables of nftproxyd cannot be read: {}", errors::text(&error));
+            findings.push(Finding::unread(Subject::Tables, what, "run as root, or with CAP_NET_ADMIN"));
+            None
+        }
     }
-    (findings, served)
+}
+
+/// Settings of the kernel.
+fn settings(root: &Path, config: &Config, daemon: Option<&Daemon>, served: &PerFamily<Served>) -> Vec<Finding> {
+    let wanted = daemon.and_then(|daemon| daemon.wanted_connections);
+    let wanted = wanted.unwrap_or_else(|| sysctl::wanted_connections(root, &config.conntrack));
+    let mut findings = forwarding::forwarding(root, served.v6.is_served());
+    findings.extend(forwarding::reverse_path_filter(root));
+    findings.extend(connections::connections(root, wanted));
+    findings
 }
 
 /// Pods of this node, as far as they are known, each with the interface that leads there.
@@ -207,6 +204,27 @@ fn pods(daemon: Option<&Daemon>, family: Family, served: &Served, local: &BTreeS
         _ => None,
     })
     .collect()
+}
+
+/// Routes to cluster IPs, and bridges between pods, of families that have Services.
+fn routes(
+    root: &Path,
+    daemon: Option<&Daemon>,
+    served: &PerFamily<Served>,
+    addresses: &[(String, IpAddr)],
+    links: &BTreeMap<u32, Link>,
+    pods: &PerFamily<Vec<(IpAddr, u32)>>,
+) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut to_pods: PerFamily<BTreeSet<u32>> = PerFamily::default();
+    for family in Family::ALL.into_iter().filter(|family| served[*family].is_served()) {
+        let ranges = frame(daemon, family).map(|frame| &frame.service_cidrs[..]).unwrap_or_default();
+        let device = route::device(links, addresses, family);
+        findings.extend(route::judge(family, ranges, served[family].cluster_ip, device.as_deref(), route));
+        to_pods[family] = pods[family].iter().map(|(_, index)| *index).collect();
+    }
+    findings.extend(bridges::judge(root, links, &to_pods));
+    findings
 }
 
 /// Where packets of Services go that are forwarded: to pods of this node, and of the cluster where its range is known.

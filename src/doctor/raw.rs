@@ -100,11 +100,11 @@ pub(super) fn is_left_alone(suspects: &[Suspect<'_>], frontend: &Frontend) -> bo
     })
 }
 
-/// What there is to say about the suspects; `about` are the frontends that each was found to be about.
-pub(super) fn judge(suspects: &[Suspect<'_>], about: &[Option<Frontend>]) -> Vec<Finding> {
+/// What there is to say about the suspects; `about` is the frontend that one was found to be about, by its number.
+pub(super) fn judge(suspects: &[Suspect<'_>], about: impl Fn(usize) -> Option<Frontend>) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for (suspect, about) in suspects.iter().zip(about) {
-        let Some(frontend) = about else { continue };
+    for (number, suspect) in suspects.iter().enumerate() {
+        let Some(frontend) = &about(number) else { continue };
         let Early { hook, chain, nth, drops, .. } = &suspect.early;
         let rule = proof::Rule { place: &suspect.place, chain, nth: *nth, saved: suspect.saved };
         let whose = if *hook == "output" { "of this node " } else { "" };
@@ -129,9 +129,6 @@ pub(super) fn judge(suspects: &[Suspect<'_>], about: &[Option<Frontend>]) -> Vec
             frontend.protocol.name(),
             crate::printable::printable(&frontend.service)
         )));
-    }
-    if findings.is_empty() {
-        findings.push(Finding::ok(Subject::Raw, "no rule is known to drop packets to Services, or not to track them"));
     }
     findings
 }
