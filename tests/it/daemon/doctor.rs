@@ -1,6 +1,8 @@
 //! What the doctor says of a node in which something is really so, and that it says nothing of one that is well.
 
+use std::io::ErrorKind;
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -8,6 +10,7 @@ use super::api::{apply, node_with_api, start};
 use super::{NODE_NAME, Node, node_object, run_to_end, socket, web, write_everything, yaml};
 use crate::netns::skip;
 use crate::support::objects::service_cidr;
+use crate::support::outcome::Fate;
 
 /// A finding, as JSON has it.
 #[derive(Debug, serde::Deserialize)]
@@ -243,14 +246,17 @@ fn damaged_tables_are_named() {
 #[test]
 fn settings_of_interfaces_are_named() {
     let Some(mut node) = healthy(&config()) else { return };
-    sh(&node, "ip link add one type veth peer name onep; ip link set one up");
-    sh(&node, "sysctl -q -w net.ipv4.conf.one.forwarding=0");
+    let (v4, v6) =
+        (("172.30.1.1:80", ["10.1.0.1:8080"]), ("[fd00:172:30::1]:80", ["[fd00:1::1]:8080", "[fd00:1::2]:8080"]));
+    sh(&node, "sysctl -q -w net.ipv4.conf.world0.forwarding=0");
+    node.wait_fate("they are not", v4.0, |fate| !matches!(fate, Fate::Forward { .. }));
     let report = doctor(&node);
-    let finding =
-        report.one("forwarding", "check", &["come in by one are not forwarded", "net.ipv4.conf.one.forwarding = 0"]);
-    mend(&node, finding, "sysctl -w");
+    let words = ["come in by world0 are not forwarded", "net.ipv4.conf.world0.forwarding = 0"];
+    mend(&node, report.one("forwarding", "check", &words), "sysctl -w");
+    node.wait_forward("they are", v4.0, &v4.1);
     // With IPv6 that of an interface has no such effect.
-    sh(&node, "sysctl -q -w net.ipv6.conf.one.forwarding=0");
+    sh(&node, "sysctl -q -w net.ipv6.conf.world0.forwarding=0");
+    node.wait_forward("they still are", v6.0, &v6.1);
     doctor(&node).is_well();
     sh(&node, "sysctl -q -w net.ipv6.conf.all.forwarding=0");
     let report = doctor(&node);
@@ -268,7 +274,14 @@ fn settings_of_interfaces_are_named() {
 #[test]
 fn a_missing_route_to_cluster_ips_is_named() {
     let Some(mut node) = healthy(&config()) else { return };
+    let connect = |node: &Node| {
+        let to = ["172.30.1.1:80", "[fd00:172:30::1]:80"].map(socket);
+        let connect = |to| std::net::TcpStream::connect_timeout(&to, Duration::from_millis(50)).map(drop);
+        node.world.run(move || to.map(|to| connect(to).expect_err("nobody answers").kind()))
+    };
+    assert_eq!(connect(&node), [ErrorKind::TimedOut; 2]);
     sh(&node, "ip route del default; ip -6 route del default");
+    assert_eq!(connect(&node), [ErrorKind::NetworkUnreachable; 2]);
     let report = doctor(&node);
     let about = report.about("route");
     assert_eq!(about.len(), 2, "{report:#?}");
@@ -278,6 +291,9 @@ fn a_missing_route_to_cluster_ips_is_named() {
     }
     mend(&node, about[0], "ip route add");
     mend(&node, about[1], "ip -6 route add");
+    // The endpoints are reached by the default route.
+    sh(&node, "ip route add 10.1.0.0/16 dev world0; ip -6 route add fd00:1::/64 dev world0");
+    assert_eq!(connect(&node), [ErrorKind::TimedOut; 2]);
     doctor(&node).is_well();
     sh(&node, "ip route replace unreachable 172.30.0.0/16");
     doctor(&node).one("route", "check", &["ip route get 172.30.", ": unreachable"]);
@@ -362,9 +378,15 @@ fn rules_that_are_ahead_of_ours_are_named() {
         sh(&node, line);
         let report = doctor(&node);
         let finding = report.one("raw", "check", &[place, words, "is Service shop/"]);
+        let is_of_all =
+            line.contains("PREROUTING") && (line.contains("172.30.") || line.ends_with("PREROUTING -j DROP"));
+        if is_of_all {
+            node.wait_fate(line, "172.30.1.1:80", |fate| !matches!(fate, Fate::Forward { .. }));
+        }
         let (_, command) = finding.fix.split_once("if it is not meant so: ").expect("a command");
         sh(&node, command);
         assert_eq!(doctor(&node).about("raw").len(), 0, "{line}: {command}");
+        node.wait_forward(command, "172.30.1.1:80", &["10.1.0.1:8080"]);
     }
     // Of no Service, or nobody can tell.
     for line in [
