@@ -41,8 +41,8 @@ pub enum Command {
     /// Say whether a configuration file can be used, what in it has no effect, and how the API server is reached
     CheckConfig(CheckConfigArgs),
     /// Look for what keeps Services on this node from working, and say how to mend it; changes nothing
-    #[command(args_override_self = true)]
-    Doctor(NodeArgs),
+    #[command(args_override_self = true, after_help = GRADES)]
+    Doctor(Box<DoctorArgs>),
     /// List every frontend with its policy, endpoints and open connections, as the kernel has them
     Status(StatusArgs),
     /// Remove nftproxyd's tables from the kernel, and nothing else
@@ -182,6 +182,82 @@ pub struct StatusArgs {
     /// proxy with a name]
     #[arg(long, value_name = "IP:PORT")]
     pub metrics_bind_address: Option<SocketAddr>,
+}
+
+/// What a report of `doctor` means. The statuses are those of `doctor::Grade`.
+const GRADES: &str = "\
+Each line begins with a grade; the gravest decides the exit status:
+  ok      as it should be                                                0
+  note    good to know, and mostly meant so                              0
+  unread  it could not be read, so nobody can tell                       4
+  check   some traffic is lost or goes elsewhere, or will                3
+  WRONG   Services do not work with this, or do not follow the cluster   1
+2 is a wrong command line; 1 also a configuration that cannot be used. What follows \"seen:\"
+shows it, what follows \"fix:\" can be typed or done about it.
+
+JSON is an object with grade, exitStatus and findings: objects with subject, grade (in lower
+case), what, proof (a list of texts) and fix. The subjects are daemon, api-server, tables, owner,
+kernel, forwarding, reverse-path, bridges, connections, affinity, route, pod-range, node-ports,
+health-checks, service-addresses, route-localnet, firewall, raw, kube-proxy and nft.
+
+The daemon looks once by itself, when it has started: what is to check or wrong is a warning in
+its log, and all together one Event FoundByDoctor of the Node.";
+
+/// Options of `doctor`.
+#[derive(Debug, Clone, Args)]
+pub struct DoctorArgs {
+    /// How to print it
+    #[arg(short = 'o', long, value_enum, default_value_t = DoctorOutput::Text)]
+    pub output: DoctorOutput,
+    /// Those of the daemon
+    #[command(flatten)]
+    pub node: FewNodeArgs,
+}
+
+/// How a report is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DoctorOutput {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+/// [`NodeArgs`], of which only those are shown that matter to somebody who looks: all are taken, so that it can be called
+/// with the flags of the daemon.
+#[derive(Debug, Clone, Default)]
+pub struct FewNodeArgs(pub NodeArgs);
+
+impl FewNodeArgs {
+    /// Those that matter.
+    const SHOWN: [&str; 4] = ["config", "metrics-bind-address", "conntrack-max-per-core", "conntrack-min"];
+}
+
+impl Args for FewNodeArgs {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let before: Vec<clap::Id> = command.get_arguments().map(|arg| arg.get_id().clone()).collect();
+        NodeArgs::augment_args(command).mut_args(|arg| {
+            if before.contains(arg.get_id()) {
+                return arg;
+            }
+            let shown = Self::SHOWN.contains(&arg.get_id().as_str());
+            arg.hide(!shown).help_heading(None::<&str>)
+        })
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for FewNodeArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<FewNodeArgs, clap::Error> {
+        Ok(FewNodeArgs(NodeArgs::from_arg_matches(matches)?))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.0.update_from_arg_matches(matches)
+    }
 }
 
 /// How something is printed.
@@ -353,6 +429,21 @@ mod tests {
         assert_eq!(run("nftproxyd --version").version.as_deref(), Some("true"));
         let twice = run("nftproxyd --config=a --config b --master=u");
         assert_eq!((twice.node.config, twice.node.master), (Some("b".into()), Some("u".to_owned())));
+    }
+
+    #[test]
+    fn the_help_of_doctor_has_its_exit_statuses() {
+        for grade in crate::doctor::Grade::ALL {
+            let begins = format!("  {:<8}", grade.word());
+            let line = GRADES.lines().find(|line| line.starts_with(&begins)).expect("it is in the help");
+            assert!(line.ends_with(&format!("   {}", grade.exit_status())), "{line}");
+        }
+        let Command::Doctor(args) = parse("nftproxyd doctor -o json --conntrack-min=7 --cluster-cidr 10.0.0.0/8 -v2")
+        else {
+            panic!("it is a command");
+        };
+        let flags: Vec<&str> = args.node.0.fields.0.iter().map(|setting| setting.flag).collect();
+        assert_eq!((args.output, flags), (DoctorOutput::Json, vec!["v", "cluster-cidr", "conntrack-min"]));
     }
 
     #[test]

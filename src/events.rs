@@ -75,6 +75,11 @@ impl Notice {
         Notice { regarding: Regarding::Node, warning: true, reason, action: "StartKubeProxy", note }
     }
 
+    /// What is to be done about the node, after a look around it.
+    pub fn found_by_doctor(note: String) -> Notice {
+        Notice { regarding: Regarding::Node, warning: true, reason: "FoundByDoctor", action: "Examine", note }
+    }
+
     /// The health check of a Service cannot be served.
     pub fn health_check_failed(service: ObjectName, note: String) -> Notice {
         Notice {

@@ -9,5 +9,5 @@ use nftproxyd::{app, errors};
 fn main() -> ExitCode {
     let result = app::main(Cli::parse_from(with_hyphens(std::env::args_os())).command());
     app::end(result.as_ref().err().map(|error| errors::text(error.as_ref())).as_deref());
-    if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    result.unwrap_or(ExitCode::FAILURE)
 }

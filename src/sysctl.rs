@@ -47,6 +47,11 @@ pub fn limit(wanted: &Conntrack, cpus: u32) -> Option<Limit> {
     (connections > 0).then_some(Limit { connections, may_lower })
 }
 
+/// The same limit on this machine; 0 leaves it alone.
+pub fn wanted_connections(root: &Path, wanted: &Conntrack) -> u64 {
+    limit(wanted, cpus(root)).map_or(0, |limit| limit.connections.into())
+}
+
 /// Whether this host has IPv6 and has not switched it off.
 pub fn has_v6(root: &Path) -> bool {
     let switched_off = read_number(&root.join("proc/sys/net/ipv6/conf/all/disable_ipv6")).is_ok_and(|value| value == 1);

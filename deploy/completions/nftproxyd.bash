@@ -371,12 +371,20 @@ _nftproxyd() {
             return 0
             ;;
         nftproxyd__subcmd__doctor)
-            opts="-v -h --config --hostname-override --service-proxy-name --master --v --vmodule --logging-format --log-flush-frequency --log-text-split-stream --log-json-split-stream --log-text-info-buffer-size --log-json-info-buffer-size --feature-gates --kubeconfig --kube-api-content-type --kube-api-qps --kube-api-burst --bind-address --healthz-bind-address --metrics-bind-address --healthz-port --metrics-port --bind-address-hard-fail --profiling --show-hidden-metrics-for-version --proxy-mode --iptables-masquerade-bit --masquerade-all --iptables-localhost-nodeports --iptables-sync-period --iptables-min-sync-period --ipvs-sync-period --ipvs-min-sync-period --ipvs-scheduler --ipvs-exclude-cidrs --ipvs-strict-arp --ipvs-tcp-timeout --ipvs-tcpfin-timeout --ipvs-udp-timeout --detect-local-mode --pod-bridge-interface --pod-interface-name-prefix --cluster-cidr --nodeport-addresses --oom-score-adj --conntrack-max-per-core --conntrack-min --conntrack-tcp-timeout-established --conntrack-tcp-timeout-close-wait --conntrack-tcp-be-liberal --conntrack-udp-timeout --conntrack-udp-timeout-stream --config-sync-period --boot-id-file --machine-id-file --help"
+            opts="-o -v -h --output --config --hostname-override --service-proxy-name --master --v --vmodule --logging-format --log-flush-frequency --log-text-split-stream --log-json-split-stream --log-text-info-buffer-size --log-json-info-buffer-size --feature-gates --kubeconfig --kube-api-content-type --kube-api-qps --kube-api-burst --bind-address --healthz-bind-address --metrics-bind-address --healthz-port --metrics-port --bind-address-hard-fail --profiling --show-hidden-metrics-for-version --proxy-mode --iptables-masquerade-bit --masquerade-all --iptables-localhost-nodeports --iptables-sync-period --iptables-min-sync-period --ipvs-sync-period --ipvs-min-sync-period --ipvs-scheduler --ipvs-exclude-cidrs --ipvs-strict-arp --ipvs-tcp-timeout --ipvs-tcpfin-timeout --ipvs-udp-timeout --detect-local-mode --pod-bridge-interface --pod-interface-name-prefix --cluster-cidr --nodeport-addresses --oom-score-adj --conntrack-max-per-core --conntrack-min --conntrack-tcp-timeout-established --conntrack-tcp-timeout-close-wait --conntrack-tcp-be-liberal --conntrack-udp-timeout --conntrack-udp-timeout-stream --config-sync-period --boot-id-file --machine-id-file --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --output)
+                    COMPREPLY=($(compgen -W "text json" -- "${cur}"))
+                    return 0
+                    ;;
+                -o)
+                    COMPREPLY=($(compgen -W "text json" -- "${cur}"))
+                    return 0
+                    ;;
                 --config)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

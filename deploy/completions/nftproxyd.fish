@@ -225,6 +225,8 @@ complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l boot-id-f
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l machine-id-file -d '' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -s h -l help -d 'Print help'
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand check-config" -s h -l help -d 'Print help'
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -s o -l output -d 'How to print it' -r -f -a "text\t'For people'
+json\t'For programs'"
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l config -d 'A KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1)' -r -F
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l hostname-override -d 'This node\'s name, instead of hostnameOverride in the configuration or the host name' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l service-proxy-name -d 'Serve only Services whose label service.kubernetes.io/service-proxy-name is NAME, in tables of their own, beside the kube-proxy that serves all others; its ports are left to it' -r
@@ -280,7 +282,7 @@ complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l conntrack
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l config-sync-period -d 'No effect' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l boot-id-file -d '' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l machine-id-file -d '' -r
-complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -s h -l help -d 'Print help'
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -s o -l output -d 'How to print it' -r -f -a "table\t'For people'
 json\t'For programs'"
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -l service-proxy-name -d 'Of a proxy with this name' -r

@@ -2,19 +2,36 @@
 
 use std::time::{Instant, SystemTime};
 
-use super::observers::{FamilyStanding, Named};
+use ipnet::IpNet;
+
+use super::observers::{Facts, FamilyStanding, Named, frame_state};
 use crate::health::Health;
 use crate::metrics::daemon::{self, Daemon, FamilyState, FrontendsState, KindState};
 use crate::metrics::{Metrics, timestamp};
 use crate::model::{Family, Kind, PerFamily};
 use crate::source::{Followed, Following, State};
 
-/// All that is known at the moment; `awaited` is what the start waits for.
+/// What is said of the start, and of the configuration that it was made with.
+pub(super) struct Start {
+    /// When it was.
+    pub(super) began: Instant,
+    /// What is still awaited.
+    pub(super) awaited: Vec<String>,
+    /// Whether nothing of that holds up anybody.
+    pub(super) ready: bool,
+    /// `clusterCIDR`, where it tells pods from others.
+    pub(super) cluster_cidrs: Vec<IpNet>,
+    /// The limit of tracked connections; 0 leaves it alone.
+    pub(super) wanted_connections: u64,
+}
+
+/// All that is known at the moment.
 pub(super) fn daemon_status(
     metrics: &Metrics,
     health: &Health,
     standings: PerFamily<FamilyStanding>,
-    awaited: Vec<String>,
+    start: Start,
+    facts: Facts,
     following: &Following,
 ) -> Daemon {
     let report = health.report();
@@ -38,6 +55,7 @@ pub(super) fn daemon_status(
             repairs: count(metrics.repairs[family].get()),
             affinity_clients: count(metrics.affinity_clients[family].get()),
             affinity_clients_limit: count(metrics.affinity_clients_limit[family].get()),
+            frame: facts.frames[family].as_ref().map(frame_state),
         }
     };
     let frontends_state = |family| {
@@ -50,7 +68,7 @@ pub(super) fn daemon_status(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         healthy: report.healthy(),
         node_eligible: report.node_eligible,
-        awaited,
+        awaited: start.awaited,
         kinds: following.kinds().into_iter().map(|(kind, state)| (kind.to_string(), kind_state(state))).collect(),
         families: Family::ALL.into_iter().map(|family| (family.to_string(), family_state(family))).collect(),
         frontends: Family::ALL.into_iter().map(|family| (family.to_string(), frontends_state(family))).collect(),
@@ -58,6 +76,13 @@ pub(super) fn daemon_status(
         endpoint_changes_pending: count(metrics.endpoint_changes_pending.get()),
         rejected_objects: metrics.rejected_objects().into_iter().filter(|(_, objects)| *objects > 0).collect(),
         overlaps: Family::ALL.into_iter().flat_map(|family| standings[family].overlaps.clone()).collect(),
+        ready: Some(start.ready),
+        started_seconds_ago: Some(start.began.elapsed().as_secs()),
+        obstacles: facts.obstacles,
+        pod_cidrs: facts.pod_cidrs,
+        cluster_cidrs: start.cluster_cidrs,
+        wanted_connections: Some(start.wanted_connections),
+        failing_health_checks: facts.failing_health_checks,
     }
 }
 
@@ -95,7 +120,15 @@ mod tests {
         let health = Health::new(HealthState::new(Family::ALL, Duration::from_secs(30), Moment::now()));
         let now = timestamp(SystemTime::now());
         let status = |metrics: &Metrics, health: &Health| {
-            daemon_status(metrics, health, PerFamily::default(), vec!["all".to_owned()], &Following::default())
+            let awaited = vec!["all".to_owned()];
+            let start = Start {
+                began: Instant::now(),
+                awaited,
+                ready: false,
+                cluster_cidrs: Vec::new(),
+                wanted_connections: 0,
+            };
+            daemon_status(metrics, health, PerFamily::default(), start, Facts::default(), &Following::default())
         };
         let state = |metrics: &Metrics| status(metrics, &health).families[&FAMILY.to_string()].clone();
 

@@ -9,6 +9,7 @@ mod guard;
 mod instance;
 mod linger;
 mod listen;
+mod look_around;
 mod observers;
 mod one_shot;
 mod ownership;
@@ -22,6 +23,7 @@ mod signals;
 mod take_over;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,21 +41,22 @@ const LONGEST_RETRY: Duration = Duration::from_secs(30);
 /// How long to wait before an address that could not be listened on is tried again.
 const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 
-/// Does what the command line asks for.
+/// Does what the command line asks for, and returns the exit status.
 ///
 /// # Errors
 /// One error with its causes, to be printed on one line.
-pub fn main(command: Command) -> anyhow::Result<()> {
+pub fn main(command: Command) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Doctor(args) => return one_shot::doctor(&args),
         Command::Run(args) => run::run(*args),
         Command::Render(args) => render::render(&args),
         Command::CheckConfig(args) => one_shot::check_config(&args.file),
-        Command::Doctor(args) => one_shot::doctor(&args),
         Command::Status(args) => one_shot::status(&args),
         Command::Cleanup(args) if args.kube_proxy => one_shot::clean_up_after_kube_proxy(),
         Command::Cleanup(args) if args.after_kube_proxy => after_kube_proxy::cleanup(&args),
         Command::Cleanup(args) => one_shot::cleanup(args.service_proxy_name.as_deref()),
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The end of the process: why it fails, if it does, behind all that was logged before.

@@ -3,10 +3,11 @@
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::process::ExitCode;
 
 use anyhow::Context;
 
-use crate::cli::{NodeArgs, Output, StatusArgs};
+use crate::cli::{DoctorArgs, DoctorOutput, Output, StatusArgs};
 use crate::config::{self, Config, Logging, METRICS_PORT, METRICS_PORT_BESIDE, Overrides, Source, effective};
 use crate::leftovers::{self, Outcome, Remaining};
 use crate::nftables::LinuxKernel;
@@ -82,15 +83,22 @@ pub(super) fn check_config(file: &Path) -> anyhow::Result<()> {
     io::stdout().write_all(text.as_bytes()).context("cannot write")
 }
 
-/// `nftproxyd doctor`.
-pub(super) fn doctor(args: &NodeArgs) -> anyhow::Result<()> {
-    let config = super::configuration(args, None)?.config;
-    let mark = 1 << config.masquerade_bit;
-    let findings = doctor::examine(config.metrics_bind_address, Path::new("/"), &config.conntrack, mark);
-    io::stdout().write_all(doctor::report(&findings).as_bytes()).context("cannot write")?;
-    let wrong = findings.iter().filter(|finding| finding.grade == doctor::Grade::Wrong).count();
-    anyhow::ensure!(wrong == 0, "{wrong} of these keep Services from working");
-    Ok(())
+/// `nftproxyd doctor`. The exit status is that of the report.
+pub(super) fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
+    let config = super::configuration(&args.node.0, None)?.config;
+    if let Some(name) = &config.service_proxy_name {
+        // What another proxy's rules are to it is no leftover.
+        anyhow::bail!(
+            "doctor looks at the proxy that serves the node; of one with a name: nftproxyd status --service-proxy-name {name}"
+        );
+    }
+    let report = doctor::examine(Path::new("/"), &config);
+    let text = match args.output {
+        DoctorOutput::Text => report.text(),
+        DoctorOutput::Json => serde_json::to_string_pretty(&report).context("cannot write JSON")? + "\n",
+    };
+    io::stdout().write_all(text.as_bytes()).context("cannot write")?;
+    Ok(report.exit_status.into())
 }
 
 /// `nftproxyd status`.
@@ -108,7 +116,7 @@ pub(super) fn status(args: &StatusArgs) -> anyhow::Result<()> {
         return Err(no_table());
     }
     let frontends = status::read(&mut kernel, &families)?;
-    let tables = status::tables(&mut kernel)?;
+    let tables = status::tables(&mut kernel, daemon.as_ref().ok())?;
     let text = match args.output {
         Output::Table => {
             let daemon = match daemon {

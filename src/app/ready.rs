@@ -148,6 +148,12 @@ impl Readiness {
         });
     }
 
+    /// Waits until nothing holds it up.
+    pub(super) async fn ready(&self) {
+        // We hold the sender.
+        let _ = self.waits.subscribe().wait_for(|waits| waits.ready).await;
+    }
+
     /// All that is awaited, in words, also what holds up nothing.
     pub(super) fn awaited(&self) -> Vec<String> {
         self.waits.borrow().named(|_| true)

@@ -9,15 +9,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::CommandFactory;
+use ipnet::IpNet;
 use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-use super::daemon_status::{count_followed, daemon_status};
+use super::daemon_status::{Start, count_followed, daemon_status};
 use super::listen::listen_unless;
-use super::observers::{self, Checks, Observers, Published, Standings};
+use super::look_around::look_around;
+use super::observers::{self, Checks, Known, Observers, Published, Standings};
 use super::ownership::{LastSync, Ownership, given_up};
 use super::ports::{self, BindPolicy};
 use super::ready::{Awaited, Readiness};
@@ -29,13 +31,13 @@ use super::{
 };
 use crate::addresses;
 use crate::cli::{Cli, RunArgs};
-use crate::config::{Config, Loaded, Source};
+use crate::config::{Config, DetectLocal, Loaded, Source};
 use crate::events::{self, Events, Notice};
 use crate::health::{self, CheckServer, Health, Moment};
 use crate::http::Budget;
 use crate::metrics::{Metrics, ZPages};
 use crate::model::{Family, PerFamily};
-use crate::nftables::{Heard, LinuxClients, LinuxKernel, Monitor};
+use crate::nftables::{Heard, Kernel as _, LinuxClients, LinuxKernel, Monitor};
 use crate::ruleset::base::OWN_PRIORITY;
 use crate::ruleset::names::TableName;
 use crate::ruleset::text;
@@ -148,6 +150,7 @@ async fn supervise(
     mut signals: Signals,
     hangups: Signal,
 ) -> anyhow::Result<()> {
+    let began = Instant::now();
     let (event_sender, events) = mpsc::channel(EVENTS_WAITING);
     let mut following = addresses::Watch::new().context("cannot follow the node's addresses")?;
     // Without them there would be no node ports for a while.
@@ -251,20 +254,25 @@ async fn supervise(
     let name = config.node_name.clone();
     let budget = Budget::of_process();
     let server = CheckServer::nowhere(health.clone(), budget.clone());
-    tasks.spawn(observers::serve_health_checks(checks, server, Arc::clone(&metrics), name, events_out.clone()));
+    let known = Known::default();
+    let (counted, said) = (Arc::clone(&metrics), events_out.clone());
+    tasks.spawn(observers::serve_health_checks(checks, server, counted, name, said, known.clone()));
     let hard_fail = config.bind_address_hard_fail;
-    let listening = BindPolicy { hard_fail, events: events_out, readiness: readiness.clone(), budget };
+    let listening = BindPolicy { hard_fail, events: events_out.clone(), readiness: readiness.clone(), budget };
     if let Some(address) = config.healthz_bind_address {
         tasks.spawn(ports::serve_health(listening.clone(), address, health.clone(), Arc::clone(&metrics)));
     }
     let standings = Standings::default();
     let status = {
         let (metrics, health) = (Arc::clone(&metrics), health.clone());
-        let (standings, readiness) = (standings.clone(), readiness.clone());
+        let (standings, readiness, known) = (standings.clone(), readiness.clone(), known.clone());
+        let cluster_cidrs = cluster_cidrs(&config);
+        let wanted_connections = sysctl::wanted_connections(Path::new("/"), &config.conntrack);
         move || {
             // In this order: what is ready is in line.
-            let awaited = readiness.awaited();
-            daemon_status(&metrics, &health, standings.get(), awaited, &following)
+            let (awaited, ready) = (readiness.awaited(), readiness.held_up_by().is_empty());
+            let start = Start { began, awaited, ready, cluster_cidrs: cluster_cidrs.clone(), wanted_connections };
+            daemon_status(&metrics, &health, standings.get(), start, known.get(), &following)
         }
     };
     let zpages = {
@@ -275,6 +283,14 @@ async fn supervise(
         };
         ZPages { status: Box::new(page), flags }
     };
+    // To one that serves beside another, the other's rules are no leftovers.
+    if table == TableName::NODE {
+        let looking = look_around(readiness.clone(), config.clone(), status.clone(), events_out);
+        tasks.spawn(async move {
+            looking.await;
+            std::future::pending().await
+        });
+    }
     let address = config.metrics_bind_address;
     tasks.spawn(ports::serve_metrics(listening, address, Arc::clone(&metrics), configz, status, zpages));
     let mark = 1 << config.masquerade_bit;
@@ -285,7 +301,7 @@ async fn supervise(
     };
     let steps = OnNode { table, mark, beside };
     let take_over = take_over.then(|| TakeOver::spawn(steps, readiness.clone(), nudge)).transpose()?;
-    let published = Published { health, metrics, readiness, standings, owned, checks: checks_sender };
+    let published = Published { health, metrics, readiness, standings, known, owned, checks: checks_sender };
     let observers = Observers::new(take_over, attempted_sender, config.clone(), published)?;
     let (pulse, heartbeat) = service_manager::heartbeat();
     tasks.spawn(async move {
@@ -350,6 +366,14 @@ fn start_engine(
         Ok(())
     };
     Ok((threads::spawn("sync", body)?, last_sync))
+}
+
+/// `clusterCIDR`, where it tells pods from others.
+fn cluster_cidrs(config: &Config) -> Vec<IpNet> {
+    match &config.detect_local {
+        DetectLocal::ClusterCidr(ranges) => Family::ALL.into_iter().filter_map(|family| ranges[family]).collect(),
+        _ => Vec::new(),
+    }
 }
 
 /// Counts foreign changes, and says of them what has not been said lately.

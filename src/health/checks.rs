@@ -64,8 +64,8 @@ struct Served {
     target: Arc<Target>,
     /// Its sockets: all that it should have, or none.
     sockets: BTreeMap<SocketAddr, ServingTask>,
-    /// Whether the last attempt to listen failed, and that has been said.
-    failed: bool,
+    /// Where the last attempt to listen failed, and why; it has been said.
+    failed: Option<String>,
 }
 
 /// What a request needs to know.
@@ -108,7 +108,13 @@ impl CheckServer {
 
     /// How many health checks of a family cannot be served at the moment.
     pub fn failing(&self, family: Family) -> usize {
-        self.served.iter().filter(|((_, of), served)| *of == family && served.failed).count()
+        self.served.iter().filter(|((_, of), served)| *of == family && served.failed.is_some()).count()
+    }
+
+    /// Services whose health check cannot be served at the moment, by name, each with the address and the reason.
+    pub fn failures(&self) -> BTreeMap<String, String> {
+        let reason = |served: &Served| Some((served.target.service.to_string(), served.failed.clone()?));
+        self.served.values().filter_map(reason).collect()
     }
 
     /// Makes the health checks be those of `wanted`: to be called after each successful sync. Opens and closes only the
@@ -131,18 +137,18 @@ impl CheckServer {
                     health: self.health.clone(),
                 }),
                 sockets: BTreeMap::new(),
-                failed: false,
+                failed: None,
             });
             served.target.local_endpoints.store(check.local_endpoints, Ordering::Relaxed);
             let addresses = sockets(&self.listening[*family], *family, check.port);
             match served.open(addresses, &self.budget, &mut room) {
-                Ok(()) => served.failed = false,
+                Ok(()) => served.failed = None,
                 Err((address, source)) => {
                     for (_, socket) in std::mem::take(&mut served.sockets) {
                         socket.stop().await;
                         room += 1;
                     }
-                    if !std::mem::replace(&mut served.failed, true) {
+                    if served.failed.replace(format!("{address}: {source}")).is_none() {
                         let failure = BindFailure { service: service.clone(), address, source };
                         tracing::error!("{failure}; trying again");
                         failures.push(failure);
@@ -286,7 +292,7 @@ mod tests {
     async fn settle(server: &mut CheckServer, wanted: &HealthChecks) {
         let deadline = Instant::now() + Duration::from_secs(20);
         server.update(wanted).await;
-        while server.served.values().any(|served| served.failed) {
+        while !server.failures().is_empty() {
             assert!(Instant::now() < deadline, "{server:?}");
             tokio::time::sleep(Duration::from_millis(10)).await;
             server.update(wanted).await;

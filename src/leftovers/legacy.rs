@@ -25,8 +25,52 @@ const TOOLS: [Tool; 2] = [
     Tool { tables: "ip6_tables_names", save: "ip6tables-legacy-save", restore: "ip6tables-legacy-restore" },
 ];
 
+/// The tables that rules of packets are in.
+const TABLES: [&str; 5] = ["nat", "filter", "mangle", "raw", "security"];
+
 /// Seconds to wait for somebody else who changes iptables.
 const WAIT: &str = "10";
+
+/// A table of legacy iptables that is in use.
+#[derive(Debug)]
+pub(crate) struct Table {
+    /// `iptables-legacy` or `ip6tables-legacy`.
+    pub(crate) program: &'static str,
+    /// `filter` and the like.
+    pub(crate) name: String,
+    /// What the program prints of it.
+    pub(crate) saved: io::Result<String>,
+}
+
+impl Table {
+    /// The chains in what was printed, as far as they matter; `mark` is the bit that we mark packets with.
+    pub(crate) fn chains(saved: &str, table: &str, mark: u32) -> Vec<Chain> {
+        Saved::read(saved, table, mark).chains
+    }
+}
+
+/// Lists the tables that are in use, in this network namespace.
+///
+/// # Errors
+/// It cannot be told which are.
+pub(crate) fn list(root: &Path) -> io::Result<Vec<Table>> {
+    let mut found = Vec::new();
+    for tool in &TOOLS {
+        let file = root.join(NET).join(tool.tables);
+        let names = match fs::read_to_string(&file) {
+            Ok(names) => names,
+            // The module is not loaded.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(io::Error::new(error.kind(), format!("{}: {error}", file.display()))),
+        };
+        found.extend(names.lines().filter(|table| TABLES.contains(table)).map(|table| Table {
+            program: tool.save.trim_end_matches("-save"),
+            name: table.to_owned(),
+            saved: run(tool.save, &["-t", table], ""),
+        }));
+    }
+    Ok(found)
+}
 
 /// Removes them.
 pub(super) fn remove(root: &Path, mark: u32, outcome: &mut Outcome) {

@@ -7,6 +7,7 @@
 //! * `plan`: which rules and chains of a table have to go, and which are in use by others. Pure.
 //! * `walk`: which packets of Services the rules of a chain drop, and which chains of kube-proxy keep them from it. Pure.
 //! * `tables`, `rules`: tables, chains and rules as the kernel lists them.
+//! * `early`: rules that see packets before they are tracked or translated.
 //! * `advice`: the command that lets Services through a chain that drops. Pure.
 //! * `steps`: changes of tables of others.
 //! * `served`: which addresses its rules serve.
@@ -15,9 +16,10 @@
 
 pub(crate) mod advice;
 mod device;
+pub(crate) mod early;
 mod ipset;
 mod ipvs;
-mod legacy;
+pub(crate) mod legacy;
 mod names;
 mod nft;
 mod plan;

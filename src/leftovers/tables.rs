@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
+use super::early::{self, EarlyTable};
 use super::names::TABLE;
 use super::plan::Jump;
 use super::rules;
@@ -22,6 +23,9 @@ const CHAIN_HOOK: u16 = 4;
 const CHAIN_POLICY: u16 = 5;
 const CHAIN_TYPE: u16 = 7;
 const HOOK_NUMBER: u16 = 1;
+const HOOK_PRIORITY: u16 = 2;
+/// `NF_IP_PRI_NAT_DST`.
+const TRANSLATION: i32 = -100;
 const RULE_TABLE: u16 = 1;
 const RULE_CHAIN: u16 = 2;
 const RULE_HANDLE: u16 = 3;
@@ -77,6 +81,64 @@ pub(crate) fn list_with_rules(mark: u32) -> io::Result<Listed> {
         }
     }
     Err(io::Error::other("the tables change all the time"))
+}
+
+/// The family and the name of a table.
+type TableKey = (&'static str, String);
+
+/// Tables, as far as rules matter that see packets early.
+pub(crate) type EarlyTables = BTreeMap<TableKey, EarlyTable>;
+
+/// Tables that have chains ahead of destination translation where packets come in or are sent, or chains at hook `forward`,
+/// with all of their rules.
+///
+/// # Errors
+/// They cannot be listed.
+pub(crate) fn list_early() -> io::Result<EarlyTables> {
+    for _ in 0..ATTEMPTS {
+        match try_list_early() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+    Err(io::Error::other("the tables change all the time"))
+}
+
+fn try_list_early() -> io::Result<EarlyTables> {
+    let mut socket = Socket::open(Bus::Netfilter)?;
+    let mut tables = EarlyTables::new();
+    let request = Builder::message(GET_CHAIN, REQUEST | DUMP, socket.next_sequence(), &[0; FAMILY_HEADER]).finish();
+    let ended = socket.dump(&request, |message| {
+        // kube-proxy's own has none.
+        match base_chain(message.payload) {
+            Some((key, (chain, "forward", _))) => tables.entry(key).or_default().forward.push(chain),
+            Some((key, (chain, hook @ ("prerouting" | "output"), ..TRANSLATION))) => {
+                tables.entry(key).or_default().bases.push((chain, hook));
+            }
+            _ => {}
+        }
+    })?;
+    if ended == Dump::Interrupted {
+        return Err(io::ErrorKind::Interrupted.into());
+    }
+    for ((family, table), found) in &mut tables {
+        dump_rules(&mut socket, family, table, |chain, parts| {
+            let expressions = parts.get(&RULE_EXPRESSIONS).copied().unwrap_or_default();
+            found.rules.entry(chain.to_owned()).or_default().push(early::rule(expressions));
+        })?;
+    }
+    Ok(tables)
+}
+
+/// The table of a base chain, its name, its hook and its priority.
+fn base_chain(payload: &[u8]) -> Option<(TableKey, (String, &'static str, i32))> {
+    let (_, family) = FAMILIES.iter().find(|(number, _)| payload.first() == Some(number))?;
+    let parts: BTreeMap<u16, &[u8]> = attributes(payload.get(FAMILY_HEADER..)?).collect();
+    let hook: BTreeMap<u16, &[u8]> = attributes(parts.get(&CHAIN_HOOK)?).collect();
+    let name = HOOKS.get(usize::try_from(be32(hook.get(&HOOK_NUMBER)?)?).ok()?)?;
+    let priority = be32(hook.get(&HOOK_PRIORITY)?)?.cast_signed();
+    let text = |kind| parts.get(&kind).map(|bytes| string(bytes));
+    Some(((*family, text(CHAIN_TABLE)?), (text(CHAIN_NAME)?, *name, priority)))
 }
 
 /// The bit that we mark with, as a rule of a table of ours says.

@@ -289,6 +289,13 @@ pub(crate) fn fate(chains: &[Chain], base: &Chain, without: &dyn Fn(&str) -> boo
     }
 }
 
+/// The rule, by its chain and its number there, that drops all that comes to it; `None` if it is the policy, or if nothing
+/// is dropped.
+pub(crate) fn culprit<'a>(chains: &'a [Chain], base: &'a Chain) -> Option<(&'a str, usize)> {
+    let lost = Walk::through(chains, base, Packets::TRANSLATED, &|_| false);
+    lost.into_iter().find_map(|((chain, rule), lost)| rule.filter(|_| !lost.surely.is_empty()).map(|nth| (chain, nth)))
+}
+
 /// Chains of kube-proxy in a table of iptables without which packets of Services would be dropped that pass now, each with
 /// the base chain that leads there.
 ///

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 /// Where it is served on the metrics port.
@@ -39,6 +40,28 @@ pub struct Daemon {
     /// Ranges of cluster IPs that hold addresses of the node, in words: object, range and addresses.
     #[serde(default)]
     pub overlaps: Vec<String>,
+    /// Whether nothing that Services need is awaited any more, as `/readyz` on the health port has it; `None` of a version
+    /// that does not say.
+    #[serde(default)]
+    pub ready: Option<bool>,
+    /// Seconds since it has started; `None` of a version that does not say.
+    #[serde(default)]
+    pub started_seconds_ago: Option<u64>,
+    /// Services and ServiceCIDRs that have the address of the API server, in words.
+    #[serde(default)]
+    pub obstacles: Vec<String>,
+    /// `spec.podCIDRs` of the Node.
+    #[serde(default)]
+    pub pod_cidrs: Vec<IpNet>,
+    /// `clusterCIDR`, where it is what tells pods from others.
+    #[serde(default)]
+    pub cluster_cidrs: Vec<IpNet>,
+    /// The limit of tracked connections that is configured, 0 where it is left alone; `None` of a version that does not say.
+    #[serde(default)]
+    pub wanted_connections: Option<u64>,
+    /// Services whose health check cannot be served at the moment, by name, each with the address and the reason.
+    #[serde(default)]
+    pub failing_health_checks: BTreeMap<String, String>,
 }
 
 impl Daemon {
@@ -123,6 +146,42 @@ pub struct FamilyState {
     /// How many it can; 0 of a version that does not say.
     #[serde(default)]
     pub affinity_clients_limit: u64,
+    /// What the rules of the table depend on; `None` while it is not known what is in the kernel, and of a version that does
+    /// not say.
+    #[serde(default)]
+    pub frame: Option<FrameState>,
+}
+
+/// What the rules of a table depend on, besides the version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FrameState {
+    /// What tells packets of pods from others.
+    pub pods: Option<Pods>,
+    /// The bit of packets' marks that asks for masquerading.
+    pub mark: u32,
+    /// `masqueradeAll`.
+    pub masquerade_all: bool,
+    /// The ranges of cluster IPs.
+    pub service_cidrs: Vec<IpNet>,
+    /// Whether all local addresses but loopback accept node ports, not only those in `nodeport-ips`.
+    pub node_ports_everywhere: bool,
+    /// Whether a cluster IP is in none of the ranges.
+    pub stray_cluster_ips: bool,
+    /// Whether there has been a Service with session affinity.
+    pub affinity: bool,
+}
+
+/// What tells packets of pods from others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Pods {
+    /// Their source is in this range.
+    Source(IpNet),
+    /// They come in by this interface.
+    Interface(String),
+    /// They come in by an interface whose name begins so.
+    InterfacePrefix(String),
 }
 
 /// How a family's table stands to what is wanted of it.

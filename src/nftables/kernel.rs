@@ -8,7 +8,7 @@ use super::owner::Owner;
 use crate::diff::Transaction;
 use crate::model::Family;
 use crate::ruleset::kept::Kept;
-use crate::ruleset::names::{ChainName, SetName};
+use crate::ruleset::names::{ChainName, SetName, TableName};
 use crate::ruleset::read::Remembered;
 use crate::ruleset::types::{Chain, SetDef};
 
@@ -78,6 +78,11 @@ pub struct KeptClients {
 
 /// The kernel's nftables, as far as our two tables are concerned.
 pub trait Kernel {
+    /// The name of the tables.
+    fn table(&self) -> TableName {
+        TableName::NODE
+    }
+
     /// Applies a transaction as one atomic batch.
     fn commit(&mut self, transaction: &Transaction) -> Result<Committed, CommitError>;
 

@@ -63,11 +63,6 @@ impl LinuxKernel {
         Ok(LinuxKernel { table, socket, generation: None, disturbed: PerFamily::default(), other: None, audience })
     }
 
-    /// The name of the tables.
-    pub fn table(&self) -> TableName {
-        self.table
-    }
-
     /// For a [`super::Monitor`] of what others change.
     pub fn audience(&self) -> Audience {
         self.audience.clone()
@@ -394,6 +389,10 @@ impl LinuxKernel {
 }
 
 impl Kernel for LinuxKernel {
+    fn table(&self) -> TableName {
+        self.table
+    }
+
     fn commit(&mut self, transaction: &Transaction) -> Result<Committed, CommitError> {
         let operations = transaction.len();
         if operations == 0 {

@@ -143,6 +143,11 @@ pub fn daemon_text(daemon: &Daemon) -> String {
     if !daemon.awaited.is_empty() {
         let _ = writeln!(text, "start     waits for {}", printable(&daemon.awaited.join(", ")));
     }
+    if !daemon.failing_health_checks.is_empty() {
+        let failing = daemon.failing_health_checks.iter().map(|(service, why)| format!("{service} ({why})"));
+        let failing = failing.collect::<Vec<_>>().join(", ");
+        let _ = writeln!(text, "checks    NOT SERVED: {}", printable(&failing));
+    }
     if !daemon.rejected_objects.is_empty() {
         let kinds = daemon.rejected_objects.iter().map(|(kind, count)| format!("{count} {kind}"));
         let kinds = kinds.collect::<Vec<_>>().join(", ");
@@ -253,6 +258,7 @@ mod tests {
             repairs: 0,
             affinity_clients: 0,
             affinity_clients_limit: 262_144,
+            frame: None,
         }
     }
 
@@ -275,6 +281,13 @@ mod tests {
             endpoint_changes_pending: 0,
             rejected_objects: [("Service".to_owned(), 2)].into(),
             overlaps: Vec::new(),
+            ready: Some(true),
+            started_seconds_ago: Some(5),
+            obstacles: Vec::new(),
+            pod_cidrs: Vec::new(),
+            cluster_cidrs: Vec::new(),
+            wanted_connections: Some(9),
+            failing_health_checks: BTreeMap::new(),
         }
     }
 
@@ -289,6 +302,8 @@ mod tests {
              start     waits for table ip6 nftproxyd (no permission)\n\
              objects   with parts that cannot be used: 2 Service (see the log)\n"
         );
+        daemon.failing_health_checks.insert("shop/lb".to_owned(), "0.0.0.0:31999: in use".to_owned());
+        assert!(daemon_text(&daemon).contains("\nchecks    NOT SERVED: shop/lb (0.0.0.0:31999: in use)\n"));
         daemon.awaited = vec!["a\nIPv4      in sync".to_owned()];
         assert!(daemon_text(&daemon).contains("start     waits for a\\nIPv4      in sync\n"), "nobody adds a line");
         (daemon.healthy, daemon.node_eligible) = (false, false);

@@ -3,6 +3,7 @@
 
 mod daemon;
 mod protection;
+mod shape;
 mod show;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +14,7 @@ use serde::Serialize;
 
 pub use self::daemon::{AskError, ask, daemon_text, kinds_text, kube_proxy_has_synced, kube_proxy_mode, unserved_text};
 pub use self::protection::{Protected, TableStatus, tables, tables_text};
+pub use self::shape::{Shape, frame, shape};
 pub use self::show::table;
 use crate::conntrack::{Conntrack, Flow, FlowsError};
 use crate::model::{Family, FrontendAt, FrontendKey, Protocol, TrafficPolicy};

@@ -4,8 +4,11 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
+use super::shape::{Shape, shape};
+use crate::metrics::daemon::Daemon;
 use crate::model::Family;
-use crate::nftables::{KernelError, LinuxKernel, Owner, Protection};
+use crate::nftables::{Kernel as _, KernelError, LinuxKernel, Owner, Protection};
+use crate::printable::printable;
 use crate::ruleset::names::TableName;
 use crate::ruleset::text;
 
@@ -23,6 +26,8 @@ pub struct TableStatus {
     pub owner_pid: Option<u32>,
     /// The name of that process.
     pub owner_name: Option<String>,
+    /// What of its chains, rules and maps is not as it has to be, in words.
+    pub damage: Vec<String>,
 }
 
 /// What protects a table.
@@ -47,19 +52,30 @@ impl TableStatus {
         };
         let (owner_port, process) = owner.map(|Owner { port, process }| (port, process)).unzip();
         let (owner_pid, owner_name) = process.flatten().unzip();
-        TableStatus { table: text::table(name, family).to_string(), protection, owner_port, owner_pid, owner_name }
+        TableStatus {
+            table: text::table(name, family).to_string(),
+            protection,
+            owner_port,
+            owner_pid,
+            owner_name,
+            damage: Vec::new(),
+        }
     }
 }
 
-/// Who can change the tables that are there.
+/// Who can change the tables that are there, and whether they are as they have to be. A daemon knows more about that.
 ///
 /// # Errors
 /// The kernel cannot be asked.
-pub fn tables(kernel: &mut LinuxKernel) -> Result<Vec<TableStatus>, KernelError> {
+pub fn tables(kernel: &mut LinuxKernel, daemon: Option<&Daemon>) -> Result<Vec<TableStatus>, KernelError> {
     let mut tables = Vec::new();
     let name = kernel.table();
     for family in Family::ALL {
-        tables.extend(kernel.protection(family)?.map(|protection| TableStatus::new(name, family, protection)));
+        if let Some(protection) = kernel.protection(family)? {
+            let Shape { damage, foreign, .. } = shape(kernel, family, daemon)?;
+            tables
+                .push(TableStatus { damage: [damage, foreign].concat(), ..TableStatus::new(name, family, protection) });
+        }
     }
     Ok(tables)
 }
@@ -75,6 +91,9 @@ pub fn tables_text(tables: &[TableStatus]) -> String {
             (Protected::Owned, Some(pid), Some(name), _) => writeln!(lines, "owned by process {pid} ({name})"),
             (Protected::Owned, _, _, port) => writeln!(lines, "owned by netlink port {}", port.unwrap_or(0)),
         };
+        for damage in &table.damage {
+            let _ = writeln!(lines, "table     {}: DAMAGED: {}", table.table, printable(damage));
+        }
     }
     lines
 }
@@ -96,6 +115,10 @@ mod tests {
         for (protection, text) in cases {
             assert_eq!(tables_text(&[TableStatus::new(TableName::NODE, Family::V4, protection)]), text);
         }
+        let mut damaged = TableStatus::new(TableName::NODE, Family::V4, Protection::None);
+        damaged.damage.push("missing chains: services".to_owned());
+        let text = "table     ip nftproxyd: not owned\ntable     ip nftproxyd: DAMAGED: missing chains: services\n";
+        assert_eq!(tables_text(&[damaged]), text);
         let json =
             serde_json::to_value(TableStatus::new(TableName::NODE, Family::V6, Protection::Orphan)).expect("JSON");
         assert_eq!((&json["table"], &json["protection"]), (&"ip6 nftproxyd".into(), &"orphaned".into()));

@@ -302,6 +302,11 @@ impl<K: Kernel> Engine<K> {
         &mut self.kernel
     }
 
+    /// What the frame that the kernel holds of a family depends on; `None` while that is not known.
+    pub fn frame(&self, family: Family) -> Option<&FrameFacts> {
+        self.tables[family].frame()
+    }
+
     /// Whether every kind of object has been listed: before that, nothing is written.
     pub fn is_complete(&self) -> bool {
         self.store.complete()

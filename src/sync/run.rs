@@ -11,6 +11,7 @@ use tokio::time::{self, sleep_until};
 use tracing::{debug, info, warn};
 
 use super::engine::{Engine, Overlap};
+use super::obstacle::Obstacle;
 use super::reader::{News, Reader};
 use super::report::Report;
 use super::reports::{self, Reports};
@@ -67,6 +68,8 @@ pub trait Observer<K> {
     fn forgot(&mut self, _engine: &Engine<K>, _report: &Report) {}
     /// These ranges of cluster IPs of a family hold addresses of the node now, and no others.
     fn overlaps(&mut self, _family: Family, _overlaps: &[Overlap]) {}
+    /// These objects have the address of the API server now, and no others.
+    fn obstacles(&mut self, _obstacles: &[Obstacle]) {}
 }
 
 /// Runs the engine until its source ends.
@@ -114,6 +117,7 @@ pub async fn run<K: Kernel>(
             }
         }
         if let Some(obstacles) = engine.obstacles() {
+            observer.obstacles(&obstacles);
             reports.obstacles(obstacles);
         }
         if let Some((family, purpose)) = engine.look(now()) {

@@ -145,6 +145,11 @@ impl Table {
         &self.facts
     }
 
+    /// What the frame that the kernel holds depends on, if it is known.
+    pub(super) fn frame(&self) -> Option<&FrameFacts> {
+        self.known.then_some(&self.sent)
+    }
+
     pub(super) fn installed(&self) -> &Installed {
         &self.installed
     }

@@ -41,7 +41,7 @@ const LAYERS: [(&str, &[&str]); 27] = [
     ("sysctl", &["config"]),
     ("status", &["model", "ruleset", "nftables", "conntrack", "metrics"]),
     ("leftovers", &["netlink"]),
-    ("doctor", &["nftables", "ruleset", "model", "leftovers", "sysctl", "config", "status", "metrics"]),
+    ("doctor", &["nftables", "ruleset", "model", "leftovers", "sysctl", "config", "status", "metrics", "netlink"]),
     ("cli", &["config"]),
     ("logging", &["config"]),
 ];

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::Known;
 use crate::addresses::Accepted;
 use crate::app::LISTEN_AGAIN;
 use crate::events::{Events, Notice};
@@ -57,6 +58,7 @@ pub(in crate::app) async fn serve_health_checks(
     metrics: Arc<Metrics>,
     node_name: String,
     events: Events,
+    known: Known,
 ) -> anyhow::Result<()> {
     let mut failing = false;
     loop {
@@ -84,5 +86,6 @@ pub(in crate::app) async fn serve_health_checks(
             metrics.health_checks_failing[family].set(number as f64);
             failing |= number > 0;
         }
+        known.failing_health_checks(server.failures());
     }
 }

@@ -3,6 +3,7 @@
 mod checks;
 mod counting;
 mod flows;
+mod known;
 mod standings;
 mod unserved;
 
@@ -15,6 +16,7 @@ use tracing::warn;
 
 pub(super) use self::checks::{Checks, serve_health_checks};
 use self::counting::Counting;
+pub(super) use self::known::{Facts, Known, frame_state};
 pub(super) use self::standings::{FamilyStanding, Standings};
 pub(super) use self::unserved::Named;
 use self::unserved::Unserved;
@@ -26,7 +28,7 @@ use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::model::{Event, Family, PerFamily};
 use crate::nftables::Kernel;
-use crate::sync::{Engine, Observer, Overlap, Report, Standing};
+use crate::sync::{Engine, Observer, Obstacle, Overlap, Report, Standing};
 use crate::sys::release_free_memory;
 use crate::sysctl;
 
@@ -43,6 +45,7 @@ pub(super) struct Observers {
     readiness: Readiness,
     standings: Standings,
     unserved: Unserved,
+    known: Known,
     owned: watch::Sender<bool>,
     /// Until kube-proxy's leftovers are removed, if that is to be done.
     take_over: Option<TakeOver>,
@@ -58,6 +61,7 @@ pub(super) struct Published {
     pub(super) metrics: Arc<Metrics>,
     pub(super) readiness: Readiness,
     pub(super) standings: Standings,
+    pub(super) known: Known,
     /// Whether nobody else can change any of the tables.
     pub(super) owned: watch::Sender<bool>,
     pub(super) checks: watch::Sender<Checks>,
@@ -70,7 +74,7 @@ impl Observers {
         config: Config,
         published: Published,
     ) -> anyhow::Result<Observers> {
-        let Published { health, metrics, readiness, standings, owned, checks } = published;
+        let Published { health, metrics, readiness, standings, known, owned, checks } = published;
         let conntrack = Conntrack::open().context("cannot use connection tracking")?;
         let counted = Arc::clone(&metrics);
         let count = move |pass: &Sweep| {
@@ -88,6 +92,7 @@ impl Observers {
             readiness,
             standings,
             unserved: Unserved::default(),
+            known,
             owned,
             take_over,
             attempted: Some(attempted),
@@ -102,6 +107,7 @@ impl Observers {
 
     /// Says how the tables stand to those who ask, and then to those who wait for them: what is said to be ready is in line.
     fn tell_standing<K: Kernel>(&self, engine: &Engine<K>) {
+        self.known.tell(engine);
         self.standings.tell(engine);
         self.readiness.tables(|family| engine.standing(family));
     }
@@ -191,6 +197,10 @@ impl<K: Kernel> Observer<K> for Observers {
 
     fn overlaps(&mut self, family: Family, overlaps: &[Overlap]) {
         self.standings.overlap(family, overlaps);
+    }
+
+    fn obstacles(&mut self, obstacles: &[Obstacle]) {
+        self.known.obstacles(obstacles);
     }
 }
 

@@ -57,6 +57,13 @@ fn daemon() -> Daemon {
         endpoint_changes_pending: 7,
         rejected_objects: BTreeMap::new(),
         overlaps: Vec::new(),
+        ready: Some(true),
+        started_seconds_ago: Some(5),
+        obstacles: Vec::new(),
+        pod_cidrs: Vec::new(),
+        cluster_cidrs: Vec::new(),
+        wanted_connections: Some(9),
+        failing_health_checks: BTreeMap::new(),
     }
 }
 
@@ -91,7 +98,9 @@ fn paths_are_those_of_kube_proxy() {
             const ALL_WELL: &str = "[+]ping ok\nhealthz check passed\n";
             const STATUS: &str = concat!(
                 r#"{"version":"0.0.0","healthy":true,"nodeEligible":false,"awaited":["a test"],"kinds":{},"families":{},"#,
-                r#""frontends":{},"serviceChangesPending":0,"endpointChangesPending":7,"rejectedObjects":{},"overlaps":[]}"#
+                r#""frontends":{},"serviceChangesPending":0,"endpointChangesPending":7,"rejectedObjects":{},"overlaps":[],"#,
+                r#""ready":true,"startedSecondsAgo":5,"obstacles":[],"podCidrs":[],"clusterCidrs":[],"wantedConnections":9,"#,
+                r#""failingHealthChecks":{}}"#
             );
             #[rustfmt::skip]
             let cases = [

@@ -207,7 +207,7 @@ impl Net {
     fn fix(&self, chain: &str) -> String {
         let report = self.doctor();
         let (_, about) = report.split_once(chain).unwrap_or_else(|| panic!("{chain} is not named: {report}"));
-        let fix = about.lines().nth(1).expect("there is a fix");
+        let fix = about.lines().find(|line| line.trim_start().starts_with("fix: ")).expect("there is a fix");
         let (_, command) = fix.split_once("nodes: ").unwrap_or_else(|| panic!("no command: {fix}"));
         command.to_owned()
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{NODE_IP, Node, PROGRAM, echo_server, echoes, ip, node_object, slice_of, socket, web, yaml};
+use super::{NODE_IP, Node, PROGRAM, echo_server, echoes, ip, node_object, run_to_end, slice_of, socket, web, yaml};
 use crate::api::Api;
 use crate::certificates::{P256, Pair, SERVER};
 use crate::netns::set_sysctl;
@@ -166,6 +166,8 @@ fn a_service_with_the_address_of_the_api_server() {
     plane.apply(&evil());
     plane.others_come_to("as with kube-proxy", server, Met::Hijacker);
     plane.node.wait_for_log("it is said", |line| line.contains("WARN") && line.contains(SAID));
+    let doctor = |plane: &Plane| run_to_end(&plane.node, true, &["doctor"]).stdout;
+    assert!(doctor(&plane).contains(&format!("check  {SAID}")), "{}", doctor(&plane));
     plane.changes_arrive("new connections", "two", "172.30.1.2");
     plane.others_come_to("still", server, Met::Hijacker);
     assert_eq!(plane.warnings(SAID), 1, "{}", plane.node.log());
@@ -178,6 +180,10 @@ fn a_service_with_the_address_of_the_api_server() {
     plane.api.disconnect_all();
     plane.api.delete("Service", "shop", "evil");
     plane.others_come_to("it is gone", server, Met::Server);
+    plane.node.eventually("the doctor is content", |node| {
+        let report = run_to_end(node, true, &["doctor"]).stdout;
+        if report.contains(SAID) { Err(report) } else { Ok(()) }
+    });
     plane.apply(&evil());
     plane.others_come_to("it is back", server, Met::Hijacker);
     plane.node.eventually("it is said once more", |node| {

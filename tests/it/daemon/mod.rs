@@ -7,6 +7,7 @@ mod back;
 mod commands;
 mod credentials;
 mod crowd;
+mod doctor;
 mod firewalls;
 mod flows;
 mod following;
@@ -351,6 +352,7 @@ fn write_everything(node: &Node) {
 }
 
 /// How a program ended, and what it wrote.
+#[derive(Debug)]
 struct Ended {
     status: Option<i32>,
     stdout: String,
