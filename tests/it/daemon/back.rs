@@ -61,6 +61,8 @@ fn back(command: &[&str], rules: &str) {
     }
     let Some(mut node) = node_with_echo() else { return };
     node.remove("services.yaml");
+    // At the end of an owner its table is replaced, which is another test's affair.
+    node.table_owner = "off";
     node.start(&json!({}));
     let (mut stream, clients) = (connect(&node), Clients::start(&node));
     let tables = |node: &Node| node.names_of_tables().matches(" nftproxyd\n").count();
