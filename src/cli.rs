@@ -198,7 +198,7 @@ shows it, what follows \"fix:\" can be typed or done about it.
 JSON is an object with grade, exitStatus and findings: objects with subject, grade (in lower
 case), what, proof (a list of texts) and fix. The subjects are daemon, api-server, tables, owner,
 kernel, forwarding, reverse-path, bridges, connections, affinity, route, pod-range, node-ports,
-health-checks, service-addresses, route-localnet, firewall, raw, kube-proxy and nft.
+health-checks, service-addresses, route-localnet, firewall, raw, kube-proxy, calico and nft.
 
 The daemon looks once by itself, when it has started: what is to check or wrong is a warning in
 its log, and all together one Event FoundByDoctor of the Node.";
