@@ -180,6 +180,7 @@ mod tests {
     use super::*;
     use crate::testing::in_network_namespace;
     use crate::testing::netns::skip;
+    use crate::testing::root;
 
     fn asked(max_per_core: Option<u32>, min: Option<u32>) -> Conntrack {
         Conntrack { max_per_core, min, ..Conntrack::default() }
@@ -215,17 +216,6 @@ mod tests {
         {
             assert_eq!(count_of_list(list), expected, "{list:?}");
         }
-    }
-
-    /// A root with these files.
-    fn root(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let root = tempfile::tempdir().expect("a temporary folder");
-        for (path, text) in files {
-            let path = root.path().join(path);
-            fs::create_dir_all(path.parent().expect("it is in a folder")).expect("a folder");
-            fs::write(path, text).expect("a file");
-        }
-        root
     }
 
     const KERNEL: [(&str, &str); 8] = [

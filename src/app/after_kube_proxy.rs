@@ -53,6 +53,8 @@ pub(super) fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
 async fn kube_proxy_serves(args: &CleanupArgs) -> anyhow::Result<()> {
     let mut kernel = LinuxKernel::open()?;
     let (mut said, mut since) = (false, None);
+    // Nobody writes them any more.
+    let mut ours = None;
     loop {
         if let Some(holder) = instance::holder(TableName::NODE).await {
             anyhow::bail!("{holder}: stop it first; nothing was removed");
@@ -61,7 +63,12 @@ async fn kube_proxy_serves(args: &CleanupArgs) -> anyhow::Result<()> {
             return Ok(());
         }
         if status::kube_proxy_has_synced(args.metrics_bind_address).await {
-            let missing = not_served(&mut kernel)?;
+            let ours = match &ours {
+                Some(ours) => ours,
+                None => ours.insert(served_here(&mut kernel)?),
+            };
+            let theirs = leftovers::served_addresses(Path::new("/")).context("kube-proxy's rules cannot be read")?;
+            let missing: Vec<&IpAddr> = ours.difference(&theirs).collect();
             if missing.is_empty() {
                 info!("kube-proxy's rules serve what the tables of nftproxyd serve");
                 return Ok(());
@@ -72,7 +79,7 @@ async fn kube_proxy_serves(args: &CleanupArgs) -> anyhow::Result<()> {
                     "kube-proxy has written its rules, and {} cluster IPs that the tables of nftproxyd serve are not among \
                      them: {}; the tables go all the same",
                     missing.len(),
-                    named(missing.iter())
+                    named(missing.into_iter())
                 );
                 return Ok(());
             }
@@ -87,10 +94,9 @@ async fn kube_proxy_serves(args: &CleanupArgs) -> anyhow::Result<()> {
     }
 }
 
-/// The cluster IPs of Services with endpoints that our tables serve and kube-proxy's rules do not. All of both are read.
-fn not_served(kernel: &mut LinuxKernel) -> anyhow::Result<BTreeSet<IpAddr>> {
-    let theirs = leftovers::served_addresses(Path::new("/")).context("kube-proxy's rules cannot be read")?;
-    let mut missing = BTreeSet::new();
+/// The cluster IPs of Services with endpoints that our tables serve. All of them is read.
+fn served_here(kernel: &mut LinuxKernel) -> anyhow::Result<BTreeSet<IpAddr>> {
+    let mut served = BTreeSet::new();
     for family in kernel.tables()? {
         let mut cluster_ips = BTreeSet::new();
         for element in kernel.elements(family, &base::set(SetName::ClusterIps))? {
@@ -101,7 +107,7 @@ fn not_served(kernel: &mut LinuxKernel) -> anyhow::Result<BTreeSet<IpAddr>> {
         let frontends = status::read(kernel, &[family])?;
         let with_endpoints = frontends.iter().filter(|frontend| frontend.endpoints.iter().any(|it| !it.removed));
         let addresses = with_endpoints.filter_map(|frontend| frontend.address);
-        missing.extend(addresses.filter(|address| cluster_ips.contains(address) && !theirs.contains(address)));
+        served.extend(addresses.filter(|address| cluster_ips.contains(address)));
     }
-    Ok(missing)
+    Ok(served)
 }

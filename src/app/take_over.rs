@@ -25,8 +25,12 @@ use crate::ruleset::names::TableName;
 use crate::sync::{Engine, Sample};
 use crate::threads;
 
-/// The pause before it is looked again whether all is as it should be.
+/// The pause before it is looked again whether somebody else still runs.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// The same whether all is served: that reads all rules of kube-proxy, which may be a while, and for as long as nobody
+/// does anything about it. Another sample is looked at when it comes.
+const PROOF_AGAIN: Duration = Duration::from_secs(5);
 
 /// How many addresses a line of the log names.
 const MOST_NAMED: usize = 5;
@@ -78,7 +82,8 @@ impl TakeOver {
 
     /// Says how the tables stand now, if that is news.
     pub(super) fn tell<K: Kernel>(&mut self, engine: &Engine<K>) {
-        let samples = || Family::ALL.into_iter().filter_map(|family| engine.sample(family)).collect();
+        let before = |family| self.last.iter().flatten().find(|sample| sample.family == family);
+        let samples = || Family::ALL.into_iter().filter_map(|family| engine.sample(family, before(family))).collect();
         let now = engine.is_in_line().then(samples);
         if now != self.last {
             self.last.clone_from(&now);
@@ -113,9 +118,9 @@ fn follow(mut steps: impl Steps, hears: &Receiver<Told>, readiness: &Readiness) 
             pause = None;
             continue;
         };
-        let obstacle = match steps.beside() {
-            Some(beside) => Err(format!("{beside} still runs on this node: stop it first")),
-            None => steps.proved(samples),
+        let (obstacle, again) = match steps.beside() {
+            Some(beside) => (Err(format!("{beside} still runs on this node: stop it first")), AGAIN),
+            None => (steps.proved(samples), PROOF_AGAIN),
         };
         // It may have taken a while.
         hears.try_iter().for_each(|told| latest = told);
@@ -131,7 +136,7 @@ fn follow(mut steps: impl Steps, hears: &Receiver<Told>, readiness: &Readiness) 
                 }
                 readiness.awaits(Awaited::TakeOver, Some(&why));
                 said = Some(why);
-                pause = Some(AGAIN);
+                pause = Some(again);
             }
         }
     }

@@ -73,8 +73,9 @@ fn sum_of_column(text: &str, column: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::super::Grade;
-    use super::super::testing::{grades, root};
+    use super::super::testing::grades;
     use super::*;
+    use crate::testing::root;
 
     const STATISTICS: &str = "entries clashres insert_failed drop early_drop\n\
                               00000001 00000000 0000000f 00000000 00000001\n\

@@ -144,8 +144,9 @@ fn setting(device: &str, name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::Grade;
-    use super::super::testing::{grades, root};
+    use super::super::testing::grades;
     use super::*;
+    use crate::testing::root;
 
     /// A root with these settings of interfaces.
     fn with(name: &str, values: &[(&str, &str)]) -> tempfile::TempDir {
@@ -202,7 +203,7 @@ mod tests {
         assert_eq!(grades(&findings), [Grade::Note]);
         let strict = with("rp_filter", &[("all", "1"), ("eth0", "0"), ("eth2", "2")]);
         assert!(reverse_path_filter(strict.path())[0].what.starts_with("eth0 filter"));
-        assert_eq!(grades(&reverse_path_filter(super::super::testing::root(&[]).path())), [Grade::Unread]);
+        assert_eq!(grades(&reverse_path_filter(crate::testing::root(&[]).path())), [Grade::Unread]);
     }
 
     #[test]

@@ -71,8 +71,8 @@ pub(super) fn legacy(table: &Table, mark: u32) -> Option<Finding> {
 #[cfg(test)]
 mod tests {
     use super::super::Grade;
-    use super::super::testing::root;
     use super::*;
+    use crate::testing::root;
 
     #[test]
     fn virtual_servers_are_named() {

@@ -36,12 +36,6 @@ const CT_STATUS: u32 = 2;
 const STATUS_DNAT: u32 = 1 << 5;
 /// `NF_CT_STATE_UNTRACKED_BIT`, and what is above: no states of [`state`].
 const NO_STATES: u32 = !((1 << 6) - 1);
-const PAYLOAD_TO: u16 = 1;
-const PAYLOAD_BASE: u16 = 2;
-const PAYLOAD_OFFSET: u16 = 3;
-const PAYLOAD_LENGTH: u16 = 4;
-/// Where the destination address is: in the network header (`NFT_PAYLOAD_NETWORK_HEADER`) of IPv4 and IPv6, with its length.
-const DESTINATION: [(u32, u32, u32); 2] = [(1, 16, 4), (1, 24, 16)];
 const XT_NAME: u16 = 1;
 const XT_REVISION: u16 = 2;
 const XT_INFO: u16 = 3;
@@ -139,32 +133,6 @@ pub(super) fn rule(expressions: &[u8], mark: u32) -> Rule {
         rule.matches = condition.map_or(rule.matches, |condition| rule.matches.and(condition));
     }
     rule
-}
-
-/// The destination address that a rule asks for, as bytes.
-pub(super) fn destination(expressions: &[u8]) -> Option<&[u8]> {
-    let mut register = None;
-    attributes(expressions).find_map(|(_, expression)| {
-        let name = inside(expression, EXPRESSION_NAME).map(string)?;
-        let data = inside(expression, EXPRESSION_DATA)?;
-        let number = |kind| inside(data, kind).and_then(be32);
-        match name.as_str() {
-            "payload" => {
-                let place = (number(PAYLOAD_BASE)?, number(PAYLOAD_OFFSET)?, number(PAYLOAD_LENGTH)?);
-                register = number(PAYLOAD_TO).filter(|_| DESTINATION.contains(&place));
-                None
-            }
-            "bitwise" => {
-                // A range.
-                register = None;
-                None
-            }
-            "cmp" if register.is_some() && number(CMP_REGISTER) == register && number(CMP_OPERATION) == Some(0) => {
-                inside(inside(data, CMP_DATA)?, DATA_VALUE)
-            }
-            _ => None,
-        }
-    })
 }
 
 /// The bit that a rule looks for in packets' marks.

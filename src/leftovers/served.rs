@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use super::device;
+use super::early;
 use super::legacy;
 use super::names::{SERVICE_CHAINS, SERVICES, TABLE};
-use super::rules;
 use super::tables::{self, FAMILY_HEADER, SUBSYSTEM, dump_rules, family_header, jumps_of_rule};
 use super::values::{inside, terminated};
 use crate::netlink::{Builder, Bus, DUMP, REQUEST, Socket, attributes};
@@ -69,7 +69,8 @@ fn of_rule(from: &str, parts: &BTreeMap<u16, &[u8]>) -> Option<IpAddr> {
     if from != SERVICES || !jumps_of_rule(from, parts).any(|jump| leads_to_service(&jump.to)) {
         return None;
     }
-    rules::destination(parts.get(&RULE_EXPRESSIONS).copied().unwrap_or_default()).and_then(address)
+    let to = early::rule(parts.get(&RULE_EXPRESSIONS).copied().unwrap_or_default()).concern.to?;
+    (to.prefix_len() == to.max_prefix_len()).then_some(to.addr())
 }
 
 fn address(bytes: &[u8]) -> Option<IpAddr> {

@@ -42,10 +42,9 @@ pub fn address(text: &str) -> Result<IpAddr, ParseError> {
 
 /// Whether a text, not empty, can be the value of a label (`IsValidLabelValue` of apimachinery).
 pub fn is_label_value(text: &str) -> bool {
-    let ends = |text: &str| text.starts_with(|c: char| c.is_ascii_alphanumeric());
-    let reversed: String = text.chars().rev().take(1).collect();
-    let inner = |c: char| c.is_ascii_alphanumeric() || ['-', '_', '.'].contains(&c);
-    text.len() <= 63 && ends(text) && ends(&reversed) && text.chars().all(inner)
+    let at_end = |c: char| c.is_ascii_alphanumeric();
+    let inside = |c: char| at_end(c) || ['-', '_', '.'].contains(&c);
+    text.len() <= 63 && text.starts_with(at_end) && text.ends_with(at_end) && text.chars().all(inside)
 }
 
 /// Why an address is none that packets can be sent to from here: the API server's check of endpoints and external IPs

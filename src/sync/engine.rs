@@ -338,9 +338,9 @@ impl<K: Kernel> Engine<K> {
     }
 
     /// A Service with endpoints, as the table of a family must hold it; `None` where the table is not in line, or there is
-    /// none. Goes through the frontends up to the first that has endpoints: for a start.
-    pub fn sample(&self, family: Family) -> Option<Sample> {
-        if self.standing(family).is_in_line() { self.tables[family].sample() } else { None }
+    /// none. It is that of `before` for as long as that has endpoints; else the frontends are gone through up to the first that has.
+    pub fn sample(&self, family: Family, before: Option<&Sample>) -> Option<Sample> {
+        if self.standing(family).is_in_line() { self.tables[family].sample(before) } else { None }
     }
 
     /// Where the health checks of Services listen.

@@ -4,7 +4,7 @@
 use std::fmt;
 
 use crate::errors;
-use crate::model::{Family, ObjectName};
+use crate::model::{Family, FrontendKey, ObjectName};
 use crate::nftables::{Kernel, KernelError};
 use crate::ruleset::base::{self, FrameFacts};
 use crate::ruleset::names::SetName;
@@ -20,6 +20,7 @@ pub struct Sample {
     pub service: ObjectName,
     /// Where it is served.
     pub family: Family,
+    pub(super) key: FrontendKey,
     pub(super) facts: FrameFacts,
     pub(super) owned: bool,
     /// What the table holds for one of its frontends, in sets whose elements can be asked for one by one.

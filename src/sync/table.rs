@@ -236,15 +236,23 @@ impl Table {
             .or_else(|| refused.into_iter().chain(self.idle.wake_at()).min())
     }
 
-    /// A Service that has endpoints.
-    pub(super) fn sample(&self) -> Option<Sample> {
-        let has_endpoints = |frontend: &Frontend| !frontend.action.inside().is_empty();
-        let (key, frontend) = self.installed.frontends().find(|(_, frontend)| has_endpoints(frontend))?;
+    /// A Service that has endpoints, the one of `before` if it still has any.
+    pub(super) fn sample(&self, before: Option<&Sample>) -> Option<Sample> {
+        if self.installed.frontend_counts().served == 0 {
+            return None;
+        }
+        let has_endpoints = |frontend: &&Frontend| !frontend.action.inside().is_empty();
+        let kept = before.and_then(|before| {
+            self.installed.frontend(&before.key).filter(has_endpoints).map(|frontend| (&before.key, frontend))
+        });
+        let (key, frontend) =
+            kept.or_else(|| self.installed.frontends().find(|(_, frontend)| has_endpoints(frontend)))?;
         // Sets of ranges cannot be asked for one element.
         let elements = self.installed.elements(key).into_iter().filter(|(set, _)| *set != SetName::AllowedSources);
         Some(Sample {
             service: frontend.service.clone(),
             family: self.family,
+            key: *key,
             facts: self.sent.clone(),
             owned: self.owned,
             elements: elements.collect(),

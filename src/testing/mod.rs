@@ -1,4 +1,4 @@
-//! What several tests need: a network namespace of their own, certificates, an HTTP client, and a memory of inputs that
+//! What several tests need: a network namespace of their own, a root of files, certificates, an HTTP client, and a memory of inputs that
 //! failed.
 
 #[path = "../../tests/support/certificates.rs"]
@@ -12,6 +12,17 @@ mod properties;
 
 pub(crate) use netns::{in_namespace as in_network_namespace, run};
 pub(crate) use properties::replayed;
+
+/// A root of a file system with these files.
+pub(crate) fn root(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let root = tempfile::tempdir().expect("a temporary folder");
+    for (path, text) in files {
+        let path = root.path().join(path);
+        std::fs::create_dir_all(path.parent().expect("it is in a folder")).expect("a folder");
+        std::fs::write(path, text).expect("a file");
+    }
+    root
+}
 
 /// Runs a test that awaits in a network namespace of its own.
 pub(crate) fn in_network_namespace_async<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {

@@ -124,14 +124,14 @@ fn engine(serves: bool) -> Engine<InMemoryKernel> {
     Kind::ALL.into_iter().for_each(|kind| engine.apply(Event::ListStarted(kind)));
     events.into_iter().for_each(|event| engine.apply(event));
     Kind::ALL.into_iter().for_each(|kind| engine.apply(Event::ListDone(kind)));
-    assert!(engine.sample(Family::V4).is_none(), "nothing is in line yet");
+    assert!(engine.sample(Family::V4, None).is_none(), "nothing is in line yet");
     engine.sync(Instant::now());
     assert!(engine.is_in_line());
     engine
 }
 
 fn served(engine: &mut Engine<InMemoryKernel>, theirs: &[&str]) -> Result<(), String> {
-    let samples: Vec<Sample> = Family::ALL.into_iter().filter_map(|family| engine.sample(family)).collect();
+    let samples: Vec<Sample> = Family::ALL.into_iter().filter_map(|family| engine.sample(family, None)).collect();
     let theirs = theirs.iter().map(|address| address.parse().expect("an address")).collect();
     served_instead(&theirs, &samples, engine.kernel())
 }
