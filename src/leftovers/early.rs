@@ -11,7 +11,11 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::values::{be32, inside, string};
+use super::values::{
+    BITWISE_FROM, BITWISE_MASK, BITWISE_TO, CMP_DATA, CMP_OPERATION, CMP_REGISTER, DATA_VALUE, DATA_VERDICT,
+    EXPRESSION_DATA, EXPRESSION_NAME, IMMEDIATE_DATA, VERDICT_CHAIN, VERDICT_CODE, XT_INFO, XT_NAME, be32, inside,
+    string,
+};
 use crate::netlink::attributes;
 
 /// The kernel follows no more jumps in a row.
@@ -304,13 +308,6 @@ fn ports(text: &str) -> Option<(u16, u16)> {
     Some((first.parse().ok()?, last.parse().ok()?))
 }
 
-const EXPRESSION_NAME: u16 = 1;
-const EXPRESSION_DATA: u16 = 2;
-const DATA_VALUE: u16 = 1;
-const DATA_VERDICT: u16 = 2;
-const VERDICT_CODE: u16 = 1;
-const VERDICT_CHAIN: u16 = 2;
-const IMMEDIATE_DATA: u16 = 2;
 const PAYLOAD_TO: u16 = 1;
 const PAYLOAD_BASE: u16 = 2;
 const PAYLOAD_OFFSET: u16 = 3;
@@ -323,22 +320,14 @@ const L4PROTO: u32 = 16;
 /// `NFT_META_MARK` and `NFT_META_OIFNAME`.
 const MARK: u32 = 3;
 const OUTPUT_NAME: u32 = 7;
-const CMP_REGISTER: u16 = 1;
-const CMP_OPERATION: u16 = 2;
-const CMP_DATA: u16 = 3;
 /// `NFT_CMP_*`.
 const EQUAL: u32 = 0;
 const AT_MOST: u32 = 3;
 const AT_LEAST: u32 = 5;
-const BITWISE_FROM: u16 = 1;
-const BITWISE_TO: u16 = 2;
-const BITWISE_MASK: u16 = 4;
 const RANGE_REGISTER: u16 = 1;
 const RANGE_OPERATION: u16 = 2;
 const RANGE_FROM: u16 = 3;
 const RANGE_TO: u16 = 4;
-const XT_NAME: u16 = 1;
-const XT_INFO: u16 = 3;
 
 /// What is in a register: a field of the packet.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,25 +5,15 @@
 
 use std::collections::BTreeMap;
 
-use super::values::{be32, inside, string};
+use super::values::{
+    BITWISE_FROM, BITWISE_MASK, BITWISE_TO, CMP_DATA, CMP_OPERATION, CMP_REGISTER, DATA_VALUE, DATA_VERDICT,
+    EXPRESSION_DATA, EXPRESSION_NAME, IMMEDIATE_DATA, VERDICT_CHAIN, VERDICT_CODE, XT_INFO, XT_NAME, be32, inside,
+    string,
+};
 use super::walk::{Does, Match, Rule};
 use crate::netlink::attributes;
 
-const EXPRESSION_NAME: u16 = 1;
-const EXPRESSION_DATA: u16 = 2;
-/// `NFTA_DATA_*`.
-const DATA_VALUE: u16 = 1;
-const DATA_VERDICT: u16 = 2;
-const VERDICT_CODE: u16 = 1;
-const VERDICT_CHAIN: u16 = 2;
-const IMMEDIATE_DATA: u16 = 2;
 const LOOKUP_TO: u16 = 3;
-const CMP_REGISTER: u16 = 1;
-const CMP_OPERATION: u16 = 2;
-const CMP_DATA: u16 = 3;
-const BITWISE_FROM: u16 = 1;
-const BITWISE_TO: u16 = 2;
-const BITWISE_MASK: u16 = 4;
 const BITWISE_XOR: u16 = 5;
 const BITWISE_OPERATION: u16 = 6;
 /// Of `meta` and `ct`.
@@ -36,9 +26,7 @@ const CT_STATUS: u32 = 2;
 const STATUS_DNAT: u32 = 1 << 5;
 /// `NF_CT_STATE_UNTRACKED_BIT`, and what is above: no states of [`state`].
 const NO_STATES: u32 = !((1 << 6) - 1);
-const XT_NAME: u16 = 1;
 const XT_REVISION: u16 = 2;
-const XT_INFO: u16 = 3;
 /// `match_flags`, `invert_flags` and `state_mask` in `struct xt_conntrack_mtinfo2` and `xt_conntrack_mtinfo3`, 16 bits each.
 const CONNTRACK_FLAGS: [usize; 3] = [146, 148, 150];
 /// `XT_CONNTRACK_STATE`.

@@ -7,7 +7,9 @@ use super::early::{self, EarlyTable};
 use super::names::TABLE;
 use super::plan::Jump;
 use super::rules;
-use super::values::{be32, inside, string, terminated};
+use super::values::{
+    DATA_VERDICT, EXPRESSION_DATA, EXPRESSION_NAME, IMMEDIATE_DATA, VERDICT_CHAIN, be32, inside, string, terminated,
+};
 use super::walk::{Chain, Rule};
 use crate::netlink::{Builder, Bus, DUMP, Dump, REQUEST, Socket, attributes};
 
@@ -30,11 +32,6 @@ const RULE_TABLE: u16 = 1;
 const RULE_CHAIN: u16 = 2;
 const RULE_HANDLE: u16 = 3;
 const RULE_EXPRESSIONS: u16 = 4;
-const EXPRESSION_NAME: u16 = 1;
-const EXPRESSION_DATA: u16 = 2;
-const IMMEDIATE_DATA: u16 = 2;
-const DATA_VERDICT: u16 = 2;
-const VERDICT_CHAIN: u16 = 2;
 /// `NF_DROP`.
 const DROP: u32 = 0;
 /// `NFPROTO_*` of the families whose chains see IP packets on their way through the node.
