@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::builder::BoolishValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-use crate::config::{FLAGS, Overrides, Setting};
+use crate::config::{FLAGS, Overrides, SCHEDULER_FLAG, Setting};
 use crate::secrets::shown;
 
 const EXIT_STATUS: &str = "\
@@ -301,7 +301,11 @@ impl Args for FieldFlags {
             } else {
                 arg.num_args(1).allow_hyphen_values(true).value_name(flag.value)
             };
-            let heading = if flag.beats_file { "Log" } else { "Instead of a configuration file" };
+            let heading = match flag.name {
+                SCHEDULER_FLAG => None,
+                _ if flag.beats_file => Some("Log"),
+                _ => Some("Instead of a configuration file"),
+            };
             command = command.arg(arg.help(flag.help).hide(flag.help.is_empty()).help_heading(heading));
         }
         command

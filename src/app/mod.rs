@@ -119,6 +119,7 @@ fn facts(config: &Config) -> Facts {
             let specific = !config.bind_address.is_unspecified() && Family::of(config.bind_address) == family;
             specific.then_some(config.bind_address)
         }),
+        scheduler: config.scheduler,
         longest_retry: LONGEST_RETRY.min(config.sync_period),
     }
 }

@@ -62,6 +62,7 @@ pub fn effective(config: &Config) -> Value {
             "masqueradeAll": config.masquerade_all,
             "masqueradeBit": config.masquerade_bit,
             "minSyncPeriod": duration(config.min_sync_period),
+            "scheduler": config.scheduler.name(),
             "syncPeriod": duration(config.sync_period),
         },
         "nodePortAddresses": node_ports(&config.node_port_addresses),

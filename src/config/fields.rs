@@ -99,7 +99,7 @@ pub(super) const FIELDS: &[(&str, Type, Use)] = &[
     ("iptables.minSyncPeriod", Duration, Honoured),
     ("ipvs.syncPeriod", Duration, Honoured),
     ("ipvs.minSyncPeriod", Duration, Honoured),
-    ("ipvs.scheduler", String, Warned),
+    ("ipvs.scheduler", String, Honoured),
     ("ipvs.excludeCIDRs", Strings, Warned),
     ("ipvs.strictARP", Bool, Warned),
     ("ipvs.tcpTimeout", Duration, Warned),
@@ -117,12 +117,15 @@ pub(super) const FIELDS: &[(&str, Type, Use)] = &[
     ("conntrack.tcpBeLiberal", Bool, Honoured),
     ("conntrack.udpTimeout", Duration, Honoured),
     ("conntrack.udpStreamTimeout", Duration, Honoured),
-    // Ours: kube-proxy says of it that it does not know it, and goes on.
+    // Ours: kube-proxy says of them that it does not know them, and goes on.
     ("serviceProxyName", String, Honoured),
+    ("nftables.scheduler", String, Honoured),
 ];
 
-/// The one field that kube-proxy does not have.
+/// A field that kube-proxy does not have: which Services are served.
 pub(super) const SERVICE_PROXY_NAME: &str = "serviceProxyName";
+/// The other one: how endpoints are chosen.
+pub(super) const SCHEDULER: &str = "nftables.scheduler";
 
 /// The type of the field with this path.
 pub(super) fn type_of(path: &str) -> Option<Type> {

@@ -42,7 +42,10 @@ pub(super) const HEALTHZ_PORT: &str = "healthz-port";
 /// Joined with `metricsBindAddress`.
 pub(super) const METRICS_PORT: &str = "metrics-port";
 
-/// Every flag of kube-proxy but those that the command line has a meaning of its own for (`--config`, `--master`,
+/// Ours.
+pub(crate) const SCHEDULER: &str = "scheduler";
+
+/// Every flag of kube-proxy, and [`SCHEDULER`], but those that the command line has a meaning of its own for (`--config`, `--master`,
 /// `--hostname-override`, `--write-config-to`, `--cleanup`, `--init-only`, `--version`, `--help`).
 pub const FLAGS: &[Flag] = &[
     beating("v", &["logging.verbosity"], "LEVEL", "Say more in the log: 2 for each sync, 5 for each transaction"),
@@ -97,6 +100,12 @@ pub const FLAGS: &[Flag] = &[
         "MODE",
         "nftables, iptables or ipvs: nftables is what runs; the others choose defaults",
     ),
+    beating(
+        SCHEDULER,
+        &["nftables.scheduler"],
+        "NAME",
+        "How endpoints are chosen where a Service does not say, in any mode: random, rr, wrr, sh, dh, mh, lc, ...",
+    ),
     flag(
         "iptables-masquerade-bit",
         &["iptables.masqueradeBit"],
@@ -129,7 +138,7 @@ pub const FLAGS: &[Flag] = &[
     ),
     flag("ipvs-sync-period", &["ipvs.syncPeriod"], "DURATION", "As --iptables-sync-period, in mode ipvs"),
     flag("ipvs-min-sync-period", &["ipvs.minSyncPeriod"], "DURATION", "As --iptables-min-sync-period, in mode ipvs"),
-    flag("ipvs-scheduler", &["ipvs.scheduler"], "NAME", "No effect: endpoints are chosen at random"),
+    flag("ipvs-scheduler", &["ipvs.scheduler"], "NAME", "How endpoints are chosen, in mode ipvs [default: rr]"),
     flag("ipvs-exclude-cidrs", &["ipvs.excludeCIDRs"], "CIDR,...", "No effect: there are no IPVS rules"),
     flag("ipvs-strict-arp", &["ipvs.strictARP"], "", "No effect: Service addresses are not addresses of the node"),
     flag("ipvs-tcp-timeout", &["ipvs.tcpTimeout"], "DURATION", "No effect"),

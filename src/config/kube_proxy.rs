@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::fields::{Fields, SERVICE_PROXY_NAME};
+use super::fields::{Fields, SCHEDULER, SERVICE_PROXY_NAME};
 use super::flags::Flags;
 use super::{Config, ConfigError, DetectLocal, Loaded, NodePortAddresses, Overrides, Problem, Source};
 use crate::model::parse;
-use crate::model::{Family, PerFamily};
+use crate::model::{Family, PerFamily, Scheduler};
 use crate::printable::printable;
 use crate::yaml::{Document, Duplicate, Tree};
 
@@ -131,6 +131,7 @@ impl Resolver<'_> {
             _ => "iptables.masqueradeAll",
         });
         let (min_sync_period, sync_period) = self.sync_periods(mode);
+        let scheduler = self.scheduler(mode);
         let detect_local = self.detect_local();
         let node_port_addresses = self.node_port_addresses(mode);
         Some(Config {
@@ -148,6 +149,7 @@ impl Resolver<'_> {
             node_port_addresses: node_port_addresses?,
             masquerade_bit: masquerade_bit?,
             masquerade_all,
+            scheduler: scheduler?,
             min_sync_period,
             sync_period,
             allow_external_ips,
@@ -216,8 +218,8 @@ impl Resolver<'_> {
             }
             "ipvs" => {
                 self.warnings.push(
-                    "mode \"ipvs\": nftables is used instead; the scheduler and strictARP have no effect, and Service \
-                     addresses are no longer addresses of the node"
+                    "mode \"ipvs\": nftables is used instead, with the same scheduler; strictARP has no effect, and \
+                     Service addresses are no longer addresses of the node"
                         .to_owned(),
                 );
                 Some(Mode::Ipvs)
@@ -396,6 +398,34 @@ impl Resolver<'_> {
             self.problem::<()>(field, sync, format!("must not be shorter than {min_field}, {min:?}"));
         }
         (min, sync)
+    }
+
+    /// That of mode ipvs may be one that IPVS has and we have not: a file that worked goes on to work.
+    fn scheduler(&mut self, mode: Option<Mode>) -> Option<Scheduler> {
+        const OF_IPVS: &str = "ipvs.scheduler";
+        let (own, of_ipvs) = (self.fields.string(SCHEDULER), self.fields.string(OF_IPVS));
+        let ipvs = mode == Some(Mode::Ipvs);
+        if !of_ipvs.is_empty() && (!ipvs || !own.is_empty()) {
+            let (known_as, own_known_as) = (self.flags.known_as(OF_IPVS), self.flags.known_as(SCHEDULER));
+            self.warnings.push(match ipvs {
+                true => format!("{known_as}: no effect, as {own_known_as} counts"),
+                false => format!("{known_as}: no effect in this mode; {own_known_as} has one"),
+            });
+        }
+        if !own.is_empty() {
+            let names = Scheduler::ALL.map(|(_, name)| name).join(", ");
+            let known = Scheduler::parse(own).ok();
+            return known.or_else(|| self.problem(SCHEDULER, own, format!("must be one of {names}")));
+        }
+        Some(match of_ipvs {
+            _ if !ipvs => Scheduler::Random,
+            "" => Scheduler::RoundRobin,
+            name => Scheduler::parse(name).unwrap_or_else(|unknown| {
+                let known_as = self.flags.known_as(OF_IPVS);
+                self.warnings.push(format!("{known_as}: {unknown}; endpoints are chosen at random"));
+                Scheduler::Random
+            }),
+        })
     }
 
     fn detect_local(&mut self) -> Option<DetectLocal> {

@@ -18,12 +18,13 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 pub use self::effective::effective;
+pub(crate) use self::flags::SCHEDULER as SCHEDULER_FLAG;
 pub use self::flags::{FLAGS, Flag};
 pub use self::kube_proxy::{METRICS_PORT, METRICS_PORT_BESIDE};
 pub use self::sanity::{Host, sanity};
 pub use self::watch::Watch;
 pub use crate::addresses::NodePortAddresses;
-use crate::model::PerFamily;
+use crate::model::{PerFamily, Scheduler};
 use crate::yaml::{self, Document, Tree};
 
 /// Everything that is configured, checked and ready for use.
@@ -59,6 +60,9 @@ pub struct Config {
     pub masquerade_bit: u8,
     /// `masqueradeAll` of the selected mode: masquerade all traffic to cluster IPs.
     pub masquerade_all: bool,
+    /// How endpoints are chosen where a Service does not say: `scheduler`, `--scheduler`; else in mode ipvs `ipvs.scheduler`,
+    /// `--ipvs-scheduler`, which is `rr` where it is empty; else `random`.
+    pub scheduler: Scheduler,
     /// `minSyncPeriod` of the selected mode: least time from the end of one sync to the beginning of the next. Zero
     /// unless set (kube-proxy waits for a second), at most an hour.
     pub min_sync_period: Duration,

@@ -1,10 +1,12 @@
 //! What one family's table holds.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use smallvec::SmallVec;
 
+use super::turns::Turns;
 use crate::keyed::{Keyed, KeyedTable};
 use crate::model::{FrontendKey, ObjectName};
 use crate::ruleset::elements;
@@ -24,10 +26,12 @@ pub struct Installed {
     refused: usize,
     dropped: usize,
     pub(super) units: KeyedTable<Unit>,
+    /// Who takes turns by which counter.
+    pub(super) turns: Turns,
     /// How many Services need each shared element. Zero: it was found in the table and nobody needs it yet.
     pub(super) shared: HashMap<Shared, u32>,
     pub(super) nodeport_ips: BTreeSet<IpAddr>,
-    /// The chains made on demand, with how many elements hold their kind.
+    /// The chains made on demand, with how many elements hold their kind, and how many of them hand over to it.
     pub(super) chains: BTreeMap<ChainName, u32>,
     /// Those of them that stay although nobody uses them.
     pub(super) common: BTreeSet<ChainName>,
@@ -123,11 +127,14 @@ impl Installed {
     /// This is installed for a frontend now; `None`: it is gone.
     pub(super) fn place(&mut self, key: FrontendKey, frontend: Option<Frontend>) {
         self.count_unserved(frontend.as_ref(), 1);
+        self.turns.count(&key, frontend.as_ref(), 1);
         let before = match frontend {
             Some(frontend) => self.frontends.insert(Placed { key, frontend }),
             None => self.frontends.remove(&key),
         };
-        self.count_unserved(before.map(|placed| placed.frontend).as_ref(), -1);
+        let before = before.map(|placed| placed.frontend);
+        self.count_unserved(before.as_ref(), -1);
+        self.turns.count(&key, before.as_ref(), -1);
     }
 
     fn count_unserved(&mut self, frontend: Option<&Frontend>, by: isize) {
@@ -158,6 +165,16 @@ impl Installed {
         self.chains.keys().copied()
     }
 
+    /// Whether it holds this one.
+    pub(super) fn has_chain(&self, chain: ChainName) -> bool {
+        self.chains.contains_key(&chain)
+    }
+
+    /// How many they are.
+    pub(super) fn chain_count(&self) -> usize {
+        self.chains.len()
+    }
+
     /// The chains made on demand that nobody uses any more.
     pub fn idle(&self) -> &BTreeSet<ChainName> {
         &self.idle
@@ -173,11 +190,25 @@ impl Installed {
         self.idle = unused.map(|(chain, _)| *chain).collect();
     }
 
+    /// This chain is there now.
+    pub(super) fn chain_added(&mut self, chain: ChainName) {
+        if let Entry::Vacant(entry) = self.chains.entry(chain) {
+            entry.insert(0);
+            if let Some(counter) = chain.counter() {
+                self.use_chain(counter, true);
+            }
+        }
+    }
+
     /// These chains are no longer there.
     pub fn chains_deleted(&mut self, chains: &[ChainName]) {
         for chain in chains {
-            self.chains.remove(chain);
             self.idle.remove(chain);
+            if self.chains.remove(chain).is_some()
+                && let Some(counter) = chain.counter()
+            {
+                self.use_chain(counter, false);
+            }
         }
     }
 
@@ -190,9 +221,14 @@ impl Installed {
 
     /// An element with this kind has been added, or deleted.
     pub(super) fn count_use(&mut self, kind: Kind, added: bool) {
-        let Some((chain, uses)) = kind.on_demand().and_then(|chain| Some((chain, self.chains.get_mut(&chain)?))) else {
-            return;
-        };
+        if let Some(chain) = kind.on_demand() {
+            self.use_chain(chain, added);
+        }
+    }
+
+    /// Somebody leads to a chain now, or no longer does: an element with its kind, or a chain that hands over to it.
+    fn use_chain(&mut self, chain: ChainName, added: bool) {
+        let Some(uses) = self.chains.get_mut(&chain) else { return };
         *uses = if added { *uses + 1 } else { uses.saturating_sub(1) };
         if *uses == 0 && !self.common.contains(&chain) {
             self.idle.insert(chain);

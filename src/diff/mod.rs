@@ -7,11 +7,13 @@
 //!
 //! Nothing here is proportional to the number of Services, only to what is staged.
 
+mod counters;
 mod installed;
 mod recover;
 mod stage;
 mod text;
 mod transaction;
+mod turns;
 
 pub use installed::{FrontendCounts, Installed};
 pub use recover::{Recovered, recover};

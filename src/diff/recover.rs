@@ -37,7 +37,9 @@ pub fn recover(
 ) -> Recovered {
     let on_demand = |chain: &ChainName| Kind::of_chain(*chain).is_some_and(|kind| kind.on_demand().is_some());
     let mut installed = Installed::with_capacity(contents.frontends.len());
-    installed.chains = chains.into_iter().filter(on_demand).map(|chain| (chain, 0)).collect();
+    // Sorted, so that the one with the counter is there before those that hand over to it.
+    let chains: BTreeSet<ChainName> = chains.into_iter().filter(on_demand).collect();
+    chains.into_iter().for_each(|chain| installed.chain_added(chain));
     installed.shared = contents.shared.into_iter().map(|shared| (shared, 0)).collect();
     installed.nodeport_ips = contents.nodeport_ips;
     installed.unclaimed = true;

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use smallvec::SmallVec;
 
+use super::counters::Giver;
 use super::installed::{Installed, Unit};
 use super::transaction::{Operation, Transaction};
 use crate::model::{Family, FrontendKey, ObjectName};
@@ -27,12 +28,14 @@ pub struct Stage {
     shared: BTreeMap<Shared, i64>,
     nodeport_ips: Option<BTreeSet<IpAddr>>,
     unclaimed: bool,
+    counters: Giver,
     weight: usize,
 }
 
 impl Stage {
     /// Stages what one Service wants; nothing, if it is gone. Each Service at most once.
-    pub fn service(&mut self, installed: &Installed, name: &ObjectName, wanted: ServicePart) {
+    pub fn service(&mut self, installed: &Installed, name: &ObjectName, mut wanted: ServicePart) {
+        self.counters.give(installed, name, &mut wanted);
         let mut unit = Unit::empty(name.clone());
         let old = installed.units.get(name).unwrap_or(&unit);
         for key in &old.frontends {
@@ -181,7 +184,7 @@ impl Stage {
         installed.unclaimed &= !self.unclaimed;
         for operation in &transaction.operations {
             match operation {
-                Operation::AddChain(chain) => drop(installed.chains.entry(chain.name).or_default()),
+                Operation::AddChain(chain) => installed.chain_added(chain.name),
                 Operation::AddElements(_, elements) => installed.count_uses(elements, true),
                 Operation::DeleteElements(_, elements) => installed.count_uses(elements, false),
                 _ => {}
@@ -232,7 +235,9 @@ impl Changes {
     /// The chains of the added kinds that are not there.
     fn chains(&self, present: &BTreeMap<ChainName, u32>) -> BTreeMap<Kind, ChainName> {
         let kinds = self.add.values().flatten().filter_map(|element| Kind::of_data(&element.data));
-        let on_demand = kinds.filter_map(|kind| Some((kind, kind.on_demand()?)));
+        // The one with the counter comes first in the order of kinds.
+        let with_counters = kinds.flat_map(|kind| [kind.counter(), Some(kind)]).flatten();
+        let on_demand = with_counters.filter_map(|kind| Some((kind, kind.on_demand()?)));
         on_demand.filter(|(_, chain)| !present.contains_key(chain)).collect()
     }
 }

@@ -8,13 +8,15 @@ use proptest::prelude::*;
 
 use super::{FrontendCounts, Installed, Operation, Recovered, Stage, Transaction};
 use crate::model::{Family, FrontendAt, FrontendKey, ObjectName, Protocol, TrafficPolicy};
+use crate::ruleset::backend::Backend;
 use crate::ruleset::elements::dispatch_elements;
-use crate::ruleset::frontend::{Action, Backend, Frontend, Shared, Slots};
+use crate::ruleset::frontend::{Action, Frontend, Shared};
 use crate::ruleset::kinds::Kind;
-use crate::ruleset::names::{ChainName, Masquerade, SetName};
+use crate::ruleset::names::{By, ChainName, Masquerade, SetName};
 use crate::ruleset::ranges::Range;
 use crate::ruleset::read::Contents;
-use crate::ruleset::service::{ServicePart, arrange};
+use crate::ruleset::service::ServicePart;
+use crate::ruleset::slots::{Slots, arrange};
 use crate::ruleset::types::{Chain, Data, Element, Key, Value, Verdict};
 
 /// A table as the kernel would keep it: refuses what the kernel refuses.
@@ -134,8 +136,11 @@ fn backend(last: u8) -> Backend {
     Backend { address: address(last), port: NonZeroU16::MIN }
 }
 
+/// No turns: who has which counter depends on what was before.
 fn slots(minimum: usize) -> impl Strategy<Value = Slots> {
-    prop::collection::btree_set(0u8..8, minimum..5).prop_map(|set| set.into_iter().map(backend).collect())
+    let by = prop_oneof![Just(By::Random), Just(By::SourceAndPort), Just(By::Maglev)];
+    let list = prop::collection::btree_set(0u8..8, minimum..5);
+    (by, list).prop_map(|(by, set)| Slots { by, list: set.into_iter().map(backend).collect() })
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -402,7 +407,7 @@ fn removing_one_of_many_endpoints_changes_a_handful_of_elements() {
             },
         )],
         shared: vec![],
-        left_out: 0,
+        ..ServicePart::default()
     };
     let (mut installed, mut table) = (Installed::default(), Table::default());
     step(&mut installed, &mut table, &[(name.clone(), wanted(&many))]);

@@ -18,6 +18,8 @@ pub struct Slice {
     pub family: Family,
     /// Ports that have a name and a number.
     pub ports: Box<[SlicePort]>,
+    /// The weight of each of its endpoints, by an annotation, else 1. 0: they get no new connections.
+    pub weight: u16,
     /// Endpoints that have an address of `family`.
     pub endpoints: Box<[Endpoint]>,
 }

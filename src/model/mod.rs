@@ -3,7 +3,7 @@
 //! Objects of the API become these values once, in `source::convert`; past that point no address is text, no port is a
 //! negative number and no `"None"` cluster IP exists. [`store`] keeps them and says which Services have to be looked at
 //! again, [`claims`] which of two Services gets an address that both want, [`policy`] which endpoints a packet may
-//! reach.
+//! reach, [`scheduler`] how one of them is chosen.
 
 pub mod claims;
 mod endpoint;
@@ -13,6 +13,7 @@ mod ids;
 mod node;
 pub mod parse;
 pub mod policy;
+pub mod scheduler;
 mod service;
 pub mod store;
 
@@ -20,4 +21,5 @@ pub use endpoint::{Conditions, Endpoint, Hints, Slice, SlicePort};
 pub use event::{Event, Kind, ObjectRef, RefKind, Reject};
 pub use ids::{Family, FrontendAt, FrontendKey, ObjectName, PerFamily, Protocol, ServicePortName};
 pub use node::{Node, ServiceCidr};
+pub use scheduler::Scheduler;
 pub use service::{Role, Service, ServicePort, TrafficPolicy};

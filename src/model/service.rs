@@ -6,7 +6,7 @@ use std::num::NonZeroU16;
 use arcstr::ArcStr;
 use ipnet::IpNet;
 
-use super::{Family, FrontendAt, FrontendKey, ObjectName, PerFamily, Protocol};
+use super::{Family, FrontendAt, FrontendKey, ObjectName, PerFamily, Protocol, Scheduler};
 
 /// Which endpoints traffic of one kind may reach (`internalTrafficPolicy`, `externalTrafficPolicy`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -47,6 +47,11 @@ pub struct Service {
     pub external_policy: TrafficPolicy,
     /// Session affinity by client IP: seconds (1..=86400) since the last new connection of a client.
     pub affinity: Option<u32>,
+    /// How endpoints are chosen, by an annotation; `None`: as configured for all.
+    pub scheduler: Option<Scheduler>,
+    /// The slots of its Maglev tables, by an annotation: one of [`MAGLEV_SIZES`](super::scheduler::MAGLEV_SIZES). `None`: by
+    /// the number of endpoints.
+    pub maglev_size: Option<u16>,
     /// `spec.healthCheckNodePort` of a LoadBalancer Service with external policy Local.
     pub health_check_node_port: Option<NonZeroU16>,
     /// `metadata.creationTimestamp` in seconds since 1970; the older of two Services that claim the same address and

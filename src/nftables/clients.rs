@@ -154,7 +154,7 @@ mod tests {
 
     use super::*;
     use crate::model::Protocol;
-    use crate::ruleset::frontend::Backend;
+    use crate::ruleset::backend::Backend;
 
     #[test]
     fn a_client_that_comes_twice_is_noticed_wherever_it_is_sent() {

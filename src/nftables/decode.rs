@@ -184,7 +184,9 @@ fn read_value(bytes: &[u8], expr: Selector) -> Option<Value> {
             Some(Value::Port(u16::from_be(u16_at(bytes, 0)?)))
         }
         Selector::Priority => Some(Value::Class(u32_at(bytes, 0)?)),
-        Selector::RandomSlot { .. } => Some(Value::Slot(u32_at(bytes, 0)?)),
+        Selector::RandomSlot { .. } | Selector::NextSlot { .. } | Selector::HashedSlot { .. } => {
+            Some(Value::Slot(u32_at(bytes, 0)?))
+        }
     }
 }
 
@@ -206,6 +208,7 @@ mod tests {
     use crate::diff::{Operation, Transaction};
     use crate::netlink::messages;
     use crate::nftables::encode::encode;
+    use crate::ruleset::names::By;
     use crate::ruleset::names::{Masquerade, Pick, SetName, TableName};
 
     const ALL: [Selector; 10] = [
@@ -247,6 +250,7 @@ mod tests {
                 masquerade: Masquerade::Always,
                 sticky: slots.is_multiple_of(3),
                 local: slots.is_multiple_of(5),
+                by: if slots.is_multiple_of(7) { By::Turn(7) } else { By::Random },
                 slots,
             })
         };

@@ -494,7 +494,7 @@ fn type_code(family: Family, exprs: &[Selector]) -> u32 {
             Selector::L4Proto | Selector::HeaderProtocol => 12,
             Selector::DestinationPort | Selector::OriginalPort | Selector::ReplyPort => 13,
             Selector::Priority => TYPE_CLASSID,
-            Selector::RandomSlot { .. } => TYPE_UID,
+            Selector::RandomSlot { .. } | Selector::NextSlot { .. } | Selector::HashedSlot { .. } => TYPE_UID,
         };
         code << 6 | part
     })

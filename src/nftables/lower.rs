@@ -8,7 +8,8 @@ use ipnet::IpNet;
 use super::numbers::{c_name, protocol_family, verdict};
 use super::uapi;
 use crate::model::Family;
-use crate::ruleset::types::{Rule, Selector, Statement};
+use crate::ruleset::hash::HASH_SEED;
+use crate::ruleset::types::{Hashed, Rule, Selector, Statement};
 use crate::sys::{Bytes, Comparison, Expression, Lookup, PayloadBase, Register, RejectWith};
 
 /// The number of bytes that a part of a key has: those that count, without the padding to 4.
@@ -21,7 +22,7 @@ pub(super) fn length(family: Family, expr: Selector) -> usize {
         | Selector::ReplySource => address_length(family),
         Selector::L4Proto | Selector::HeaderProtocol => 1,
         Selector::DestinationPort | Selector::OriginalPort | Selector::ReplyPort => 2,
-        Selector::Priority | Selector::RandomSlot { .. } => 4,
+        Selector::Priority | Selector::RandomSlot { .. } | Selector::NextSlot { .. } | Selector::HashedSlot { .. } => 4,
     }
 }
 
@@ -213,7 +214,26 @@ fn load_and(family: Family, key: &[Selector], then: Expression) -> Vec<Expressio
 /// Loads a concatenation, each part on a whole number of 4-byte registers. Returns the next free register.
 fn load(family: Family, key: &[Selector], from: Register, out: &mut Vec<Expression>) -> Register {
     key.iter().fold(from, |dreg, expr| {
-        out.push(load_one(family, *expr, dreg));
+        if let Selector::HashedSlot { of, modulus, offset } = *expr {
+            // Where nft has it: beyond the key, of which this is the last part, and 16 bytes more.
+            let sreg = dreg.after(4 + 16);
+            let (address, with_port) = match of {
+                Hashed::Source => (Selector::SourceAddress, false),
+                Hashed::SourceAndPort => (Selector::SourceAddress, true),
+                Hashed::Destination => (Selector::DestinationAddress, false),
+            };
+            out.push(load_one(family, address, sreg));
+            let mut len = length(family, address);
+            if with_port {
+                let (base, dreg) = (PayloadBase::Transport, sreg.after(len));
+                out.push(Expression::Payload { base, offset: 0, len: 2, dreg });
+                len += 4;
+            }
+            let (len, seed) = (len as u32, Some(HASH_SEED));
+            out.push(Expression::Hash { sreg, dreg, len, modulus, seed, offset });
+        } else {
+            out.push(load_one(family, *expr, dreg));
+        }
         dreg.after(length(family, *expr))
     })
 }
@@ -229,7 +249,10 @@ fn load_one(family: Family, expr: Selector, dreg: Register) -> Expression {
         Selector::HeaderProtocol => payload(PayloadBase::Network, if family == Family::V4 { 9 } else { 6 }),
         Selector::DestinationPort => payload(PayloadBase::Transport, 2),
         Selector::Priority => Expression::MetaLoad { key: uapi::meta::PRIORITY, dreg },
-        Selector::RandomSlot { modulus, offset } => Expression::RandomNumber { dreg, modulus, offset },
+        Selector::RandomSlot { modulus, offset } => Expression::Number { dreg, random: true, modulus, offset },
+        Selector::NextSlot { modulus, offset } => Expression::Number { dreg, random: false, modulus, offset },
+        // Of several expressions: see `load`.
+        Selector::HashedSlot { .. } => unreachable!("hashed slots are loaded by `load`"),
         Selector::OriginalSource => original(if family == Family::V4 { uapi::ct::SRC_IP } else { uapi::ct::SRC_IP6 }),
         Selector::OriginalDestination => {
             original(if family == Family::V4 { uapi::ct::DST_IP } else { uapi::ct::DST_IP6 })

@@ -126,8 +126,10 @@ fn type_of(family: Family, expr: Selector, out: &mut Vec<u8>) {
         Selector::DestinationPort => (EXPR_PAYLOAD, smallvec![DESC_TH, 2]),
         Selector::L4Proto => (EXPR_META, smallvec![uapi::meta::L4PROTO]),
         Selector::Priority => (EXPR_META, smallvec![uapi::meta::PRIORITY]),
-        // NFT_NG_RANDOM is 1.
-        Selector::RandomSlot { modulus, offset } => (EXPR_NUMGEN, smallvec![1, modulus, offset]),
+        // NFT_NG_RANDOM is 1. All slots are of one type, which sets have from this one.
+        Selector::RandomSlot { modulus, offset }
+        | Selector::NextSlot { modulus, offset }
+        | Selector::HashedSlot { modulus, offset, .. } => (EXPR_NUMGEN, smallvec![1, modulus, offset]),
         Selector::OriginalSource => (EXPR_CT, smallvec![ct_address(family, true), uapi::ct::ORIGINAL.into()]),
         Selector::OriginalDestination => (EXPR_CT, smallvec![ct_address(family, false), uapi::ct::ORIGINAL.into()]),
         Selector::OriginalPort => (EXPR_CT, smallvec![uapi::ct::PROTO_DST, uapi::ct::ORIGINAL.into()]),

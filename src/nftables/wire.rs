@@ -25,7 +25,7 @@ use crate::diff::Operation;
 use crate::model::{Family, Protocol};
 use crate::netlink::{Attributes, Message, messages};
 use crate::ruleset::kinds::Kind;
-use crate::ruleset::names::{ChainName, Masquerade, Pick, SetName, TableName};
+use crate::ruleset::names::{By, ChainName, Masquerade, Pick, SetName, TableName};
 use crate::ruleset::types::{
     Chain, Data, DataDef, Element, Hook, HookPoint, Key, Rule, Selector, SetDef, Statement, Value, Verdict,
 };
@@ -378,7 +378,8 @@ add element $IP nftproxyd cluster-ips { $VIP }
 add element $IP nftproxyd cluster-policy { $VIP . tcp . 80 : f020:2 }
 add element $IP nftproxyd dispatch { f020:2 : goto masq-pick-2 }
 ";
-    let masq = Pick { nodeport: false, masquerade: Masquerade::Always, sticky: false, local: false, slots: 2 };
+    let (masquerade, by) = (Masquerade::Always, By::Random);
+    let masq = Pick { nodeport: false, masquerade, sticky: false, local: false, by, slots: 2 };
     let (_, vip) = addresses(family);
     let frontend = |protocol, port| [vip, Value::Protocol(protocol), Value::Port(port)];
     let web = frontend(Protocol::Tcp, 80);

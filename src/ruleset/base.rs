@@ -9,6 +9,7 @@
 //!      kind --dispatch-->      [source-ranges | source-ranges-local | external-local | nodeport-local]
 //!                                    only for frontends that need them: another kind
 //!      kind --dispatch-last--> [cluster-|masq-][sticky-]pick-N    mark, remembered endpoint, random slot: dnat
+//!                            | ...sh-N, mh-N, rr-N-K              the same with a slot by hash, or the next one
 //!                            | reject-it | drop
 //!  nat-postrouting -> masquerade-marked | [remember], hairpin?    masquerade; remember the endpoint
 //!  nat-input -> [remember]                                        endpoints on the node itself
@@ -39,8 +40,8 @@ use ipnet::IpNet;
 
 use super::elements;
 use super::kinds::{Kind, MOST_SECONDS};
-use super::names::{ChainName, Masquerade, Pick, SetName, TableName};
-use super::types::{Chain, DataDef, Element, Hook, HookPoint, Rule, Selector, SetDef, Statement, Verdict};
+use super::names::{By, ChainName, Masquerade, Pick, SetName, TableName};
+use super::types::{Chain, DataDef, Element, Hashed, Hook, HookPoint, Rule, Selector, SetDef, Statement, Verdict};
 use crate::model::{Family, Protocol};
 
 /// How many clients of all frontends together are remembered; when the map is full a connection works but is not
@@ -176,7 +177,8 @@ pub fn frame(facts: &FrameFacts) -> Frame {
 /// load-balancer and external IPs.
 pub fn common(facts: &FrameFacts) -> BTreeSet<ChainName> {
     let of = |masquerade| {
-        let pick = move |slots| Pick { nodeport: false, masquerade, sticky: false, local: false, slots };
+        let by = By::Random;
+        let pick = move |slots| Pick { nodeport: false, masquerade, sticky: false, local: false, by, slots };
         (1..=COMMON_SLOTS).map(move |slots| ChainName::Pick(pick(slots)))
     };
     of(facts.cluster_ip_masquerade()).chain(of(Masquerade::Always)).collect()
@@ -197,7 +199,10 @@ pub fn on_demand(name: ChainName, facts: &FrameFacts) -> Option<Chain> {
 /// [`on_demand`] does not know are left out.
 pub fn all_chains(demanded: impl IntoIterator<Item = ChainName>, facts: &FrameFacts) -> Vec<Chain> {
     let mut names = common(facts);
-    names.extend(demanded);
+    for name in demanded {
+        names.extend(name.counter());
+        names.insert(name);
+    }
     let mut chains: Vec<Chain> = names.into_iter().filter_map(|name| on_demand(name, facts)).collect();
     chains.extend(ChainName::FIXED.into_iter().filter_map(|name| fixed(name, facts)));
     chains
@@ -422,13 +427,24 @@ fn pick_rules(pick: Pick, facts: &FrameFacts) -> Vec<Rule> {
     } else {
         (&ADDRESS_KEY[..], SetName::Endpoints)
     };
-    let offset = if pick.local { Pick::LOCAL_OFFSET } else { 0 };
-    let slot = Selector::RandomSlot { modulus: pick.slots, offset };
-    let random = Statement::DnatMap { key: [frontend, &[slot]].concat(), map };
+    let (modulus, offset) = (pick.slots, if pick.local { Pick::LOCAL_OFFSET } else { 0 });
+    let hashed = |of| Selector::HashedSlot { of, modulus, offset };
+    let slot = match pick.by {
+        By::Random => Selector::RandomSlot { modulus, offset },
+        By::Source | By::Maglev => hashed(Hashed::Source),
+        By::SourceAndPort | By::MaglevAndPort => hashed(Hashed::SourceAndPort),
+        By::Destination => hashed(Hashed::Destination),
+        By::Turn(_) => Selector::NextSlot { modulus, offset },
+    };
+    let chosen = Statement::DnatMap { key: [frontend, &[slot]].concat(), map };
     // The kind has done its work. In a rule of its own this would cost twice as much.
     let clear = Statement::SetPriority(0);
-    let picking =
-        if pick.sticky { vec![rule([clear, remembered]), rule([random])] } else { vec![rule([clear, random])] };
+    let picking = match (pick.counter(), pick.sticky) {
+        (None, false) => vec![rule([clear, chosen])],
+        (None, true) => vec![rule([clear, remembered]), rule([chosen])],
+        (Some(counter), false) => vec![rule([goto(ChainName::Pick(counter))])],
+        (Some(counter), true) => vec![rule([clear, remembered]), rule([goto(ChainName::Pick(counter))])],
+    };
     marking.into_iter().chain(picking).collect()
 }
 

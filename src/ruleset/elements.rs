@@ -5,10 +5,12 @@ use std::net::IpAddr;
 use arcstr::ArcStr;
 use smallvec::{SmallVec, smallvec};
 
-use super::frontend::{Action, Backend, Frontend, Shared, Slots};
+use super::backend::Backend;
+use super::frontend::{Action, Frontend, Shared};
 use super::kinds::Kind;
 use super::names::{Masquerade, Pick, SetName};
 use super::ranges::Range;
+use super::slots::Slots;
 use super::types::{Data, Element, Key, Value};
 use crate::model::{FrontendAt, FrontendKey, TrafficPolicy};
 
@@ -41,7 +43,7 @@ pub fn kinds(key: &FrontendKey, frontend: &Frontend) -> SmallVec<[(SetName, Kind
     let nodeport = is_node_port(key);
     let map = |of_address, of_node_port| if nodeport { of_node_port } else { of_address };
     let pick = |masquerade, sticky, local, slots: &Slots| {
-        Kind::Pick(Pick { nodeport, masquerade, sticky, local, slots: slots.len() as u32 })
+        Kind::Pick(Pick { nodeport, masquerade, sticky, local, by: slots.by, slots: slots.len() as u32 })
     };
     let mut kinds = SmallVec::new();
     if let Some(seconds) = frontend.action.affinity() {

@@ -4,37 +4,18 @@
 //! so the difference of two frontends is the difference of their elements.
 
 use std::net::IpAddr;
-use std::num::NonZeroU16;
 
 use arcstr::ArcStr;
 
+use super::backend::Backend;
 use super::names::Masquerade;
 use super::ranges::Range;
-use crate::model::policy::Target;
+use super::slots::Slots;
 use crate::model::{ObjectName, TrafficPolicy};
 
 /// The longest comment of an element, in bytes: nft 1.0.6 reads 128 with the closing NUL (`NFTNL_UDATA_COMMENT_MAXLEN`
 /// of include/libnftnl/udata.h). Namespace, name and port name together can be longer.
 const COMMENT_MAX: usize = 127;
-
-/// Where a frontend's connections may go: an address and port that a connection is translated to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Backend {
-    /// The endpoint's address.
-    pub address: IpAddr,
-    /// The endpoint's port.
-    pub port: NonZeroU16,
-}
-
-impl From<&Target> for Backend {
-    fn from(target: &Target) -> Backend {
-        Backend { address: target.address, port: target.port }
-    }
-}
-
-/// The endpoints of a frontend in the order of their slots. At most
-/// [`Pick::MOST_SLOTS`](super::names::Pick::MOST_SLOTS) of them.
-pub type Slots = Box<[Backend]>;
 
 /// What becomes of a connection to a frontend.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,6 +63,26 @@ impl Action {
             Action::Forward { slots, .. } | Action::Split { cluster: slots, .. } => slots,
             Action::Reject | Action::Drop => &[],
         }
+    }
+
+    /// All slots, with whether they are those of this node only.
+    pub fn slots_mut(&mut self) -> impl Iterator<Item = (bool, &mut Slots)> {
+        let (one, other) = match self {
+            Action::Forward { policy, slots, .. } => (Some((*policy == TrafficPolicy::Local, slots)), None),
+            Action::Split { cluster, local, .. } => (Some((false, cluster)), Some((true, local))),
+            Action::Reject | Action::Drop => (None, None),
+        };
+        one.into_iter().chain(other)
+    }
+
+    /// The same to look at.
+    pub fn slots(&self) -> impl Iterator<Item = (bool, &Slots)> {
+        let (one, other) = match self {
+            Action::Forward { policy, slots, .. } => (Some((*policy == TrafficPolicy::Local, slots)), None),
+            Action::Split { cluster, local, .. } => (Some((false, cluster)), Some((true, local))),
+            Action::Reject | Action::Drop => (None, None),
+        };
+        one.into_iter().chain(other)
     }
 
     /// The endpoints that connections from outside may use.

@@ -14,13 +14,16 @@
 //! | `f001:N`, `f002:N`, `f003:N` | `-local`; `sticky-`; both |
 //! | `f010:N`, `f020:N` | `cluster-`; `masq-` |
 //! | `f100:N` | `np-` |
+//! | `f004:N`, `f008:N`, `f00c:N` | `sh`, `sh-port`, `dh` instead of `pick` |
+//! | `f040:N`, `f044:N` | `mh`, `mh-port` |
+//! | `f080:N` .. `f6cc:N` | `rr`, by one of 56 counters |
 //! | `f800:1` .. `f800:6` | `drop`, `reject-it`, `source-ranges`, `source-ranges-local`, `external-local`, `nodeport-local` |
 //! | `f9SS:SSSS` | `remember-S`: its seconds |
 //!
 //! Queueing disciplines take a priority for a class of theirs if its upper half is their own handle. Those from 8000 on are
 //! given out by the kernel, which begins below; people use low ones.
 
-use super::names::{ChainName, Masquerade, Pick};
+use super::names::{By, ChainName, Masquerade, Pick};
 use super::types::{Data, Value, Verdict};
 
 /// What is done with a connection to a frontend.
@@ -56,6 +59,10 @@ const STICKY: u32 = 0x0002_0000;
 const FROM_OUTSIDE: u32 = 0x0010_0000;
 const MASQUERADE: u32 = 0x0020_0000;
 const NODEPORT: u32 = 0x0100_0000;
+/// The bits that say how a slot is chosen, from the lowest of that number on: those that nothing else has.
+const BY: [u32; 6] = [0x0004_0000, 0x0008_0000, 0x0040_0000, 0x0080_0000, 0x0200_0000, 0x0400_0000];
+/// The number of the first counter in these bits.
+const FIRST_TURN: u8 = 8;
 
 /// The most seconds that fit; a day is the most that a Service can ask for.
 pub const MOST_SECONDS: u32 = 0x00ff_ffff;
@@ -64,6 +71,30 @@ impl Kind {
     /// The kinds that are always there.
     pub const fn fixed() -> [Kind; 6] {
         FIXED
+    }
+
+    fn number_of(by: By) -> u8 {
+        match by {
+            By::Random => 0,
+            By::Source => 1,
+            By::SourceAndPort => 2,
+            By::Destination => 3,
+            By::Maglev => 4,
+            By::MaglevAndPort => 5,
+            By::Turn(counter) => FIRST_TURN + counter.min(By::COUNTERS - 1),
+        }
+    }
+
+    fn by_of_number(number: u8) -> Option<By> {
+        Some(match number {
+            0 => By::Random,
+            1 => By::Source,
+            2 => By::SourceAndPort,
+            3 => By::Destination,
+            4 => By::Maglev,
+            5 => By::MaglevAndPort,
+            _ => By::Turn(number.checked_sub(FIRST_TURN)?),
+        })
     }
 
     /// Its number. Slots and seconds beyond what there can be are cut.
@@ -81,6 +112,7 @@ impl Kind {
                     | masquerade
                     | flag(pick.sticky, STICKY)
                     | flag(pick.local, LOCAL)
+                    | (0..).zip(BY).map(|(at, bit)| flag(Kind::number_of(pick.by) >> at & 1 != 0, bit)).sum::<u32>()
                     | pick.slots.min(Pick::MOST_SLOTS)
             }
             Kind::RememberFor(seconds) => REMEMBER_BASE | seconds.min(MOST_SECONDS),
@@ -102,6 +134,7 @@ impl Kind {
                 },
                 sticky: class & STICKY != 0,
                 local: class & LOCAL != 0,
+                by: Kind::by_of_number((0..).zip(BY).map(|(at, bit)| u8::from(class & bit != 0) << at).sum())?,
                 slots: class & Pick::MOST_SLOTS,
             }),
         };
@@ -147,6 +180,14 @@ impl Kind {
         }
     }
 
+    /// The kind whose chain has the counter, if its own chain hands over to it.
+    pub fn counter(self) -> Option<Kind> {
+        match self {
+            Kind::Pick(pick) => pick.counter().map(Kind::Pick),
+            _ => None,
+        }
+    }
+
     /// Its number as the data of an element.
     pub fn data(self) -> Data {
         Data::Values([Value::Class(self.class())].into_iter().collect())
@@ -178,7 +219,9 @@ mod tests {
                 for sticky in [false, true] {
                     for local in [false, true] {
                         for slots in [1, 2, 16, 65_535] {
-                            all.push(Kind::Pick(Pick { nodeport, masquerade, sticky, local, slots }));
+                            let pick = Pick { nodeport, masquerade, sticky, local, by: By::Random, slots };
+                            let by = (0..6).filter_map(Kind::by_of_number).chain((0..By::COUNTERS).map(By::Turn));
+                            all.extend(by.map(|by| Kind::Pick(Pick { by, ..pick })));
                         }
                     }
                 }
@@ -205,7 +248,7 @@ mod tests {
     #[test]
     fn what_is_no_kind_is_none() {
         let ours =
-            [0xf000_0000, 0xf004_0001, 0xf030_0001, 0xf200_0001, 0xf800_0000, 0xf800_0007, 0xf801_0001, 0xf900_0000];
+            [0xf000_0000, 0xf048_0001, 0xf030_0001, 0xf04c_0001, 0xf800_0000, 0xf800_0007, 0xf801_0001, 0xf900_0000];
         // `none` and `root` of nft, the proxy's own, and what sockets have.
         for class in ours.into_iter().chain([0, u32::MAX, 0x6e66_7078, 1, 6, 0x0001_0010, 0xe000_0001]) {
             assert_eq!(Kind::of_class(class), None, "{class:x}");
@@ -214,12 +257,17 @@ mod tests {
 
     #[test]
     fn numbers_do_not_change() {
-        let pick = Pick { nodeport: false, masquerade: Masquerade::Never, sticky: false, local: false, slots: 3 };
+        let (masquerade, by) = (Masquerade::Never, By::Random);
+        let pick = Pick { nodeport: false, masquerade, sticky: false, local: false, by, slots: 3 };
         let cases = [
             (Kind::Pick(pick), 0xf000_0003),
             (Kind::Pick(Pick { masquerade: Masquerade::FromOutside, slots: 10, ..pick }), 0xf010_000a),
             (Kind::Pick(Pick { nodeport: true, masquerade: Masquerade::Always, sticky: true, ..pick }), 0xf122_0003),
             (Kind::Pick(Pick { sticky: true, local: true, slots: 65_535, ..pick }), 0xf003_ffff),
+            (Kind::Pick(Pick { by: By::Source, ..pick }), 0xf004_0003),
+            (Kind::Pick(Pick { by: By::MaglevAndPort, slots: 1_021, ..pick }), 0xf044_03fd),
+            (Kind::Pick(Pick { by: By::Turn(0), masquerade: Masquerade::FromOutside, ..pick }), 0xf090_0003),
+            (Kind::Pick(Pick { by: By::Turn(55), ..pick }), 0xf6cc_0003),
             (Kind::Drop, 0xf800_0001),
             (Kind::Reject, 0xf800_0002),
             (Kind::NodeportLocal, 0xf800_0006),

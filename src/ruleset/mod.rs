@@ -4,21 +4,25 @@
 //! * [`names`]: the names of our sets and chains; they are part of the interface (`nft list ruleset`).
 //! * [`base`]: the frame: every set, and every chain with its rules.
 //! * [`kinds`]: what is done with a connection to a frontend, as the number that its element holds.
-//! * [`frontend`]: what is installed for an address and port; [`service`]: what a Service wants.
+//! * [`frontend`]: what is installed for an address and port, [`backend`] where its connections go; [`service`]: what a Service wants.
+//! * [`slots`]: which endpoint is in which of a frontend's slots, by scheduler and weights; [`hash`]: how packets find theirs.
 //! * [`elements`]: the elements of a frontend; [`read`]: the frontend of elements.
 //! * [`text`]: all of it as a script for `nft -f`.
 //! * [`eval`]: what a ruleset does to a packet.
 
+pub mod backend;
 pub mod base;
 pub mod elements;
 pub mod eval;
 pub mod frontend;
+pub mod hash;
 pub mod kept;
 pub mod kinds;
 pub mod names;
 pub mod ranges;
 pub mod read;
 pub mod service;
+pub mod slots;
 pub mod text;
 pub mod types;
 

@@ -165,9 +165,55 @@ pub enum Masquerade {
     Always,
 }
 
-/// A chain that picks one of `slots` endpoints of a frontend: there is one for each combination that is in use, shared
-/// by all frontends. `cluster-sticky-pick-2` marks, looks for a remembered endpoint, and picks one of two; no chain hands
-/// over to another.
+/// How a slot is chosen for a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum By {
+    /// At random (`pick`).
+    #[default]
+    Random,
+    /// By the client's address (`sh`).
+    Source,
+    /// By the client's address and port (`sh-port`).
+    SourceAndPort,
+    /// By the address that the client connects to (`dh`).
+    Destination,
+    /// As [`By::Source`]; the slots are a Maglev table (`mh`).
+    Maglev,
+    /// As [`By::SourceAndPort`]; the slots are a Maglev table (`mh-port`).
+    MaglevAndPort,
+    /// In turns, by the counter of this number, below [`By::COUNTERS`] (`rr`).
+    Turn(u8),
+}
+
+impl By {
+    /// How many counters there are for a number of slots.
+    pub const COUNTERS: u8 = 56;
+
+    /// All but turns, with the words of the names of their chains.
+    const WORDS: [(By, &'static str); 6] = [
+        (By::Random, "pick"),
+        (By::Source, "sh"),
+        (By::SourceAndPort, "sh-port"),
+        (By::Destination, "dh"),
+        (By::Maglev, "mh"),
+        (By::MaglevAndPort, "mh-port"),
+    ];
+
+    /// The word in the names of chains.
+    pub fn word(self) -> &'static str {
+        By::WORDS.into_iter().find(|(by, _)| *by == self).map_or("rr", |(_, word)| word)
+    }
+
+    /// Whether the same client always gets the same endpoint.
+    pub fn is_by_client(self) -> bool {
+        matches!(self, By::Source | By::SourceAndPort | By::Maglev | By::MaglevAndPort)
+    }
+}
+
+/// A chain that picks one of `slots` slots of a frontend: there is one for each combination that is in use, shared
+/// by all frontends. `cluster-sticky-pick-2` marks, looks for a remembered endpoint, and picks one of two. Only chains that
+/// take turns hand over to another, which has the counter: `cluster-rr-3-0` marks and goes on as `rr-3-0`, so that
+/// connections to all addresses of a Service take turns together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pick {
     /// For a node port: the key has no address (`np-`).
@@ -178,7 +224,9 @@ pub struct Pick {
     pub sticky: bool,
     /// Use the slots of endpoints on this node, which start at [`Pick::LOCAL_OFFSET`] (`-local`).
     pub local: bool,
-    /// The number of endpoints, at least 1.
+    /// How a slot is chosen.
+    pub by: By,
+    /// The number of slots, at least 1.
     pub slots: u32,
 }
 
@@ -187,7 +235,13 @@ impl Pick {
     /// the cluster's, which `externalTrafficPolicy: Local` needs as well.
     pub const LOCAL_OFFSET: u32 = 65_536;
 
-    /// The most endpoints that a frontend has in the cluster, and again on this node: a kind ([`super::kinds`]) has 16
+    /// The chain that this one hands over to, after it has marked or looked for a remembered endpoint.
+    pub fn counter(self) -> Option<Pick> {
+        let counter = Pick { masquerade: Masquerade::Never, sticky: false, ..self };
+        (matches!(self.by, By::Turn(_)) && self != counter).then_some(counter)
+    }
+
+    /// The most slots that a frontend has in the cluster, and again on this node: a kind ([`super::kinds`]) has 16
     /// bits for their number.
     pub const MOST_SLOTS: u32 = 65_535;
 }
@@ -273,6 +327,14 @@ impl ChainName {
         })
     }
 
+    /// The chain that this one hands over to, if it is one that takes turns: it has to be there first.
+    pub fn counter(self) -> Option<ChainName> {
+        match self {
+            ChainName::Pick(pick) => pick.counter().map(ChainName::Pick),
+            _ => None,
+        }
+    }
+
     /// The chain of this name, if it is one of ours: the inverse of `Display`.
     pub fn parse(name: &str) -> Option<ChainName> {
         if let Some(chain) = ChainName::FIXED.into_iter().find(|chain| chain.fixed_str() == Some(name)) {
@@ -299,11 +361,21 @@ impl ChainName {
             Masquerade::Never
         };
         let sticky = strip(&mut rest, "sticky-");
-        if !strip(&mut rest, "pick-") {
-            return None;
-        }
-        let local = strip(&mut rest, "local-");
-        number(rest).map(|slots| ChainName::Pick(Pick { nodeport, masquerade, sticky, local, slots }))
+        let words = [(By::Turn(0), "rr")].into_iter().chain(By::WORDS);
+        let has = |(by, word): (By, &str)| {
+            let rest = rest.strip_prefix(word)?.strip_prefix('-')?;
+            let (local, rest) = rest.strip_prefix("local-").map_or((false, rest), |rest| (true, rest));
+            let (by, slots) = match by {
+                By::Turn(_) => {
+                    let (slots, turn) = rest.split_once('-')?;
+                    let turn = turn.parse().ok().filter(|it: &u8| *it < By::COUNTERS && it.to_string() == turn)?;
+                    (By::Turn(turn), number(slots)?)
+                }
+                by => (by, number(rest)?),
+            };
+            Some(ChainName::Pick(Pick { nodeport, masquerade, sticky, local, by, slots }))
+        };
+        words.into_iter().find_map(has)
     }
 }
 
@@ -319,7 +391,11 @@ impl fmt::Display for ChainName {
                 };
                 let sticky = if pick.sticky { "sticky-" } else { "" };
                 let local = if pick.local { "-local" } else { "" };
-                write!(f, "{nodeport}{masquerade}{sticky}pick{local}-{}", pick.slots)
+                write!(f, "{nodeport}{masquerade}{sticky}{}{local}-{}", pick.by.word(), pick.slots)?;
+                match pick.by {
+                    By::Turn(counter) => write!(f, "-{counter}"),
+                    _ => Ok(()),
+                }
             }
             ChainName::RememberFor(seconds) => write!(f, "remember-{seconds}"),
             fixed => f.write_str(fixed.fixed_str().unwrap_or_default()),
@@ -341,7 +417,10 @@ mod tests {
             for masquerade in [Masquerade::Never, Masquerade::FromOutside, Masquerade::Always] {
                 for sticky in [false, true] {
                     for local in [false, true] {
-                        names.push(ChainName::Pick(Pick { nodeport, masquerade, sticky, local, slots: u32::MAX }));
+                        let by = By::WORDS.into_iter().map(|(by, _)| by);
+                        let by = by.chain([0, 9, By::COUNTERS - 1].map(By::Turn));
+                        let pick = Pick { nodeport, masquerade, sticky, local, by: By::Random, slots: u32::MAX };
+                        names.extend(by.map(|by| ChainName::Pick(Pick { by, ..pick })));
                     }
                 }
             }
@@ -351,7 +430,22 @@ mod tests {
             assert!(text.len() < 64, "{text}");
             assert_eq!(ChainName::parse(&text), Some(name), "{text}");
         }
-        for foreign in ["", "pick-", "pick-0", "pick-01", "pick-+1", "sticky-masq-pick-1", "remember-x", "services2"] {
+        for foreign in [
+            "",
+            "pick-",
+            "pick-0",
+            "pick-01",
+            "pick-+1",
+            "sticky-masq-pick-1",
+            "remember-x",
+            "services2",
+            "rr-3",
+            "rr-3-56",
+            "rr-3-01",
+            "rr-0-1",
+            "sh-3-1",
+            "mh-port-",
+        ] {
             assert_eq!(ChainName::parse(foreign), None, "{foreign}");
         }
         for set in SetName::ALL {

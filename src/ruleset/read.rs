@@ -12,11 +12,13 @@ use std::num::NonZeroU16;
 use arcstr::ArcStr;
 use smallvec::SmallVec;
 
+use super::backend::Backend;
 use super::elements;
-use super::frontend::{Action, Backend, Frontend, Shared, Slots};
+use super::frontend::{Action, Frontend, Shared};
 use super::kinds::Kind;
-use super::names::{Pick, SetName};
+use super::names::{By, Pick, SetName};
 use super::ranges::Range;
+use super::slots::Slots;
 use super::types::{Data, Element, Value};
 use crate::model::{Family, FrontendAt, FrontendKey, ObjectName, Protocol, TrafficPolicy};
 
@@ -294,17 +296,26 @@ impl FrontendElements {
         };
         // Slots are sorted; gaps are found by writing them again.
         let (cluster, local) = self.slots.split_at(self.slots.partition_point(|(slot, _)| *slot < Pick::LOCAL_OFFSET));
-        let backends = |slots: &[(u32, Backend)]| slots.iter().map(|(_, backend)| *backend).collect::<Slots>();
+        let backends = |by, slots: &[(u32, Backend)]| {
+            let list = slots.iter().map(|(_, backend)| *backend).collect();
+            Slots { by, list }
+        };
+        let by = |one, other| match either(one, other) {
+            Some(Kind::Pick(pick)) => pick.by,
+            _ => By::Random,
+        };
         let action = match kind {
             Kind::Drop => Action::Drop,
             Kind::Reject => Action::Reject,
-            Kind::Pick(Pick { masquerade, local: on_node, .. }) => {
+            Kind::Pick(Pick { masquerade, local: on_node, by, .. }) => {
                 let (policy, slots) =
                     if on_node { (TrafficPolicy::Local, local) } else { (TrafficPolicy::Cluster, cluster) };
-                Action::Forward { policy, masquerade, affinity, slots: backends(slots) }
+                Action::Forward { policy, masquerade, affinity, slots: backends(by, slots) }
             }
             Kind::ExternalLocal | Kind::NodeportLocal => {
-                Action::Split { affinity, cluster: backends(cluster), local: backends(local) }
+                let cluster = backends(by(SetName::ClusterPolicy, SetName::NodeportClusterPolicy), cluster);
+                let local = backends(by(SetName::LocalPolicy, SetName::NodeportLocalPolicy), local);
+                Action::Split { affinity, cluster, local }
             }
             _ => return None,
         };

@@ -5,11 +5,13 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use smallvec::SmallVec;
 
-use super::frontend::{Action, Backend, Frontend, Shared, Slots};
+use super::backend::Backend;
+use super::frontend::{Action, Frontend, Shared};
 use super::names::{Masquerade, Pick};
 use super::ranges::{self, Range};
+use super::slots::{self, Misfit, Seed, Shares, Slots, Spread};
 use crate::model::policy::{Choice, Target};
-use crate::model::{Family, FrontendKey, Role, Service, ServicePort, TrafficPolicy};
+use crate::model::{Family, FrontendKey, Role, Scheduler, Service, ServicePort, TrafficPolicy};
 
 /// Everything that one Service wants in one family's table.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -20,6 +22,8 @@ pub struct ServicePart {
     pub shared: Vec<Shared>,
     /// Endpoints of the port with the most of them for which there is no room: they are in no frontend.
     pub left_out: usize,
+    /// What the Service asks for and does not get, of the first port that has to do without.
+    pub misfit: Option<Misfit>,
 }
 
 /// What a Service's part of the ruleset depends on besides the Service, per family.
@@ -31,39 +35,48 @@ pub struct ServiceFacts {
     /// This node's own address: if it is among the allowed source ranges, the load-balancer IPs are too, because a
     /// packet of the node may carry one as its source.
     pub node_ip: Option<IpAddr>,
+    /// How endpoints are chosen where a Service does not say.
+    pub scheduler: Scheduler,
 }
 
 /// The part of one Service in one family's table.
 ///
 /// `owns` tells whether this port of the Service owns a frontend in this role (another Service may claim the same, or
-/// itself in another role), `choose` which endpoints a port may use, `previous` what is installed for a key: slots are kept where they are as far as possible.
+/// itself in another role), `choose` which endpoints a port may use, `shares` how many slots each gets where connections are
+/// counted, `previous` what is installed for a key: slots are kept where they are as far as possible. Which counter a frontend
+/// takes turns by is not decided here.
 pub fn part<'a>(
     service: &Service,
     family: Family,
     facts: &ServiceFacts,
     owns: impl Fn(&FrontendKey, &ServicePort, Role) -> bool,
     choose: impl Fn(&ServicePort) -> Choice,
+    shares: impl Fn(&ServicePort) -> Option<&'a Shares>,
     previous: impl Fn(&FrontendKey) -> Option<&'a Frontend>,
 ) -> ServicePart {
     let Some(cluster_ip) = service.cluster_ips[family] else { return ServicePart::default() };
     let shared = vec![Shared::ClusterIp(cluster_ip)];
-    let mut part = ServicePart { frontends: Vec::new(), shared, left_out: 0 };
+    let mut part = ServicePart { shared, ..ServicePart::default() };
+    let scheduler = service.scheduler.unwrap_or(facts.scheduler);
     for port in &service.ports {
         let choice = choose(port);
         let most = choice.cluster.len().max(choice.local.len());
         part.left_out = part.left_out.max(most.saturating_sub(Pick::MOST_SLOTS as usize));
+        let seed = Seed { service: &service.name, port: &port.name, protocol: port.protocol };
+        let shares = if scheduler.counts() { shares(port) } else { None };
+        let spread = Spread { scheduler, maglev_size: service.maglev_size, seed, shares };
         for (key, role) in service.frontends(port, family).filter(|(key, role)| owns(key, port, *role)) {
+            let mut spreading = Spreading { spread: &spread, installed: previous(&key), misfit: None };
             let (action, allowed_sources) = match role {
-                Role::ClusterIp => (internal_action(service, &choice, facts), None),
-                Role::LoadBalancerIp => (external_action(service, &choice), allowed_sources(service, family, facts)),
-                Role::ExternalIp | Role::NodePort => (external_action(service, &choice), None),
+                Role::ClusterIp => (internal_action(service, &choice, facts, &mut spreading), None),
+                Role::LoadBalancerIp => {
+                    (external_action(service, &choice, &mut spreading), allowed_sources(service, family, facts))
+                }
+                Role::ExternalIp | Role::NodePort => (external_action(service, &choice, &mut spreading), None),
             };
-            let mut frontend =
-                Frontend { service: service.name.clone(), port_name: port.name.clone(), action, allowed_sources };
-            if let Some(installed) = previous(&key) {
-                keep_slots(&mut frontend.action, &installed.action);
-            }
-            part.frontends.push((key, frontend));
+            part.misfit = part.misfit.or(spreading.misfit);
+            let (service, port_name) = (service.name.clone(), port.name.clone());
+            part.frontends.push((key, Frontend { service, port_name, action, allowed_sources }));
         }
         let reachable = choice.cluster.iter().chain(&choice.local);
         let local = reachable.filter(|target| target.local).map(|target| target.address);
@@ -75,36 +88,69 @@ pub fn part<'a>(
     part
 }
 
-fn internal_action(service: &Service, choice: &Choice, facts: &ServiceFacts) -> Action {
-    forward(choice, service.internal_policy, facts.cluster_ip_masquerade, service.affinity)
+/// Puts the endpoints of a frontend into slots.
+struct Spreading<'a> {
+    spread: &'a Spread<'a>,
+    installed: Option<&'a Frontend>,
+    misfit: Option<Misfit>,
 }
 
-fn external_action(service: &Service, choice: &Choice) -> Action {
-    match service.external_policy {
-        TrafficPolicy::Local if choice.any && !choice.cluster.is_empty() => {
-            Action::Split { affinity: service.affinity, cluster: slots(&choice.cluster), local: slots(&choice.local) }
-        }
-        TrafficPolicy::Local => forward(choice, TrafficPolicy::Local, Masquerade::Never, service.affinity),
-        TrafficPolicy::Cluster => forward(choice, TrafficPolicy::Cluster, Masquerade::Always, service.affinity),
+impl Spreading<'_> {
+    fn slots(&mut self, targets: &[Target], local: bool) -> Slots {
+        // Of one policy: slots of another one have nothing in common with these. Where there is but one, its slots do.
+        let of_action = self.installed.map(|frontend| &frontend.action);
+        let installed: &[Backend] = match of_action {
+            Some(Action::Forward { slots, .. }) => slots,
+            Some(Action::Split { cluster, local: of_node, .. }) => {
+                if local {
+                    of_node
+                } else {
+                    cluster
+                }
+            }
+            Some(Action::Reject | Action::Drop) | None => &[],
+        };
+        let (slots, misfit) = slots::slots(targets, self.spread, installed);
+        self.misfit = self.misfit.or(misfit);
+        slots
     }
 }
 
-fn forward(choice: &Choice, policy: TrafficPolicy, masquerade: Masquerade, affinity: Option<u32>) -> Action {
-    let targets = match policy {
-        TrafficPolicy::Cluster => &choice.cluster,
-        TrafficPolicy::Local => &choice.local,
+fn internal_action(service: &Service, choice: &Choice, facts: &ServiceFacts, spreading: &mut Spreading<'_>) -> Action {
+    forward(choice, service.internal_policy, facts.cluster_ip_masquerade, service.affinity, spreading)
+}
+
+fn external_action(service: &Service, choice: &Choice, spreading: &mut Spreading<'_>) -> Action {
+    let affinity = service.affinity;
+    match service.external_policy {
+        TrafficPolicy::Local if choice.any && !choice.cluster.is_empty() => Action::Split {
+            affinity,
+            cluster: spreading.slots(&choice.cluster, false),
+            local: spreading.slots(&choice.local, true),
+        },
+        TrafficPolicy::Local => forward(choice, TrafficPolicy::Local, Masquerade::Never, affinity, spreading),
+        TrafficPolicy::Cluster => forward(choice, TrafficPolicy::Cluster, Masquerade::Always, affinity, spreading),
+    }
+}
+
+fn forward(
+    choice: &Choice,
+    policy: TrafficPolicy,
+    masquerade: Masquerade,
+    affinity: Option<u32>,
+    spreading: &mut Spreading<'_>,
+) -> Action {
+    let (targets, local) = match policy {
+        TrafficPolicy::Cluster => (&choice.cluster, false),
+        TrafficPolicy::Local => (&choice.local, true),
     };
     if !choice.any {
         Action::Reject
     } else if targets.is_empty() {
         Action::Drop
     } else {
-        Action::Forward { policy, masquerade, affinity, slots: slots(targets) }
+        Action::Forward { policy, masquerade, affinity, slots: spreading.slots(targets, local) }
     }
-}
-
-fn slots(targets: &[Target]) -> Slots {
-    targets.iter().take(Pick::MOST_SLOTS as usize).map(Backend::from).collect()
 }
 
 /// The ranges that may reach a load-balancer IP, maybe none; `None` where all sources may: nothing is said about it, or
@@ -122,47 +168,6 @@ fn allowed_sources(service: &Service, family: Family, facts: &ServiceFacts) -> O
         allowed.extend(service.load_balancer_ips.iter().copied().filter(of_family).map(Range::single));
     }
     Some(ranges::merge(allowed).into())
-}
-
-/// Arranges the slots of a new action as the installed one has them, as far as its endpoints are still wanted.
-fn keep_slots(action: &mut Action, installed: &Action) {
-    let (cluster, local) = match installed {
-        Action::Forward { slots, .. } => (slots, None),
-        Action::Split { cluster, local, .. } => (cluster, Some(local)),
-        Action::Reject | Action::Drop => return,
-    };
-    match action {
-        Action::Forward { slots, .. } => *slots = arrange(cluster, slots),
-        Action::Split { cluster: wanted_cluster, local: wanted_local, .. } => {
-            *wanted_cluster = arrange(cluster, wanted_cluster);
-            if let Some(local) = local {
-                *wanted_local = arrange(local, wanted_local);
-            }
-        }
-        Action::Reject | Action::Drop => {}
-    }
-}
-
-/// Puts the wanted endpoints into slots so that as few slots as possible differ from the installed ones: an endpoint that
-/// stays keeps its slot; one beyond the new count moves into a gap; new ones fill what is left. So removing one of N
-/// changes two slots, whatever N. `wanted` must be sorted; the cost is O(N log N).
-pub fn arrange(installed: &[Backend], wanted: &[Backend]) -> Slots {
-    let mut slots: Vec<Option<Backend>> = vec![None; wanted.len()];
-    let mut placed = vec![false; wanted.len()];
-    let mut moving = Vec::new();
-    for (slot, backend) in installed.iter().enumerate() {
-        let Ok(index) = wanted.binary_search(backend) else { continue };
-        if std::mem::replace(&mut placed[index], true) {
-            continue;
-        }
-        match slots.get_mut(slot) {
-            Some(free) => *free = Some(*backend),
-            None => moving.push(*backend),
-        }
-    }
-    let new = wanted.iter().zip(&placed).filter(|(_, placed)| !**placed).map(|(backend, _)| *backend);
-    let mut rest = moving.into_iter().chain(new);
-    slots.into_iter().map(|slot| slot.or_else(|| rest.next()).expect("as many endpoints as slots")).collect()
 }
 
 #[cfg(test)]
@@ -197,18 +202,21 @@ mod tests {
             internal_policy: TrafficPolicy::Cluster,
             external_policy: TrafficPolicy::Cluster,
             affinity: None,
+            scheduler: None,
+            maglev_size: None,
             health_check_node_port: None,
             created: 1,
         }
     }
 
-    const FACTS: ServiceFacts = ServiceFacts { cluster_ip_masquerade: Masquerade::FromOutside, node_ip: None };
+    const FACTS: ServiceFacts =
+        ServiceFacts { cluster_ip_masquerade: Masquerade::FromOutside, node_ip: None, scheduler: Scheduler::Random };
 
     fn wanted(service: &Service, claims: &Claims, family: Family) -> ServicePart {
         let owns = |key: &FrontendKey, port: &ServicePort, role| {
             claims.owner(key) == Some(Owner { service: &service.name, port: &port.name, role })
         };
-        part(service, family, &FACTS, owns, |_| Choice::default(), |_| None)
+        part(service, family, &FACTS, owns, |_| Choice::default(), |_| None, |_| None)
     }
 
     #[test]

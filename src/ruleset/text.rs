@@ -15,8 +15,11 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::Ruleset;
+use super::hash::HASH_SEED;
 use super::names::{TABLE_COMMENT, TableName};
-use super::types::{Chain, Data, DataDef, Element, Hook, HookPoint, Rule, Selector, SetDef, Statement, Value, Verdict};
+use super::types::{
+    Chain, Data, DataDef, Element, Hashed, Hook, HookPoint, Rule, Selector, SetDef, Statement, Value, Verdict,
+};
 use crate::model::Family;
 
 /// nft's word for a family: `ip`, `ip6`.
@@ -175,6 +178,7 @@ pub fn exprs(family: Family, exprs: &[Selector]) -> String {
 
 fn expr(table: Family, expr: Selector) -> String {
     let ip = family(table);
+    let after = |offset| if offset == 0 { String::new() } else { format!(" offset {offset}") };
     match expr {
         Selector::SourceAddress => format!("{ip} saddr"),
         Selector::DestinationAddress => format!("{ip} daddr"),
@@ -185,8 +189,16 @@ fn expr(table: Family, expr: Selector) -> String {
         },
         Selector::DestinationPort => "th dport".to_owned(),
         Selector::Priority => "meta priority".to_owned(),
-        Selector::RandomSlot { modulus, offset: 0 } => format!("numgen random mod {modulus}"),
-        Selector::RandomSlot { modulus, offset } => format!("numgen random mod {modulus} offset {offset}"),
+        Selector::RandomSlot { modulus, offset } => format!("numgen random mod {modulus}{}", after(offset)),
+        Selector::NextSlot { modulus, offset } => format!("numgen inc mod {modulus}{}", after(offset)),
+        Selector::HashedSlot { of, modulus, offset } => {
+            let of = match of {
+                Hashed::Source => format!("{ip} saddr"),
+                Hashed::SourceAndPort => format!("{ip} saddr . th sport"),
+                Hashed::Destination => format!("{ip} daddr"),
+            };
+            format!("jhash {of} mod {modulus} seed {HASH_SEED:#x}{}", after(offset))
+        }
         Selector::OriginalSource => format!("ct original {ip} saddr"),
         Selector::OriginalDestination => format!("ct original {ip} daddr"),
         Selector::OriginalPort => "ct original proto-dst".to_owned(),

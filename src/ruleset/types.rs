@@ -33,6 +33,23 @@ pub enum Selector {
         /// O.
         offset: u32,
     },
+    /// `numgen inc mod N offset O`: the next slot, by the rule's own counter.
+    NextSlot {
+        /// N, at least 1.
+        modulus: u32,
+        /// O.
+        offset: u32,
+    },
+    /// `jhash ip saddr mod N seed S offset O` and the like: a slot that depends on the packet alone. The seed is always
+    /// [`HASH_SEED`](super::hash::HASH_SEED), so that all nodes choose alike.
+    HashedSlot {
+        /// Of what.
+        of: Hashed,
+        /// N, at least 1.
+        modulus: u32,
+        /// O.
+        offset: u32,
+    },
     /// `ct original ip saddr` / `ct original ip6 saddr`: the source before any translation.
     OriginalSource,
     /// `ct original ip daddr` / `ct original ip6 daddr`.
@@ -44,6 +61,17 @@ pub enum Selector {
     ReplySource,
     /// `ct reply proto-src`: the port that answers; the same condition as for [`Selector::OriginalPort`].
     ReplyPort,
+}
+
+/// What a slot is hashed of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Hashed {
+    /// `ip saddr` / `ip6 saddr`.
+    Source,
+    /// `ip saddr . th sport` / `ip6 saddr . th sport`.
+    SourceAndPort,
+    /// `ip daddr` / `ip6 daddr`.
+    Destination,
 }
 
 /// One part of an element's key or data.

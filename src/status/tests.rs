@@ -4,10 +4,12 @@ use super::*;
 use crate::diff::{Operation, Transaction};
 use crate::model::ObjectName;
 use crate::nftables::in_memory::InMemoryKernel;
+use crate::ruleset::backend::Backend;
 use crate::ruleset::elements::{element_key, elements};
-use crate::ruleset::frontend::{Backend, Frontend, Slots};
+use crate::ruleset::frontend::Frontend;
 use crate::ruleset::names::Masquerade;
 use crate::ruleset::ranges::Range;
+use crate::ruleset::slots::Slots;
 
 /// A key: an address with a port, or only the port.
 fn key(at: &str) -> FrontendKey {

@@ -18,8 +18,9 @@ use tracing::{debug, warn};
 
 use crate::model::{Family, FrontendKey};
 use crate::nftables::{Clients, Slice};
+use crate::ruleset::backend::Backend;
 use crate::ruleset::base::{AFFINITY_SIZE, Detector};
-use crate::ruleset::frontend::{Action, Backend, Frontend};
+use crate::ruleset::frontend::{Action, Frontend};
 use crate::ruleset::read::Remembered;
 
 /// When to look a second time: by then the first packet of every connection that was under way has passed.

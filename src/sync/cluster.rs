@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use super::shares::AllShares;
 use crate::diff::Installed;
 use crate::model::claims::{Claims, Owner};
 use crate::model::policy;
 use crate::model::store::Store;
 use crate::model::{Family, ObjectName, PerFamily, Protocol};
-use crate::ruleset::frontend::Backend;
+use crate::ruleset::backend::Backend;
 use crate::ruleset::service::{self, ServiceFacts, ServicePart};
 
 /// What is known of the cluster, for those who ask what a Service wants of a table.
@@ -15,6 +16,7 @@ pub(super) struct Cluster<'a> {
     pub(super) store: &'a Store,
     pub(super) claims: &'a Claims,
     pub(super) facts: &'a PerFamily<ServiceFacts>,
+    pub(super) shares: &'a AllShares,
 }
 
 impl Cluster<'_> {
@@ -28,6 +30,7 @@ impl Cluster<'_> {
             &self.facts[family],
             |key, port, role| self.claims.owner(key) == Some(Owner { service: name, port: &port.name, role }),
             |port| policy::choose(service, port, family, self.store.slices(name), zone),
+            |port| self.shares.of(name, port, family),
             |key| installed.frontend(key),
         )
     }

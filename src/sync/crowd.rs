@@ -35,7 +35,7 @@ mod tests {
     use crate::addresses::NodePortAddresses;
     use crate::config::DetectLocal;
     use crate::model::{
-        Conditions, Endpoint, Event, Kind, PerFamily, Protocol, Service, ServicePort, Slice, SlicePort,
+        Conditions, Endpoint, Event, Kind, PerFamily, Protocol, Scheduler, Service, ServicePort, Slice, SlicePort,
     };
     use crate::nftables::in_memory::InMemoryKernel;
     use crate::ruleset::names::TableName;
@@ -60,6 +60,8 @@ mod tests {
             internal_policy: Default::default(),
             external_policy: Default::default(),
             affinity: None,
+            scheduler: None,
+            maglev_size: None,
             health_check_node_port: None,
             created: 0,
         };
@@ -68,6 +70,7 @@ mod tests {
             service: name,
             family: Family::V4,
             ports: [SlicePort { name: "".into(), protocol: Protocol::Tcp, port }].into(),
+            weight: 1,
             endpoints: (0..endpoints).map(endpoint).collect(),
         };
         [Event::Service(service), slice.into()]
@@ -82,6 +85,7 @@ mod tests {
             masquerade_bit: 14,
             masquerade_all: false,
             node_ips: PerFamily::default(),
+            scheduler: Scheduler::Random,
             longest_retry: Duration::from_secs(1),
         };
         let mut engine = Engine::new(InMemoryKernel::recorder(), facts);

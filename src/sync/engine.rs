@@ -18,6 +18,7 @@ use super::pass::Pass;
 use super::reader::News;
 use super::report::Report;
 use super::sample::Sample;
+use super::shares::AllShares;
 use super::standing::Standing;
 use super::table::Table;
 use super::udp::Unchecked;
@@ -26,7 +27,7 @@ use crate::config::DetectLocal;
 use crate::diff::Installed;
 use crate::model::claims::Claims;
 use crate::model::store::Store;
-use crate::model::{Event, Family, ObjectName, PerFamily};
+use crate::model::{Event, Family, ObjectName, PerFamily, Scheduler};
 use crate::nftables::Kernel;
 use crate::ruleset::Ruleset;
 use crate::ruleset::base::{self, Detector, FrameFacts};
@@ -48,6 +49,8 @@ pub struct Facts {
     pub masquerade_all: bool,
     /// The node's addresses, where configured rather than taken from the Node object.
     pub node_ips: PerFamily<Option<IpAddr>>,
+    /// How endpoints are chosen where a Service does not say.
+    pub scheduler: Scheduler,
     /// The longest wait between two attempts of a failing sync.
     pub longest_retry: Duration,
 }
@@ -96,6 +99,7 @@ pub struct Engine<K> {
     /// Whether anything has changed since [`Engine::obstacles`] told that it depends on.
     obstacles_due: bool,
     udp: PerFamily<Unchecked>,
+    shares: AllShares,
 }
 
 impl<K: Kernel> Engine<K> {
@@ -126,6 +130,7 @@ impl<K: Kernel> Engine<K> {
             servers,
             obstacles_due,
             udp,
+            shares: AllShares::default(),
         }
     }
 
@@ -239,7 +244,8 @@ impl<K: Kernel> Engine<K> {
     /// afterwards.
     pub fn disown_tables(&mut self, now: Instant) -> Report {
         let mut report = Report::default();
-        let cluster = Cluster { store: &self.store, claims: &self.claims, facts: &self.service_facts };
+        let cluster =
+            Cluster { store: &self.store, claims: &self.claims, facts: &self.service_facts, shares: &self.shares };
         for family in Family::ALL {
             let mut pass = Pass::new(&mut self.kernel, &cluster, now, &mut report);
             if let Err(error) = self.tables[family].disown(&mut pass) {
@@ -360,7 +366,8 @@ impl<K: Kernel> Engine<K> {
         if !self.is_complete() {
             return report;
         }
-        let cluster = Cluster { store: &self.store, claims: &self.claims, facts: &self.service_facts };
+        let cluster =
+            Cluster { store: &self.store, claims: &self.claims, facts: &self.service_facts, shares: &self.shares };
         for family in Family::ALL {
             if self.tables[family].is_due(now) {
                 let mut pass = Pass::new(&mut self.kernel, &cluster, now, &mut report);
@@ -408,7 +415,8 @@ impl<K: Kernel> Engine<K> {
     /// Forgets some clients of endpoints that are gone: one small transaction.
     pub fn forget(&mut self, now: Instant) -> Report {
         let mut report = Report::default();
-        let cluster = Cluster { store: &self.store, claims: &self.claims, facts: &self.service_facts };
+        let cluster =
+            Cluster { store: &self.store, claims: &self.claims, facts: &self.service_facts, shares: &self.shares };
         if let Some(family) = Family::ALL.into_iter().find(|family| self.tables[*family].has_to_forget()) {
             self.tables[family].forget(&mut Pass::new(&mut self.kernel, &cluster, now, &mut report));
         }
@@ -522,5 +530,6 @@ fn service_facts(facts: &Facts, store: &Store) -> PerFamily<ServiceFacts> {
             Masquerade::Never
         },
         node_ip: node_ips[family],
+        scheduler: facts.scheduler,
     })
 }

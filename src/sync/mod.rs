@@ -25,6 +25,7 @@ mod report;
 mod reports;
 mod run;
 mod sample;
+mod shares;
 mod standing;
 mod table;
 mod told;

@@ -138,7 +138,7 @@ mod tests {
     use super::*;
     use crate::model::Protocol;
     use crate::nftables::in_memory::InMemoryClients;
-    use crate::ruleset::frontend::Backend;
+    use crate::ruleset::backend::Backend;
     use crate::ruleset::read::Remembered;
 
     /// What comes of a look, as the number of slices and the number of clients.

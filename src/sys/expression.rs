@@ -75,7 +75,7 @@ pub(crate) enum RejectWith {
 
 /// One expression.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-#[cfg_attr(not(test), expect(dead_code, reason = "ranges, hashes and counters are ready and tested, not used"))]
+#[cfg_attr(not(test), expect(dead_code, reason = "ranges and counters are ready and tested, not used"))]
 pub(crate) enum Expression {
     /// Loads a part of the packet.
     Payload { base: PayloadBase, offset: u32, len: u32, dreg: Register },
@@ -95,8 +95,8 @@ pub(crate) enum Expression {
     Range { sreg: Register, comparison: Comparison, from: Bytes, to: Bytes },
     /// Looks a key up.
     Lookup { set: CName, sreg: Register, lookup: Lookup },
-    /// A random number below `modulus`, plus `offset`.
-    RandomNumber { dreg: Register, modulus: u32, offset: u32 },
+    /// A number below `modulus`, plus `offset`: a random one, or the next one, from 0 on.
+    Number { dreg: Register, random: bool, modulus: u32, offset: u32 },
     /// The Jenkins hash of `len` bytes of registers, modulo `modulus`, plus `offset`. Without a seed, the kernel picks.
     Hash { sreg: Register, dreg: Register, len: u32, modulus: u32, seed: Option<u32>, offset: u32 },
     /// Writes an element into a dynamic map, or refreshes it.

@@ -336,10 +336,10 @@ impl NftnlExpr {
                     Lookup::Verdict => expr.u32(ffi::NFTNL_EXPR_LOOKUP_DREG, 0),
                 }
             }
-            Expression::RandomNumber { dreg, modulus, offset } => NftnlExpr::new(c"numgen")
+            Expression::Number { dreg, random, modulus, offset } => NftnlExpr::new(c"numgen")
                 .register(ffi::NFTNL_EXPR_NG_DREG, *dreg)
-                // NFT_NG_RANDOM.
-                .u32(ffi::NFTNL_EXPR_NG_TYPE, 1)
+                // NFT_NG_INCREMENTAL, NFT_NG_RANDOM.
+                .u32(ffi::NFTNL_EXPR_NG_TYPE, u32::from(*random))
                 .u32(ffi::NFTNL_EXPR_NG_MODULUS, *modulus)
                 .u32(ffi::NFTNL_EXPR_NG_OFFSET, *offset),
             Expression::Hash { sreg, dreg, len, modulus, seed, offset } => {

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use nftproxyd::config::NodePortAddresses;
-use nftproxyd::diff::{self, Recovered};
+use nftproxyd::diff::{self, Installed, Recovered};
 use nftproxyd::model::{Family, FrontendAt, FrontendKey, ObjectName};
 use nftproxyd::nftables::in_memory::{Fault, InMemoryKernel};
 use nftproxyd::nftables::{Kernel, LinuxKernel};
 use nftproxyd::ruleset::elements::{self, element_key};
-use nftproxyd::ruleset::names::{ChainName, SetName};
+use nftproxyd::ruleset::kinds::Kind;
+use nftproxyd::ruleset::names::{By, ChainName, Pick, SetName};
 use nftproxyd::ruleset::read::Contents;
 use nftproxyd::ruleset::types::{Element, Value};
 use nftproxyd::sync::Engine;
@@ -18,7 +19,9 @@ use proptest::sample::select;
 use proptest::test_runner::{Config, TestRunner};
 
 use crate::properties::replayed;
-use crate::support::cluster::{Change, Cluster, LONGEST_RETRY, change, cluster, facts, node_ports, without_slots};
+use crate::support::cluster::{
+    Change, Cluster, LONGEST_RETRY, change, cluster, facts, node_ports, without_counter, without_slots,
+};
 use crate::support::namespace::Namespace;
 
 fn runner(cases: u32) -> TestRunner {
@@ -74,19 +77,44 @@ fn check(engine: &mut Engine<InMemoryKernel>, cluster: &Cluster, node_ports: &No
             without_slots(&of_services(&wanted.all_elements())),
             "{family}"
         );
-        let chains: BTreeSet<ChainName> = engine.installed(family).chains().collect();
-        let wanted: BTreeSet<ChainName> = wanted.chains().collect();
-        assert!(chains.is_superset(&wanted), "{family}");
-        let idle = engine.installed(family).idle();
-        assert_eq!(chains.difference(&wanted).copied().collect::<BTreeSet<_>>(), *idle, "{family}");
+        // Which counter a Service has depends on what was before; how many there are does not.
+        let in_use = |installed: &Installed| {
+            let idle = installed.idle();
+            let needed: BTreeSet<ChainName> =
+                installed.chains().filter(|chain| !idle.contains(chain)).flat_map(|chain| chain.counter()).collect();
+            let chains = installed.chains().filter(|chain| !idle.contains(chain));
+            // A counter stays for as long as an idle chain hands over to it.
+            let kept: BTreeSet<ChainName> = idle.iter().filter_map(|chain| chain.counter()).collect();
+            let of_elements = of_kinds(&installed.all_elements());
+            let chains =
+                chains.filter(|chain| !kept.contains(chain) || needed.contains(chain) || of_elements.contains(chain));
+            let mut chains: Vec<ChainName> = chains.map(any_counter).collect();
+            chains.sort_unstable();
+            chains
+        };
+        assert_eq!(in_use(engine.installed(family)), in_use(wanted), "{family}");
         // Affinity, once used, stays prepared; everything else of the frame is as for a new table.
         let of_affinity =
             [ChainName::Remember, ChainName::MasqueradeMarked, ChainName::NatInput, ChainName::NatPostrouting];
         for chain in expected.ruleset(family).chains {
-            if !of_affinity.contains(&chain.name) {
+            let turns = matches!(chain.name, ChainName::Pick(Pick { by: By::Turn(_), .. }));
+            if !of_affinity.contains(&chain.name) && !turns {
                 assert_eq!(engine.kernel().rules_of(family, chain.name), Some(chain.rules), "{}", chain.name);
             }
         }
+    }
+}
+
+/// The chains of the kinds that frontends hold.
+fn of_kinds(elements: &[(SetName, Element)]) -> BTreeSet<ChainName> {
+    elements.iter().filter_map(|(_, element)| Kind::of_data(&element.data)?.on_demand()).collect()
+}
+
+/// The same chain, whichever counter it takes turns by.
+fn any_counter(chain: ChainName) -> ChainName {
+    match chain {
+        ChainName::Pick(pick) => ChainName::Pick(without_counter(pick)),
+        other => other,
     }
 }
 
@@ -142,7 +170,7 @@ fn trouble() -> impl Strategy<Value = Trouble> {
 }
 
 /// What is written for each Service: its frontends, without the numbers of slots.
-type Parts = BTreeMap<ObjectName, BTreeMap<FrontendKey, BTreeSet<(SetName, Element)>>>;
+type Parts = BTreeMap<ObjectName, BTreeMap<FrontendKey, BTreeMap<(SetName, Element), usize>>>;
 
 /// Reads the parts of all Services off a kernel. Fails where there is an element that is part of no whole frontend.
 fn parts(kernel: &InMemoryKernel, keys: &BTreeSet<FrontendKey>) -> Parts {

@@ -7,9 +7,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use nftproxyd::diff::{Operation, Transaction};
 use nftproxyd::model::{Family, Protocol};
-use nftproxyd::ruleset::frontend::Backend;
+use nftproxyd::ruleset::backend::Backend;
 use nftproxyd::ruleset::kept::Kept;
-use nftproxyd::ruleset::names::{ChainName, Masquerade, Pick, SetName};
+use nftproxyd::ruleset::names::{By, ChainName, Masquerade, Pick, SetName};
 use nftproxyd::ruleset::read::Remembered;
 use nftproxyd::ruleset::types::{
     Chain, Data, DataDef, Element, Hook, HookPoint, Rule, Selector, SetDef, Statement, Value, Verdict,
@@ -64,7 +64,8 @@ pub(crate) fn sets() -> Vec<SetDef> {
 
 /// The name of a plain `pick-N`.
 pub(crate) fn pick(slots: u32) -> Pick {
-    Pick { nodeport: false, masquerade: Masquerade::Never, sticky: false, local: false, slots }
+    let (masquerade, by) = (Masquerade::Never, By::Random);
+    Pick { nodeport: false, masquerade, sticky: false, local: false, by, slots }
 }
 
 /// Chains with every kind of statement; each is created before it is referred to.

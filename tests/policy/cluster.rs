@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use nftproxyd::addresses::NodePortAddresses;
 use nftproxyd::config::DetectLocal;
-use nftproxyd::model::{Event, Family, Kind, PerFamily, Protocol};
+use nftproxyd::model::{Event, Family, Kind, PerFamily, Protocol, Scheduler};
 use nftproxyd::nftables::in_memory::InMemoryKernel;
 use nftproxyd::ruleset::Ruleset;
 use nftproxyd::ruleset::eval::{Origin, Outcome, Packet, Trace, Tracer};
@@ -36,6 +36,7 @@ pub(crate) fn facts() -> Facts {
         masquerade_bit: 14,
         masquerade_all: false,
         node_ips: PerFamily::default(),
+        scheduler: Scheduler::Random,
         longest_retry: Duration::from_secs(30),
     }
 }

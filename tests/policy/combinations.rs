@@ -11,7 +11,7 @@ use nftproxyd::config::DetectLocal;
 use nftproxyd::model::{Event, Family, FrontendAt, FrontendKey, PerFamily, Protocol, TrafficPolicy};
 use nftproxyd::ruleset::eval::{Origin, Outcome, Packet, Tracer};
 use nftproxyd::ruleset::frontend::Action;
-use nftproxyd::ruleset::names::{ChainName, Masquerade, Pick};
+use nftproxyd::ruleset::names::{By, ChainName, Masquerade, Pick};
 use nftproxyd::sync::Facts;
 
 use crate::cluster::{self, Cluster, NODE, OUTER_INTERFACE, POD_INTERFACE};
@@ -525,7 +525,8 @@ fn all_chains() -> Vec<ChainName> {
                     let exists =
                         !nodeport || masquerade == Masquerade::Never || (masquerade == Masquerade::Always && !local);
                     if exists {
-                        chains.push(ChainName::Pick(Pick { nodeport, masquerade, sticky, local, slots: 1 }));
+                        let by = By::Random;
+                        chains.push(ChainName::Pick(Pick { nodeport, masquerade, sticky, local, by, slots: 1 }));
                     }
                 }
             }

@@ -5,7 +5,7 @@ use std::path::Path;
 use nftproxyd::diff::{Operation, Transaction};
 use nftproxyd::model::Family;
 use nftproxyd::ruleset::base::{self, Detector, FrameFacts, NodePortScope};
-use nftproxyd::ruleset::names::{ChainName, Masquerade, Pick, SetName, TableName};
+use nftproxyd::ruleset::names::{By, ChainName, Masquerade, Pick, SetName, TableName};
 use nftproxyd::ruleset::text;
 
 use super::sample;
@@ -89,6 +89,7 @@ fn detectors() {
         masquerade: Masquerade::FromOutside,
         sticky: false,
         local: false,
+        by: By::Random,
         slots: 3,
     });
     let mark = "meta mark set meta mark | 0x00004000";
@@ -143,7 +144,8 @@ fn detectors() {
 fn impossible_chains_are_not_made() {
     let facts = sample::facts(Family::V6);
     let pick = |slots| {
-        ChainName::Pick(Pick { nodeport: true, masquerade: Masquerade::Never, sticky: true, local: true, slots })
+        let (masquerade, by) = (Masquerade::Never, By::Turn(0));
+        ChainName::Pick(Pick { nodeport: true, masquerade, sticky: true, local: true, by, slots })
     };
     for name in [pick(0), pick(Pick::MOST_SLOTS + 1), ChainName::RememberFor(0), ChainName::Services] {
         assert_eq!(base::on_demand(name, &facts), None, "{name}");

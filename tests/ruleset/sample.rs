@@ -9,7 +9,7 @@ use nftproxyd::ruleset::Ruleset;
 use nftproxyd::ruleset::base::{self, Detector, FrameFacts, NodePortScope};
 use nftproxyd::ruleset::elements::dispatch_elements;
 use nftproxyd::ruleset::kinds::Kind;
-use nftproxyd::ruleset::names::{Masquerade, Pick, SetName, TableName};
+use nftproxyd::ruleset::names::{By, Masquerade, Pick, SetName, TableName};
 use nftproxyd::ruleset::types::{Data, Element, Key, Value};
 
 use Protocol::{Sctp, Tcp, Udp};
@@ -102,7 +102,8 @@ impl Sample {
 }
 
 fn pick(slots: u32) -> Pick {
-    Pick { nodeport: false, masquerade: Masquerade::Never, sticky: false, local: false, slots }
+    let (masquerade, by) = (Masquerade::Never, By::Random);
+    Pick { nodeport: false, masquerade, sticky: false, local: false, by, slots }
 }
 
 /// The ruleset.

@@ -4,6 +4,7 @@ use super::*;
 use std::path::Path;
 
 use crate::config::{Conntrack, LogFormat, Logging, Setting, effective};
+use crate::model::Scheduler;
 
 /// What kubeadm writes.
 const KUBEADM: &str = include_str!("../../../testdata/kubeadm/config.conf");
@@ -43,6 +44,7 @@ fn what_kubeadm_writes() {
     let Loaded { config, warnings, .. } = resolve_text(KUBEADM).expect("it can be used");
     let expected = Config {
         service_proxy_name: None,
+        scheduler: Scheduler::Random,
         node_name: "host-a".to_owned(),
         source: Source::Api { kubeconfig: "/var/lib/kube-proxy/kubeconfig.conf".into(), master: None },
         bind_address: Ipv4Addr::UNSPECIFIED.into(),
@@ -243,8 +245,9 @@ fn oddities_are_warned_about() {
     let expected = [
         "unknown fields are ignored: Mode, a\\nb, metadata, nftables.new, udpIdleTimeout",
         "of fields that are given twice the last counts: nftables.syncPeriod (line 8)",
-        "no effect with nftables: enableProfiling, iptables.localhostNodePorts, ipvs.scheduler, ipvs.strictARP",
+        "no effect with nftables: enableProfiling, iptables.localhostNodePorts, ipvs.strictARP",
         "unknown feature gates are ignored: Nonsense, b\\nc",
+        "ipvs.scheduler: no effect in this mode; nftables.scheduler has one",
     ];
     assert_eq!(loaded.warnings, expected);
     assert_eq!(loaded.config.sync_period.as_secs(), 2);
@@ -399,7 +402,7 @@ fn flags_take_the_place_of_a_file() {
     assert_eq!(off.config.healthz_bind_address, None);
     let ipvs = with_flags(None, "proxy-mode=ipvs ipvs-sync-period=9s ipvs-scheduler=rr").expect("it can be used");
     assert_eq!(ipvs.config.sync_period.as_secs(), 9);
-    assert_eq!(ipvs.warnings[0], "no effect with nftables: --ipvs-scheduler");
+    assert_eq!(ipvs.config.scheduler, Scheduler::RoundRobin);
 }
 
 #[test]
@@ -531,4 +534,42 @@ fn words_of_node_port_addresses_can_be_together() {
     let (beside, warning) = of("secondary, 10.0.0.0/8");
     assert_eq!(beside, NodePortAddresses::Cidrs(vec![cidr("10.0.0.0/8")]));
     assert_eq!(warning, "nodePortAddresses: unknown words are ignored: secondary");
+}
+
+#[test]
+fn the_scheduler_is_that_of_the_mode_or_ours() {
+    let said = |text: &str| {
+        let loaded = resolve_text(&file(text)).expect("it can be used");
+        let about = loaded.warnings.into_iter().find(|warning| warning.contains("ipvs.scheduler"));
+        (loaded.config.scheduler, about)
+    };
+    let none = |scheduler| (scheduler, None);
+    assert_eq!(said("mode: nftables"), none(Scheduler::Random));
+    assert_eq!(said("mode: ipvs"), none(Scheduler::RoundRobin));
+    assert_eq!(said("mode: ipvs\nipvs: {scheduler: wlc}"), none(Scheduler::WeightedLeastConnections));
+    assert_eq!(said("mode: nftables\nnftables: {scheduler: mh-port}"), none(Scheduler::MaglevWithPort));
+    assert_eq!(said("mode: iptables\nnftables: {scheduler: rr}"), none(Scheduler::RoundRobin));
+    let (scheduler, warning) = said("mode: iptables\nipvs: {scheduler: lc}");
+    assert_eq!(scheduler, Scheduler::Random);
+    assert_eq!(warning.as_deref(), Some("ipvs.scheduler: no effect in this mode; nftables.scheduler has one"));
+    let (scheduler, warning) = said("mode: ipvs\nipvs: {scheduler: lc}\nnftables: {scheduler: sh}");
+    assert_eq!(scheduler, Scheduler::SourceHash);
+    assert_eq!(warning.as_deref(), Some("ipvs.scheduler: no effect, as nftables.scheduler counts"));
+    // A file that worked goes on to work.
+    let (scheduler, warning) = said("mode: ipvs\nipvs: {scheduler: lblcr}");
+    assert_eq!(scheduler, Scheduler::Random);
+    let warning = warning.expect("a warning");
+    assert!(
+        warning.starts_with("ipvs.scheduler: \"lblcr\" is not a scheduler; there are random, rr, wrr,"),
+        "{warning}"
+    );
+    assert!(warning.ends_with("(lc comes closest); endpoints are chosen at random"), "{warning}");
+
+    let Err(ConfigError::Invalid { problems }) = resolve_text(&file("nftables: {scheduler: best}")) else {
+        panic!("it cannot be used")
+    };
+    let names = "random, rr, wrr, sh, sh-port, dh, mh, mh-port, lc, wlc, sed, nq";
+    assert_eq!(problems[0].to_string(), format!("nftables.scheduler: \"best\" must be one of {names}"));
+    let of_flag = with_flags(Some(&file("nftables: {scheduler: rr}")), "scheduler=lc").expect("it can be used");
+    assert_eq!(of_flag.config.scheduler, Scheduler::LeastConnections, "the flag beats the file");
 }

@@ -50,6 +50,8 @@ fn service(text: &str, created: i64, cluster_ip: &str, ports: &[ServicePort]) ->
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         affinity: None,
+        scheduler: None,
+        maglev_size: None,
         health_check_node_port: None,
         created,
     }

@@ -15,6 +15,8 @@ pub struct Target {
     pub port: NonZeroU16,
     /// Whether it is on this node: only then it can meet its own connection again here (hairpin).
     pub local: bool,
+    /// The weight of its slice. 0: it gets no new connections, unless all have 0.
+    pub weight: u16,
 }
 
 /// The endpoints of a service port in one family, by policy. The lists are sorted by address and port, without
@@ -104,11 +106,13 @@ pub fn ready_on_this_node(family: Family, slices: &[Slice]) -> usize {
 struct Candidate<'a> {
     endpoint: &'a Endpoint,
     port: NonZeroU16,
+    weight: u16,
 }
 
 impl Candidate<'_> {
     fn target(&self) -> Target {
-        Target { address: self.endpoint.address, port: self.port, local: self.endpoint.conditions.local }
+        let Candidate { endpoint, port, weight } = *self;
+        Target { address: endpoint.address, port, local: endpoint.conditions.local, weight }
     }
 }
 
@@ -129,7 +133,8 @@ fn endpoints<'a>(
     let mut found: Vec<Candidate<'a>> = Vec::new();
     for slice in slices {
         for joined in slice.ports.iter().filter(|joined| joined.name == port.name && joined.protocol == port.protocol) {
-            found.extend(slice.endpoints.iter().map(|endpoint| Candidate { endpoint, port: joined.port }));
+            let (port, weight) = (joined.port, slice.weight);
+            found.extend(slice.endpoints.iter().map(|endpoint| Candidate { endpoint, port, weight }));
         }
     }
     // Stable: copies stay in the order in which they were found.

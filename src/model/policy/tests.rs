@@ -38,6 +38,8 @@ fn service(internal_policy: TrafficPolicy, external_policy: TrafficPolicy) -> Se
         internal_policy,
         external_policy,
         affinity: None,
+        scheduler: None,
+        maglev_size: None,
         health_check_node_port: None,
         created: 0,
     }
@@ -58,6 +60,7 @@ fn slice(name: &str, family: Family, ports: &[(&str, Protocol, u16)], endpoints:
         service: object_name("web"),
         family,
         ports: ports.iter().map(port).collect(),
+        weight: 1,
         endpoints: endpoints.into(),
     }
 }
@@ -151,6 +154,7 @@ fn naive(internal_local: bool, external_local: bool, external: bool, slices: &[S
         address: key.0,
         port: number(key.1),
         local: endpoint.conditions.local,
+        weight: 1,
     };
     if !internal_local || external {
         for (key, endpoint) in &all {

@@ -27,6 +27,8 @@ fn service(text: &str, version: i64) -> Service {
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         affinity: None,
+        scheduler: None,
+        maglev_size: None,
         health_check_node_port: None,
         created: version,
     }
@@ -39,6 +41,7 @@ fn slice(text: &str, service: &str, version: u8) -> Slice {
         service: name(service),
         family: Family::V4,
         ports: [SlicePort { name: "".into(), protocol: Protocol::Tcp, port: port(8080) }].into(),
+        weight: 1,
         endpoints: [Endpoint { address: [10, 180, 0, version].into(), conditions, hints: None }].into(),
     }
 }

@@ -68,7 +68,7 @@ pub(super) fn value_type(expr: Selector) -> ValueType {
         | Selector::ReplySource => ValueType::Address,
         Selector::L4Proto | Selector::HeaderProtocol => ValueType::Protocol,
         Selector::DestinationPort | Selector::OriginalPort | Selector::ReplyPort => ValueType::Port,
-        Selector::RandomSlot { .. } => ValueType::Slot,
+        Selector::RandomSlot { .. } | Selector::NextSlot { .. } | Selector::HashedSlot { .. } => ValueType::Slot,
         Selector::Priority => ValueType::Class,
     }
 }

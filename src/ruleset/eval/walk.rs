@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use super::index::{IndexedSet, fits, value_type};
 use super::{EvalError, Origin, Packet, Reached, Step, Tracer, malformed};
 use crate::model::Protocol;
+use crate::ruleset::hash;
 use crate::ruleset::kinds::Kind;
 use crate::ruleset::names::{ChainName, SetName};
 use crate::ruleset::text;
@@ -308,7 +309,16 @@ impl Walk<'_> {
                 Selector::DestinationPort | Selector::ReplyPort => Value::Port(at.state.destination.port()),
                 Selector::OriginalPort => Value::Port(self.packet.port),
                 Selector::Priority => Value::Class(at.state.priority),
-                Selector::RandomSlot { modulus, offset } => {
+                Selector::HashedSlot { of, modulus, offset }
+                    if modulus > 0
+                        && let Some(slot) =
+                            hash::slot_of(of, self.packet.source, at.state.destination.ip(), modulus) =>
+                {
+                    Value::Slot(offset.saturating_add(slot))
+                }
+                Selector::RandomSlot { modulus, offset }
+                | Selector::NextSlot { modulus, offset }
+                | Selector::HashedSlot { modulus, offset, .. } => {
                     let Some(end) = offset.checked_add(modulus).filter(|_| modulus > 0) else {
                         return Err(self.malformed_rule(at, "there are no such slots"));
                     };

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::super::names::Masquerade;
+use super::super::names::{By, Masquerade};
 use super::super::ranges::merge;
 use super::*;
 use crate::ruleset::elements::elements;
@@ -23,7 +23,20 @@ fn port() -> impl Strategy<Value = NonZeroU16> {
 
 fn slots(family: Family, least: usize) -> impl Strategy<Value = Slots> {
     let backend = (address(family), port()).prop_map(|(address, port)| Backend { address, port });
-    prop::collection::vec(backend, least..6).prop_map(Vec::into_boxed_slice)
+    let by = prop_oneof![
+        Just(By::Random),
+        Just(By::Source),
+        Just(By::SourceAndPort),
+        Just(By::Destination),
+        Just(By::Maglev),
+        Just(By::MaglevAndPort),
+        (0..By::COUNTERS).prop_map(By::Turn)
+    ];
+    // What has no slot has no kind that says how one is chosen.
+    (by, prop::collection::vec(backend, least..6)).prop_map(|(by, list)| match list.is_empty() {
+        true => Slots::default(),
+        false => Slots { by, list: list.into() },
+    })
 }
 
 fn action(family: Family) -> impl Strategy<Value = Action> {
@@ -128,6 +141,7 @@ fn torn(element: &Element, key: &FrontendKey, what: Index) -> Element {
                     masquerade: Masquerade::Always,
                     sticky: true,
                     local: false,
+                    by: By::Turn(3),
                     slots: 7,
                 }),
             ];

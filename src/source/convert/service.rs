@@ -8,7 +8,7 @@ use arcstr::ArcStr;
 use k8s_openapi::api::core::v1 as core;
 
 use super::fields::{address, cidrs, list, object_name, port_name, port_number, protocol, sorted_set};
-use super::{Converted, Options, Pool};
+use super::{Converted, Options, Pool, spread};
 use crate::model::parse::{self, shown};
 use crate::model::{Family, PerFamily, Protocol, Reject, Service, ServicePort, TrafficPolicy};
 
@@ -55,6 +55,8 @@ pub fn service(object: &core::Service, options: &Options, pool: &mut Pool) -> Co
         internal_policy,
         external_policy,
         affinity: affinity(spec, &mut rejects),
+        scheduler: spread::scheduler(&object.metadata, &mut rejects),
+        maglev_size: spread::maglev_size(&object.metadata, &mut rejects),
         health_check_node_port: (kind == Type::LoadBalancer && external_policy == TrafficPolicy::Local)
             .then(|| health_check_node_port(spec, &mut rejects))
             .flatten(),

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::discovery::v1 as discovery;
 
 use super::fields::{address, label, list, object_name, port_name, port_number, protocol};
-use super::{Converted, Options, Pool};
+use super::{Converted, Options, Pool, spread};
 use crate::model::parse::{self, shown};
 use crate::model::{Conditions, Endpoint, Family, Hints, ObjectName, Reject, Slice, SlicePort};
 
@@ -52,7 +52,8 @@ fn value(
     let ports = ports(object, rejects, pool);
     let read = |(i, object)| endpoint(i, object, family, options, rejects, pool);
     let endpoints = list(&object.endpoints).iter().enumerate().filter_map(read).collect();
-    Some(Slice { name: name.clone(), service, family, ports, endpoints })
+    let weight = spread::weight(&object.metadata, rejects);
+    Some(Slice { name: name.clone(), service, family, ports, weight, endpoints })
 }
 
 /// The Service that the slice belongs to, if it is to be used at all.

@@ -10,12 +10,13 @@ use arcstr::ArcStr;
 use ipnet::IpNet;
 use nftproxyd::config::{DetectLocal, NodePortAddresses};
 use nftproxyd::model::{
-    Conditions, Endpoint, Event, Family, Hints, Kind, Node, ObjectName, PerFamily, Protocol, Service, ServiceCidr,
-    ServicePort, Slice, SlicePort, TrafficPolicy,
+    Conditions, Endpoint, Event, Family, Hints, Kind, Node, ObjectName, PerFamily, Protocol, Scheduler, Service,
+    ServiceCidr, ServicePort, Slice, SlicePort, TrafficPolicy,
 };
 use nftproxyd::nftables::Kernel;
 use nftproxyd::nftables::in_memory::InMemoryKernel;
-use nftproxyd::ruleset::names::{Pick, SetName, TableName};
+use nftproxyd::ruleset::kinds;
+use nftproxyd::ruleset::names::{By, Pick, SetName, TableName};
 use nftproxyd::ruleset::types::{Data, Element, Value};
 use nftproxyd::sync::{Engine, Facts};
 use proptest::prelude::*;
@@ -33,6 +34,7 @@ pub(crate) fn facts(node_ports: NodePortAddresses) -> Facts {
         masquerade_bit: 14,
         masquerade_all: false,
         node_ips: PerFamily::default(),
+        scheduler: Scheduler::Random,
         longest_retry: LONGEST_RETRY,
     }
 }
@@ -75,6 +77,8 @@ pub(crate) fn plain_service(index: u16) -> Service {
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         affinity: None,
+        scheduler: None,
+        maglev_size: None,
         health_check_node_port: None,
         created: 0,
     }
@@ -94,6 +98,7 @@ pub(crate) fn slice_of(service: &ObjectName, family: Family, endpoints: Vec<Endp
         service: service.clone(),
         family,
         ports: ports.into(),
+        weight: 1,
         endpoints: endpoints.into(),
     }
 }
@@ -296,21 +301,31 @@ impl Cluster {
     }
 }
 
-/// The elements of a table without the numbers of slots: the key of each frontend with the set of its endpoints, and
-/// everything else as it is. Fails where the slots of a frontend have gaps.
-pub(crate) fn without_slots(elements: &[(SetName, Element)]) -> BTreeSet<(SetName, Element)> {
+/// The elements of a table without the numbers of slots and of counters: the key of each frontend with its endpoints, each
+/// with how often it is there, and everything else as it is. Fails where the slots of a frontend have gaps.
+pub(crate) fn without_slots(elements: &[(SetName, Element)]) -> BTreeMap<(SetName, Element), usize> {
     let mut slots: BTreeMap<(SetName, Vec<Value>, bool), Vec<u32>> = BTreeMap::new();
-    let mut out = BTreeSet::new();
+    let mut out = BTreeMap::new();
     for (set, element) in elements {
         let mut element = element.clone();
+        if let Some(kind) = kinds::Kind::of_data(&element.data) {
+            element.data = match kind {
+                kinds::Kind::Pick(pick) => kinds::Kind::Pick(without_counter(pick)).data(),
+                other => other.data(),
+            };
+        }
+        let mut of_slot = false;
         if let (Some(Value::Slot(slot)), Data::Values(_)) = (element.key.last().copied(), &element.data) {
             let local = slot >= Pick::LOCAL_OFFSET;
             let first = if local { Pick::LOCAL_OFFSET } else { 0 };
             element.key.pop();
             slots.entry((*set, element.key.to_vec(), local)).or_default().push(slot - first);
             element.key.push(Value::Slot(first));
+            of_slot = true;
         }
-        assert!(out.insert((*set, element.clone())), "{set}: {element:?} is there twice");
+        let times = out.entry((*set, element.clone())).or_default();
+        *times += 1;
+        assert!(of_slot || *times == 1, "{set}: {element:?} is there twice");
     }
     for (frontend, mut numbers) in slots {
         numbers.sort_unstable();
@@ -318,6 +333,14 @@ pub(crate) fn without_slots(elements: &[(SetName, Element)]) -> BTreeSet<(SetNam
         assert_eq!(numbers, all, "the slots of {frontend:?}");
     }
     out
+}
+
+/// The same chain, whichever counter it takes turns by.
+pub(crate) fn without_counter(pick: Pick) -> Pick {
+    match pick.by {
+        By::Turn(_) => Pick { by: By::Turn(0), ..pick },
+        _ => pick,
+    }
 }
 
 // --- random values ---------------------------------------------------------------------------------------------------
@@ -400,10 +423,12 @@ fn service_ports() -> impl Strategy<Value = Box<[ServicePort]>> {
 /// A Service of any kind.
 pub(crate) fn service() -> impl Strategy<Value = Service> {
     let addresses = (families(), 1u8..8, outside(), outside(), source_ranges());
-    let rest = (policy(), policy(), select(vec![None, None, Some(60), Some(10_800)]), 0i64..3);
+    let schedulers: Vec<_> = Scheduler::ALL.into_iter().map(|(scheduler, _)| scheduler).collect();
+    let scheduler = prop::option::of(select(schedulers));
+    let rest = (policy(), policy(), select(vec![None, None, Some(60), Some(10_800)]), scheduler, 0i64..3);
     (select(&SERVICES[..]), service_ports(), addresses, rest).prop_map(
         |(service, ports, (families, last, external_ips, load_balancer_ips, source_ranges), rest)| {
-            let (internal_policy, external_policy, affinity, created) = rest;
+            let (internal_policy, external_policy, affinity, scheduler, created) = rest;
             // The last is outside of all ranges.
             let cluster_ip = |family| address(family, 10, if last == 7 { 99 } else { 96 }, last);
             let has = |family| external_ips.iter().any(|ip| Family::of(*ip) == family);
@@ -418,6 +443,8 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
                 internal_policy,
                 external_policy,
                 affinity,
+                scheduler,
+                maglev_size: Some(251),
                 health_check_node_port: None,
                 created,
             }
@@ -455,8 +482,9 @@ pub(crate) fn slice() -> impl Strategy<Value = Slice> {
     let ports = prop::collection::vec((select(&PORT_NAMES[..]), protocol(), 8080u16..8082), 1..4);
     let family = select(&Family::ALL[..]);
     let endpoints = family.prop_flat_map(|family| (Just(family), prop::collection::vec(endpoint(family), 0..6)));
-    (select(&SLICES[..]), select(&SERVICES[..]), ports, endpoints).prop_map(
-        |(slice, service, ports, (family, endpoints))| {
+    let weight = select(&[1, 1, 0, 3, 700][..]);
+    (select(&SLICES[..]), select(&SERVICES[..]), ports, weight, endpoints).prop_map(
+        |(slice, service, ports, weight, (family, endpoints))| {
             let ports = ports.into_iter();
             let ports =
                 ports.map(|(name, protocol, number)| SlicePort { name: name.into(), protocol, port: port(number) });
@@ -465,6 +493,7 @@ pub(crate) fn slice() -> impl Strategy<Value = Slice> {
                 service: name(service),
                 family,
                 ports: ports.collect(),
+                weight,
                 endpoints: endpoints.into(),
             }
         },

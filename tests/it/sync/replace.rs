@@ -320,7 +320,7 @@ fn who_loses_its_endpoint_meanwhile_is_not_taken_along() {
         destination: STICKY.ip(),
         protocol: nftproxyd::model::Protocol::Tcp,
         port,
-        backend: nftproxyd::ruleset::frontend::Backend {
+        backend: nftproxyd::ruleset::backend::Backend {
             address: address(Family::V4, 10, 124, endpoint),
             port: crate::support::cluster::port(8080),
         },

@@ -12,7 +12,7 @@ use nftproxyd::config::NodePortAddresses;
 use nftproxyd::diff::{Operation, Transaction};
 use nftproxyd::model::{Event, Family, ObjectName, Protocol, Service};
 use nftproxyd::nftables::{Kernel as _, LinuxClients, LinuxKernel};
-use nftproxyd::ruleset::frontend::Backend;
+use nftproxyd::ruleset::backend::Backend;
 use nftproxyd::ruleset::kept::Kept;
 use nftproxyd::ruleset::names::TableName;
 use nftproxyd::ruleset::read::Remembered;

@@ -1,0 +1,87 @@
+//! Which counter a frontend takes turns by.
+//!
+//! Two Services with one counter would not take turns: each sees only some of its numbers, and where a client calls one
+//! after the other, always the same. So a counter is for one Service port, whose addresses share it. Who finds none free
+//! gets a random slot each time, and a counter when it is looked at again and one is free.
+
+use smallvec::SmallVec;
+
+use super::installed::Installed;
+use super::turns::{Counters, Turns};
+use crate::model::{ObjectName, Protocol};
+use crate::ruleset::frontend::Frontend;
+use crate::ruleset::names::By;
+use crate::ruleset::service::ServicePart;
+
+/// The most chains made on demand that a table has before no counter is taken for which there is no chain yet: the maps of
+/// kinds have room for twice as many.
+const MOST_CHAINS: usize = 2_048;
+
+/// Gives out counters.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Giver {
+    /// How the use of counters changes by what has been given and taken.
+    turns: Turns,
+    /// How many counters were given out for which there is no chain.
+    new: usize,
+}
+
+impl Giver {
+    /// Gives a counter to each port of a Service that wants one: the one that it has, if nobody else uses it, or a free one.
+    /// Each Service at most once. Costs what the Service costs.
+    pub(super) fn give(&mut self, installed: &Installed, name: &ObjectName, wanted: &mut ServicePart) {
+        for (key, frontend) in installed.frontends_of(name).filter(|(_, frontend)| frontend.service == *name) {
+            self.turns.count(key, Some(frontend), -1);
+        }
+        let mut given: SmallVec<[(Counters, Protocol, usize, By); 4]> = SmallVec::new();
+        for at in 0..wanted.frontends.len() {
+            let (before, rest) = wanted.frontends.split_at_mut(at);
+            let [(key, frontend), ..] = rest else { return };
+            let key = *key;
+            for (local, slots) in frontend.action.slots_mut().filter(|(_, slots)| matches!(slots.by, By::Turn(_))) {
+                let counters = Counters::of(&key, local, slots.len());
+                let of_this_port = given.iter().find(|(same, protocol, first, _)| {
+                    *same == counters
+                        && *protocol == key.protocol
+                        && before.get(*first).is_some_and(|(_, other)| other.port_name == frontend.port_name)
+                });
+                slots.by = match of_this_port {
+                    Some((.., by)) => *by,
+                    None => {
+                        let has = installed.frontend(&key).filter(|frontend| frontend.service == *name);
+                        let by = self.free(installed, counters, has.and_then(|frontend| counter_of(frontend, local)));
+                        given.push((counters, key.protocol, at, by));
+                        by
+                    }
+                };
+            }
+            self.turns.count(&key, Some(frontend), 1);
+        }
+    }
+
+    /// A counter that nobody uses, if possible this one; else none.
+    fn free(&mut self, installed: &Installed, counters: Counters, preferred: Option<u8>) -> By {
+        let uses = |counter| installed.turns.uses(counters, counter) + self.turns.uses(counters, counter);
+        let is_there = |counter: &u8| installed.has_chain(counters.chain(*counter));
+        let mut free = preferred.into_iter().chain(0..By::COUNTERS).filter(|counter| uses(*counter) <= 0);
+        let room = installed.chain_count() + self.new < MOST_CHAINS;
+        match free.find(|counter| room || is_there(counter)) {
+            Some(counter) => {
+                self.new += usize::from(!is_there(&counter));
+                By::Turn(counter)
+            }
+            None => By::Random,
+        }
+    }
+}
+
+/// The counter that a frontend has, whatever its number of slots: its chain is likely to be there for another number as well.
+fn counter_of(frontend: &Frontend, of_node: bool) -> Option<u8> {
+    frontend.action.slots().find_map(|(local, slots)| match slots.by {
+        By::Turn(counter) if local == of_node => Some(counter),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests;
