@@ -8,7 +8,9 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 use serde_json::{Map, Number, Value};
 
 use crate::model::Kind;
-use crate::source::convert::{HEADLESS_LABEL, LAST_CHANGE, SERVICE_NAME_LABEL, SERVICE_PROXY_NAME_LABEL, ZONE_LABEL};
+use crate::source::convert::{
+    HEADLESS_LABEL, LAST_CHANGE, SERVICE_NAME_LABEL, SERVICE_PROXY_NAME_LABEL, ZONE_LABEL, spread,
+};
 use crate::yaml::{Scalar, Tree};
 
 /// What is kept of a value.
@@ -38,7 +40,19 @@ const METADATA: Shape = Fields(&[
             (ZONE_LABEL, Whole),
         ]),
     ),
-    ("annotations", Fields(&[(LAST_CHANGE, Whole)])),
+    (
+        "annotations",
+        Fields(&[
+            (LAST_CHANGE, Whole),
+            (spread::SCHEDULER, Whole),
+            (spread::KUBE_ROUTER_SCHEDULER, Whole),
+            (spread::KUBE_ROUTER_FLAGS, Whole),
+            (spread::CILIUM_ALGORITHM, Whole),
+            (spread::MAGLEV_SIZE, Whole),
+            (spread::WEIGHT, Whole),
+            (spread::CILIUM_WEIGHT, Whole),
+        ]),
+    ),
 ]);
 const SERVICE: Shape = Fields(&[
     ("apiVersion", Whole),

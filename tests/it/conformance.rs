@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::api::Api;
 use crate::support::objects::ObjectKey;
@@ -69,6 +69,70 @@ conformance! {
     topology => "topology",
     udp_flow_before_service => "udp-flow-before-service",
     udp_flows => "udp-flows",
+}
+
+/// What policies, families, affinity and changes come to is the same whoever chooses among what they leave: each way to choose
+/// a slot, with every scenario in which something is to be chosen. The schedulers that are not here have the rules of one that is.
+mod schedulers {
+    use super::{CHOOSING, FEW, Scheduled, check_scheduled};
+
+    macro_rules! schedulers {
+        ($($test:ident => ($name:literal, $gets:ident, $scenarios:ident),)*) => {
+            $(#[test]
+            fn $test() {
+                check_scheduled($name, Scheduled::$gets, &$scenarios);
+            })*
+        };
+    }
+
+    schedulers! {
+        rr => ("rr", AnyEndpoint, CHOOSING),
+        sh => ("sh", OneForEach, CHOOSING),
+        sh_port => ("sh-port", AnyEndpoint, CHOOSING),
+        dh => ("dh", OneForEach, CHOOSING),
+        // Its tables are large, and stock nft of every version lists them at the end.
+        mh => ("mh", OneForEach, FEW),
+    }
+}
+
+/// What a client gets that connects again and again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scheduled {
+    /// Each endpoint in time.
+    AnyEndpoint,
+    /// The same each time.
+    OneForEach,
+}
+
+const CHOOSING: [&str; 13] = [
+    "changes",
+    "dual-stack",
+    "external-policy-cluster",
+    "external-policy-local",
+    "host-network",
+    "internal-policy",
+    "lb-source-ranges",
+    "masquerade-all",
+    "node-port",
+    "session-affinity",
+    "terminating-local",
+    "topology",
+    "udp-flows",
+];
+const FEW: [&str; 3] = ["changes", "external-policy-local", "session-affinity"];
+
+/// Some scenarios, with this scheduler.
+fn check_scheduled(scheduler: &str, gets: Scheduled, scenarios: &[&str]) {
+    let mut all = load_all().expect("all scenarios can be read");
+    for name in scenarios {
+        let mut scenario = all.remove(*name).unwrap_or_else(|| panic!("there is no scenario {name}"));
+        let nftables = scenario.config.entry("nftables").or_insert_with(|| json!({}));
+        nftables["scheduler"] = scheduler.into();
+        if gets == Scheduled::OneForEach {
+            scenario.each_forward(|forward| forward.sticky = true);
+        }
+        assert_passes(&scenario, with_manifests);
+    }
 }
 
 /// No scenario is forgotten here, and each is listed once.

@@ -9,7 +9,7 @@ mod node;
 mod pool;
 mod service;
 mod slice;
-mod spread;
+pub mod spread;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

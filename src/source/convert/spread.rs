@@ -9,19 +9,19 @@ use crate::model::scheduler::MAGLEV_SIZES;
 use crate::model::{Reject, Scheduler};
 
 /// Ours, on a Service: a name of [`Scheduler`].
-pub(super) const SCHEDULER: &str = "nftproxyd.io/scheduler";
+pub const SCHEDULER: &str = "nftproxyd.io/scheduler";
 /// kube-router's, with the same names.
-pub(super) const KUBE_ROUTER_SCHEDULER: &str = "kube-router.io/service.scheduler";
+pub const KUBE_ROUTER_SCHEDULER: &str = "kube-router.io/service.scheduler";
 /// kube-router's flags of IPVS schedulers, separated by commas.
-pub(super) const KUBE_ROUTER_FLAGS: &str = "kube-router.io/service.schedflags";
+pub const KUBE_ROUTER_FLAGS: &str = "kube-router.io/service.schedflags";
 /// Cilium's: `random` or `maglev`.
-pub(super) const CILIUM_ALGORITHM: &str = "service.cilium.io/lb-algorithm";
+pub const CILIUM_ALGORITHM: &str = "service.cilium.io/lb-algorithm";
 /// Ours, on a Service: how many slots its Maglev tables have.
-pub(super) const MAGLEV_SIZE: &str = "nftproxyd.io/maglev-table-size";
+pub const MAGLEV_SIZE: &str = "nftproxyd.io/maglev-table-size";
 /// Ours, on an EndpointSlice: the weight of its endpoints.
-pub(super) const WEIGHT: &str = "nftproxyd.io/weight";
+pub const WEIGHT: &str = "nftproxyd.io/weight";
 /// Cilium's, with the same meaning.
-pub(super) const CILIUM_WEIGHT: &str = "service.cilium.io/weight";
+pub const CILIUM_WEIGHT: &str = "service.cilium.io/weight";
 
 /// The scheduler that a Service asks for. One that asks for one that there is not gets `random`.
 pub(super) fn scheduler(metadata: &ObjectMeta, rejects: &mut Vec<Reject>) -> Option<Scheduler> {
@@ -84,4 +84,82 @@ pub(super) fn weight(metadata: &ObjectMeta, rejects: &mut Vec<Reject>) -> u16 {
 
 fn field(name: &str) -> String {
     format!("metadata.annotations[{name}]")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Annotations<'a> = &'a [(&'a str, &'a str)];
+
+    fn metadata(annotations: Annotations<'_>) -> ObjectMeta {
+        let annotations = annotations.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        ObjectMeta { annotations: Some(annotations), ..ObjectMeta::default() }
+    }
+
+    /// What is read, and what is said.
+    fn read<T>(of: fn(&ObjectMeta, &mut Vec<Reject>) -> T, annotations: Annotations<'_>) -> (T, Vec<String>) {
+        let mut rejects = Vec::new();
+        let found = of(&metadata(annotations), &mut rejects);
+        (found, rejects.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn schedulers_of_others_are_understood() {
+        let cases: [(Annotations<'_>, Option<Scheduler>); 12] = [
+            (&[], None),
+            (&[("other", "rr")], None),
+            (&[(SCHEDULER, "wlc")], Some(Scheduler::WeightedLeastConnections)),
+            (&[(SCHEDULER, " rr ")], Some(Scheduler::RoundRobin)),
+            (&[(KUBE_ROUTER_SCHEDULER, "lc")], Some(Scheduler::LeastConnections)),
+            (&[(KUBE_ROUTER_SCHEDULER, "sh"), (KUBE_ROUTER_FLAGS, "sh-port")], Some(Scheduler::SourceHashWithPort)),
+            (&[(KUBE_ROUTER_SCHEDULER, "mh"), (KUBE_ROUTER_FLAGS, "flag-1, flag-2")], Some(Scheduler::MaglevWithPort)),
+            (&[(KUBE_ROUTER_SCHEDULER, "mh"), (KUBE_ROUTER_FLAGS, "mh-fallback,sh-port")], Some(Scheduler::Maglev)),
+            (&[(SCHEDULER, "sh"), (KUBE_ROUTER_FLAGS, "sh-port")], Some(Scheduler::SourceHash)),
+            (&[(CILIUM_ALGORITHM, "maglev")], Some(Scheduler::MaglevWithPort)),
+            (&[(CILIUM_ALGORITHM, "random")], Some(Scheduler::Random)),
+            (
+                &[(CILIUM_ALGORITHM, "maglev"), (SCHEDULER, "rr"), (KUBE_ROUTER_SCHEDULER, "dh")],
+                Some(Scheduler::RoundRobin),
+            ),
+        ];
+        for (annotations, expected) in cases {
+            assert_eq!(read(scheduler, annotations), (expected, vec![]), "{annotations:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_scheduler_is_named_with_its_annotation() {
+        for name in [SCHEDULER, KUBE_ROUTER_SCHEDULER, CILIUM_ALGORITHM] {
+            let (found, said) = read(scheduler, &[(name, "best")]);
+            assert_eq!(found, Some(Scheduler::Random));
+            let begins = format!("metadata.annotations[{name}]: \"best\" is not a scheduler; there are random, rr, ");
+            assert!(said.len() == 1 && said[0].starts_with(&begins), "{said:?}");
+        }
+        let (_, said) = read(scheduler, &[(SCHEDULER, "")]);
+        assert!(said[0].contains("\"\" is not a scheduler"), "{said:?}");
+    }
+
+    #[test]
+    fn sizes_and_weights_are_read() {
+        assert_eq!(read(maglev_size, &[(MAGLEV_SIZE, "1021")]), (Some(1_021), vec![]));
+        let (found, said) = read(maglev_size, &[(MAGLEV_SIZE, "1024")]);
+        let sizes = "251, 509, 1021, 2039, 4093, 8191, 16381, 32749, 65521";
+        let expected = format!(
+            "metadata.annotations[{MAGLEV_SIZE}]: \"1024\" is none of {sizes}; the number of endpoints decides"
+        );
+        assert_eq!((found, said), (None, vec![expected]));
+
+        assert_eq!(read(weight, &[]), (1, vec![]));
+        assert_eq!(read(weight, &[(WEIGHT, "0")]), (0, vec![]));
+        assert_eq!(read(weight, &[(CILIUM_WEIGHT, "65535")]), (65_535, vec![]));
+        assert_eq!(read(weight, &[(CILIUM_WEIGHT, "7"), (WEIGHT, "3")]), (3, vec![]));
+        for text in ["-1", "65536", "1.5", "", "many"] {
+            let (found, said) = read(weight, &[(WEIGHT, text)]);
+            let expected = format!(
+                "metadata.annotations[{WEIGHT}]: {text:?} is not a weight from 0 to 65535; its endpoints have 1"
+            );
+            assert_eq!((found, said), (1, vec![expected]));
+        }
+    }
 }

@@ -23,6 +23,7 @@ mod readers;
 mod ready;
 mod refusals;
 mod repair;
+mod schedulers;
 mod stale_flows;
 mod statusz;
 mod take_over;

@@ -183,6 +183,16 @@ impl Scenario {
         objects.extend(self.objects.iter().cloned());
         objects
     }
+
+    /// Changes what is expected of packets whose destination must be changed.
+    pub(crate) fn each_forward(&mut self, mut change: impl FnMut(&mut Forward)) {
+        let later = self.steps.iter_mut().flat_map(|step| &mut step.packets);
+        for check in self.packets.iter_mut().chain(later) {
+            if let What::Packet { expect: Expect::Forward(forward), .. } = &mut check.what {
+                change(forward);
+            }
+        }
+    }
 }
 
 /// Reads the scenarios of a file.
