@@ -80,6 +80,11 @@ impl Notice {
         Notice { regarding: Regarding::Node, warning: true, reason: "FoundByDoctor", action: "Examine", note }
     }
 
+    /// A Service asks for something that it does not get.
+    pub fn unusable(service: ObjectName, reason: &'static str, note: String) -> Notice {
+        Notice { regarding: Regarding::Service(service), warning: true, reason, action: "Balance", note }
+    }
+
     /// The health check of a Service cannot be served.
     pub fn health_check_failed(service: ObjectName, note: String) -> Notice {
         Notice {

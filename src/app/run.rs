@@ -285,7 +285,7 @@ async fn supervise(
     };
     // To one that serves beside another, the other's rules are no leftovers.
     if table == TableName::NODE {
-        let looking = look_around(readiness.clone(), config.clone(), status.clone(), events_out);
+        let looking = look_around(readiness.clone(), config.clone(), status.clone(), events_out.clone());
         tasks.spawn(async move {
             looking.await;
             std::future::pending().await
@@ -301,7 +301,8 @@ async fn supervise(
     };
     let steps = OnNode { table, mark, beside };
     let take_over = take_over.then(|| TakeOver::spawn(steps, readiness.clone(), nudge)).transpose()?;
-    let published = Published { health, metrics, readiness, standings, known, owned, checks: checks_sender };
+    let published =
+        Published { health, metrics, readiness, standings, known, owned, checks: checks_sender, events: events_out };
     let observers = Observers::new(take_over, attempted_sender, config.clone(), published)?;
     let (pulse, heartbeat) = service_manager::heartbeat();
     tasks.spawn(async move {

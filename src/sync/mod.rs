@@ -17,6 +17,7 @@ mod crowd;
 mod engine;
 mod failure;
 mod mend;
+mod misfits;
 mod obstacle;
 mod pass;
 mod reader;

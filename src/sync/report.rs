@@ -34,6 +34,8 @@ pub struct Report {
     pub services: BTreeSet<ObjectName>,
     /// Services that were looked at, whether or not their frontends changed.
     pub examined: BTreeSet<ObjectName>,
+    /// Services whose weights are not met, and why, if that was not told before.
+    pub misfits: Vec<(ObjectName, String)>,
     /// What was done in each family that there was something to do in, and time to do it. How a table stands after that,
     /// or if there is nothing, says [`Engine::standing`](super::Engine::standing).
     pub families: PerFamily<Option<FamilyReport>>,

@@ -19,6 +19,7 @@ use super::affinity::Sweeper;
 use super::crowd::Crowded;
 use super::failure::{FIRST_RETRY, Failure};
 use super::mend::{frame_repairs, must_be_replaced};
+use super::misfits::Misfits;
 use super::pass::Pass;
 use super::remembers::Remembers;
 use super::report::SyncError;
@@ -70,6 +71,8 @@ pub(super) struct Table {
     refused: BTreeMap<ObjectName, Failure>,
     /// Services with more endpoints than there is room for.
     crowded: Crowded,
+    /// Services whose weights are not met.
+    misfits: Misfits,
     /// Set while the whole table cannot be synced.
     failing: Option<Failure>,
     /// After a sync that somebody else disturbed: when to try again.
@@ -117,6 +120,7 @@ impl Table {
             dirty: BTreeSet::new(),
             refused: BTreeMap::new(),
             crowded: Crowded::default(),
+            misfits: Misfits::default(),
             failing: None,
             paused: None,
             contested: false,
@@ -484,7 +488,7 @@ impl Table {
                 && let Some(name) = self.dirty.pop_first()
             {
                 let wanted = pass.cluster.wanted(&name, self.family, &self.installed);
-                self.crowded.note(self.family, &name, wanted.left_out);
+                self.note_shortage(pass, &name, &wanted);
                 stage.service(&self.installed, &name, wanted);
                 names.push(name);
             }
@@ -551,6 +555,14 @@ impl Table {
         self.refused.insert(name.clone(), failure);
         pass.report.failures += 1;
         Ok(())
+    }
+
+    /// Says what a Service asks for and does not get.
+    fn note_shortage(&mut self, pass: &mut Pass<'_>, name: &ObjectName, wanted: &ServicePart) {
+        self.crowded.note(self.family, name, wanted.left_out);
+        if let Some(why) = self.misfits.note(self.family, name, wanted.misfit) {
+            pass.report.misfits.push((name.clone(), why));
+        }
     }
 
     fn send_stage(&mut self, pass: &mut Pass<'_>, stage: Stage) -> Result<(), SyncError> {

@@ -4,6 +4,7 @@ mod checks;
 mod counting;
 mod flows;
 mod known;
+mod spreading;
 mod standings;
 mod unserved;
 
@@ -17,6 +18,7 @@ use tracing::warn;
 pub(super) use self::checks::{Checks, serve_health_checks};
 use self::counting::Counting;
 pub(super) use self::known::{Facts, Known, frame_state};
+use self::spreading::Spreading;
 pub(super) use self::standings::{FamilyStanding, Standings};
 pub(super) use self::unserved::Named;
 use self::unserved::Unserved;
@@ -24,6 +26,7 @@ use super::ready::{Awaited, Readiness};
 use super::take_over::TakeOver;
 use crate::config::{self, Config, Host};
 use crate::conntrack::{Conntrack, Sweep, Worker};
+use crate::events::Events;
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::model::{Event, Family, PerFamily};
@@ -45,6 +48,7 @@ pub(super) struct Observers {
     readiness: Readiness,
     standings: Standings,
     unserved: Unserved,
+    spreading: Spreading,
     known: Known,
     owned: watch::Sender<bool>,
     /// Until kube-proxy's leftovers are removed, if that is to be done.
@@ -65,6 +69,7 @@ pub(super) struct Published {
     /// Whether nobody else can change any of the tables.
     pub(super) owned: watch::Sender<bool>,
     pub(super) checks: watch::Sender<Checks>,
+    pub(super) events: Events,
 }
 
 impl Observers {
@@ -74,7 +79,7 @@ impl Observers {
         config: Config,
         published: Published,
     ) -> anyhow::Result<Observers> {
-        let Published { health, metrics, readiness, standings, known, owned, checks } = published;
+        let Published { health, metrics, readiness, standings, known, owned, checks, events } = published;
         let conntrack = Conntrack::open().context("cannot use connection tracking")?;
         let counted = Arc::clone(&metrics);
         let count = move |pass: &Sweep| {
@@ -92,6 +97,7 @@ impl Observers {
             readiness,
             standings,
             unserved: Unserved::default(),
+            spreading: Spreading(events),
             known,
             owned,
             take_over,
@@ -128,6 +134,7 @@ impl Observers {
 impl<K: Kernel> Observer<K> for Observers {
     fn hears(&mut self, engine: &Engine<K>, event: &Event) {
         self.counting.hears(engine, event);
+        self.spreading.hears(engine.store(), event);
         if let Event::ListDone(kind) = event {
             self.readiness.comes(Awaited::FirstList(*kind));
         }
@@ -169,6 +176,7 @@ impl<K: Kernel> Observer<K> for Observers {
             }
         }
         self.counting.synced(engine, report);
+        self.spreading.synced(report);
         let news = self.unserved.update(engine, report);
         for family in Family::ALL.into_iter().filter(|family| news[*family]) {
             self.standings.unserved(family, self.unserved.named(engine, family));

@@ -297,6 +297,7 @@ async fn run_with<F: Future<Output = ()>>(min_sync_period: Duration, script: imp
         readiness: readiness.clone(),
         standings: standings.clone(),
         unserved: Unserved::default(),
+        spreading: Spreading(Events::nowhere()),
         known: Known::default(),
         owned: watch::channel(false).0,
         take_over: Some(take_over),

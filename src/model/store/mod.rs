@@ -188,6 +188,11 @@ impl Store {
         self.groups.get(service).map_or(&[], |group| &group.slices)
     }
 
+    /// The Service of a slice, if there is one of this name.
+    pub fn service_of(&self, slice: &ObjectName) -> Option<&ObjectName> {
+        self.slices.get(slice).map(|filed| &filed.service)
+    }
+
     /// All Services, in no order. For the cold start, the resync, and a change of the zone or of a ServiceCIDR; never in
     /// the path of a change of one Service.
     pub fn services(&self) -> impl Iterator<Item = &Service> {

@@ -4,6 +4,7 @@
 //! Established connections are no business of the tables. Clients with affinity are taken along; only one that comes
 //! between the reading of them and the commit may choose again.
 
+use std::mem;
 use std::time::{Duration, Instant};
 
 use tracing::{debug, info, warn};
@@ -113,11 +114,13 @@ impl Table {
     pub(super) fn replace_at_once(&mut self, pass: &mut Pass<'_>, before: &Snapshot) -> Result<Replaced, SyncError> {
         let empty = Installed::with_common(base::common(&self.facts));
         let mut stage = Stage::default();
-        for name in &self.dirty {
+        let dirty = mem::take(&mut self.dirty);
+        for name in &dirty {
             let wanted = pass.cluster.wanted(name, self.family, &empty);
-            self.crowded.note(self.family, name, wanted.left_out);
+            self.note_shortage(pass, name, &wanted);
             stage.service(&empty, name, wanted);
         }
+        self.dirty = dirty;
         stage.nodeport_ips(self.nodeport_ips.clone());
         let elements = stage.transaction(self.family, &empty, |name| base::on_demand(name, &self.facts));
         let mut transaction = new_table(self.family, &base::frame(&self.facts), before, self.to_own);
