@@ -59,13 +59,16 @@ impl Giver {
         }
     }
 
-    /// A counter that nobody uses, if possible this one; else none.
+    /// A counter that nobody uses; if possible this one, or one that has a chain: to make a chain that looks into `endpoints` costs
+    /// the kernel a walk over that map. Else none.
     fn free(&mut self, installed: &Installed, counters: Counters, preferred: Option<u8>) -> By {
         let uses = |counter| installed.turns.uses(counters, counter) + self.turns.uses(counters, counter);
         let is_there = |counter: &u8| installed.has_chain(counters.chain(*counter));
-        let mut free = preferred.into_iter().chain(0..By::COUNTERS).filter(|counter| uses(*counter) <= 0);
+        let free = |counter: &u8| uses(*counter) <= 0;
         let room = installed.chain_count() + self.new < MOST_CHAINS;
-        match free.find(|counter| room || is_there(counter)) {
+        let known = preferred.into_iter().chain(0..By::COUNTERS).filter(free).find(is_there);
+        let new = || preferred.into_iter().chain(0..By::COUNTERS).filter(free).find(|_| room);
+        match known.or_else(new) {
             Some(counter) => {
                 self.new += usize::from(!is_there(&counter));
                 By::Turn(counter)

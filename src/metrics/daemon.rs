@@ -170,6 +170,9 @@ pub struct FrameState {
     pub stray_cluster_ips: bool,
     /// Whether there has been a Service with session affinity.
     pub affinity: bool,
+    /// Whether there has been a Service whose endpoints are found by a hash of the client.
+    #[serde(default)]
+    pub keeps_ports: bool,
 }
 
 /// What tells packets of pods from others.

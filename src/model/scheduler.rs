@@ -94,6 +94,14 @@ impl Scheduler {
         )
     }
 
+    /// Whether the endpoint depends on the client alone.
+    pub fn is_by_client(self) -> bool {
+        matches!(
+            self,
+            Scheduler::SourceHash | Scheduler::SourceHashWithPort | Scheduler::Maglev | Scheduler::MaglevWithPort
+        )
+    }
+
     /// Whether weights count, apart from 0.
     pub fn weighs(self) -> bool {
         !matches!(self, Scheduler::RoundRobin | Scheduler::LeastConnections)

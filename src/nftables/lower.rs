@@ -108,7 +108,9 @@ pub(super) fn lower(family: Family, statement: &Statement) -> Vec<Expression> {
             });
             expressions
         }
-        Statement::Masquerade => vec![Expression::Masquerade { flags: uapi::NAT_RANDOM_FULLY }],
+        Statement::Masquerade { keep_port } => {
+            vec![Expression::Masquerade { flags: if *keep_port { 0 } else { uapi::NAT_RANDOM_FULLY } }]
+        }
         Statement::RejectTcp => vec![Expression::Reject(RejectWith::TcpReset)],
         // ICMP_PORT_UNREACH and ICMPV6_PORT_UNREACH.
         Statement::Reject => vec![Expression::Reject(RejectWith::Icmp(match family {

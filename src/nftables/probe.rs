@@ -151,7 +151,7 @@ fn questions() -> Vec<Question> {
     all.extend(with_rules("reject (CONFIG_NFT_REJECT)", "5.10", reject));
     all.extend(with_rules("reject in nat output", "5.10", base(ChainName::NatOutput, HookPoint::Output)));
     all.extend(with_rules("reject in nat prerouting", "5.10", base(ChainName::NatPrerouting, HookPoint::Prerouting)));
-    let masquerade = chain(ChainName::MasqueradeMarked, vec![rule(vec![Statement::Masquerade])]);
+    let masquerade = chain(ChainName::MasqueradeMarked, vec![rule(vec![Statement::Masquerade { keep_port: false }])]);
     all.extend(with_rules(nat, "5.10", masquerade));
     all
 }

@@ -27,7 +27,7 @@ use crate::netlink::{Attributes, Message, messages};
 use crate::ruleset::kinds::Kind;
 use crate::ruleset::names::{By, ChainName, Masquerade, Pick, SetName, TableName};
 use crate::ruleset::types::{
-    Chain, Data, DataDef, Element, Hook, HookPoint, Key, Rule, Selector, SetDef, Statement, Value, Verdict,
+    Chain, Data, DataDef, Element, Hashed, Hook, HookPoint, Key, Rule, Selector, SetDef, Statement, Value, Verdict,
 };
 use crate::sys::{Bytes, Comparison, Expression, PayloadBase, Register};
 use crate::testing::in_network_namespace;
@@ -221,7 +221,7 @@ fn statements(family: Family) -> Case {
         ("meta mark set meta mark | 0x4000", vec![Statement::SetMark(0x4000)]),
         (
             "meta mark set meta mark & 0xffffbfff masquerade fully-random",
-            vec![Statement::ClearMark(0x4000), Statement::Masquerade],
+            vec![Statement::ClearMark(0x4000), Statement::Masquerade { keep_port: false }],
         ),
     ];
     let mut text: String = rows.iter().fold(String::new(), |mut text, (rule, _)| {
@@ -276,6 +276,7 @@ fn lookups(family: Family) -> Case {
     set allowed-sources { typeof $IP daddr . $NEXTHDR . th dport . $IP saddr; flags interval; }
     set cluster-ips { typeof $IP daddr; }
     set hairpin { typeof $IP saddr . $IP daddr; }
+    set kept-ports { typeof $IP daddr . meta l4proto . th dport; }
     map cluster-policy { type $ADDR . inet_proto . inet_service : classid; }
     map dispatch { type classid : verdict; size 4096; }
     chain services {
@@ -288,6 +289,13 @@ fn lookups(family: Family) -> Case {
         $IP daddr . $NEXTHDR . th dport . $IP saddr != @allowed-sources drop
         dnat $IP to $IP daddr . meta l4proto . th dport . numgen random mod 7 map @endpoints
         dnat $IP to meta l4proto . th dport . numgen random mod 1 offset 65536 map @nodeport-endpoints
+        dnat $IP to $IP daddr . meta l4proto . th dport . numgen inc mod 5 offset 65536 map @endpoints
+        dnat $IP to meta l4proto . th dport . numgen inc mod 5 map @nodeport-endpoints
+        dnat $IP to $IP daddr . meta l4proto . th dport . jhash $IP saddr mod 4093 seed 0x6e667078 map @endpoints
+        dnat $IP to $IP daddr . meta l4proto . th dport . jhash $IP saddr . th sport mod 3 seed 0x6e667078 offset 65536 map @endpoints
+        dnat $IP to meta l4proto . th dport . jhash $IP saddr . th sport mod 3 seed 0x6e667078 map @nodeport-endpoints
+        dnat $IP to meta l4proto . th dport . jhash $IP daddr mod 2 seed 0x6e667078 offset 65536 map @nodeport-endpoints
+        meta l4proto udp ct original $IP daddr . meta l4proto . ct original proto-dst @kept-ports masquerade
     }
 }
 ";
@@ -301,6 +309,7 @@ fn lookups(family: Family) -> Case {
         Operation::AddSet(SetDef { interval: true, ..allowed }),
         Operation::AddSet(set(SetName::ClusterIps, &[Daddr], DataDef::None)),
         Operation::AddSet(set(SetName::Hairpin, &[Saddr, Daddr], DataDef::None)),
+        Operation::AddSet(set(SetName::KeptPorts, &[Daddr, L4Proto, Port], DataDef::None)),
         Operation::AddSet(set(SetName::ClusterPolicy, &[Daddr, L4Proto, Port], kinds())),
         Operation::AddSet(SetDef {
             size: Some(4_096),
@@ -312,6 +321,10 @@ fn lookups(family: Family) -> Case {
     let vmap = |key: &[Selector]| Statement::VerdictMap { key: key.to_vec(), map: SetName::ServiceIps };
     let within = |key: &[Selector], set, negated| Statement::InSet { key: key.to_vec(), set, negated };
     let slot = |modulus, offset| Selector::RandomSlot { modulus, offset };
+    let next = |modulus, offset| Selector::NextSlot { modulus, offset };
+    let hashed = |of, modulus, offset| Selector::HashedSlot { of, modulus, offset };
+    let to = |slot| Statement::DnatMap { key: vec![Daddr, L4Proto, Port, slot], map: SetName::Endpoints };
+    let to_node_port = |slot| Statement::DnatMap { key: vec![L4Proto, Port, slot], map: SetName::NodeportEndpoints };
     let chain = rules(
         ChainName::Services,
         &[
@@ -327,10 +340,21 @@ fn lookups(family: Family) -> Case {
                 vmap(&[Selector::OriginalDestination, L4Proto, Selector::OriginalPort]),
             ],
             &[within(&[Daddr], SetName::ClusterIps, false), drop()],
-            &[within(&[Saddr, Daddr], SetName::Hairpin, false), Statement::Masquerade],
+            &[within(&[Saddr, Daddr], SetName::Hairpin, false), Statement::Masquerade { keep_port: false }],
             &[within(&[Daddr, Selector::HeaderProtocol, Port, Saddr], SetName::AllowedSources, true), drop()],
-            &[Statement::DnatMap { key: vec![Daddr, L4Proto, Port, slot(7, 0)], map: SetName::Endpoints }],
-            &[Statement::DnatMap { key: vec![L4Proto, Port, slot(1, 65_536)], map: SetName::NodeportEndpoints }],
+            &[to(slot(7, 0))],
+            &[to_node_port(slot(1, 65_536))],
+            &[to(next(5, 65_536))],
+            &[to_node_port(next(5, 0))],
+            &[to(hashed(Hashed::Source, 4_093, 0))],
+            &[to(hashed(Hashed::SourceAndPort, 3, 65_536))],
+            &[to_node_port(hashed(Hashed::SourceAndPort, 3, 0))],
+            &[to_node_port(hashed(Hashed::Destination, 2, 65_536))],
+            &[
+                Statement::L4ProtoIs(Protocol::Udp),
+                within(&[Selector::OriginalDestination, L4Proto, Selector::OriginalPort], SetName::KeptPorts, false),
+                Statement::Masquerade { keep_port: true },
+            ],
         ],
     );
     operations.extend([Operation::AddChain(chain.clone()), Operation::AddRules(chain)]);

@@ -117,6 +117,8 @@ pub struct FrameFacts {
     pub stray_cluster_ips: bool,
     /// Whether any frontend has session affinity; without one, `remember` has no rules and nobody jumps to it.
     pub affinity: bool,
+    /// Whether any frontend is in `kept-ports` or `nodeport-kept-ports`, which otherwise nobody asks.
+    pub keeps_ports: bool,
 }
 
 impl FrameFacts {
@@ -237,6 +239,8 @@ pub fn set(name: SetName) -> SetDef {
         | SetName::NodeportAffinityTimeouts => kinds(&NODEPORT_KEY),
         SetName::Endpoints => ([&ADDRESS_KEY[..], &[SLOT]].concat(), DataDef::Values(ENDPOINT.to_vec())),
         SetName::NodeportEndpoints => ([&NODEPORT_KEY[..], &[SLOT]].concat(), DataDef::Values(ENDPOINT.to_vec())),
+        SetName::KeptPorts => (ADDRESS_KEY.to_vec(), DataDef::None),
+        SetName::NodeportKeptPorts => (NODEPORT_KEY.to_vec(), DataDef::None),
         SetName::AllowedSources => (ALLOWED_SOURCE_KEY.to_vec(), DataDef::None),
         SetName::Affinity => (AFFINITY_KEY.to_vec(), DataDef::Values(ENDPOINT.to_vec())),
         SetName::NodeportIps | SetName::ClusterIps => (vec![Selector::DestinationAddress], DataDef::None),
@@ -320,7 +324,15 @@ fn fixed(name: ChainName, facts: &FrameFacts) -> Option<Chain> {
         ChainName::Services => services_rules(facts),
         ChainName::MasqueradeMarked => {
             let mut rules = remembering(facts);
-            rules.push(rule([Statement::ClearMark(facts.mark), Statement::Masquerade]));
+            let clear = Statement::ClearMark(facts.mark);
+            let masquerade = Statement::Masquerade { keep_port: false };
+            if facts.keeps_ports {
+                rules.push(rule([clear]));
+                rules.extend(keeping_ports());
+                rules.push(rule([masquerade]));
+            } else {
+                rules.push(rule([clear, masquerade]));
+            }
             rules
         }
         ChainName::NatPrerouting => {
@@ -351,7 +363,7 @@ fn fixed(name: ChainName, facts: &FrameFacts) -> Option<Chain> {
                     set: SetName::Hairpin,
                     negated: false,
                 },
-                Statement::Masquerade,
+                Statement::Masquerade { keep_port: false },
             ]));
             rules
         }
@@ -465,6 +477,19 @@ fn remember_for_rules(seconds: u32) -> Vec<Rule> {
 /// Remembers the endpoint of a connection that got one, where any frontend has affinity.
 fn remembering(facts: &FrameFacts) -> Vec<Rule> {
     facts.affinity.then(|| rule([Statement::StatusDnat, jump(ChainName::Remember)])).into_iter().collect()
+}
+
+/// Masquerades clients of frontends that find endpoints by a hash.
+fn keeping_ports() -> Vec<Rule> {
+    let by_protocol = |key: &[Selector], set| {
+        Protocol::ALL.map(|protocol| {
+            let within = Statement::InSet { key: key.to_vec(), set, negated: false };
+            rule([Statement::L4ProtoIs(protocol), within, Statement::Masquerade { keep_port: true }])
+        })
+    };
+    let address = [Selector::OriginalDestination, Selector::L4Proto, Selector::OriginalPort];
+    let by_address = by_protocol(&address, SetName::KeptPorts);
+    by_address.into_iter().chain(by_protocol(&address[1..], SetName::NodeportKeptPorts)).collect()
 }
 
 fn remember_rules(facts: &FrameFacts) -> Vec<Rule> {

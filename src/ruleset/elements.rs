@@ -29,6 +29,7 @@ pub fn elements(key: &FrontendKey, frontend: &Frontend) -> Vec<(SetName, Element
             slots(local, Pick::LOCAL_OFFSET);
         }
     }
+    elements.extend(frontend.action.keeps_ports().then(|| kept_port_element(key)));
     elements.extend(frontend.allowed_sources.iter().flatten().map(|range| source_element(key, range)));
     let entry = if is_node_port(key) { SetName::ServiceNodeports } else { SetName::ServiceIps };
     elements.extend(kinds(key, frontend).into_iter().map(|(map, kind)| {
@@ -106,6 +107,12 @@ pub(super) fn slot_element(key: &FrontendKey, slot: u32, backend: &Backend) -> (
     let map = if is_node_port(key) { SetName::NodeportEndpoints } else { SetName::Endpoints };
     let data = Data::Values(smallvec![Value::Address(backend.address), Value::Port(backend.port.get())]);
     (map, Element { key: longer_key(key, Value::Slot(slot)), key_end: None, data, comment: None })
+}
+
+/// The element of a frontend whose clients keep their port.
+pub(super) fn kept_port_element(key: &FrontendKey) -> (SetName, Element) {
+    let set = if is_node_port(key) { SetName::NodeportKeptPorts } else { SetName::KeptPorts };
+    (set, Element { key: element_key(key), key_end: None, data: Data::None, comment: None })
 }
 
 /// The element of a range of sources that a frontend allows.

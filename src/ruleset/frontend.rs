@@ -57,6 +57,13 @@ impl Action {
         }
     }
 
+    /// Whether clients keep their port when they are masqueraded, as it would not do otherwise to find the endpoint again by
+    /// a hash. Where all policies are Local, the node's own connections are masqueraded.
+    pub fn keeps_ports(&self) -> bool {
+        let masquerades = !matches!(self, Action::Forward { masquerade: Masquerade::Never, .. });
+        masquerades && self.slots().any(|(_, slots)| slots.by.is_by_client())
+    }
+
     /// The endpoints that connections from inside the cluster may use.
     pub fn inside(&self) -> &[Backend] {
         match self {

@@ -82,6 +82,11 @@ pub enum SetName {
     LocalEndpoints,
     /// Set source . destination of endpoints on this node: a connection from one to itself.
     Hairpin,
+    /// Set address . protocol . port: frontends whose endpoint is found by a hash of the client. Clients keep their port when
+    /// they are masqueraded, so that a connection that the kernel has lost is told to go on where it was.
+    KeptPorts,
+    /// [`SetName::KeptPorts`] of node ports: protocol . port.
+    NodeportKeptPorts,
     /// Map kind -> verdict: what is done with a connection to a frontend.
     Dispatch,
     /// The same after another look-up: it leads to chains that end, and to none that looks into it again. The kernel
@@ -93,7 +98,7 @@ pub enum SetName {
 
 impl SetName {
     /// Every set, in the order in which they are created and listed.
-    pub const ALL: [SetName; 20] = [
+    pub const ALL: [SetName; 22] = [
         SetName::ServiceIps,
         SetName::ServiceNodeports,
         SetName::Endpoints,
@@ -111,6 +116,8 @@ impl SetName {
         SetName::ClusterIps,
         SetName::LocalEndpoints,
         SetName::Hairpin,
+        SetName::KeptPorts,
+        SetName::NodeportKeptPorts,
         SetName::Dispatch,
         SetName::DispatchLast,
         SetName::DispatchAffinity,
@@ -136,6 +143,8 @@ impl SetName {
             SetName::ClusterIps => "cluster-ips",
             SetName::LocalEndpoints => "local-endpoints",
             SetName::Hairpin => "hairpin",
+            SetName::KeptPorts => "kept-ports",
+            SetName::NodeportKeptPorts => "nodeport-kept-ports",
             SetName::Dispatch => "dispatch",
             SetName::DispatchLast => "dispatch-last",
             SetName::DispatchAffinity => "dispatch-affinity",

@@ -108,6 +108,7 @@ fn is_nodeport(set: SetName) -> bool {
             | SetName::NodeportClusterPolicy
             | SetName::NodeportLocalPolicy
             | SetName::NodeportAffinityTimeouts
+            | SetName::NodeportKeptPorts
     )
 }
 
@@ -148,6 +149,8 @@ pub struct FrontendElements {
     comment: Option<ArcStr>,
     /// Elements of the endpoint maps.
     slots: SmallVec<[(u32, Backend); 1]>,
+    /// Whether there is the element that says that clients keep their port.
+    keeps_port: bool,
     /// Elements of the allowed sources.
     sources: Vec<Range>,
     /// Elements that no frontend has.
@@ -202,6 +205,7 @@ impl FrontendElements {
             (SetName::Endpoints | SetName::NodeportEndpoints, [Value::Slot(slot)], Data::Values(values)) => {
                 self.slots.push((*slot, backend(values)?));
             }
+            (SetName::KeptPorts | SetName::NodeportKeptPorts, [], Data::None) => self.keeps_port = true,
             (_, [], data) if !interval => {
                 let kind = Kind::of_data(data)?;
                 // A key is in a map once. Another kind for it: the map was changed while it was read.
@@ -229,13 +233,15 @@ impl FrontendElements {
             SetName::ServiceIps | SetName::ServiceNodeports => self.comment = None,
             SetName::Endpoints | SetName::NodeportEndpoints => self.slots = SmallVec::new(),
             SetName::AllowedSources => self.sources = Vec::new(),
+            SetName::KeptPorts | SetName::NodeportKeptPorts => self.keeps_port = false,
             _ => {}
         }
         self.strange.retain(|(other, _)| *other != set);
     }
 
     fn is_empty(&self) -> bool {
-        self.kinds.is_empty() && self.slots.is_empty() && self.sources.is_empty() && self.strange.is_empty()
+        let FrontendElements { kinds, comment: _, slots, keeps_port, sources, strange } = self;
+        kinds.is_empty() && slots.is_empty() && !keeps_port && sources.is_empty() && strange.is_empty()
     }
 
     /// The frontend that these elements were written for.
@@ -273,6 +279,7 @@ impl FrontendElements {
             (*set, elements::kind_element(key, *kind, comment))
         }));
         elements.extend(self.slots.iter().map(|(slot, backend)| elements::slot_element(key, *slot, backend)));
+        elements.extend(self.keeps_port.then(|| elements::kept_port_element(key)));
         elements.extend(self.sources.iter().map(|range| elements::source_element(key, range)));
         elements.sort_unstable();
         elements

@@ -164,7 +164,8 @@ pub fn statement(table: Family, statement: &Statement) -> String {
         Statement::Update { map, key, timeout, data } => {
             format!("update @{map} {{ {} timeout {} : {} }}", exprs(key), duration(*timeout), exprs(data))
         }
-        Statement::Masquerade => "masquerade fully-random".to_owned(),
+        Statement::Masquerade { keep_port: false } => "masquerade fully-random".to_owned(),
+        Statement::Masquerade { keep_port: true } => "masquerade".to_owned(),
         Statement::RejectTcp => "reject with tcp reset".to_owned(),
         Statement::Reject => "reject".to_owned(),
         Statement::Verdict(verdict) => verdict.to_string(),

@@ -293,8 +293,11 @@ pub enum Statement {
         /// The element's data.
         data: Vec<Selector>,
     },
-    /// `masquerade fully-random`.
-    Masquerade,
+    /// `masquerade fully-random`; or without that, to the port of the client unless it is taken.
+    Masquerade {
+        /// Without.
+        keep_port: bool,
+    },
     /// `reject with tcp reset`.
     RejectTcp,
     /// `reject`: ICMP port unreachable.

@@ -94,7 +94,7 @@ pub enum StatusError {
 }
 
 /// The sets that frontends are made of.
-const SETS: [SetName; 12] = [
+const SETS: [SetName; 14] = [
     SetName::ServiceIps,
     SetName::ServiceNodeports,
     SetName::Endpoints,
@@ -107,6 +107,8 @@ const SETS: [SetName; 12] = [
     SetName::NodeportLocalPolicy,
     SetName::AffinityTimeouts,
     SetName::NodeportAffinityTimeouts,
+    SetName::KeptPorts,
+    SetName::NodeportKeptPorts,
 ];
 
 /// How often the sets are read again because a change came in between, and something does not fit together.

@@ -68,6 +68,7 @@ fn facts(table: TableName, family: Family, said: &FrameState) -> FrameFacts {
         node_ports: if said.node_ports_everywhere { NodePortScope::All } else { NodePortScope::Listed },
         stray_cluster_ips: said.stray_cluster_ips,
         affinity: said.affinity,
+        keeps_ports: said.keeps_ports,
     }
 }
 
@@ -87,6 +88,7 @@ fn strangers(table: TableName, family: Family) -> [FrameFacts; 2] {
         node_ports: NodePortScope::All,
         stray_cluster_ips: true,
         affinity: true,
+        keeps_ports: true,
     };
     let other = FrameFacts {
         detector: None,
@@ -96,6 +98,7 @@ fn strangers(table: TableName, family: Family) -> [FrameFacts; 2] {
         node_ports: NodePortScope::Listed,
         stray_cluster_ips: false,
         affinity: false,
+        keeps_ports: false,
         ..one.clone()
     };
     [one, other]

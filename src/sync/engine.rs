@@ -110,7 +110,8 @@ impl<K: Kernel> Engine<K> {
         let claims = Claims::default();
         let addresses = BTreeSet::new();
         let tables = PerFamily::from_fn(|family| {
-            let (frame, nodeport_ips) = frame_facts(family, (&facts, beside), &store, &claims, &addresses, false);
+            let (frame, nodeport_ips) =
+                frame_facts(family, (&facts, beside), &store, &claims, &addresses, Used::default());
             Table::new(frame, nodeport_ips, facts.longest_retry)
         });
         let service_facts = service_facts(&facts, &store);
@@ -143,8 +144,10 @@ impl<K: Kernel> Engine<K> {
             let updated = self.claims.update(name, before.as_ref(), self.store.service(name));
             updated.others.iter().for_each(|other| self.touch(other));
             updated.clashes.iter().for_each(|clash| warn!("{clash}"));
-            if self.store.service(name).is_some_and(|service| service.affinity.is_some()) {
-                self.use_affinity();
+            if let Some(service) = self.store.service(name) {
+                let by_client = service.scheduler.unwrap_or(self.facts.scheduler).is_by_client();
+                let once_used = Used { affinity: service.affinity.is_some(), keeps_ports: by_client };
+                self.use_also(once_used);
             }
         }
         self.obstacles_due |= !changes.redefined.is_empty() || changes.service_cidrs || changes.node;
@@ -445,10 +448,16 @@ impl<K: Kernel> Engine<K> {
         names.iter().for_each(|name| self.touch(name));
     }
 
-    fn use_affinity(&mut self) {
+    /// Rules that some Service needs are there from then on.
+    fn use_also(&mut self, more: Used) {
         for family in Family::ALL {
-            if !self.tables[family].facts().affinity {
-                let facts = FrameFacts { affinity: true, ..self.tables[family].facts().clone() };
+            let facts = self.tables[family].facts();
+            let now = Used::of(facts);
+            let all =
+                Used { affinity: now.affinity || more.affinity, keeps_ports: now.keeps_ports || more.keeps_ports };
+            if all != now {
+                let Used { affinity, keeps_ports } = all;
+                let facts = FrameFacts { affinity, keeps_ports, ..facts.clone() };
                 self.tables[family].set_facts(facts);
             }
         }
@@ -461,12 +470,27 @@ impl<K: Kernel> Engine<K> {
             self.touch_all();
         }
         for family in Family::ALL {
-            let affinity = self.tables[family].facts().affinity;
+            let used = Used::of(self.tables[family].facts());
             let (facts, nodeport_ips) =
-                frame_facts(family, (&self.facts, self.beside), &self.store, &self.claims, &self.addresses, affinity);
+                frame_facts(family, (&self.facts, self.beside), &self.store, &self.claims, &self.addresses, used);
             self.tables[family].set_facts(facts);
             self.tables[family].set_nodeport_ips(nodeport_ips);
         }
+    }
+}
+
+/// Rules that are there from the first Service on that needs them, and for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Used {
+    /// Session affinity.
+    affinity: bool,
+    /// Endpoints by a hash of the client.
+    keeps_ports: bool,
+}
+
+impl Used {
+    fn of(facts: &FrameFacts) -> Used {
+        Used { affinity: facts.affinity, keeps_ports: facts.keeps_ports }
     }
 }
 
@@ -477,7 +501,7 @@ fn frame_facts(
     store: &Store,
     claims: &Claims,
     addresses: &BTreeSet<IpAddr>,
-    affinity: bool,
+    Used { affinity, keeps_ports }: Used,
 ) -> (FrameFacts, BTreeSet<IpAddr>) {
     let node_ips = node_ips(facts, store);
     let (node_ports, nodeport_ips) = match facts.node_ports.accepted(&node_ips, addresses)[family].clone() {
@@ -494,6 +518,7 @@ fn frame_facts(
         node_ports,
         stray_cluster_ips: claims.stray(family),
         affinity,
+        keeps_ports,
     };
     (frame, nodeport_ips)
 }

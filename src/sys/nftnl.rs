@@ -369,6 +369,7 @@ impl NftnlExpr {
                 .u32(ffi::NFTNL_EXPR_NAT_FAMILY, u32::from(*family))
                 .register(ffi::NFTNL_EXPR_NAT_REG_ADDR_MIN, *address)
                 .register(ffi::NFTNL_EXPR_NAT_REG_PROTO_MIN, *port),
+            Expression::Masquerade { flags: 0 } => NftnlExpr::new(c"masq"),
             Expression::Masquerade { flags } => NftnlExpr::new(c"masq").u32(ffi::NFTNL_EXPR_MASQ_FLAGS, *flags),
             // NFT_REJECT_ICMP_UNREACH and NFT_REJECT_TCP_RST.
             Expression::Reject(RejectWith::Icmp(code)) => {

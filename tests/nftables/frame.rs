@@ -58,6 +58,8 @@ pub(crate) fn sets() -> Vec<SetDef> {
             SetName::LocalEndpoints => SetDef { size: Some(65_536), ..set(name, &[Saddr], DataDef::None) },
             SetName::NodeportIps | SetName::ClusterIps => set(name, &[Daddr], DataDef::None),
             SetName::Hairpin => set(name, &[Saddr, Daddr], DataDef::None),
+            SetName::KeptPorts => set(name, &[Daddr, L4Proto, Port], DataDef::None),
+            SetName::NodeportKeptPorts => set(name, &[L4Proto, Port], DataDef::None),
         })
         .collect()
 }
@@ -208,7 +210,10 @@ pub(crate) fn chains(family: Family) -> Vec<Chain> {
                 ]),
             ],
         ),
-        chain(ChainName::MasqueradeMarked, vec![rule(&[Statement::ClearMark(0x4000), Statement::Masquerade])]),
+        chain(
+            ChainName::MasqueradeMarked,
+            vec![rule(&[Statement::ClearMark(0x4000), Statement::Masquerade { keep_port: false }])],
+        ),
         base(ChainName::NatPrerouting, HookPoint::Prerouting, -100, vec![rule(&[jump(ChainName::Services)])]),
         base(ChainName::NatOutput, HookPoint::Output, -100, vec![rule(&[jump(ChainName::Services)])]),
         base(
@@ -229,7 +234,7 @@ pub(crate) fn chains(family: Family) -> Vec<Chain> {
                         set: SetName::Hairpin,
                         negated: false,
                     },
-                    Statement::Masquerade,
+                    Statement::Masquerade { keep_port: false },
                 ]),
             ],
         ),

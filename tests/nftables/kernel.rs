@@ -201,7 +201,7 @@ fn what_is_refused_is_named() {
                             name: ChainName::RejectIt,
                             hook: None,
                             rules: vec![
-                                Rule { statements: vec![Statement::Masquerade], comment: None },
+                                Rule { statements: vec![Statement::Masquerade { keep_port: false }], comment: None },
                                 Rule {
                                     statements: vec![Statement::Verdict(Verdict::Goto(ChainName::Pick(frame::pick(
                                         9,

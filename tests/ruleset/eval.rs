@@ -1,7 +1,7 @@
 //! What becomes of packets: every kind of frontend, source and fact, in both families.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use nftproxyd::model::{Family, Protocol};
 use nftproxyd::ruleset::Ruleset;
@@ -344,6 +344,36 @@ fn remembered_clients() {
     }
 }
 
+/// What takes turns may reach each endpoint; what is hashed, the one that the kernel would choose.
+#[test]
+fn slots_are_followed_as_they_are_chosen() {
+    for family in Family::ALL {
+        let (ruleset, local) = (sample::ruleset(&sample::facts(family)), sample::local_addresses(family));
+        let tracer = Tracer::new(&ruleset, &local).unwrap();
+        let endpoints = |client: &str, to: &str, port| match tracer
+            .trace(&packet(family, client, Tcp, to, port))
+            .unwrap()
+            .outcome
+        {
+            Outcome::Forward(reached) => reached.iter().map(|it| it.endpoint).collect::<BTreeSet<_>>(),
+            other => panic!("{to}:{port}: {other}"),
+        };
+        for to in ["10.96.0.8", "192.0.2.9"] {
+            assert_eq!(endpoints(OUTSIDE, to, 80).len(), 2, "{to}");
+        }
+        assert_eq!(endpoints(OUTSIDE, "10.125.0.1", 30085).len(), 2, "the client's port is not known");
+        assert_eq!(endpoints(OUTSIDE, "10.96.0.9", 81).len(), 1, "by the destination");
+        let of_clients: BTreeSet<SocketAddr> = (1..20)
+            .flat_map(|last| {
+                let of_one = endpoints(&format!("203.0.113.{last}"), "10.96.0.9", 80);
+                assert_eq!(of_one.len(), 1, "{of_one:?}");
+                of_one
+            })
+            .collect();
+        assert_eq!(of_clients.len(), 2, "clients are spread");
+    }
+}
+
 #[test]
 fn trace_reads_well() {
     let (ruleset, local) = (sample::ruleset(&sample::facts(Family::V4)), sample::local_addresses(Family::V4));
@@ -359,7 +389,8 @@ prerouting:
 postrouting:
   nat-postrouting: meta mark & 0x00004000 != 0x00000000 jump masquerade-marked
   masquerade-marked: ct status dnat jump remember
-  masquerade-marked: meta mark set meta mark & 0xffffbfff masquerade fully-random
+  masquerade-marked: meta mark set meta mark & 0xffffbfff
+  masquerade-marked: masquerade fully-random
 => forward to 10.124.0.10:8080 (masqueraded), 10.124.1.11:8080 (masqueraded)";
     assert_eq!(trace.to_string(), expected);
 }
@@ -420,7 +451,7 @@ fn what_makes_no_sense_is_an_error() {
             it.sets.push((def, vec![]));
         }),
         ("the statement cannot be used here", |it| {
-            damage(it, ChainName::NatPrerouting, |rule| *rule = vec![Statement::Masquerade]);
+            damage(it, ChainName::NatPrerouting, |rule| *rule = vec![Statement::Masquerade { keep_port: false }]);
         }),
         ("a statement follows one that ends the rule", |it| {
             damage(it, ChainName::NatPrerouting, |rule| rule.insert(0, Statement::Verdict(Verdict::Drop)));

@@ -35,6 +35,7 @@ pub(crate) fn other_facts(family: Family) -> FrameFacts {
         node_ports: NodePortScope::All,
         stray_cluster_ips: true,
         affinity: false,
+        keeps_ports: false,
     }
 }
 
@@ -171,6 +172,6 @@ fn targets_come_first() {
             }
             seen.push(chain.name.to_string());
         }
-        assert_eq!(jumps, 11);
+        assert_eq!(jumps, 14);
     }
 }

@@ -34,8 +34,13 @@ fn all_facts(family: Family) -> Vec<FrameFacts> {
         FrameFacts { affinity, ..sample.clone() },
         golden::other_facts(family),
         FrameFacts { detector: None, affinity, ..sample.clone() },
-        FrameFacts { detector: Some(Detector::Interface("cni0".into())), affinity: false, ..sample.clone() },
-        FrameFacts { masquerade_all: true, affinity: false, ..sample.clone() },
+        FrameFacts {
+            detector: Some(Detector::Interface("cni0".into())),
+            affinity: false,
+            keeps_ports: false,
+            ..sample.clone()
+        },
+        FrameFacts { masquerade_all: true, affinity: false, keeps_ports: false, ..sample.clone() },
     ];
     let everything = match family {
         Family::V4 => "0.0.0.0/0",
@@ -44,6 +49,7 @@ fn all_facts(family: Family) -> Vec<FrameFacts> {
     all.push(FrameFacts {
         detector: Some(Detector::Source(everything.parse().unwrap())),
         affinity: false,
+        keeps_ports: false,
         service_cidrs: ["10.96.0.0/16", "10.97.0.1/32"].map(|cidr| sample::net(family, cidr)).to_vec(),
         ..sample
     });

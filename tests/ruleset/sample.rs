@@ -47,6 +47,7 @@ pub(crate) fn facts(family: Family) -> FrameFacts {
         node_ports: NodePortScope::Listed,
         stray_cluster_ips: false,
         affinity: true,
+        keeps_ports: true,
     }
 }
 
@@ -176,8 +177,28 @@ pub(crate) fn ruleset(facts: &FrameFacts) -> Ruleset {
         s.endpoints(None, Tcp, 30082, 0, &BOTH);
         s.second(SetName::NodeportAffinityTimeouts, None, 30082, Kind::RememberFor(10_800));
     }
+    if facts.keeps_ports {
+        let by = |by, pick: Pick| Pick { by, ..pick };
+        // The first endpoint twice as often.
+        s.frontend("default/turns:http", Some("10.96.0.8"), Tcp, 80, cluster(by(By::Turn(0), pick(3))));
+        s.endpoints(Some("10.96.0.8"), Tcp, 80, 0, &[BOTH[0], BOTH[1], BOTH[0]]);
+        s.frontend("default/turns:http", Some("192.0.2.9"), Tcp, 80, Kind::Pick(masq(by(By::Turn(0), pick(3)))));
+        s.endpoints(Some("192.0.2.9"), Tcp, 80, 0, &[BOTH[0], BOTH[1], BOTH[0]]);
+        s.frontend("default/turns:http", None, Tcp, 30084, Kind::Pick(np(masq(sticky(by(By::Turn(7), pick(2)))))));
+        s.endpoints(None, Tcp, 30084, 0, &BOTH);
+        s.frontend("default/hash:http", Some("10.96.0.9"), Tcp, 80, cluster(by(By::Source, pick(2))));
+        s.endpoints(Some("10.96.0.9"), Tcp, 80, 0, &BOTH);
+        s.frontend("default/hash:http", None, Tcp, 30085, Kind::Pick(np(masq(by(By::MaglevAndPort, pick(2))))));
+        s.endpoints(None, Tcp, 30085, 0, &BOTH);
+        s.frontend("default/hash:other", Some("10.96.0.9"), Tcp, 81, cluster(by(By::Destination, pick(2))));
+        s.endpoints(Some("10.96.0.9"), Tcp, 81, 0, &BOTH);
+        let kept = s.key(Some("10.96.0.9"), Tcp, 80);
+        s.add(SetName::KeptPorts, &kept, Data::None, None);
+        let kept = s.key(None, Tcp, 30085);
+        s.add(SetName::NodeportKeptPorts, &kept, Data::None, None);
+    }
 
-    for last in 1..=7 {
+    for last in 1..=9 {
         s.add(SetName::ClusterIps, &[Value::Address(ip(family, &format!("10.96.0.{last}")))], Data::None, None);
     }
     s.add(SetName::NodeportIps, &[Value::Address(ip(family, "10.125.0.1"))], Data::None, None);

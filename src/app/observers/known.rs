@@ -76,5 +76,6 @@ pub(in crate::app) fn frame_state(facts: &FrameFacts) -> FrameState {
         node_ports_everywhere: facts.node_ports == NodePortScope::All,
         stray_cluster_ips: facts.stray_cluster_ips,
         affinity: facts.affinity,
+        keeps_ports: facts.keeps_ports,
     }
 }

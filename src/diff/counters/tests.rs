@@ -106,6 +106,9 @@ fn a_service_keeps_its_counter_with_another_number_of_endpoints() {
     install(&mut installed, (0..5).map(|index| (index, wanted(index, &[("", 3)], false))).collect());
     install(&mut installed, vec![(4, wanted(4, &[("", 4)], false))]);
     assert_eq!(counters(&installed)[&(4, "shop/s4:".to_owned())], [By::Turn(4)].into());
+    // But one for which there is a chain comes before.
+    install(&mut installed, vec![(4, wanted(4, &[("", 3)], false)), (3, wanted(3, &[("", 4)], false))]);
+    assert_eq!(counters(&installed)[&(4, "shop/s3:".to_owned())], [By::Turn(4)].into());
 }
 
 #[test]

@@ -179,7 +179,7 @@ impl Walk<'_> {
                 return self.verdict(at, verdict);
             }
             Statement::DnatMap { key, map } => return self.translate(at, key, *map),
-            Statement::Masquerade if self.hook == HookPoint::Postrouting => Ending::Masqueraded,
+            Statement::Masquerade { .. } if self.hook == HookPoint::Postrouting => Ending::Masqueraded,
             Statement::RejectTcp if self.packet.protocol == Protocol::Tcp => Ending::Reject,
             Statement::Reject => Ending::Reject,
             _ => return Err(self.malformed_rule(at, "the statement cannot be used here")),

@@ -153,6 +153,8 @@ fn torn(element: &Element, key: &FrontendKey, what: Index) -> Element {
             let Value::Address(address) = &mut values[0] else { panic!("{element:?} leads to no address") };
             *address = other(*address);
         }
+        // All that it says is that it is there; it has no comment.
+        Data::None if torn.key_end.is_none() => torn.comment = Some("shop/web".into()),
         Data::None => {
             let end = torn.key_end.as_mut().expect("only ranges have no data");
             let Some(Value::Address(last)) = end.last_mut() else { panic!("{element:?} ends nowhere") };

@@ -13,11 +13,22 @@ use crate::nftables::CommitError;
 use crate::ruleset::base::{self, FrameFacts};
 use crate::ruleset::elements;
 use crate::ruleset::kinds::Kind;
-use crate::ruleset::names::ChainName;
+use crate::ruleset::names::{By, ChainName, Pick};
 
 /// How long a chain stays that nobody uses. A packet may be on its way to it, and making it anew is dear: a Service that goes
 /// to and fro between two numbers of endpoints has both.
 const STAYS: Duration = Duration::from_secs(30);
+
+/// The same of one that has a counter: each looks into `endpoints`, and to make another costs the kernel a walk over that map.
+/// There are few.
+const COUNTER_STAYS: Duration = Duration::from_hours(1);
+
+fn stays(chain: ChainName) -> Duration {
+    match chain {
+        ChainName::Pick(Pick { by: By::Turn(_), .. }) if chain.counter().is_none() => COUNTER_STAYS,
+        _ => STAYS,
+    }
+}
 
 /// The chains that nobody uses, with the time when each goes.
 #[derive(Debug, Default)]
@@ -36,7 +47,7 @@ impl Table {
         let idle = self.installed.idle();
         self.idle.0.retain(|chain, _| idle.contains(chain));
         for chain in idle {
-            self.idle.0.entry(*chain).or_insert(pass.now + STAYS);
+            self.idle.0.entry(*chain).or_insert(pass.now + stays(*chain));
         }
         let due: Vec<ChainName> =
             self.idle.0.iter().filter(|(_, at)| **at <= pass.now).map(|(chain, _)| *chain).collect();

@@ -52,36 +52,38 @@ fn bound(at: SocketAddr) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
-/// Endpoints that answer with their number.
+/// Endpoints that answer with their number, and with the port that they see of the client.
 fn serve(node: &Node, v6: bool, endpoints: u8) {
     for index in 0..endpoints {
         node.world.run(move || {
             let server = bound(endpoint(v6, index)).expect("an endpoint can listen");
             std::thread::spawn(move || {
                 while let Ok((_, from)) = server.recv_from(&mut [0; 8]) {
-                    let _ = server.send_to(&[index], from);
+                    let [high, low] = from.port().to_be_bytes();
+                    let _ = server.send_to(&[index, high, low], from);
                 }
             });
         });
     }
 }
 
-/// What a client's new flow reaches. Sent again, as the first datagram of a socket may be lost in no way that concerns us.
-fn ask(from: IpAddr, to: SocketAddr) -> u8 {
+/// What a client's new flow reaches, and whether the endpoint sees its port.
+fn ask(from: IpAddr, to: SocketAddr) -> (u8, bool) {
     let socket = bound(SocketAddr::new(from, 0)).expect("a client has a socket");
     socket.connect(to).expect("there is a route");
     socket.set_read_timeout(Some(ANSWER)).expect("a time-out");
     socket.send(b"?").unwrap_or_else(|error| panic!("{from} to {to}: {error}"));
-    let mut answer = [0];
+    let mut answer = [0; 3];
     let read = socket.recv(&mut answer).unwrap_or_else(|error| panic!("{from} to {to}: {error}"));
-    assert_eq!(read, 1);
-    answer[0]
+    assert_eq!(read, 3);
+    let port = socket.local_addr().expect("it is bound").port();
+    (answer[0], port.to_be_bytes() == answer[1..])
 }
 
 /// What these clients' new flows reach, one after the other.
 fn asked(node: &Node, flows: impl IntoIterator<Item = (IpAddr, SocketAddr)>) -> Vec<u8> {
     let flows: Vec<_> = flows.into_iter().collect();
-    node.world.run(move || flows.into_iter().map(|(from, to)| ask(from, to)).collect())
+    node.world.run(move || flows.into_iter().map(|(from, to)| ask(from, to).0).collect())
 }
 
 fn counts(reached: &[u8]) -> BTreeMap<u8, usize> {
@@ -213,7 +215,7 @@ fn what_is_drained_keeps_its_flows_and_gets_no_more() {
         (0..10).map(open).collect()
     });
     let again = |socket: &UdpSocket| {
-        let mut answer = [0];
+        let mut answer = [0; 3];
         socket.send(b"?").expect("it is sent");
         socket.recv(&mut answer).expect("it is answered");
         answer[0]
@@ -359,6 +361,45 @@ fn what_cannot_be_used_is_named_and_endpoints_are_chosen_at_random() {
     let kinds = node.nft(&["list", "map", "ip", "nftproxyd", "service-ips"]).expect("it can be listed");
     for (name, kind) in [("a", "f000:4"), ("b", "f008:3"), ("c", "f044:fb")] {
         assert!(kinds.contains(&format!("comment \"shop/{name}:dns\" : {kind}")), "{name}: {kinds}");
+    }
+    node.stop();
+}
+
+/// A client that is masqueraded keeps its port where a hash of it has to find the endpoint again, and loses it elsewhere.
+#[test]
+fn clients_that_are_hashed_keep_their_port() {
+    let Some(mut node) = node() else { return };
+    for v6 in [false, true] {
+        serve(&node, v6, 2);
+    }
+    // No client is a pod.
+    node.write("node.yaml", &yaml(&[super::node_object(&["10.1.0.0/16", "fd00:1::/64"])]));
+    let schedulers = [("sh", 1_u8), ("mh-port", 2), ("rr", 3), ("random", 4), ("dh", 5)];
+    let objects = schedulers.into_iter().flat_map(|(scheduler, last)| {
+        let of = move |v6| if v6 { format!("fd00:172:30::9:{last}") } else { format!("172.30.9.{last}") };
+        [false, true].into_iter().flat_map(move |v6| {
+            let mut objects = with_weights(&format!("{scheduler}-{v6}"), &of(v6), scheduler, &["1", "1"]);
+            objects[0]["spec"]["type"] = "NodePort".into();
+            objects[0]["spec"]["ports"][0]["nodePort"] = (30_100 + u16::from(last) + if v6 { 50 } else { 0 }).into();
+            objects
+        })
+    });
+    node.write("services.yaml", &yaml(&objects.collect::<Vec<_>>()));
+    node.start(&json!({"detectLocalMode": "NodeCIDR"}));
+    for (scheduler, last) in schedulers {
+        let keeps = ["sh", "mh-port"].contains(&scheduler);
+        for to in [
+            format!("172.30.9.{last}:53"),
+            format!("192.0.2.10:{}", 30_100 + u16::from(last)),
+            format!("[fd00:172:30::9:{last}]:53"),
+            format!("[2001:db8::10]:{}", 30_150 + u16::from(last)),
+        ] {
+            let to = socket(&to);
+            let kept: Vec<bool> =
+                node.world.run(move || (0..20).map(|index| ask(client(to.is_ipv6(), index), to).1).collect());
+            let kept = kept.into_iter().filter(|kept| *kept).count();
+            assert!(if keeps { kept == 20 } else { kept < 5 }, "{scheduler} {to}: {kept} of 20 kept their port");
+        }
     }
     node.stop();
 }
