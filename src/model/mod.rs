@@ -13,6 +13,7 @@ mod ids;
 mod node;
 pub mod parse;
 pub mod policy;
+mod seen;
 mod service;
 pub mod store;
 
@@ -20,4 +21,5 @@ pub use endpoint::{Conditions, Endpoint, Hints, Slice, SlicePort};
 pub use event::{Event, Kind, ObjectRef, RefKind, Reject};
 pub use ids::{Family, FrontendAt, FrontendKey, ObjectName, PerFamily, Protocol, ServicePortName};
 pub use node::{Node, ServiceCidr};
+pub use seen::Seen;
 pub use service::{Role, Service, ServicePort, TrafficPolicy};
