@@ -1,16 +1,12 @@
 //! Levels connections as water does: what comes goes to where there is least, until all are equal.
 //!
-//! All functions return the part of each, 1 in all.
-
-/// So few are not worth a level: whoever is lowest would get whatever comes, and that may be many more than expected.
-const LEAST: f64 = 1.0;
+//! All functions return the part of each, 1 in all. What is expected is more than nothing.
 
 /// How often the interval of the level is halved.
 const STEPS: u32 = 40;
 
 /// Gives `expected` connections to those that have the fewest for their `weights`, none more than its part of `most`.
 pub(super) fn level(have: &[f64], weights: &[f64], expected: f64, most: &[f64]) -> Vec<f64> {
-    let expected = expected.max(LEAST);
     let gets = |level: f64, index: usize| (weights[index] * level - have[index]).clamp(0.0, most[index] * expected);
     let all = || 0..have.len();
     let in_proportion = |index: usize| if weights[index] > 0.0 { have[index] / weights[index] } else { 0.0 };
@@ -34,7 +30,6 @@ pub(super) fn level_with_one(have: &[f64], weights: &[f64], expected: f64, most:
 
 /// The same after each of the `idle` got one connection, as far as they go.
 pub(super) fn idle_first(have: &[f64], idle: &[bool], weights: &[f64], expected: f64, most: &[f64]) -> Vec<f64> {
-    let expected = expected.max(LEAST);
     let first: Vec<f64> = idle.iter().zip(weights).map(|(idle, weight)| f64::from(*idle && *weight > 0.0)).collect();
     let count: f64 = first.iter().sum();
     let part = if count == 0.0 { 0.0 } else { (expected / count).min(1.0) };

@@ -46,6 +46,10 @@ pub enum Shares {
 /// get all of them until the next look.
 const MOST: f64 = 3.0;
 
+/// So many connections are expected at least, for each endpoint and in all: however quiet it was, more may come at once,
+/// and whoever has the fewest would get all of them.
+const LEAST: (f64, f64) = (0.5, 2.0);
+
 /// Of the connections open at a look, the part that has to be open at the next one, for counts to be of use: below the
 /// first no longer, from the second on again. That is where connections last for little more than a period on average. Turns
 /// are better for shorter ones: they are others at each look.
@@ -95,7 +99,8 @@ impl<E: Ord + Copy> Balance<E> {
         let Some(weights) = Weights::of(endpoints, rule) else { return Shares::Turns };
         let Some(total) = slots(weights.serving).filter(|_| self.decide(period)) else { return Shares::Turns };
         let stays = self.estimate.stays(period);
-        let expected = self.estimate.expected(period);
+        let (each, all) = LEAST;
+        let expected = self.estimate.expected(period).max(each * weights.count()).max(all);
         let stay: Vec<f64> = seen.iter().map(|seen| f64::from(seen.open) * stays).collect();
         let most: Vec<f64> = weights.shares().map(|share| MOST * share).collect();
         let shares = match rule {
@@ -162,6 +167,11 @@ impl Weights {
         let each: Vec<f64> = endpoints.iter().map(|(_, given)| weight(*given)).collect();
         let serving = each.iter().filter(|weight| **weight > 0.0).count();
         (serving > 1).then(|| Weights { sum: each.iter().sum(), each, serving })
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "they are few")]
+    fn count(&self) -> f64 {
+        self.serving as f64
     }
 
     fn shares(&self) -> impl Iterator<Item = f64> {

@@ -30,6 +30,8 @@ fn who_has_fewer_gets_more() {
     assert_eq!(given(&endpoints, &[10, 10, 10, 10], Rule::Lc), [8; 4]);
     // None at all where there is too much to be made up for.
     assert_eq!(given(&endpoints, &[10, 50, 50, 10], Rule::Lc), [16, 0, 0, 16]);
+    // After a quiet time, few are expected, and none are left without.
+    assert_eq!(given(&[(1, 1), (2, 1)], &[9, 10], Rule::Lc), [24, 8]);
     // And no more than three times the share.
     assert_eq!(given(&endpoints, &[50, 50, 50, 10], Rule::Lc), [3, 3, 2, 24]);
 }
@@ -53,14 +55,14 @@ fn weights_count_where_the_rule_has_them() {
     let endpoints = [(1, 3), (2, 1), (3, 0)];
     assert_eq!(given(&endpoints, &[30, 10, 99], Rule::Wlc), [24, 8, 0]);
     assert_eq!(given(&endpoints, &[20, 20, 99], Rule::Lc), [16, 16, 0]);
-    assert_eq!(given(&endpoints, &[29, 10, 99], Rule::Wlc), [32, 0, 0]);
+    assert_eq!(given(&endpoints, &[29, 10, 99], Rule::Wlc), [28, 4, 0]);
     // With one more they would have (2 + 1) / 3 and (1 + 1) / 1, or (5 + 1) / 3 and (1 + 1) / 1.
     assert_eq!(given(&endpoints, &[2, 1, 99], Rule::Sed), [32, 0, 0]);
     assert_eq!(given(&endpoints, &[5, 1, 99], Rule::Sed), [24, 8, 0]);
     // Whoever has none is first, although its weight is small.
     assert_eq!(given(&endpoints, &[9, 0, 99], Rule::Sed), [8, 24, 0]);
-    assert_eq!(given(&endpoints, &[1, 0, 99], Rule::Sed), [32, 0, 0]);
-    assert_eq!(given(&endpoints, &[1, 0, 99], Rule::Nq), [8, 24, 0]);
+    assert_eq!(given(&endpoints, &[1, 0, 99], Rule::Sed), [28, 4, 0]);
+    assert_eq!(given(&endpoints, &[1, 0, 99], Rule::Nq), [16, 16, 0]);
 }
 
 #[test]
