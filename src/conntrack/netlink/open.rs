@@ -35,8 +35,8 @@ pub struct Look {
 
 impl Conntrack {
     /// Counts the open connections of these frontends, in one listing: the kernel walks its whole table for each, whatever
-    /// there is in it (12 ms for 262,144 buckets). Without frontends it is not asked. After an error nothing is counted, and
-    /// the next look is one as after a longer time.
+    /// there is in it (12 ms for 262,144 buckets, and 2 to 3 us for an entry that it lists, open or closed). Without
+    /// frontends it is not asked. After an error nothing is counted, and the next look is one as after a longer time.
     ///
     /// A connection of UDP is open for as long as the kernel has its entry: 30 seconds after the last packet, or 120.
     pub fn count(&mut self, counted: &Counted, open: &mut Open) -> Result<Look, FlowsError> {
