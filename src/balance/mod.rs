@@ -5,8 +5,8 @@
 //! them, just as many as to make all equal until the next look.
 //!
 //! * [`Balance`]: from what two looks have seen to the slots of each endpoint.
-//! * [`fill`]: levels what is expected to come.
-//! * [`keep`](slots::keep): which slot is whose, with as few changes as can be.
+//! * `fill`: levels what is expected to come.
+//! * [`keep`]: which slot is whose, with as few changes as can be.
 //!
 //! The simulation among the tests says what that is worth, and how the numbers here were chosen.
 
@@ -38,7 +38,7 @@ pub enum Rule {
 pub enum Shares {
     /// All endpoints in turns, in proportion to their weights: as with `rr` and `wrr`.
     Turns,
-    /// So many slots for each, in the order in which the endpoints were given; [`slots`] in all.
+    /// So many slots for each, in the order in which the endpoints were given; [`slots()`] in all.
     Slots(Vec<u32>),
 }
 
