@@ -1,10 +1,14 @@
 //! Lists and deletes the kernel's entries over ctnetlink (include/uapi/linux/netfilter/nfnetlink_conntrack.h).
 
+mod open;
+
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
 use nix::errno::Errno;
 use nix::libc;
+
+pub use open::Look;
 
 use super::plan::{Flow, Tuple, Zones};
 use crate::model::{Family, Protocol};
@@ -30,6 +34,8 @@ const CTA_FILTER_ORIG_FLAGS: u16 = 1;
 const FILTER_PROTOCOL: u32 = 1 << 3;
 /// `IPS_SEEN_REPLY` (include/uapi/linux/netfilter/nf_conntrack_common.h).
 const SEEN_REPLY: u32 = 1 << 1;
+/// `IPS_DST_NAT`: the destination was translated.
+const TRANSLATED: u32 = 1 << 5;
 
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
@@ -105,6 +111,8 @@ pub trait Flows {
 enum Wanted {
     Udp,
     Unanswered,
+    /// Those whose destination was translated, of one protocol or of all.
+    Translated(Option<Protocol>),
 }
 
 /// The connection tracking of the network namespace in which it was opened.
@@ -113,7 +121,7 @@ pub struct Conntrack {
     /// Lists; a second socket deletes meanwhile.
     list: Socket,
     delete: Socket,
-    /// Whether the kernel is asked to list only what is wanted (UDP: Linux >= 5.8, what has no answer: >= 5.15).
+    /// Whether the kernel is asked to list only what is wanted (a protocol: Linux >= 5.8, by status: >= 5.15).
     filter: bool,
 }
 
@@ -134,11 +142,7 @@ impl Conntrack {
                 visit(&flow);
             }
         });
-        listed.map(|dump| dump == Dump::Complete).map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::EPERM | Errno::EACCES) => FlowsError::Permission,
-            Some(Errno::EINVAL | Errno::EOPNOTSUPP) => FlowsError::Unsupported,
-            _ => FlowsError::Io { step: "list connections", source: error },
-        })
+        listed.map(|dump| dump == Dump::Complete).map_err(failed_to_list)
     }
 
     fn pass(
@@ -201,39 +205,56 @@ impl Conntrack {
                         return Ok(Swept { incomplete: true, ..swept });
                     }
                 }
-                Err(error) => match error.raw_os_error().map(Errno::from_raw) {
-                    // Linux before 5.8, and any that knows less of filters: everything is listed and picked from here.
-                    Some(Errno::EINVAL | Errno::EOPNOTSUPP) if self.filter => self.filter = false,
-                    Some(Errno::EPERM | Errno::EACCES) => return Err(FlowsError::Permission),
-                    Some(Errno::EINVAL | Errno::EOPNOTSUPP) => return Err(FlowsError::Unsupported),
-                    _ => return Err(FlowsError::Io { step: "list connections", source: error }),
-                },
+                Err(error) if self.does_without_filter(&error) => {}
+                Err(error) => return Err(failed_to_list(error)),
             }
         }
     }
+
+    /// Whether it is worth to ask again, for everything, and to pick from that: Linux before 5.8, and any that knows less
+    /// of filters, refuses them.
+    fn does_without_filter(&mut self, error: &io::Error) -> bool {
+        let is_refused = matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::EINVAL | Errno::EOPNOTSUPP));
+        is_refused && std::mem::replace(&mut self.filter, false)
+    }
 }
 
-/// `struct nfgenmsg`: family, version `NFNETLINK_V0`, resource 0.
-fn family_header(family: Family) -> [u8; FAMILY_HEADER] {
-    let number = match family {
-        Family::V4 => libc::AF_INET,
-        Family::V6 => libc::AF_INET6,
+fn failed_to_list(error: io::Error) -> FlowsError {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EPERM | Errno::EACCES) => FlowsError::Permission,
+        Some(Errno::EINVAL | Errno::EOPNOTSUPP) => FlowsError::Unsupported,
+        _ => FlowsError::Io { step: "list connections", source: error },
+    }
+}
+
+/// `struct nfgenmsg`: family, or none for all, version `NFNETLINK_V0`, resource 0.
+fn family_header(family: impl Into<Option<Family>>) -> [u8; FAMILY_HEADER] {
+    let number = match family.into() {
+        None => libc::AF_UNSPEC,
+        Some(Family::V4) => libc::AF_INET,
+        Some(Family::V6) => libc::AF_INET6,
     };
-    [u8::try_from(number).expect("AF_INET and AF_INET6 are small"), 0, 0, 0]
+    [u8::try_from(number).expect("the numbers of families are small"), 0, 0, 0]
 }
 
-fn list_request(family: Family, only: Option<Wanted>, sequence: u32) -> Vec<u8> {
+fn list_request(family: impl Into<Option<Family>>, only: Option<Wanted>, sequence: u32) -> Vec<u8> {
     let request = Builder::message(CT_GET, REQUEST | DUMP, sequence, &family_header(family));
+    let of = |request: Builder, protocol: Protocol| {
+        request
+            .nested(CTA_TUPLE_ORIG, |tuple| {
+                tuple.nested(CTA_TUPLE_PROTO, |proto| proto.attribute(CTA_PROTO_NUM, &[protocol.number()]))
+            })
+            .nested(CTA_FILTER, |filter| filter.attribute(CTA_FILTER_ORIG_FLAGS, &FILTER_PROTOCOL.to_ne_bytes()))
+    };
+    let with_status = |request: Builder, status: u32, mask: u32| {
+        request.attribute(CTA_STATUS, &status.to_be_bytes()).attribute(CTA_STATUS_MASK, &mask.to_be_bytes())
+    };
     let request = match only {
         None => request,
-        Some(Wanted::Udp) => request
-            .nested(CTA_TUPLE_ORIG, |tuple| {
-                tuple.nested(CTA_TUPLE_PROTO, |proto| proto.attribute(CTA_PROTO_NUM, &[Protocol::Udp.number()]))
-            })
-            .nested(CTA_FILTER, |filter| filter.attribute(CTA_FILTER_ORIG_FLAGS, &FILTER_PROTOCOL.to_ne_bytes())),
-        Some(Wanted::Unanswered) => {
-            request.attribute(CTA_STATUS, &0_u32.to_be_bytes()).attribute(CTA_STATUS_MASK, &SEEN_REPLY.to_be_bytes())
-        }
+        Some(Wanted::Udp) => of(request, Protocol::Udp),
+        Some(Wanted::Unanswered) => with_status(request, 0, SEEN_REPLY),
+        Some(Wanted::Translated(None)) => with_status(request, TRANSLATED, TRANSLATED),
+        Some(Wanted::Translated(Some(protocol))) => with_status(of(request, protocol), TRANSLATED, TRANSLATED),
     };
     request.finish()
 }

@@ -14,6 +14,7 @@ mod node;
 pub mod parse;
 pub mod policy;
 pub mod scheduler;
+mod seen;
 mod service;
 pub mod store;
 
@@ -22,4 +23,5 @@ pub use event::{Event, Kind, ObjectRef, RefKind, Reject};
 pub use ids::{Family, FrontendAt, FrontendKey, ObjectName, PerFamily, Protocol, ServicePortName};
 pub use node::{Node, ServiceCidr};
 pub use scheduler::Scheduler;
+pub use seen::Seen;
 pub use service::{Role, Service, ServicePort, TrafficPolicy};

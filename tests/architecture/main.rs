@@ -16,7 +16,7 @@ use rust::{Token, tokens, without_comments_and_text};
 use source::{SourceFile, files_below, is_for_tests, lines_with, source_files};
 
 /// The layers, and which others each may use. There is a use for each of these.
-const LAYERS: [(&str, &[&str]); 27] = [
+const LAYERS: [(&str, &[&str]); 28] = [
     ("model", &[]),
     ("config", &["model", "addresses"]),
     ("source", &["model"]),
@@ -32,6 +32,7 @@ const LAYERS: [(&str, &[&str]); 27] = [
     ("yaml", &[]),
     ("printable", &[]),
     ("addresses", &["model", "netlink"]),
+    ("balance", &["model"]),
     ("sync", &["nftables", "diff", "ruleset", "model", "addresses", "config"]),
     ("conntrack", &["model", "netlink"]),
     ("http", &[]),
@@ -53,7 +54,15 @@ const COMMON: [&str; 6] = ["errors", "keyed", "secrets", "threads", "yaml", "pri
 const ASSEMBLY: [&str; 3] = ["app", "lib", "main"];
 
 /// Path prefixes of code that takes values and returns values: no runtime, no I/O, no clock, no environment.
-const PURE: [&str; 5] = ["src/model/", "src/ruleset/", "src/diff/", "src/conntrack/plan", "src/health/state"];
+const PURE: [&str; 7] = [
+    "src/model/",
+    "src/ruleset/",
+    "src/diff/",
+    "src/balance/",
+    "src/conntrack/plan",
+    "src/conntrack/open",
+    "src/health/state",
+];
 
 /// What pure code must not mention.
 const IMPURE: [&str; 5] = ["tokio", "std::fs", "std::env", "Instant::now", "SystemTime::now"];
