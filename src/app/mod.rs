@@ -3,6 +3,7 @@
 mod after_kube_proxy;
 mod beside;
 mod cleanup;
+mod connections;
 mod daemon_status;
 mod flagz;
 mod guard;

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
+use super::connections::Connections;
 use super::daemon_status::{Start, count_followed, daemon_status};
 use super::listen::listen_unless;
 use super::look_around::look_around;
@@ -32,6 +33,7 @@ use super::{
 use crate::addresses;
 use crate::cli::{Cli, RunArgs};
 use crate::config::{Config, DetectLocal, Loaded, Source};
+use crate::conntrack::Conntrack;
 use crate::events::{self, Events, Notice};
 use crate::health::{self, CheckServer, Health, Moment};
 use crate::http::Budget;
@@ -43,7 +45,7 @@ use crate::ruleset::names::TableName;
 use crate::ruleset::text;
 use crate::source::kube::ConnectError;
 use crate::source::{Bypass, Exchange, Following, file, kube};
-use crate::sync::{self, Disturbance, Engine, Inputs, Reader, Told};
+use crate::sync::{self, Counter, Disturbance, Engine, Inputs, Reader, Told};
 use crate::{status, sysctl, threads};
 
 /// Events on their way to the engine. A list that comes faster than it is taken in waits in its source.
@@ -248,7 +250,10 @@ async fn supervise(
         }
     }
     let clients = Reader::spawn(LinuxClients::of(table))?;
-    let inputs = Inputs { events, addresses, servers, disturbances, clients };
+    let connections = Conntrack::open().context("cannot use connection tracking")?;
+    let mut connections = Connections::new(connections);
+    let connections = Counter::spawn(move |tracked| connections.count(tracked))?;
+    let inputs = Inputs { events, addresses, servers, disturbances, clients, connections };
     let health = Health::new(health::State::new(Family::ALL, config.sync_period, Moment::now()));
     let (checks_sender, checks) = watch::channel(Checks::default());
     let name = config.node_name.clone();

@@ -88,6 +88,12 @@ impl Open {
         self.seen.get(&(port, SocketAddr::new(address, number.get()))).copied().unwrap_or_default()
     }
 
+    /// What the last look has seen of all, in no order.
+    #[expect(clippy::disallowed_methods, reason = "who sorts them knows by what")]
+    pub fn iter(&self) -> impl Iterator<Item = ((usize, SocketAddr), Seen)> {
+        self.seen.iter().map(|(of, seen)| (*of, *seen))
+    }
+
     /// The number of open connections that are counted.
     pub fn len(&self) -> usize {
         self.known.len()

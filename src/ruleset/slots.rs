@@ -20,6 +20,7 @@ use std::ops::Deref;
 use super::backend::Backend;
 use super::hash::jhash;
 use super::names::{By, Pick};
+use crate::balance;
 use crate::model::policy::Target;
 use crate::model::{ObjectName, Protocol, Scheduler};
 
@@ -64,7 +65,7 @@ impl FromIterator<Backend> for Slots {
     }
 }
 
-/// How many slots of its own each endpoint has where connections are counted.
+/// How many slots of its own each endpoint has where connections are counted; nobody any where turns are better.
 pub type Shares = BTreeMap<Backend, u32>;
 
 /// How connections of a Service port are spread.
@@ -96,6 +97,8 @@ pub struct Seed<'a> {
 pub enum Misfit {
     /// So many endpoints with unlike weights, more than [`WEIGHTED_SLOTS`]: all get alike.
     TooMany(usize),
+    /// So many endpoints are more than connections are counted for: they take turns.
+    Uncounted(usize),
     /// Some endpoint's share is wrong by so many thousandths of all connections, more than half of a slot.
     Coarse(u32),
 }
@@ -106,6 +109,11 @@ impl fmt::Display for Misfit {
             Misfit::TooMany(endpoints) => write!(
                 f,
                 "the unlike weights of {endpoints} endpoints do not fit into {WEIGHTED_SLOTS} slots, and all get alike"
+            ),
+            Misfit::Uncounted(endpoints) => write!(
+                f,
+                "the connections of {endpoints} endpoints are not counted, as there are {WEIGHTED_SLOTS} slots at most, and \
+                 all take turns"
             ),
             Misfit::Coarse(thousandths) => write!(
                 f,
@@ -141,10 +149,14 @@ pub fn slots(targets: &[Target], spread: &Spread<'_>, installed: &[Backend]) -> 
     if matches!(by, By::Maglev | By::MaglevAndPort) {
         return with(maglev(&backends, weights.as_deref(), seed, maglev_size), None);
     }
-    if let Some(shares) = spread.shares.filter(|_| scheduler.counts()) {
-        let counts: Vec<u32> = backends.iter().map(|backend| shares.get(backend).copied().unwrap_or(1)).collect();
-        if counts.iter().any(|count| *count > 0) {
-            return with(arrange(installed, &repeated(&backends, &counts)), None);
+    if scheduler.counts() && backends.len() > 1 {
+        let Some(total) = balance::slots(backends.len()) else {
+            // As if nobody asked.
+            let (slots, _) = slots(targets, &Spread { scheduler: Scheduler::RoundRobin, ..*spread }, installed);
+            return (slots, Some(Misfit::Uncounted(backends.len())));
+        };
+        if let Some(list) = by_counts(&backends, spread.shares, total, installed) {
+            return with(list, None);
         }
     }
     let (counts, misfit) = match weights.filter(|_| scheduler.weighs()).map(|weights| reduce(&weights)) {
@@ -159,6 +171,38 @@ pub fn slots(targets: &[Target], spread: &Spread<'_>, installed: &[Backend]) -> 
         (_, Some(counts)) => shuffled(&repeated(&backends, counts), seed),
     };
     with(list, misfit)
+}
+
+/// The slots of endpoints by how many connections each has, `total` in all; `None` where that says nothing.
+fn by_counts(
+    backends: &[Backend],
+    shares: Option<&Shares>,
+    total: u32,
+    installed: &[Backend],
+) -> Option<Box<[Backend]>> {
+    let Some(shares) = shares else {
+        // Nothing has been counted since the start: what there is may be of counts that an earlier run has made.
+        let is_it = installed.len() == total as usize && installed.iter().all(|it| backends.binary_search(it).is_ok());
+        return is_it.then(|| installed.into());
+    };
+    if shares.is_empty() {
+        return None;
+    }
+    // One that came since the count gets what the others have on average.
+    let known: Vec<Option<u32>> = backends.iter().map(|backend| shares.get(backend).copied()).collect();
+    let (sum, number) = (known.iter().flatten().sum::<u32>(), known.iter().flatten().count());
+    let average = if number == 0 { 1 } else { (sum / number as u32).max(1) };
+    let mut counts: Vec<u32> = known.iter().map(|count| count.unwrap_or(average)).collect();
+    let all: u64 = counts.iter().map(|count| u64::from(*count)).sum();
+    if all != u64::from(total) {
+        counts = if all == 0 {
+            apportion(&vec![1; counts.len()], counts.len() as u64, total)
+        } else {
+            apportion(&counts, all, total)
+        };
+    }
+    let wanted: Vec<(Backend, u32)> = backends.iter().copied().zip(counts).collect();
+    Some(balance::keep(installed, &wanted).into())
 }
 
 /// The endpoints that get connections, with their weights unless all are alike: those with a weight, or all if none has

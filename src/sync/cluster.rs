@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::shares::AllShares;
+use super::balancing::Balancing;
 use crate::diff::Installed;
 use crate::model::claims::{Claims, Owner};
 use crate::model::policy;
@@ -16,7 +16,7 @@ pub(super) struct Cluster<'a> {
     pub(super) store: &'a Store,
     pub(super) claims: &'a Claims,
     pub(super) facts: &'a PerFamily<ServiceFacts>,
-    pub(super) shares: &'a AllShares,
+    pub(super) balancing: &'a Balancing,
 }
 
 impl Cluster<'_> {
@@ -30,7 +30,7 @@ impl Cluster<'_> {
             &self.facts[family],
             |key, port, role| self.claims.owner(key) == Some(Owner { service: name, port: &port.name, role }),
             |port| policy::choose(service, port, family, self.store.slices(name), zone),
-            |port| self.shares.of(name, port, family),
+            |port| self.balancing.of(name, port, family),
             |key| installed.frontend(key),
         )
     }

@@ -5,55 +5,36 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::mem;
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
 use arcstr::ArcStr;
 use ipnet::IpNet;
 use tracing::warn;
 
 use super::affinity::Purpose;
+use super::balancing::Balancing;
 use super::cluster::Cluster;
+use super::counter::{Counts, Tracked};
+use super::facts::{Facts, Used, frame_facts, node_ips, service_cidrs, service_facts};
 use super::obstacle::{Obstacle, obstacles};
 use super::pass::Pass;
 use super::reader::News;
 use super::report::Report;
 use super::sample::Sample;
-use super::shares::AllShares;
 use super::standing::Standing;
 use super::table::Table;
 use super::udp::Unchecked;
-use crate::addresses::{Accepted, NodePortAddresses};
-use crate::config::DetectLocal;
+use crate::addresses::Accepted;
 use crate::diff::Installed;
 use crate::model::claims::Claims;
 use crate::model::store::Store;
-use crate::model::{Event, Family, ObjectName, PerFamily, Scheduler};
+use crate::model::{Event, Family, ObjectName, PerFamily};
 use crate::nftables::Kernel;
 use crate::ruleset::Ruleset;
-use crate::ruleset::base::{self, Detector, FrameFacts};
-use crate::ruleset::names::{Masquerade, SetName, TableName};
+use crate::ruleset::base::FrameFacts;
+use crate::ruleset::names::{SetName, TableName};
 use crate::ruleset::service::ServiceFacts;
-
-/// What the ruleset depends on besides the objects of the cluster: the configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Facts {
-    /// The name of the tables. Any but the node's own are of a proxy that serves beside another.
-    pub table: TableName,
-    /// How a pod's packet is told from others.
-    pub detect_local: DetectLocal,
-    /// Which of the node's addresses accept node ports.
-    pub node_ports: NodePortAddresses,
-    /// The bit of the packet mark that means "masquerade", 0..=31.
-    pub masquerade_bit: u8,
-    /// Masquerade every connection to a cluster IP.
-    pub masquerade_all: bool,
-    /// The node's addresses, where configured rather than taken from the Node object.
-    pub node_ips: PerFamily<Option<IpAddr>>,
-    /// How endpoints are chosen where a Service does not say.
-    pub scheduler: Scheduler,
-    /// The longest wait between two attempts of a failing sync.
-    pub longest_retry: Duration,
-}
 
 /// A range of cluster IPs that holds addresses of the node, which are no cluster IPs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,7 +80,7 @@ pub struct Engine<K> {
     /// Whether anything has changed since [`Engine::obstacles`] told that it depends on.
     obstacles_due: bool,
     udp: PerFamily<Unchecked>,
-    shares: AllShares,
+    balancing: Balancing,
 }
 
 impl<K: Kernel> Engine<K> {
@@ -131,7 +112,7 @@ impl<K: Kernel> Engine<K> {
             servers,
             obstacles_due,
             udp,
-            shares: AllShares::default(),
+            balancing: Balancing::default(),
         }
     }
 
@@ -144,6 +125,9 @@ impl<K: Kernel> Engine<K> {
             let updated = self.claims.update(name, before.as_ref(), self.store.service(name));
             updated.others.iter().for_each(|other| self.touch(other));
             updated.clashes.iter().for_each(|clash| warn!("{clash}"));
+            for name in updated.others.iter().chain([name]) {
+                self.balancing.redefined(name, self.store.service(name), self.facts.scheduler);
+            }
             if let Some(service) = self.store.service(name) {
                 let by_client = service.scheduler.unwrap_or(self.facts.scheduler).is_by_client();
                 let once_used = Used { affinity: service.affinity.is_some(), keeps_ports: by_client };
@@ -247,8 +231,12 @@ impl<K: Kernel> Engine<K> {
     /// afterwards.
     pub fn disown_tables(&mut self, now: Instant) -> Report {
         let mut report = Report::default();
-        let cluster =
-            Cluster { store: &self.store, claims: &self.claims, facts: &self.service_facts, shares: &self.shares };
+        let cluster = Cluster {
+            store: &self.store,
+            claims: &self.claims,
+            facts: &self.service_facts,
+            balancing: &self.balancing,
+        };
         for family in Family::ALL {
             let mut pass = Pass::new(&mut self.kernel, &cluster, now, &mut report);
             if let Err(error) = self.tables[family].disown(&mut pass) {
@@ -369,8 +357,12 @@ impl<K: Kernel> Engine<K> {
         if !self.is_complete() {
             return report;
         }
-        let cluster =
-            Cluster { store: &self.store, claims: &self.claims, facts: &self.service_facts, shares: &self.shares };
+        let cluster = Cluster {
+            store: &self.store,
+            claims: &self.claims,
+            facts: &self.service_facts,
+            balancing: &self.balancing,
+        };
         for family in Family::ALL {
             if self.tables[family].is_due(now) {
                 let mut pass = Pass::new(&mut self.kernel, &cluster, now, &mut report);
@@ -418,12 +410,40 @@ impl<K: Kernel> Engine<K> {
     /// Forgets some clients of endpoints that are gone: one small transaction.
     pub fn forget(&mut self, now: Instant) -> Report {
         let mut report = Report::default();
-        let cluster =
-            Cluster { store: &self.store, claims: &self.claims, facts: &self.service_facts, shares: &self.shares };
+        let cluster = Cluster {
+            store: &self.store,
+            claims: &self.claims,
+            facts: &self.service_facts,
+            balancing: &self.balancing,
+        };
         if let Some(family) = Family::ALL.into_iter().find(|family| self.tables[*family].has_to_forget()) {
             self.tables[family].forget(&mut Pass::new(&mut self.kernel, &cluster, now, &mut report));
         }
         report
+    }
+
+    /// When to count connections, if any Service goes by them.
+    pub fn count_at(&self) -> Option<Instant> {
+        self.balancing.wake_at().filter(|_| self.is_complete())
+    }
+
+    /// The frontends whose connections are to be counted now, if it is time to. What comes of it is to be told by
+    /// [`Engine::hear_counts`].
+    pub fn begin_count(&mut self, now: Instant) -> Option<Arc<Tracked>> {
+        if !self.is_complete() {
+            return None;
+        }
+        if self.balancing.is_overdue(now) {
+            let changed = self.balancing.fail("there is no answer for a minute");
+            changed.iter().for_each(|name| self.touch(name));
+        }
+        self.balancing.begin(&self.store, &self.claims, now)
+    }
+
+    /// Takes in what was counted, or why nothing was. Services get other slots where that is due to it.
+    pub fn hear_counts(&mut self, counts: Result<Counts, String>, now: Instant) {
+        let changed = self.balancing.hear(counts, &self.store, now);
+        changed.iter().for_each(|name| self.touch(name));
     }
 
     /// How many clients the kernel remembers in a family, when last counted.
@@ -477,84 +497,4 @@ impl<K: Kernel> Engine<K> {
             self.tables[family].set_nodeport_ips(nodeport_ips);
         }
     }
-}
-
-/// Rules that are there from the first Service on that needs them, and for ever.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Used {
-    /// Session affinity.
-    affinity: bool,
-    /// Endpoints by a hash of the client.
-    keeps_ports: bool,
-}
-
-impl Used {
-    fn of(facts: &FrameFacts) -> Used {
-        Used { affinity: facts.affinity, keeps_ports: facts.keeps_ports }
-    }
-}
-
-/// The facts of one family's frame, and the addresses that accept node ports where they are listed.
-fn frame_facts(
-    family: Family,
-    (facts, beside): (&Facts, bool),
-    store: &Store,
-    claims: &Claims,
-    addresses: &BTreeSet<IpAddr>,
-    Used { affinity, keeps_ports }: Used,
-) -> (FrameFacts, BTreeSet<IpAddr>) {
-    let node_ips = node_ips(facts, store);
-    let (node_ports, nodeport_ips) = match facts.node_ports.accepted(&node_ips, addresses)[family].clone() {
-        Accepted::All => (base::NodePortScope::All, BTreeSet::new()),
-        Accepted::Only(addresses) => (base::NodePortScope::Listed, addresses),
-    };
-    let frame = FrameFacts {
-        table: facts.table,
-        family,
-        detector: detector(facts, store, family),
-        mark: 1 << facts.masquerade_bit,
-        masquerade_all: facts.masquerade_all,
-        service_cidrs: service_cidrs(beside, store, family),
-        node_ports,
-        stray_cluster_ips: claims.stray(family),
-        affinity,
-        keeps_ports,
-    };
-    (frame, nodeport_ips)
-}
-
-/// The ranges in which cluster IPs that no Service has are dropped.
-fn service_cidrs(beside: bool, store: &Store, family: Family) -> Vec<IpNet> {
-    if beside { Vec::new() } else { store.service_cidrs(family) }
-}
-
-fn detector(facts: &Facts, store: &Store, family: Family) -> Option<Detector> {
-    match &facts.detect_local {
-        DetectLocal::ClusterCidr(ranges) => ranges[family].map(Detector::Source),
-        DetectLocal::NodeCidr => {
-            let cidrs = store.node().map(|node| &node.pod_cidrs[..]).unwrap_or_default();
-            cidrs.iter().copied().find(|cidr| Family::of(cidr.addr()) == family).map(Detector::Source)
-        }
-        DetectLocal::BridgeInterface(name) => Some(Detector::Interface(name.as_str().into())),
-        DetectLocal::InterfaceNamePrefix(prefix) => Some(Detector::InterfacePrefix(prefix.as_str().into())),
-    }
-}
-
-fn node_ips(facts: &Facts, store: &Store) -> PerFamily<Option<IpAddr>> {
-    PerFamily::from_fn(|family| facts.node_ips[family].or_else(|| store.node().and_then(|node| node.addresses[family])))
-}
-
-fn service_facts(facts: &Facts, store: &Store) -> PerFamily<ServiceFacts> {
-    let node_ips = node_ips(facts, store);
-    PerFamily::from_fn(|family| ServiceFacts {
-        cluster_ip_masquerade: if facts.masquerade_all {
-            Masquerade::Always
-        } else if detector(facts, store, family).is_some() {
-            Masquerade::FromOutside
-        } else {
-            Masquerade::Never
-        },
-        node_ip: node_ips[family],
-        scheduler: facts.scheduler,
-    })
 }

@@ -6,15 +6,19 @@
 //! * [`Standing`] says how a table stands to what is wanted of it: in line, or not, and why.
 //! * [`Sample`] is one Service as a table must hold it, to be compared with what the kernel holds.
 //! * [`Reader`] is a thread that reads which clients the kernel remembers; what it finds comes to the engine as [`News`].
+//! * [`Counter`] is a thread that counts the open connections of Services that go by them; what comes of it goes to the engine.
 //! * [`run`] is the loop around it: it waits for events, lets those that arrive together go together, and syncs.
 //!
 //! One changed Service costs what that Service costs. Loops over all Services happen at the first sync, when the kernel's
 //! state has to be read back, and when a fact that concerns every Service changes (the node's zone, its addresses).
 
 mod affinity;
+mod balancing;
 mod cluster;
+mod counter;
 mod crowd;
 mod engine;
+mod facts;
 mod failure;
 mod mend;
 mod misfits;
@@ -26,7 +30,6 @@ mod report;
 mod reports;
 mod run;
 mod sample;
-mod shares;
 mod standing;
 mod table;
 mod told;
@@ -34,7 +37,9 @@ mod udp;
 
 pub use affinity::Purpose;
 pub use cluster::serving;
-pub use engine::{Engine, Facts, Overlap};
+pub use counter::{Counter, Counts, Tracked};
+pub use engine::{Engine, Overlap};
+pub use facts::Facts;
 pub use obstacle::Obstacle;
 pub use reader::{News, Reader};
 pub use report::{FamilyReport, Report, UdpChange};

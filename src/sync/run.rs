@@ -10,6 +10,7 @@ use tokio::task::yield_now;
 use tokio::time::{self, sleep_until};
 use tracing::{debug, info, warn};
 
+use super::counter::Counter;
 use super::engine::{Engine, Overlap};
 use super::obstacle::Obstacle;
 use super::reader::{News, Reader};
@@ -41,6 +42,8 @@ pub struct Inputs {
     pub disturbances: mpsc::Receiver<Disturbance>,
     /// Which clients the kernel remembers; it is asked.
     pub clients: Reader,
+    /// How many connections are open; it is asked.
+    pub connections: Counter,
 }
 
 /// Somebody else has been at work in nftables.
@@ -123,6 +126,9 @@ pub async fn run<K: Kernel>(
         if let Some((family, purpose)) = engine.look(now()) {
             inputs.clients.ask(family, purpose);
         }
+        if let Some(tracked) = engine.begin_count(now()) {
+            inputs.connections.ask(tracked);
+        }
         // There may always be something else.
         if engine.has_to_forget() && now() >= forgot + LONGEST_FORGETTING {
             forget(engine, observer);
@@ -130,7 +136,7 @@ pub async fn run<K: Kernel>(
         }
         let forgets = engine.has_to_forget();
         let wake = if due { Some(not_before) } else { engine.wake_at() };
-        let wake = wake.into_iter().chain(engine.look_at()).min();
+        let wake = wake.into_iter().chain(engine.look_at()).chain(engine.count_at()).min();
         let wake = async {
             match wake {
                 Some(at) => sleep_until(at.into()).await,
@@ -154,6 +160,7 @@ pub async fn run<K: Kernel>(
             }
             () = wake => {}
             news = inputs.clients.next() => hear(engine, observer, news),
+            counts = inputs.connections.next() => engine.hear_counts(counts, now()),
             () = ready(()), if forgets => {
                 forget(engine, observer);
                 forgot = now();

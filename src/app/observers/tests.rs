@@ -30,7 +30,7 @@ use crate::ruleset::types::{Chain, SetDef};
 use crate::source::convert::{Converter, Options};
 use crate::sync;
 use crate::sync::Sample;
-use crate::sync::{Disturbance, Facts, Inputs, Reader};
+use crate::sync::{Counter, Counts, Disturbance, Facts, Inputs, Reader};
 use crate::testing::log::captured;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -324,7 +324,8 @@ async fn run_with<F: Future<Output = ()>>(min_sync_period: Duration, script: imp
     };
     let clients = Reader::spawn(InMemoryClients::default()).expect("a thread");
     let servers = watch::channel(BTreeSet::new()).1;
-    let inputs = Inputs { events, addresses, servers, disturbances, clients };
+    let connections = Counter::spawn(|_| Ok(Counts::default())).expect("a thread");
+    let inputs = Inputs { events, addresses, servers, disturbances, clients, connections };
     tokio::join!(sync::run(&mut engine, inputs, min_sync_period, &mut observers), script(outside));
 }
 

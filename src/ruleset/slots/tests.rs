@@ -98,6 +98,37 @@ fn what_does_not_fit_is_said_in_words() {
     );
 }
 
+/// The slots of a Service that goes by its connections, by these shares of its endpoints.
+fn counted(weights: &[u16], shares: Option<&[u32]>, installed: &[Backend]) -> (Slots, Option<Misfit>) {
+    let shares = shares.map(|shares| (0..).map(backend).zip(shares.iter().copied()).collect::<Shares>());
+    slots(&targets(weights), &Spread { shares: shares.as_ref(), ..spread(Scheduler::LeastConnections) }, installed)
+}
+
+#[test]
+fn slots_are_those_of_the_counts() {
+    let of = |weights: &[u16], shares: Option<&[u32]>| {
+        counts(&counted(weights, shares, &[]).0).into_values().collect::<Vec<_>>()
+    };
+    assert_eq!(of(&[1, 1, 1], Some(&[2, 10, 20])), [2, 10, 20]);
+    assert_eq!(of(&[1, 1, 1], Some(&[0, 12, 20])), [12, 20], "nobody has to get any");
+    assert_eq!(of(&[1, 1, 1], None), [1, 1, 1], "nothing is known");
+    assert_eq!(of(&[1, 1, 1], Some(&[])), [1, 1, 1], "turns are better");
+    // One came since, one goes, one is drained: as many slots as ever.
+    assert_eq!(of(&[1, 1, 1], Some(&[8, 24])), [5, 16, 11]);
+    assert_eq!(of(&[1, 1], Some(&[2, 10, 20])).iter().sum::<u32>(), 32);
+    assert_eq!(of(&[1, 0, 1], Some(&[2, 10, 20])).iter().sum::<u32>(), 32);
+    assert_eq!(counted(&[1, 1], Some(&[16, 16]), &[]).0.by, By::Turn(0));
+    // Few change.
+    let before = counted(&[1, 1, 1], Some(&[10, 11, 11]), &[]).0;
+    let after = counted(&[1, 1, 1], Some(&[12, 10, 10]), &before).0;
+    assert_eq!(before.iter().zip(after.iter()).filter(|(was, is)| was != is).count(), 2);
+    // What an earlier run has left stays until something is known.
+    assert_eq!(counted(&[1, 1, 1], None, &after).0, after);
+    assert_eq!(counted(&[1, 1], None, &after).0.len(), 2, "but for endpoints that are gone");
+    let (many, misfit) = counted(&[1; 65], Some(&[1; 65]), &[]);
+    assert_eq!((many.len(), misfit), (65, Some(Misfit::Uncounted(65))));
+}
+
 /// Which endpoint each of many clients gets.
 fn choices(list: &[Backend], clients: u32) -> Vec<Backend> {
     let of = |client: u32| {
@@ -220,7 +251,7 @@ proptest! {
         let most = match misfit {
             None => 0.5 / f64::from(WEIGHTED_SLOTS),
             Some(Misfit::Coarse(thousandths)) => (f64::from(thousandths) + 0.5) / 1_000.0,
-            Some(Misfit::TooMany(_)) => 0.0,
+            Some(Misfit::TooMany(_) | Misfit::Uncounted(_)) => 0.0,
         };
         for (weight, count) in weights.iter().zip(&counts) {
             prop_assert!((f64::from(*weight) / all - f64::from(*count) / slots).abs() <= most + 1e-9);

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 
-use super::{Node, ip, slice_of, socket, yaml};
+use super::{Node, echo_server, echoes, ip, run_to_end, slice_of, socket, web, yaml};
 use crate::support::objects::service;
 use crate::support::packet::Protocol;
 
@@ -400,6 +400,58 @@ fn clients_that_are_hashed_keep_their_port() {
             let kept = kept.into_iter().filter(|kept| *kept).count();
             assert!(if keeps { kept == 20 } else { kept < 5 }, "{scheduler} {to}: {kept} of 20 kept their port");
         }
+    }
+    node.stop();
+}
+
+/// Who has many connections gets none until the others have as many.
+#[test]
+fn the_next_connections_go_where_the_fewest_are_open() {
+    const FIRST: usize = 30;
+    let Some(mut node) = node() else { return };
+    let at = |index: u8| SocketAddr::new(endpoint(false, index).ip(), 8080);
+    (0..3).for_each(|index| echo_server(&node, at(index)));
+    let with = |endpoints: &[u8]| {
+        let texts: Vec<String> = endpoints.iter().map(|index| at(*index).to_string()).collect();
+        let mut objects = web("lc", "172.30.9.1", &texts.iter().map(String::as_str).collect::<Vec<_>>());
+        objects[0]["metadata"]["annotations"] = json!({"nftproxyd.io/scheduler": "lc"});
+        yaml(&objects)
+    };
+    node.write("lc.yaml", &with(&[0]));
+    node.start(&json!({}));
+    let connect = |node: &Node, from: u16| {
+        let (from, to) = (SocketAddr::new(client(false, from), 0), socket("172.30.9.1:80"));
+        let mut stream: TcpStream = node.world.run(move || {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+            socket.bind(&from.into()).expect("an address of the node");
+            socket.connect(&to.into()).expect("it is served");
+            socket.into()
+        });
+        stream.set_read_timeout(Some(ANSWER)).expect("a time-out");
+        echoes(&mut stream, "hello").expect("an echo");
+        stream
+    };
+    // Nobody has closed any of them.
+    let open = |node: &Node| {
+        let list = run_to_end(node, true, &["status", "--output=json"]);
+        let status: Value = serde_json::from_str(&list.stdout).unwrap_or_else(|error| panic!("{error}: {list:?}"));
+        let frontend = &status["frontends"][0];
+        let endpoints = frontend["endpoints"].as_array().expect("endpoints").iter();
+        endpoints.map(|it| it["connections"].as_u64().expect("a number")).collect::<Vec<u64>>()
+    };
+    let mut streams: Vec<TcpStream> = (0..FIRST as u16).map(|index| connect(&node, index)).collect();
+    node.replace("lc.yaml", &with(&[0, 1, 2]));
+    // One after the other, so that they are counted in between: turns alone would give everybody 20 of these.
+    for index in 0..60 {
+        streams.push(connect(&node, 1_000 + index));
+        std::thread::sleep(Duration::from_millis(150));
+    }
+    let counts = open(&node);
+    assert!(counts.iter().sum::<u64>() == 90 && counts[0] <= FIRST as u64 + 12, "{counts:?}\n{}", node.log());
+    let listed = node.nft(&["list", "chains", "ip"]).expect("it can be listed");
+    assert!(listed.contains("rr-32-0"), "{listed}");
+    for stream in &mut streams {
+        echoes(stream, "still here").expect("the connection lives");
     }
     node.stop();
 }

@@ -10,7 +10,7 @@ use nftproxyd::config::NodePortAddresses;
 use nftproxyd::model::{Event, Family, Kind, Service};
 use nftproxyd::nftables::in_memory::{InMemoryClients, InMemoryKernel};
 use nftproxyd::nftables::{Clients, KernelError, ReadClients, Slice};
-use nftproxyd::sync::{self, Disturbance, Engine, Inputs, Observer, Reader, Report};
+use nftproxyd::sync::{self, Counter, Disturbance, Engine, Inputs, Observer, Reader, Report};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 
@@ -46,6 +46,11 @@ impl Senders {
         sleep(MINUTE).await;
         std::mem::take(&mut *self.synced.lock().expect("no panic"))
     }
+}
+
+/// Nobody counts connections.
+fn uncounted() -> Counter {
+    Counter::spawn(|_| panic!("no Service goes by its connections")).expect("a thread")
 }
 
 /// No clients are remembered.
@@ -102,7 +107,7 @@ async fn with_loop_and<F: Future<Output = ()>>(
     let mut engine = Engine::new(InMemoryKernel::new(), facts(node_ports));
     let servers = watch::channel(BTreeSet::new()).1;
     let clients = Reader::spawn(clients).expect("a thread");
-    let inputs = Inputs { events, addresses, servers, disturbances, clients };
+    let inputs = Inputs { events, addresses, servers, disturbances, clients, connections: uncounted() };
     tokio::join!(sync::run(&mut engine, inputs, min_sync_period, &mut note), script(senders));
     engine
 }
@@ -388,6 +393,7 @@ async fn a_source_that_never_pauses_keeps_nobody_waiting() {
             servers: watch::channel(BTreeSet::new()).1,
             disturbances: disturbance_receiver,
             clients: nobody(),
+            connections: uncounted(),
         };
         sync::run(&mut engine, inputs, min_sync_period, &mut source).await;
         other.await.expect("it does not panic");
@@ -431,7 +437,7 @@ async fn somebody_who_never_stops_disturbing_does_not_keep_back_the_events() {
     let mut vandal = Vandal { disturbances: Some(disturbances), syncs: 0, done: false };
     let mut engine = Engine::new(InMemoryKernel::new(), facts(NodePortAddresses::All));
     let (servers, disturbances) = (watch::channel(BTreeSet::new()).1, disturbance_receiver);
-    let inputs = Inputs { events, addresses, servers, disturbances, clients: nobody() };
+    let inputs = Inputs { events, addresses, servers, disturbances, clients: nobody(), connections: uncounted() };
     let script = async {
         for kind in Kind::ALL {
             sender.send(Event::ListStarted(kind)).await.expect("the loop runs");

@@ -16,7 +16,7 @@ use nftproxyd::ruleset::backend::Backend;
 use nftproxyd::ruleset::kept::Kept;
 use nftproxyd::ruleset::names::TableName;
 use nftproxyd::ruleset::read::Remembered;
-use nftproxyd::sync::{self, Engine, Inputs, Observer, Reader, Report};
+use nftproxyd::sync::{self, Counter, Counts, Engine, Inputs, Observer, Reader, Report};
 use tokio::sync::{mpsc, watch};
 
 use crate::netns::in_namespace;
@@ -94,6 +94,7 @@ fn run(clients: u32, length: Duration) -> (Vec<Duration>, Option<Duration>) {
             servers: watch::channel(BTreeSet::new()).1,
             disturbances,
             clients: Reader::spawn(LinuxClients::of(TableName::NODE)).expect("a thread"),
+            connections: Counter::spawn(|_| Ok(Counts::default())).expect("a thread"),
         };
         runtime.block_on(sync::run(&mut engine, inputs, Duration::ZERO, &mut tell));
     });

@@ -1,0 +1,216 @@
+//! An engine that is told how many connections there are.
+
+use std::net::IpAddr;
+use std::num::NonZeroU16;
+
+use super::*;
+use crate::addresses::NodePortAddresses;
+use crate::config::DetectLocal;
+use crate::model::{Conditions, Endpoint, Event, FrontendAt, Kind, PerFamily, Slice, SlicePort, TrafficPolicy};
+use crate::nftables::in_memory::InMemoryKernel;
+use crate::ruleset::names::{By, TableName};
+use crate::sync::{Engine, Facts};
+use crate::testing::log::captured;
+
+fn address(last: u8) -> IpAddr {
+    [10, 180, 0, last].into()
+}
+
+fn name(text: &str) -> ObjectName {
+    ObjectName::new("shop", text).expect("a name")
+}
+
+/// A Service with an external IP and a node port.
+fn service(text: &str, last: u8, scheduler: Option<Scheduler>) -> Event {
+    let port = NonZeroU16::new(80).expect("a port");
+    Event::Service(Service {
+        name: name(text),
+        cluster_ips: PerFamily { v4: Some([10, 96, 0, last].into()), v6: None },
+        ports: [ServicePort {
+            name: "http".into(),
+            protocol: Protocol::Tcp,
+            port,
+            node_port: NonZeroU16::new(30_000 + u16::from(last)),
+        }]
+        .into(),
+        external_ips: [[192, 0, 2, last].into()].into(),
+        load_balancer_ips: [].into(),
+        has_external_ips: PerFamily { v4: true, v6: false },
+        source_ranges: None,
+        internal_policy: TrafficPolicy::Cluster,
+        external_policy: TrafficPolicy::Cluster,
+        affinity: None,
+        scheduler,
+        maglev_size: None,
+        health_check_node_port: None,
+        created: 0,
+    })
+}
+
+fn slice(text: &str, endpoints: &[u8]) -> Event {
+    let conditions = Conditions { ready: true, serving: true, terminating: false, local: false };
+    let endpoint = |last: &u8| Endpoint { address: address(*last), conditions, hints: None };
+    let slice = Slice {
+        name: name(&format!("{text}-1")),
+        service: name(text),
+        family: Family::V4,
+        ports: [SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: NonZeroU16::MIN }].into(),
+        weight: 1,
+        endpoints: endpoints.iter().map(endpoint).collect(),
+    };
+    slice.into()
+}
+
+/// An engine that has been told of these, and a clock.
+struct World {
+    engine: Engine<InMemoryKernel>,
+    now: Instant,
+}
+
+impl World {
+    fn new(scheduler: Scheduler, events: impl IntoIterator<Item = Event>) -> World {
+        let facts = Facts {
+            table: TableName::NODE,
+            detect_local: DetectLocal::NodeCidr,
+            node_ports: NodePortAddresses::All,
+            masquerade_bit: 14,
+            masquerade_all: false,
+            node_ips: PerFamily::default(),
+            scheduler,
+            longest_retry: Duration::from_secs(1),
+        };
+        let mut engine = Engine::new(InMemoryKernel::recorder(), facts);
+        Kind::ALL.into_iter().for_each(|kind| engine.apply(Event::ListStarted(kind)));
+        events.into_iter().for_each(|event| engine.apply(event));
+        Kind::ALL.into_iter().for_each(|kind| engine.apply(Event::ListDone(kind)));
+        let mut world = World { engine, now: Instant::now() };
+        world.sync();
+        world
+    }
+
+    fn sync(&mut self) {
+        assert_eq!(self.engine.sync(self.now).failures, 0);
+    }
+
+    /// A second later these connections are open, to endpoints of the port with the number 0, of which so many are new.
+    fn counts(&mut self, open: &[(u8, u32, u32)]) {
+        self.now += Duration::from_secs(1);
+        assert!(self.engine.begin_count(self.now).is_some(), "it is time");
+        let of = |(last, open, new): &(u8, u32, u32)| {
+            (0, SocketAddr::new(address(*last), 1), Seen { open: *open, new: *new })
+        };
+        let counts = Counts { seen: open.iter().map(of).collect(), incomplete: false, pause: Duration::from_secs(1) };
+        self.engine.hear_counts(Ok(counts), self.now);
+        self.sync();
+    }
+
+    fn fails(&mut self) -> String {
+        self.now += Duration::from_secs(10);
+        assert!(self.engine.begin_count(self.now).is_some(), "it is time");
+        let said = captured(|| self.engine.hear_counts(Err("no permission".to_owned()), self.now));
+        self.sync();
+        said
+    }
+
+    /// How many slots each endpoint has, of all frontends alike, and whether they are taken in turns.
+    fn slots(&self, text: &str) -> Vec<(u8, usize)> {
+        let mut all = BTreeSet::new();
+        for (_, frontend) in self.engine.installed(Family::V4).frontends_of(&name(text)) {
+            for (_, slots) in frontend.action.slots() {
+                let mut counts: BTreeMap<u8, usize> = BTreeMap::new();
+                for backend in slots.iter() {
+                    let IpAddr::V4(address) = backend.address else { panic!("{backend:?}") };
+                    *counts.entry(address.octets()[3]).or_default() += 1;
+                }
+                assert!(matches!(slots.by, By::Turn(_)), "{slots:?}");
+                all.insert(counts.into_iter().collect::<Vec<_>>());
+            }
+        }
+        assert_eq!(all.len(), 1, "{all:?}");
+        all.pop_first().expect("there is one")
+    }
+}
+
+const LC: Option<Scheduler> = Some(Scheduler::LeastConnections);
+
+#[test]
+fn nothing_is_counted_where_nobody_asks_for_it() {
+    let rr = Some(Scheduler::RoundRobin);
+    let mut world = World::new(Scheduler::Random, [service("web", 1, rr), slice("web", &[1, 2])]);
+    assert_eq!((world.engine.count_at(), world.engine.begin_count(world.now)), (None, None));
+    // Now it does, and no more.
+    world.engine.apply(service("web", 1, LC));
+    assert!(world.engine.begin_count(world.now).is_some());
+    world.engine.hear_counts(Ok(Counts { pause: Duration::from_secs(7), ..Counts::default() }), world.now);
+    assert_eq!(world.engine.count_at(), Some(world.now + Duration::from_secs(7)));
+    world.engine.apply(Event::ServiceGone(name("web")));
+    world.now += Duration::from_secs(60);
+    assert_eq!((world.engine.count_at(), world.engine.begin_count(world.now)), (None, None));
+}
+
+#[test]
+fn all_frontends_of_a_port_are_counted_together() {
+    let events = [service("a", 1, None), slice("a", &[1, 2]), service("b", 2, Some(Scheduler::Random))];
+    let mut world = World::new(Scheduler::NeverQueue, events);
+    let tracked = world.engine.begin_count(world.now).expect("it is time");
+    let told: Vec<(String, usize)> = tracked.iter().map(|(key, number)| (key.to_string(), *number)).collect();
+    let expected = ["tcp 10.96.0.1:80", "tcp 192.0.2.1:80", "tcp node port 30001 (IPv4)"];
+    assert_eq!(told, expected.map(|key| (key.to_owned(), 0)));
+    assert!(tracked.iter().any(|(key, _)| matches!(key.at, FrontendAt::NodePort(Family::V4))));
+    assert!(world.engine.begin_count(world.now).is_none(), "one at a time");
+}
+
+#[test]
+fn who_has_fewest_gets_most_and_failures_end_that() {
+    let mut world = World::new(Scheduler::Random, [service("web", 1, LC), slice("web", &[1, 2, 3])]);
+    assert_eq!(world.slots("web"), [(1, 1), (2, 1), (3, 1)], "in turns");
+    for _ in 0..8 {
+        world.counts(&[(1, 100, 1), (2, 100, 1), (3, 10, 1)]);
+    }
+    let slots = world.slots("web");
+    assert_eq!(slots.iter().map(|(_, slots)| slots).sum::<usize>(), 32);
+    assert!(slots.last().is_some_and(|(last, slots)| *last == 3 && *slots >= 20), "{slots:?}");
+
+    // An endpoint that comes between two counts does not wait for the next.
+    world.engine.apply(slice("web", &[1, 2, 3, 4]));
+    world.sync();
+    let slots = world.slots("web");
+    assert!(slots.iter().any(|(last, slots)| *last == 4 && *slots > 0), "{slots:?}");
+    assert_eq!(slots.iter().map(|(_, slots)| slots).sum::<usize>(), 32);
+
+    let said = world.fails();
+    assert!(
+        said.contains(
+            "open connections cannot be counted: no permission; the endpoints of 1 Services that go by them take turns"
+        ),
+        "{said}"
+    );
+    assert_eq!(world.slots("web"), [(1, 1), (2, 1), (3, 1), (4, 1)]);
+    assert_eq!(world.fails(), "", "it is said once");
+    world.now += Duration::from_secs(10);
+    assert!(captured(|| world.counts(&[(1, 100, 100)])).contains("open connections are counted again"));
+}
+
+#[test]
+fn a_count_that_never_comes_is_taken_for_failed() {
+    let mut world = World::new(Scheduler::Random, [service("web", 1, LC), slice("web", &[1, 2])]);
+    for _ in 0..8 {
+        world.counts(&[(1, 100, 1), (2, 10, 1)]);
+    }
+    assert_eq!(world.slots("web").iter().map(|(_, slots)| slots).sum::<usize>(), 32);
+    world.now += Duration::from_secs(1);
+    assert!(world.engine.begin_count(world.now).is_some());
+    world.now += Duration::from_secs(59);
+    assert!(world.engine.begin_count(world.now).is_none());
+    assert_eq!(world.slots("web").iter().map(|(_, slots)| slots).sum::<usize>(), 32, "not yet");
+    assert_eq!(world.engine.count_at(), Some(world.now + Duration::from_secs(1)));
+    world.now += Duration::from_secs(1);
+    let said = captured(|| assert!(world.engine.begin_count(world.now).is_none()));
+    assert!(said.contains("there is no answer for a minute"), "{said}");
+    world.sync();
+    assert_eq!(world.slots("web"), [(1, 1), (2, 1)]);
+    assert_eq!(world.engine.count_at(), None, "nobody is woken for it");
+    // It comes in the end.
+    world.engine.hear_counts(Ok(Counts { pause: Duration::from_secs(1), ..Counts::default() }), world.now);
+    assert!(world.engine.count_at().is_some());
+}
