@@ -213,6 +213,14 @@ impl By {
         By::WORDS.into_iter().find(|(by, _)| *by == self).map_or("rr", |(_, word)| word)
     }
 
+    /// What it is called as a scheduler: that of the frontends whose chain this is, or the one that it works like.
+    pub fn scheduler(self) -> &'static str {
+        match self {
+            By::Random => "random",
+            other => other.word(),
+        }
+    }
+
     /// Whether the same client always gets the same endpoint.
     pub fn is_by_client(self) -> bool {
         matches!(self, By::Source | By::SourceAndPort | By::Maglev | By::MaglevAndPort)

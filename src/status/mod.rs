@@ -6,7 +6,7 @@ mod protection;
 mod shape;
 mod show;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 
@@ -42,6 +42,9 @@ pub struct FrontendStatus {
     pub policy: Policy,
     /// Whether only some sources are allowed (`loadBalancerSourceRanges`).
     pub source_ranges: bool,
+    /// How the endpoint of a new connection is chosen, as far as the table tells: `random`, `rr`, `sh`, `sh-port`, `dh`, `mh` or
+    /// `mh-port`. `wrr`, and `lc` and its kin, are `rr` with shares. `None` where there is nothing to choose.
+    pub scheduler: Option<&'static str>,
     /// How long a client stays with its endpoint, in seconds.
     pub affinity_seconds: Option<u32>,
     /// Its endpoints, and others that still have connections, sorted by address.
@@ -76,6 +79,11 @@ pub enum Policy {
 pub struct EndpointStatus {
     /// Where connections go.
     pub address: SocketAddr,
+    /// How many of the frontend's slots it has: its share of new connections, of those from inside of the cluster where others
+    /// may go elsewhere.
+    pub slots: usize,
+    /// How many slots there are.
+    pub of: usize,
     /// Connections that the kernel tracks.
     pub connections: usize,
     /// It gets no new connections.
@@ -191,7 +199,8 @@ impl Frontends {
         match frontend.endpoints.binary_search_by_key(&endpoint, |it| it.address) {
             Ok(index) => frontend.endpoints[index].connections += 1,
             Err(index) => {
-                frontend.endpoints.insert(index, EndpointStatus { address: endpoint, connections: 1, removed: true });
+                let gone = EndpointStatus { address: endpoint, slots: 0, of: 0, connections: 1, removed: true };
+                frontend.endpoints.insert(index, gone);
             }
         }
     }
@@ -204,9 +213,19 @@ fn frontend(key: &FrontendKey, elements: FrontendElements) -> FrontendStatus {
         Err(damaged) => (damaged.resembles, true),
     };
     let action = found.as_ref().map(|frontend| &frontend.action);
-    let backends = action.into_iter().flat_map(|action| action.inside().iter().chain(action.outside()));
-    let addresses: BTreeSet<SocketAddr> =
-        backends.map(|backend| SocketAddr::new(backend.address, backend.port.get())).collect();
+    // Where both kinds of clients may go to an endpoint, those from inside count.
+    let mut endpoints: BTreeMap<SocketAddr, (usize, usize)> = BTreeMap::new();
+    for slots in action.into_iter().flat_map(|action| [action.inside(), action.outside()]) {
+        let mut of_these: BTreeMap<SocketAddr, usize> = BTreeMap::new();
+        for backend in slots {
+            *of_these.entry(SocketAddr::new(backend.address, backend.port.get())).or_default() += 1;
+        }
+        for (address, number) in of_these {
+            endpoints.entry(address).or_insert((number, slots.len()));
+        }
+    }
+    let chooses = action.into_iter().flat_map(Action::slots).find(|(_, slots)| slots.len() > 1);
+    let scheduler = chooses.map(|(_, slots)| slots.by.scheduler());
     FrontendStatus {
         service: found.as_ref().map_or_else(|| "?".to_owned(), |frontend| frontend.comment().to_string()),
         address: match key.at {
@@ -218,10 +237,11 @@ fn frontend(key: &FrontendKey, elements: FrontendElements) -> FrontendStatus {
         family: key.family().to_string(),
         policy: action.map_or(Policy::Unknown, policy),
         source_ranges: found.as_ref().is_some_and(|frontend| frontend.allowed_sources.is_some()),
+        scheduler,
         affinity_seconds: action.and_then(Action::affinity),
-        endpoints: addresses
+        endpoints: endpoints
             .into_iter()
-            .map(|address| EndpointStatus { address, connections: 0, removed: false })
+            .map(|(address, (slots, of))| EndpointStatus { address, slots, of, connections: 0, removed: false })
             .collect(),
         damaged,
     }

@@ -2,14 +2,15 @@
 
 use std::fmt::Write as _;
 
-use super::{FrontendStatus, Policy};
+use super::{EndpointStatus, FrontendStatus, Policy};
 use crate::printable::printable;
 
-const HEADINGS: [&str; 6] = ["SERVICE", "FRONTEND", "POLICY", "AFFINITY", "ENDPOINT", "CONNECTIONS"];
+const HEADINGS: [&str; 8] =
+    ["SERVICE", "FRONTEND", "POLICY", "SCHEDULER", "AFFINITY", "ENDPOINT", "SHARE", "CONNECTIONS"];
 
 /// A table: one line for each endpoint; what is the same as on the line above is left out.
 pub fn table(frontends: &[FrontendStatus]) -> String {
-    let mut lines: Vec<[String; 6]> = vec![HEADINGS.map(str::to_owned)];
+    let mut lines: Vec<[String; 8]> = vec![HEADINGS.map(str::to_owned)];
     for frontend in frontends {
         let mut policy = match frontend.policy {
             Policy::Cluster => "Cluster",
@@ -35,22 +36,25 @@ pub fn table(frontends: &[FrontendStatus]) -> String {
             printable(&frontend.service).into_owned(),
             format!("{} {address}", frontend.protocol),
             policy,
+            frontend.scheduler.unwrap_or("-").to_owned(),
             affinity.unwrap_or_else(|| "-".to_owned()),
         ];
         for endpoint in &frontend.endpoints {
             let removed = if endpoint.removed { " (removed)" } else { "" };
-            let [service, address, policy, affinity] = left;
+            let [service, address, policy, scheduler, affinity] = left;
             let right = format!("{}{removed}", endpoint.address);
-            lines.push([service, address, policy, affinity, right, endpoint.connections.to_string()]);
+            let connections = endpoint.connections.to_string();
+            lines.push([service, address, policy, scheduler, affinity, right, share(endpoint), connections]);
             left = Default::default();
         }
         if frontend.endpoints.is_empty() {
-            let [service, address, policy, affinity] = left;
-            lines.push([service, address, policy, affinity, "-".to_owned(), "-".to_owned()]);
+            let [service, address, policy, scheduler, affinity] = left;
+            let none = || "-".to_owned();
+            lines.push([service, address, policy, scheduler, affinity, none(), none(), none()]);
         }
     }
     let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; 6] = std::array::from_fn(width);
+    let widths: [usize; 8] = std::array::from_fn(width);
     let mut text = String::new();
     for line in &lines {
         let mut row = String::new();
@@ -60,4 +64,13 @@ pub fn table(frontends: &[FrontendStatus]) -> String {
         let _ = writeln!(text, "{}", row.trim_end());
     }
     text
+}
+
+/// The part of new connections that an endpoint gets.
+#[expect(clippy::cast_precision_loss, reason = "there are at most 65,535 slots")]
+fn share(endpoint: &EndpointStatus) -> String {
+    match endpoint.of {
+        0 => "-".to_owned(),
+        all => format!("{:.1}%", endpoint.slots as f64 * 100.0 / all as f64),
+    }
 }

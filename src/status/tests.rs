@@ -7,6 +7,7 @@ use crate::nftables::in_memory::InMemoryKernel;
 use crate::ruleset::backend::Backend;
 use crate::ruleset::elements::{element_key, elements};
 use crate::ruleset::frontend::Frontend;
+use crate::ruleset::names::By;
 use crate::ruleset::names::Masquerade;
 use crate::ruleset::ranges::Range;
 use crate::ruleset::slots::Slots;
@@ -81,6 +82,8 @@ fn a_table_for_people() {
     let mut ranges = frontend("b/ranges", Action::Reject);
     ranges.allowed_sources = Some([Range::single([192, 0, 2, 99].into())].into());
     let here_and_there = ["10.1.0.1:8080", "10.2.0.1:8080"];
+    let mut weighted = forward(&["10.1.0.1:8080", "10.2.0.1:8080", "10.1.0.1:8080"], None);
+    weighted.slots_mut().for_each(|(_, slots)| slots.by = By::Turn(9));
     let mut kernel = kernel(&[
         ("10.96.0.1:80", frontend("a/web:http", forward(&["10.1.0.2:8080", "10.1.0.1:8080"], Some(10800)))),
         ("30080", frontend("a/web:http", forward(&["10.1.0.1:8080"], None))),
@@ -90,6 +93,7 @@ fn a_table_for_people() {
         ("192.0.2.6:80", frontend("b/local", split(&here_and_there, &["10.1.0.1:8080"]))),
         ("192.0.2.7:80", frontend("b/nowhere", split(&["10.2.0.1:8080"], &[]))),
         ("192.0.2.8:80", ranges),
+        ("192.0.2.9:80", frontend("b/turns", weighted)),
     ]);
     let all = table_of(
         &mut kernel,
@@ -104,18 +108,20 @@ fn a_table_for_people() {
         ],
     );
     let expected = "\
-SERVICE      FRONTEND            POLICY           AFFINITY  ENDPOINT                 CONNECTIONS
-a/elsewhere  tcp 10.96.0.3:80    dropped          -         -                        -
-a/empty      tcp 10.96.0.2:80    refused          -         -                        -
-a/here       tcp 10.96.0.4:80    Local            -         10.1.0.1:8080            0
-a/web:http   tcp *:30080 (IPv4)  Cluster          -         10.1.0.1:8080            1
-a/web:http   tcp 10.96.0.1:80    Cluster          10800s    10.1.0.1:8080            2
-                                                            10.1.0.2:8080            0
-                                                            10.1.0.9:8080 (removed)  1
-b/local      tcp 192.0.2.6:80    Local            -         10.1.0.1:8080            0
-                                                            10.2.0.1:8080            0
-b/nowhere    tcp 192.0.2.7:80    dropped outside  -         10.2.0.1:8080            0
-b/ranges     tcp 192.0.2.8:80    refused, ranges  -         -                        -
+SERVICE      FRONTEND            POLICY           SCHEDULER  AFFINITY  ENDPOINT                 SHARE   CONNECTIONS
+a/elsewhere  tcp 10.96.0.3:80    dropped          -          -         -                        -       -
+a/empty      tcp 10.96.0.2:80    refused          -          -         -                        -       -
+a/here       tcp 10.96.0.4:80    Local            -          -         10.1.0.1:8080            100.0%  0
+a/web:http   tcp *:30080 (IPv4)  Cluster          -          -         10.1.0.1:8080            100.0%  1
+a/web:http   tcp 10.96.0.1:80    Cluster          random     10800s    10.1.0.1:8080            50.0%   2
+                                                                       10.1.0.2:8080            50.0%   0
+                                                                       10.1.0.9:8080 (removed)  -       1
+b/local      tcp 192.0.2.6:80    Local            random     -         10.1.0.1:8080            50.0%   0
+                                                                       10.2.0.1:8080            50.0%   0
+b/nowhere    tcp 192.0.2.7:80    dropped outside  -          -         10.2.0.1:8080            100.0%  0
+b/ranges     tcp 192.0.2.8:80    refused, ranges  -          -         -                        -       -
+b/turns      tcp 192.0.2.9:80    Cluster          rr         -         10.1.0.1:8080            66.7%   0
+                                                                       10.2.0.1:8080            33.3%   0
 ";
     assert_eq!(table(&all), expected);
     let json = serde_json::to_value(&all[4]).expect("it can be written");
