@@ -121,6 +121,7 @@ fn facts(config: &Config) -> Facts {
             specific.then_some(config.bind_address)
         }),
         scheduler: config.scheduler,
+        hashes: true,
         longest_retry: LONGEST_RETRY.min(config.sync_period),
     }
 }

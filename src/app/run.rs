@@ -45,7 +45,7 @@ use crate::ruleset::names::TableName;
 use crate::ruleset::text;
 use crate::source::kube::ConnectError;
 use crate::source::{Bypass, Exchange, Following, file, kube};
-use crate::sync::{self, Counter, Disturbance, Engine, Inputs, Reader, Told};
+use crate::sync::{self, Counter, Disturbance, Engine, Facts, Inputs, Reader, Told};
 use crate::{status, sysctl, threads};
 
 /// Events on their way to the engine. A list that comes faster than it is taken in waits in its source.
@@ -349,7 +349,7 @@ async fn publish(client: ::kube::Client, node_name: String, notices: mpsc::Recei
 /// Starts the thread that the engine runs on: what the kernel takes its time for keeps nobody else waiting.
 fn start_engine(
     config: Config,
-    (kernel, ownership): (LinuxKernel, Ownership),
+    (mut kernel, ownership): (LinuxKernel, Ownership),
     inputs: Inputs,
     mut observers: Observers,
     heartbeat: service_manager::Heartbeat,
@@ -357,7 +357,8 @@ fn start_engine(
     let (ended, last_sync) = oneshot::channel();
     let body = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().context("cannot start")?;
-        let mut engine = Engine::new(kernel, facts(&config));
+        let hashes = kernel.can_hash()?;
+        let mut engine = Engine::new(kernel, Facts { hashes, ..facts(&config) });
         engine.own_tables(ownership.own);
         if observers.takes_over() {
             engine.serve_beside();

@@ -266,7 +266,7 @@ fn features() -> Finding {
             Subject::Kernel,
             format!("the kernel cannot hold the tables: {error:#}"),
             "run as root or with CAP_NET_ADMIN, on Linux 5.10 or later; load what is missing, such as: \
-             modprobe -a nf_tables nft_chain_nat nft_nat nft_masq nft_numgen nft_fib_ipv4 nft_fib_ipv6 nft_reject_inet",
+             modprobe -a nf_tables nft_chain_nat nft_nat nft_masq nft_numgen nft_hash nft_fib_ipv4 nft_fib_ipv6 nft_reject_inet",
         ),
     }
 }

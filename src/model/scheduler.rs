@@ -94,6 +94,11 @@ impl Scheduler {
         )
     }
 
+    /// Whether the endpoint is chosen by a hash of the packet.
+    pub fn hashes(self) -> bool {
+        self.is_by_client() || self == Scheduler::DestinationHash
+    }
+
     /// Whether the endpoint depends on the client alone.
     pub fn is_by_client(self) -> bool {
         matches!(

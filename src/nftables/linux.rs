@@ -147,8 +147,18 @@ impl LinuxKernel {
 
     /// Whether tables can have an owner and outlive it (Linux 6.9). Asked like [`LinuxKernel::probe`].
     pub fn can_own(&mut self) -> Result<bool, ProbeError> {
+        self.takes(probe::owned)
+    }
+
+    /// Whether slots can be chosen by a hash (CONFIG_NFT_HASH). Asked like [`LinuxKernel::probe`].
+    pub fn can_hash(&mut self) -> Result<bool, ProbeError> {
+        self.takes(probe::hashed)
+    }
+
+    /// Whether the kernel takes what is asked, in both families.
+    fn takes(&mut self, question: fn(Family, u32) -> Result<Batch, EncodeError>) -> Result<bool, ProbeError> {
         for family in Family::ALL {
-            let batch = probe::owned(family, self.socket.next_sequence()).map_err(refuse)?;
+            let batch = question(family, self.socket.next_sequence()).map_err(refuse)?;
             self.socket.used_sequence(batch.last_sequence());
             match self.exchange(&batch, batch.bytes_without_end(), |_, _| "a table to try".to_owned()) {
                 Ok(()) => {}

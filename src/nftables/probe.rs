@@ -8,7 +8,7 @@ use super::kernel::CommitError;
 use crate::diff::{Operation, Transaction};
 use crate::model::{Family, Protocol};
 use crate::ruleset::names::{ChainName, SetName};
-use crate::ruleset::types::{Chain, DataDef, Hook, HookPoint, Rule, Selector, SetDef, Statement, Verdict};
+use crate::ruleset::types::{Chain, DataDef, Hashed, Hook, HookPoint, Rule, Selector, SetDef, Statement, Verdict};
 
 /// The table's name, which never exists.
 const PROBE_TABLE: &str = "nftproxyd-probe";
@@ -43,6 +43,18 @@ struct Question {
     operation: Operation,
     feature: &'static str,
     since: &'static str,
+}
+
+/// A map to endpoints.
+fn endpoints() -> SetDef {
+    SetDef {
+        name: SetName::Endpoints,
+        key: vec![Selector::RandomSlot { modulus: 2, offset: 0 }],
+        data: DataDef::Values(vec![Selector::DestinationAddress, Selector::DestinationPort]),
+        interval: false,
+        dynamic: false,
+        size: None,
+    }
 }
 
 /// What is tried, in order.
@@ -90,14 +102,6 @@ fn questions() -> Vec<Question> {
     );
     let random =
         Statement::DnatMap { key: vec![Selector::RandomSlot { modulus: 2, offset: 0 }], map: SetName::Endpoints };
-    let endpoints = SetDef {
-        name: SetName::Endpoints,
-        key: vec![Selector::RandomSlot { modulus: 2, offset: 0 }],
-        data: DataDef::Values(vec![Selector::DestinationAddress, Selector::DestinationPort]),
-        interval: false,
-        dynamic: false,
-        size: None,
-    };
     let kinds = SetDef {
         name: SetName::ServiceIps,
         key: vec![Selector::DestinationAddress, Selector::L4Proto, Selector::DestinationPort],
@@ -132,7 +136,7 @@ fn questions() -> Vec<Question> {
     all.extend(one("nf_tables (CONFIG_NF_TABLES)", "5.10", Operation::AddTable));
     all.extend(one("intervals in concatenated keys", "5.6", Operation::AddSet(interval)));
     all.extend(one("maps that rules write", "5.10", Operation::AddSet(affinity)));
-    all.extend(one("maps of concatenated data", "5.10", Operation::AddSet(endpoints)));
+    all.extend(one("maps of concatenated data", "5.10", Operation::AddSet(endpoints())));
     all.extend(one("maps of packet priorities", "5.10", Operation::AddSet(kinds)));
     all.extend(one("maps of verdicts", "5.10", Operation::AddSet(dispatch)));
     all.extend(with_rules("maps of packet priorities", "5.10", chain(ChainName::ExternalLocalFromNode, vec![by_kind])));
@@ -176,6 +180,25 @@ pub(super) fn transaction(family: Family) -> Transaction {
 pub(super) fn owned(family: Family, first_sequence: u32) -> Result<Batch, super::encode::EncodeError> {
     let mut encoder = Encoder::new(family, PROBE_TABLE, first_sequence);
     encoder.operation(0, &Operation::OwnTable)?;
+    Ok(encoder.finish())
+}
+
+/// The transaction that asks whether a slot can be chosen by a hash.
+pub(super) fn hashed(family: Family, first_sequence: u32) -> Result<Batch, super::encode::EncodeError> {
+    let slot = Selector::HashedSlot { of: Hashed::Source, modulus: 2, offset: 0 };
+    let dnat = Statement::DnatMap { key: vec![slot], map: SetName::Endpoints };
+    let rules = vec![Rule { statements: vec![dnat], comment: None }];
+    let chain = Chain { name: ChainName::Unserved, hook: None, rules };
+    let mut encoder = Encoder::new(family, PROBE_TABLE, first_sequence);
+    let operations = [
+        Operation::AddTable,
+        Operation::AddSet(endpoints()),
+        Operation::AddChain(chain.clone()),
+        Operation::AddRules(chain),
+    ];
+    for (position, operation) in operations.iter().enumerate() {
+        encoder.operation(position, operation)?;
+    }
     Ok(encoder.finish())
 }
 

@@ -37,6 +37,8 @@ pub struct ServiceFacts {
     pub node_ip: Option<IpAddr>,
     /// How endpoints are chosen where a Service does not say.
     pub scheduler: Scheduler,
+    /// Whether the kernel can choose them by a hash.
+    pub hashes: bool,
 }
 
 /// The part of one Service in one family's table.
@@ -57,7 +59,13 @@ pub fn part<'a>(
     let Some(cluster_ip) = service.cluster_ips[family] else { return ServicePart::default() };
     let shared = vec![Shared::ClusterIp(cluster_ip)];
     let mut part = ServicePart { shared, ..ServicePart::default() };
-    let scheduler = service.scheduler.unwrap_or(facts.scheduler);
+    let scheduler = match service.scheduler.unwrap_or(facts.scheduler) {
+        wanted if wanted.hashes() && !facts.hashes => {
+            part.misfit = Some(Misfit::Unhashed(wanted));
+            Scheduler::Random
+        }
+        wanted => wanted,
+    };
     for port in &service.ports {
         let choice = choose(port);
         let most = choice.cluster.len().max(choice.local.len());
@@ -178,6 +186,7 @@ mod tests {
     use super::*;
     use crate::model::claims::{Claims, Owner};
     use crate::model::{FrontendAt, ObjectName, PerFamily, Protocol};
+    use crate::ruleset::names::By;
 
     fn address(text: &str) -> IpAddr {
         text.parse().expect("an address")
@@ -209,14 +218,37 @@ mod tests {
         }
     }
 
-    const FACTS: ServiceFacts =
-        ServiceFacts { cluster_ip_masquerade: Masquerade::FromOutside, node_ip: None, scheduler: Scheduler::Random };
+    const FACTS: ServiceFacts = ServiceFacts {
+        cluster_ip_masquerade: Masquerade::FromOutside,
+        node_ip: None,
+        scheduler: Scheduler::Random,
+        hashes: true,
+    };
 
     fn wanted(service: &Service, claims: &Claims, family: Family) -> ServicePart {
         let owns = |key: &FrontendKey, port: &ServicePort, role| {
             claims.owner(key) == Some(Owner { service: &service.name, port: &port.name, role })
         };
         part(service, family, &FACTS, owns, |_| Choice::default(), |_| None, |_| None)
+    }
+
+    #[test]
+    fn where_the_kernel_has_no_hashes_endpoints_are_chosen_at_random() {
+        let mut service = web();
+        let target =
+            |last| Target { address: [10, 180, 0, last].into(), port: NonZeroU16::MIN, local: false, weight: 1 };
+        let choice = || Choice { cluster: vec![target(1), target(2)], local: Vec::new(), any: true };
+        let of = |service: &Service, hashes| {
+            let facts = ServiceFacts { hashes, ..FACTS };
+            let part = part(service, Family::V4, &facts, |_, _, _| true, |_| choice(), |_| None, |_| None);
+            let by: Vec<_> = part.frontends.iter().flat_map(|(_, it)| it.action.slots()).map(|(_, it)| it.by).collect();
+            (by[0], part.misfit)
+        };
+        service.scheduler = Some(Scheduler::DestinationHash);
+        assert_eq!(of(&service, true), (By::Destination, None));
+        assert_eq!(of(&service, false), (By::Random, Some(Misfit::Unhashed(Scheduler::DestinationHash))));
+        service.scheduler = Some(Scheduler::RoundRobin);
+        assert_eq!(of(&service, false), (By::Turn(0), None));
     }
 
     #[test]

@@ -97,6 +97,8 @@ pub struct Seed<'a> {
 pub enum Misfit {
     /// So many endpoints with unlike weights, more than [`WEIGHTED_SLOTS`]: all get alike.
     TooMany(usize),
+    /// The kernel cannot choose endpoints by a hash, as this scheduler does: they are chosen at random.
+    Unhashed(Scheduler),
     /// So many endpoints are more than connections are counted for: they take turns.
     Uncounted(usize),
     /// Some endpoint's share is wrong by so many thousandths of all connections, more than half of a slot.
@@ -109,6 +111,11 @@ impl fmt::Display for Misfit {
             Misfit::TooMany(endpoints) => write!(
                 f,
                 "the unlike weights of {endpoints} endpoints do not fit into {WEIGHTED_SLOTS} slots, and all get alike"
+            ),
+            Misfit::Unhashed(scheduler) => write!(
+                f,
+                "the kernel has no hashes for the scheduler {scheduler} (CONFIG_NFT_HASH, the module nft_hash), and endpoints \
+                 are chosen at random; load it, and start nftproxyd anew"
             ),
             Misfit::Uncounted(endpoints) => write!(
                 f,

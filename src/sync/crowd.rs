@@ -86,6 +86,7 @@ mod tests {
             masquerade_all: false,
             node_ips: PerFamily::default(),
             scheduler: Scheduler::Random,
+            hashes: true,
             longest_retry: Duration::from_secs(1),
         };
         let mut engine = Engine::new(InMemoryKernel::recorder(), facts);

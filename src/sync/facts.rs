@@ -32,6 +32,8 @@ pub struct Facts {
     pub node_ips: PerFamily<Option<IpAddr>>,
     /// How endpoints are chosen where a Service does not say.
     pub scheduler: Scheduler,
+    /// Whether the kernel can choose endpoints by a hash.
+    pub hashes: bool,
     /// The longest wait between two attempts of a failing sync.
     pub longest_retry: Duration,
 }
@@ -113,5 +115,6 @@ pub(super) fn service_facts(facts: &Facts, store: &Store) -> PerFamily<ServiceFa
         },
         node_ip: node_ips[family],
         scheduler: facts.scheduler,
+        hashes: facts.hashes,
     })
 }

@@ -37,6 +37,7 @@ pub(crate) fn facts() -> Facts {
         masquerade_all: false,
         node_ips: PerFamily::default(),
         scheduler: Scheduler::Random,
+        hashes: true,
         longest_retry: Duration::from_secs(30),
     }
 }

@@ -251,7 +251,7 @@ proptest! {
         let most = match misfit {
             None => 0.5 / f64::from(WEIGHTED_SLOTS),
             Some(Misfit::Coarse(thousandths)) => (f64::from(thousandths) + 0.5) / 1_000.0,
-            Some(Misfit::TooMany(_) | Misfit::Uncounted(_)) => 0.0,
+            Some(Misfit::TooMany(_) | Misfit::Uncounted(_) | Misfit::Unhashed(_)) => 0.0,
         };
         for (weight, count) in weights.iter().zip(&counts) {
             prop_assert!((f64::from(*weight) / all - f64::from(*count) / slots).abs() <= most + 1e-9);

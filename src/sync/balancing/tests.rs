@@ -77,6 +77,7 @@ impl World {
             masquerade_all: false,
             node_ips: PerFamily::default(),
             scheduler,
+            hashes: true,
             longest_retry: Duration::from_secs(1),
         };
         let mut engine = Engine::new(InMemoryKernel::recorder(), facts);

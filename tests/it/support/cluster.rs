@@ -35,6 +35,7 @@ pub(crate) fn facts(node_ports: NodePortAddresses) -> Facts {
         masquerade_all: false,
         node_ips: PerFamily::default(),
         scheduler: Scheduler::Random,
+        hashes: true,
         longest_retry: LONGEST_RETRY,
     }
 }
