@@ -5,11 +5,11 @@ use std::time::Instant;
 
 use nftproxyd::config::NodePortAddresses;
 use nftproxyd::diff::Operation;
-use nftproxyd::model::{Event, Family, ObjectName, Service, Slice, TrafficPolicy};
+use nftproxyd::model::{Event, Family, ObjectName, Scheduler, Service, Slice, TrafficPolicy};
 use nftproxyd::nftables::in_memory::InMemoryKernel;
-use nftproxyd::ruleset::names::{SetName, TableName};
+use nftproxyd::ruleset::names::{By, SetName, TableName};
 use nftproxyd::ruleset::types::{Element, Value};
-use nftproxyd::sync::Engine;
+use nftproxyd::sync::{Engine, Facts};
 
 use crate::support::cluster::{Cluster, address, endpoints, facts, of_every_kind, plain_service, ready, slice_of};
 
@@ -20,6 +20,11 @@ const DISPATCH: [SetName; 3] = [SetName::Dispatch, SetName::DispatchLast, SetNam
 
 /// A cluster of plain Services with ten endpoints each, synced.
 fn large() -> Engine<InMemoryKernel> {
+    scheduled(Scheduler::Random)
+}
+
+/// The same with this scheduler.
+fn scheduled(scheduler: Scheduler) -> Engine<InMemoryKernel> {
     let mut cluster = Cluster { node: of_every_kind(0, None).node, ..Cluster::default() };
     for index in 0..SERVICES {
         let service = plain_service(index);
@@ -27,7 +32,8 @@ fn large() -> Engine<InMemoryKernel> {
         cluster.slices.insert(slice.name.clone(), slice);
         cluster.services.insert(service.name.clone(), service);
     }
-    let mut engine = cluster.engine(InMemoryKernel::recorder(), facts(NodePortAddresses::All));
+    let facts = Facts { scheduler, ..facts(NodePortAddresses::All) };
+    let mut engine = cluster.engine(InMemoryKernel::recorder(), facts);
     let report = engine.sync(Instant::now());
     assert_eq!(report.failures, 0);
     // Kind, cluster IP and endpoints; the largest transaction is far from holding all.
@@ -160,6 +166,39 @@ fn a_change_costs_what_it_changes() {
     let report = engine.sync(Instant::now());
     assert_eq!((report.transactions, report.operations), (1, 120), "changes that come together go together");
     assert_eq!(report.services, several.into_iter().collect());
+}
+
+/// Where all take turns, those that have a counter and those that found none.
+#[test]
+fn turns_cost_no_more_than_chance() {
+    let mut engine = scheduled(Scheduler::RoundRobin);
+    let event = |index: u16, lasts: &[u8]| {
+        let endpoints = lasts.iter().map(|last| ready(address(Family::V4, 10, 124, *last))).collect();
+        Event::from(slice_of(&plain_service(index).name, Family::V4, endpoints))
+    };
+    let kind = |engine: &Engine<InMemoryKernel>, index: u16| {
+        let installed = engine.installed(Family::V4);
+        let (_, frontend) = installed.frontends_of(&plain_service(index).name).next().expect("it is served");
+        frontend.action.slots().next().map(|(_, slots)| slots.by).expect("it has endpoints")
+    };
+    let turns = (0..SERVICES).filter(|index| matches!(kind(&engine, *index), By::Turn(_))).count();
+    assert_eq!(turns, usize::from(By::COUNTERS));
+    let (with, without) = (1, SERVICES - 1);
+    assert!(matches!(kind(&engine, with), By::Turn(_)) && kind(&engine, without) == By::Random);
+    for index in [with, without] {
+        let sent = change(&mut engine, index, event(index, &[1, 2, 3, 99, 5, 6, 7, 8, 9, 10]));
+        assert_eq!(counts(&sent), (1, 1, 0), "an endpoint is replaced");
+    }
+    let eleven = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11];
+    // The kind and two endpoints; rr-11-K and cluster-rr-11-K with three rules and two verdicts each.
+    let sent = change(&mut engine, with, event(with, &eleven));
+    assert_eq!(counts(&sent), (2, 3 + 4, 2 + 3), "the first Service with eleven endpoints");
+    let sent = change(&mut engine, with, event(with, &eleven[..10]));
+    assert_eq!(counts(&sent), (2, 1, 0), "and back");
+    // It has the chain that is there.
+    let sent = change(&mut engine, without, event(without, &eleven));
+    assert_eq!(counts(&sent), (2, 3, 0), "the next Service with eleven endpoints");
+    assert!(matches!(kind(&engine, without), By::Turn(_)));
 }
 
 /// One Service with ten endpoints, three of them on this node.
