@@ -45,7 +45,7 @@ pub(super) const METRICS_PORT: &str = "metrics-port";
 /// Ours.
 pub(crate) const SCHEDULER: &str = "scheduler";
 
-/// Every flag of kube-proxy, and [`SCHEDULER`], but those that the command line has a meaning of its own for (`--config`, `--master`,
+/// Every flag of kube-proxy, and one of ours, `--scheduler`, but those that the command line has a meaning of its own for (`--config`, `--master`,
 /// `--hostname-override`, `--write-config-to`, `--cleanup`, `--init-only`, `--version`, `--help`).
 pub const FLAGS: &[Flag] = &[
     beating("v", &["logging.verbosity"], "LEVEL", "Say more in the log: 2 for each sync, 5 for each transaction"),
