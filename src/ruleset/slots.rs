@@ -325,9 +325,7 @@ pub fn maglev(backends: &[Backend], weights: Option<&[u32]>, seed: Seed<'_>, siz
     if backends.len() <= 1 {
         return backends.into();
     }
-    let by_number =
-        MAGLEV_TABLES.into_iter().find(|(most, _)| backends.len() <= *most).map_or(65_521, |(_, size)| size);
-    let size = size.map(u32::from).filter(|size| *size as usize >= backends.len()).unwrap_or(by_number);
+    let size = maglev_size(backends.len(), size);
     let inverses = inverses(size);
     let mut name = Name::new(seed);
     // `a`, and `k + b` of the next slot that each would have.
@@ -357,6 +355,23 @@ pub fn maglev(backends: &[Backend], weights: Option<&[u32]>, seed: Seed<'_>, siz
         }
     }
     table.into_iter().flatten().collect()
+}
+
+/// The size of the Maglev table of so many endpoints, where this one is asked for.
+fn maglev_size(endpoints: usize, size: Option<u16>) -> u32 {
+    let by_number = MAGLEV_TABLES.into_iter().find(|(most, _)| endpoints <= *most).map_or(65_521, |(_, size)| size);
+    size.map(u32::from).filter(|size| *size as usize >= endpoints).unwrap_or(by_number)
+}
+
+/// About how many slots so many endpoints have, if they are all alike.
+pub fn expected(endpoints: usize, scheduler: Scheduler, size: Option<u16>) -> usize {
+    match scheduler {
+        Scheduler::Maglev | Scheduler::MaglevWithPort if endpoints > 1 => maglev_size(endpoints, size) as usize,
+        scheduler if scheduler.counts() && endpoints > 1 => {
+            balance::slots(endpoints).map_or(endpoints, |slots| slots as usize)
+        }
+        _ => endpoints,
+    }
 }
 
 /// What each number has to be multiplied with to give 1 modulo this prime; 0 for 0.

@@ -10,6 +10,7 @@ use crate::model::store::Store;
 use crate::model::{Family, ObjectName, PerFamily, Protocol};
 use crate::ruleset::backend::Backend;
 use crate::ruleset::service::{self, ServiceFacts, ServicePart};
+use crate::ruleset::slots;
 
 /// What is known of the cluster, for those who ask what a Service wants of a table.
 pub(super) struct Cluster<'a> {
@@ -47,8 +48,10 @@ impl Cluster<'_> {
         for service in self.store.services().filter(|service| service.cluster_ips[family].is_some()) {
             let slices = self.store.slices(&service.name).iter().filter(|slice| slice.family == family);
             let of_each: usize = slices.map(|slice| slice.endpoints.len()).sum();
+            let scheduler = service.scheduler.unwrap_or(self.facts[family].scheduler);
+            let slots = slots::expected(of_each, scheduler, service.maglev_size);
             frontends += service.ports.len() as u64;
-            endpoints += (service.ports.len() * of_each) as u64;
+            endpoints += (service.ports.len() * slots) as u64;
         }
         frontends.saturating_pow(2).saturating_mul(2).saturating_add(endpoints.saturating_pow(2))
     }

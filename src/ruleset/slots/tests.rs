@@ -189,6 +189,18 @@ fn a_maglev_table_is_even_and_of_its_size() {
 }
 
 #[test]
+fn the_number_of_slots_is_expected() {
+    for (scheduler, _) in Scheduler::ALL {
+        for endpoints in [0, 1, 2, 10, 22, 70, 900] {
+            let shares = (0..).map(backend).map(|backend| (backend, 1)).take(endpoints).collect();
+            let spread = Spread { shares: Some(&shares), ..spread(scheduler) };
+            let (slots, _) = slots(&targets(&vec![1; endpoints]), &spread, &[]);
+            assert_eq!(slots.len(), expected(endpoints, scheduler, None), "{scheduler} {endpoints}");
+        }
+    }
+}
+
+#[test]
 fn services_have_orders_of_their_own() {
     let of = |seed| slots(&targets(&[1; 8]), &Spread { seed, ..spread(Scheduler::SourceHash) }, &[]).0;
     let of_port = |port| of(Seed { port, ..seed(web()) });
