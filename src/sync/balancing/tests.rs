@@ -191,6 +191,23 @@ fn who_has_fewest_gets_most_and_failures_end_that() {
     assert!(captured(|| world.counts(&[(1, 100, 100)])).contains("open connections are counted again"));
 }
 
+/// Who is in no slot is gone, to those who forget clients of endpoints that are.
+#[test]
+fn an_endpoint_that_clients_are_remembered_for_always_has_a_slot() {
+    for affinity in [None, Some(60)] {
+        let Event::Service(mut web) = service("web", 1, LC) else { panic!("it is a Service") };
+        web.affinity = affinity;
+        let mut world = World::new(Scheduler::Random, [Event::Service(web), slice("web", &[1, 2, 3])]);
+        for _ in 0..8 {
+            world.counts(&[(1, 900, 0), (2, 10, 1), (3, 10, 1)]);
+        }
+        let slots = world.slots("web");
+        assert_eq!(slots.iter().map(|(_, slots)| slots).sum::<usize>(), 32);
+        let of_first = slots.iter().find(|(last, _)| *last == 1).map(|(_, slots)| *slots);
+        assert_eq!(of_first, affinity.map(|_| 1), "{slots:?}");
+    }
+}
+
 #[test]
 fn a_count_that_never_comes_is_taken_for_failed() {
     let mut world = World::new(Scheduler::Random, [service("web", 1, LC), slice("web", &[1, 2])]);
