@@ -191,6 +191,35 @@ fn who_has_fewest_gets_most_and_failures_end_that() {
     assert!(captured(|| world.counts(&[(1, 100, 100)])).contains("open connections are counted again"));
 }
 
+/// What an earlier run has left stays until something is known, and no longer.
+#[test]
+fn slots_of_an_earlier_run_go_when_nothing_speaks_for_them() {
+    let left = || {
+        let uneven = Some(Scheduler::WeightedRoundRobin);
+        let Event::Slice { slice: mut heavy, changed_at } = slice("web", &[1]) else { panic!("it is a slice") };
+        (heavy.name, heavy.weight) = (name("web-2"), 31);
+        let heavy = Event::Slice { slice: heavy, changed_at };
+        let mut world = World::new(Scheduler::Random, [service("web", 1, uneven), slice("web", &[2]), heavy]);
+        world.engine.apply(service("web", 1, LC));
+        world.sync();
+        assert_eq!(world.slots("web"), [(1, 31), (2, 1)]);
+        world
+    };
+    let mut idle = left();
+    idle.counts(&[]);
+    assert_eq!(idle.slots("web"), [(1, 1), (2, 1)], "nobody is connected");
+
+    let mut failing = left();
+    assert!(failing.fails().contains("take turns"));
+    assert_eq!(failing.slots("web"), [(1, 1), (2, 1)], "nothing will be known");
+
+    let mut busy = left();
+    busy.counts(&[(1, 100, 100), (2, 100, 100)]);
+    assert_eq!(busy.slots("web"), [(1, 31), (2, 1)], "one count says nothing");
+    busy.counts(&[(1, 100, 0), (2, 100, 0)]);
+    assert_eq!(busy.slots("web"), [(1, 16), (2, 16)]);
+}
+
 /// Who is in no slot is gone, to those who forget clients of endpoints that are.
 #[test]
 fn an_endpoint_that_clients_are_remembered_for_always_has_a_slot() {
