@@ -191,6 +191,27 @@ fn who_has_fewest_gets_most_and_failures_end_that() {
     assert!(captured(|| world.counts(&[(1, 100, 100)])).contains("open connections are counted again"));
 }
 
+/// To look for stale flows costs a listing of all that there are, more than the count.
+#[test]
+fn other_slots_are_no_reason_to_look_for_stale_flows() {
+    let Event::Service(mut dns) = service("web", 1, LC) else { panic!("it is a Service") };
+    dns.ports[0].protocol = Protocol::Udp;
+    let Event::Slice { slice: mut of_dns, changed_at } = slice("web", &[1, 2]) else { panic!("it is a slice") };
+    of_dns.ports[0].protocol = Protocol::Udp;
+    let of_dns = Event::Slice { slice: of_dns, changed_at };
+    let mut world = World::new(Scheduler::Random, [Event::Service(dns), of_dns]);
+    for _ in 0..8 {
+        world.counts(&[(1, 100, 50), (2, 100, 50)]);
+    }
+    world.now += Duration::from_secs(1);
+    assert!(world.engine.begin_count(world.now).is_some());
+    let seen = [(1, 100), (2, 80)];
+    let seen = seen.map(|(last, open)| (0, SocketAddr::new(address(last), 1), Seen { open, new: 50 })).into();
+    world.engine.hear_counts(Ok(Counts { seen, ..Counts::default() }), world.now);
+    let report = world.engine.sync(world.now);
+    assert_eq!((report.transactions, report.udp), (1, vec![]));
+}
+
 /// What an earlier run has left stays until something is known, and no longer.
 #[test]
 fn slots_of_an_earlier_run_go_when_nothing_speaks_for_them() {
