@@ -4,17 +4,21 @@
 //! after the other, always the same. So a counter is for one Service port, whose addresses share it. Who finds none free
 //! gets a random slot each time, and a counter when it is looked at again and one is free.
 
+use std::collections::BTreeSet;
+
 use smallvec::SmallVec;
 
 use super::installed::Installed;
 use super::turns::{Counters, Turns};
-use crate::model::{ObjectName, Protocol};
+use crate::model::{FrontendKey, ObjectName, Protocol};
+use crate::ruleset::elements;
 use crate::ruleset::frontend::Frontend;
-use crate::ruleset::names::By;
+use crate::ruleset::kinds::Kind;
+use crate::ruleset::names::{By, ChainName, Pick};
 use crate::ruleset::service::ServicePart;
 
-/// The most chains made on demand that a table has before no counter is taken for which there is no chain yet: the maps of
-/// kinds have room for twice as many.
+/// The most chains made on demand that a table has for counters to get more of them, be it one with a counter or one that hands
+/// over to it: the maps of kinds have room for twice as many.
 const MOST_CHAINS: usize = 2_048;
 
 /// Gives out counters.
@@ -22,8 +26,8 @@ const MOST_CHAINS: usize = 2_048;
 pub(super) struct Giver {
     /// How the use of counters changes by what has been given and taken.
     turns: Turns,
-    /// How many counters were given out for which there is no chain.
-    new: usize,
+    /// The chains that it takes for what has been given out, and that are not there.
+    new: BTreeSet<ChainName>,
 }
 
 impl Giver {
@@ -55,24 +59,40 @@ impl Giver {
                     }
                 };
             }
+            self.limit(installed, &key, frontend);
             self.turns.count(&key, Some(frontend), 1);
         }
     }
 
+    /// Leaves a frontend at random slots where it would take chains that the table has no room for.
+    fn limit(&mut self, installed: &Installed, key: &FrontendKey, frontend: &mut Frontend) {
+        let missing = |frontend: &Frontend| {
+            let kinds = elements::kinds(key, frontend).into_iter();
+            let kinds = kinds.flat_map(|(_, kind)| [kind.counter(), Some(kind)]).flatten();
+            let chains = kinds.filter_map(Kind::on_demand).filter(|chain| !installed.has_chain(*chain));
+            chains.filter(|chain| !self.new.contains(chain)).collect::<BTreeSet<ChainName>>()
+        };
+        let turns = |chain: &ChainName| matches!(chain, ChainName::Pick(Pick { by: By::Turn(_), .. }));
+        let mut chains = missing(frontend);
+        if chains.iter().any(turns) && installed.chain_count() + self.new.len() + chains.len() > MOST_CHAINS {
+            let taking_turns = frontend.action.slots_mut().filter(|(_, slots)| matches!(slots.by, By::Turn(_)));
+            taking_turns.for_each(|(_, slots)| slots.by = By::Random);
+            chains = missing(frontend);
+        }
+        self.new.append(&mut chains);
+    }
+
     /// A counter that nobody uses; if possible this one, or one that has a chain: to make a chain that looks into `endpoints` costs
     /// the kernel a walk over that map. Else none.
-    fn free(&mut self, installed: &Installed, counters: Counters, preferred: Option<u8>) -> By {
+    fn free(&self, installed: &Installed, counters: Counters, preferred: Option<u8>) -> By {
         let uses = |counter| installed.turns.uses(counters, counter) + self.turns.uses(counters, counter);
         let is_there = |counter: &u8| installed.has_chain(counters.chain(*counter));
         let free = |counter: &u8| uses(*counter) <= 0;
-        let room = installed.chain_count() + self.new < MOST_CHAINS;
+        let room = installed.chain_count() + self.new.len() < MOST_CHAINS;
         let known = preferred.into_iter().chain(0..By::COUNTERS).filter(free).find(is_there);
         let new = || preferred.into_iter().chain(0..By::COUNTERS).filter(free).find(|_| room);
         match known.or_else(new) {
-            Some(counter) => {
-                self.new += usize::from(!is_there(&counter));
-                By::Turn(counter)
-            }
+            Some(counter) => By::Turn(counter),
             None => By::Random,
         }
     }

@@ -1,8 +1,9 @@
 //! Makes an [`Installed`] of what a table holds: the state that an earlier run left behind.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use arcstr::ArcStr;
+use smallvec::SmallVec;
 
 use super::installed::{Installed, Unit};
 use crate::model::ObjectName;
@@ -21,6 +22,9 @@ pub struct Recovered {
     pub unknown: Vec<(SetName, Element)>,
     /// What lacks of the verdicts for kinds: to be added, after those are deleted.
     pub missing: Vec<(SetName, Element)>,
+    /// Chains that are not there, although a frontend leads to them or a chain hands over to them. They count as installed:
+    /// to be made, in this order.
+    pub lost: BTreeSet<ChainName>,
 }
 
 /// The installed state of a table with these contents and these chains. `common` are the chains made on demand that belong
@@ -39,13 +43,16 @@ pub fn recover(
     let mut installed = Installed::with_capacity(contents.frontends.len());
     // Sorted, so that the one with the counter is there before those that hand over to it.
     let chains: BTreeSet<ChainName> = chains.into_iter().filter(on_demand).collect();
-    chains.into_iter().for_each(|chain| installed.chain_added(chain));
+    let mut lost: BTreeSet<ChainName> = chains.iter().filter_map(|chain| chain.counter()).collect();
+    lost.retain(|counter| !chains.contains(counter));
+    lost.iter().chain(&chains).for_each(|chain| installed.chain_added(*chain));
     installed.shared = contents.shared.into_iter().map(|shared| (shared, 0)).collect();
     installed.nodeport_ips = contents.nodeport_ips;
     installed.unclaimed = true;
     installed.set_common(common);
     // The names of ports are few, and repeated by many Services.
     let mut port_names: HashSet<ArcStr> = HashSet::new();
+    let mut kinds: BTreeMap<Kind, usize> = BTreeMap::new();
     for (key, elements) in contents.frontends {
         match elements.read(&key) {
             Ok(mut frontend) => {
@@ -61,19 +68,30 @@ pub fn recover(
                 // The text that the Service's other frontends share.
                 frontend.service = unit.service.clone();
                 for (_, kind) in elements::kinds(&key, &frontend) {
-                    installed.count_use(kind, true);
+                    // Nothing of the frontend changes for it, so that nobody else would notice.
+                    let needed = [kind.counter(), Some(kind)].into_iter().flatten().filter_map(Kind::on_demand);
+                    for chain in needed.filter(|chain| !installed.has_chain(*chain)).collect::<SmallVec<[_; 2]>>() {
+                        lost.insert(chain);
+                        installed.chain_added(chain);
+                    }
+                    *kinds.entry(kind).or_default() += 1;
                 }
                 installed.place(key, Some(frontend));
             }
             Err(damaged) => {
-                installed.count_uses(damaged.elements.iter().map(|(_, element)| element), true);
+                let of_elements = damaged.elements.iter().filter_map(|(_, element)| Kind::of_data(&element.data));
+                of_elements.for_each(|kind| *kinds.entry(kind).or_default() += 1);
                 installed.damaged.insert(key, damaged.elements);
             }
         }
+    }
+    // When all chains are known.
+    for (kind, uses) in kinds {
+        (0..uses).for_each(|_| installed.count_use(kind, true));
     }
     let dispatch: BTreeSet<(SetName, Element)> = installed.dispatched().collect();
     let mut unknown = contents.unknown;
     unknown.extend(contents.dispatch.difference(&dispatch).cloned());
     let missing = dispatch.difference(&contents.dispatch).cloned().collect();
-    Recovered { installed, unknown, missing }
+    Recovered { installed, unknown, missing, lost }
 }

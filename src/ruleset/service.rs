@@ -72,7 +72,8 @@ pub fn part<'a>(
         part.left_out = part.left_out.max(most.saturating_sub(Pick::MOST_SLOTS as usize));
         let seed = Seed { service: &service.name, port: &port.name, protocol: port.protocol };
         let shares = if scheduler.counts() { shares(port) } else { None };
-        let spread = Spread { scheduler, maglev_size: service.maglev_size, seed, shares };
+        let sticky = service.affinity.is_some();
+        let spread = Spread { scheduler, maglev_size: service.maglev_size, seed, shares, sticky };
         for (key, role) in service.frontends(port, family).filter(|(key, role)| owns(key, port, *role)) {
             let mut spreading = Spreading { spread: &spread, installed: previous(&key), misfit: None };
             let (action, allowed_sources) = match role {

@@ -79,6 +79,8 @@ pub struct Spread<'a> {
     pub seed: Seed<'a>,
     /// By the connections that are open, where they are counted and say anything.
     pub shares: Option<&'a Shares>,
+    /// Whether clients are remembered: an endpoint that is in no slot is taken for gone, and its clients are forgotten.
+    pub sticky: bool,
 }
 
 /// What tells a Service port from others, on all nodes alike.
@@ -162,7 +164,7 @@ pub fn slots(targets: &[Target], spread: &Spread<'_>, installed: &[Backend]) -> 
             let (slots, _) = slots(targets, &Spread { scheduler: Scheduler::RoundRobin, ..*spread }, installed);
             return (slots, Some(Misfit::Uncounted(backends.len())));
         };
-        if let Some(list) = by_counts(&backends, spread.shares, total, installed) {
+        if let Some(list) = by_counts(&backends, spread, total, installed) {
             return with(list, None);
         }
     }
@@ -181,13 +183,8 @@ pub fn slots(targets: &[Target], spread: &Spread<'_>, installed: &[Backend]) -> 
 }
 
 /// The slots of endpoints by how many connections each has, `total` in all; `None` where that says nothing.
-fn by_counts(
-    backends: &[Backend],
-    shares: Option<&Shares>,
-    total: u32,
-    installed: &[Backend],
-) -> Option<Box<[Backend]>> {
-    let Some(shares) = shares else {
+fn by_counts(backends: &[Backend], spread: &Spread<'_>, total: u32, installed: &[Backend]) -> Option<Box<[Backend]>> {
+    let Some(shares) = spread.shares else {
         // Nothing has been counted since the start: what there is may be of counts that an earlier run has made.
         let is_it = installed.len() == total as usize && installed.iter().all(|it| backends.binary_search(it).is_ok());
         return is_it.then(|| installed.into());
@@ -201,7 +198,8 @@ fn by_counts(
     let average = if number == 0 { 1 } else { (sum / number as u32).max(1) };
     let mut counts: Vec<u32> = known.iter().map(|count| count.unwrap_or(average)).collect();
     let all: u64 = counts.iter().map(|count| u64::from(*count)).sum();
-    if all != u64::from(total) {
+    if all != u64::from(total) || (spread.sticky && counts.contains(&0)) {
+        // At least one for each.
         counts = if all == 0 {
             apportion(&vec![1; counts.len()], counts.len() as u64, total)
         } else {

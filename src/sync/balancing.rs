@@ -148,12 +148,14 @@ impl Balancing {
                 "open connections cannot be counted: {error}; the endpoints of {services} Services that go by them take turns"
             );
         }
+        self.by_counts.clear();
         let mut changed = BTreeSet::new();
-        for key in std::mem::take(&mut self.by_counts) {
-            if let Some(port) = self.ports.get_mut(&key) {
+        // Those of which nothing is known yet may go by what an earlier run has counted.
+        for (key, port) in &mut self.ports {
+            if port.shares.as_ref().is_none_or(|shares| !shares.is_empty()) {
                 port.shares = Some(Shares::new());
                 port.balance = Balance::default();
-                changed.insert(key.0);
+                changed.insert(key.0.clone());
             }
         }
         changed
@@ -165,8 +167,12 @@ impl Balancing {
             seen.entry(*number).or_default().insert(*endpoint, *of_endpoint);
         }
         // In order, so that what is done is one and the same.
+        let is_unknown = |key| self.ports.get(key).is_some_and(|port| port.shares.is_none());
         let numbers: BTreeSet<usize> = (0..keys.len())
-            .filter(|number| seen.contains_key(number) || self.by_counts.contains(&keys[*number]))
+            .filter(|number| {
+                let key = &keys[*number];
+                seen.contains_key(number) || self.by_counts.contains(key) || is_unknown(key)
+            })
             .collect();
         let mut changed = BTreeSet::new();
         for number in numbers {
@@ -178,7 +184,8 @@ impl Balancing {
                 of_endpoints.get(&SocketAddr::new(backend.address, backend.port.get())).copied().unwrap_or_default()
             };
             let seen: Vec<Seen> = endpoints.iter().map(of_endpoint).collect();
-            // To the first count everything is as after a long time.
+            // To the first count everything is as after a long time, and it says nothing of those that there are.
+            let says_nothing = port.counted.is_none() && !of_endpoints.is_empty();
             let elapsed = port.counted.replace(now).map_or(Duration::MAX, |before| now - before);
             let shares = match port.balance.look(elapsed, &endpoints, &seen, port.rule) {
                 balance::Shares::Turns => Shares::new(),
@@ -186,6 +193,9 @@ impl Balancing {
                     endpoints.iter().map(|(backend, _)| *backend).zip(slots).collect::<Shares>()
                 }
             };
+            if says_nothing {
+                continue;
+            }
             if shares.is_empty() {
                 self.by_counts.remove(key);
             } else {

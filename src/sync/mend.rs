@@ -1,5 +1,7 @@
 //! What makes the frame of a table that was read back the wanted one.
 
+use std::collections::BTreeSet;
+
 use crate::diff::{Operation, Transaction};
 use crate::model::Family;
 use crate::nftables::{Snapshot, table_flag};
@@ -32,16 +34,20 @@ pub(super) fn new_table(family: Family, frame: &Frame, before: &Snapshot, owned:
         transaction.operations.push(Operation::AddTable);
     }
     transaction.operations.push(Operation::DeleteTable);
-    transaction.operations.extend(frame_repairs(family, frame, &Snapshot::default(), |_| None, owned).operations);
+    transaction
+        .operations
+        .extend(frame_repairs(family, frame, &Snapshot::default(), &BTreeSet::new(), |_| None, owned).operations);
     transaction.elements(Operation::AddElements, frame.elements.iter().cloned());
     transaction
 }
 
-/// What makes the frame of a table that holds `snapshot` the wanted one.
+/// What makes the frame of a table that holds `snapshot` the wanted one. `lost` are chains made on demand that are needed and
+/// not there, those that others hand over to first.
 pub(super) fn frame_repairs(
     family: Family,
     frame: &Frame,
     snapshot: &Snapshot,
+    lost: &BTreeSet<ChainName>,
     on_demand: impl Fn(ChainName) -> Option<Chain>,
     owned: bool,
 ) -> Transaction {
@@ -58,6 +64,9 @@ pub(super) fn frame_repairs(
     operations.extend(
         missing.iter().filter(|chain| !chain.rules.is_empty()).map(|chain| Operation::AddRules((*chain).clone())),
     );
+    for chain in lost.iter().filter_map(|name| on_demand(*name)) {
+        operations.extend([Operation::AddChain(chain.clone()), Operation::AddRules(chain)]);
+    }
     for name in &snapshot.other_rules {
         let chain = frame.chains.iter().find(|chain| chain.name == *name).cloned().or_else(|| on_demand(*name));
         operations.push(Operation::FlushChain(*name));

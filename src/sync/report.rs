@@ -9,6 +9,7 @@ use crate::diff::{Installed, Stage};
 use crate::errors;
 use crate::model::{Family, FrontendKey, ObjectName, PerFamily, Protocol};
 use crate::nftables::{CommitError, Committed, KernelError};
+use crate::ruleset::frontend::Frontend;
 
 /// What a sync did.
 #[derive(Debug, Default)]
@@ -25,7 +26,7 @@ pub struct Report {
     pub longest_in_kernel: Duration,
     /// Services and tables that could not be synced.
     pub failures: usize,
-    /// UDP frontends whose flows have to be checked: their elements changed, or the endpoints that serve.
+    /// UDP frontends whose flows have to be checked: they do not lead to all that they led to, or other endpoints serve.
     pub udp: Vec<UdpChange>,
     /// The families in which all frontends have to be checked, of UDP not only those of `udp`: flows may have begun
     /// without the rules.
@@ -94,12 +95,23 @@ impl Report {
         for (key, frontend) in stage.frontends() {
             let old = installed.frontend(key);
             self.services.extend(frontend.into_iter().chain(old).map(|frontend| frontend.service.clone()));
-            if key.protocol == Protocol::Udp {
+            // What serves is told otherwise (`sync::udp`).
+            let only_slots = || frontend.zip(old).is_some_and(|(new, old)| leads_to_all_of(new, old));
+            if key.protocol == Protocol::Udp && !only_slots() {
                 let service = frontend.map(|frontend| (frontend.service.clone(), frontend.port_name.clone()));
                 self.udp.push(UdpChange { key: *key, service });
             }
         }
     }
+}
+
+/// Whether a frontend is of the same port as before, and all endpoints that it led to are still among its own: no flow of it
+/// has become stale.
+fn leads_to_all_of(new: &Frontend, old: &Frontend) -> bool {
+    let all =
+        |it: &'_ Frontend| it.action.slots().flat_map(|(_, slots)| slots.iter().copied()).collect::<BTreeSet<_>>();
+    let (ours, before) = (all(new), all(old));
+    new.service == old.service && new.port_name == old.port_name && !before.is_empty() && before.is_subset(&ours)
 }
 
 /// A sync did not come to its end. What was committed before stays; the rest is tried again later.

@@ -7,7 +7,8 @@ use crate::errors;
 use crate::model::{Family, FrontendKey, ObjectName};
 use crate::nftables::{Kernel, KernelError};
 use crate::ruleset::base::{self, FrameFacts};
-use crate::ruleset::names::SetName;
+use crate::ruleset::kinds::Kind;
+use crate::ruleset::names::{ChainName, SetName};
 use crate::ruleset::text;
 use crate::ruleset::types::Element;
 
@@ -69,9 +70,13 @@ impl Sample {
         let frame = base::frame(&self.facts);
         let on_demand = |name| base::on_demand(name, &self.facts);
         let snapshot = kernel.dump(self.family, &frame.sets, &frame.chains, &on_demand)?;
+        let is_there = |chain: &ChainName| snapshot.chains.contains(chain) || snapshot.other_rules.contains(chain);
+        let kinds = self.elements.iter().filter_map(|(_, element)| Kind::of_data(&element.data));
+        let needed = kinds.flat_map(|kind| [kind.counter(), Some(kind)]).flatten().filter_map(Kind::on_demand);
+        let lost = needed.filter(|chain| !is_there(chain)).collect();
         if !snapshot.table
             || must_be_replaced(&frame, &snapshot, self.owned)
-            || !frame_repairs(self.family, &frame, &snapshot, on_demand, self.owned).is_empty()
+            || !frame_repairs(self.family, &frame, &snapshot, &lost, on_demand, self.owned).is_empty()
         {
             return Err(NotServed::Frame);
         }

@@ -410,15 +410,15 @@ impl Table {
         if !snapshot.foreign_other.is_empty() {
             return self.replace_other(pass, &snapshot);
         }
-        let on_demand = |name| base::on_demand(name, &self.facts);
-        let mut transaction = frame_repairs(self.family, &frame, &snapshot, on_demand, self.to_own);
         let chains = snapshot.chains.iter().chain(&snapshot.other_rules).copied();
         // What was known before goes first: both at once would be most of the memory that the daemon uses.
         self.installed = Installed::default();
         let common = base::common(&self.facts);
-        let Recovered { installed, unknown, missing } =
+        let Recovered { installed, unknown, missing, lost } =
             diff::recover(contents, chains, common, |name| pass.cluster.known(name));
         self.installed = installed;
+        let on_demand = |name| base::on_demand(name, &self.facts);
+        let mut transaction = frame_repairs(self.family, &frame, &snapshot, &lost, on_demand, self.to_own);
         let counts = mem::replace(&mut self.elements, self.installed.element_counts());
         let same = self.elements.iter().eq(counts.iter().filter(|(_, count)| **count > 0));
         for (set, element) in unknown {

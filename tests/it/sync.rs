@@ -4,6 +4,7 @@ mod affinity;
 mod chains;
 mod disturbed;
 mod foreign;
+mod handing_over;
 mod memory;
 mod refusals;
 mod replace;

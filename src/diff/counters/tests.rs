@@ -10,8 +10,9 @@ use super::*;
 use crate::diff::{Operation, Stage};
 use crate::model::{Family, FrontendAt, FrontendKey, TrafficPolicy};
 use crate::ruleset::backend::Backend;
+use crate::ruleset::base::DISPATCH_SIZE;
 use crate::ruleset::frontend::Action;
-use crate::ruleset::names::{ChainName, Masquerade};
+use crate::ruleset::names::{Masquerade, SetName};
 use crate::ruleset::slots::Slots;
 use crate::ruleset::types::Chain;
 
@@ -32,7 +33,7 @@ fn wanted(index: u16, ports: &[(&str, usize)], second: bool) -> ServicePart {
     };
     let frontend = |at: usize, port_name: &str, endpoints, masquerade| {
         let port = NonZeroU16::MIN.saturating_add(at as u16);
-        let high = if masquerade == Masquerade::Always { 0x100 } else { 0 };
+        let high = if masquerade == Masquerade::Always { 0x4000 } else { 0 };
         let key = FrontendKey { at: FrontendAt::Address(address(index + high)), protocol: Protocol::Tcp, port };
         let action =
             Action::Forward { policy: TrafficPolicy::Cluster, masquerade, affinity: None, slots: slots(endpoints) };
@@ -135,6 +136,30 @@ fn no_counter_takes_a_chain_where_there_are_too_many() {
     install(&mut installed, (0..60).map(of).collect());
     let turning = counters(&installed).into_values().filter(|counters| !counters.contains(&By::Random)).count();
     assert!((MOST_CHAINS - 60..=MOST_CHAINS).contains(&turning), "{turning}");
+}
+
+/// Each counter has one more chain where an address is masqueraded, which takes a place in the maps of kinds, too.
+#[test]
+fn chains_that_hand_over_count_as_well() {
+    let all = || (0..60 * 56_u16).map(|index| (index, wanted(index, &[("", 2 + usize::from(index) / 56)], true)));
+    let places =
+        |installed: &Installed| installed.all_elements().iter().filter(|(set, _)| *set == SetName::Dispatch).count();
+    let mut at_once = Installed::default();
+    install(&mut at_once, all().collect());
+    let mut in_portions = Installed::default();
+    for one in all() {
+        install(&mut in_portions, vec![one]);
+    }
+    // All have one address first, and then two.
+    let mut later = Installed::default();
+    let first = all().map(|(index, _)| (index, wanted(index, &[("", 2 + usize::from(index) / 56)], false)));
+    install(&mut later, first.collect());
+    install(&mut later, all().collect());
+    for installed in [&at_once, &in_portions, &later] {
+        let places = places(installed);
+        assert!((MOST_CHAINS..DISPATCH_SIZE as usize - 1_000).contains(&places), "{places}");
+    }
+    assert_eq!(install(&mut at_once, all().collect()), 0, "it stays as it is");
 }
 
 proptest! {

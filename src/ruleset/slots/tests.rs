@@ -33,7 +33,7 @@ fn web() -> &'static ObjectName {
 }
 
 fn spread(scheduler: Scheduler) -> Spread<'static> {
-    Spread { scheduler, maglev_size: None, seed: seed(web()), shares: None }
+    Spread { scheduler, maglev_size: None, seed: seed(web()), shares: None, sticky: false }
 }
 
 fn counts(list: &[Backend]) -> BTreeMap<Backend, u32> {

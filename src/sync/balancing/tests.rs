@@ -192,6 +192,73 @@ fn who_has_fewest_gets_most_and_failures_end_that() {
     assert!(captured(|| world.counts(&[(1, 100, 100)])).contains("open connections are counted again"));
 }
 
+/// To look for stale flows costs a listing of all that there are, more than the count.
+#[test]
+fn other_slots_are_no_reason_to_look_for_stale_flows() {
+    let Event::Service(mut dns) = service("web", 1, LC) else { panic!("it is a Service") };
+    dns.ports[0].protocol = Protocol::Udp;
+    let Event::Slice { slice: mut of_dns, changed_at } = slice("web", &[1, 2]) else { panic!("it is a slice") };
+    of_dns.ports[0].protocol = Protocol::Udp;
+    let of_dns = Event::Slice { slice: of_dns, changed_at };
+    let mut world = World::new(Scheduler::Random, [Event::Service(dns), of_dns]);
+    for _ in 0..8 {
+        world.counts(&[(1, 100, 50), (2, 100, 50)]);
+    }
+    world.now += Duration::from_secs(1);
+    assert!(world.engine.begin_count(world.now).is_some());
+    let seen = [(1, 100), (2, 80)];
+    let seen = seen.map(|(last, open)| (0, SocketAddr::new(address(last), 1), Seen { open, new: 50 })).into();
+    world.engine.hear_counts(Ok(Counts { seen, ..Counts::default() }), world.now);
+    let report = world.engine.sync(world.now);
+    assert_eq!((report.transactions, report.udp), (1, vec![]));
+}
+
+/// What an earlier run has left stays until something is known, and no longer.
+#[test]
+fn slots_of_an_earlier_run_go_when_nothing_speaks_for_them() {
+    let left = || {
+        let uneven = Some(Scheduler::WeightedRoundRobin);
+        let Event::Slice { slice: mut heavy, changed_at } = slice("web", &[1]) else { panic!("it is a slice") };
+        (heavy.name, heavy.weight) = (name("web-2"), 31);
+        let heavy = Event::Slice { slice: heavy, changed_at };
+        let mut world = World::new(Scheduler::Random, [service("web", 1, uneven), slice("web", &[2]), heavy]);
+        world.engine.apply(service("web", 1, LC));
+        world.sync();
+        assert_eq!(world.slots("web"), [(1, 31), (2, 1)]);
+        world
+    };
+    let mut idle = left();
+    idle.counts(&[]);
+    assert_eq!(idle.slots("web"), [(1, 1), (2, 1)], "nobody is connected");
+
+    let mut failing = left();
+    assert!(failing.fails().contains("take turns"));
+    assert_eq!(failing.slots("web"), [(1, 1), (2, 1)], "nothing will be known");
+
+    let mut busy = left();
+    busy.counts(&[(1, 100, 100), (2, 100, 100)]);
+    assert_eq!(busy.slots("web"), [(1, 31), (2, 1)], "one count says nothing");
+    busy.counts(&[(1, 100, 0), (2, 100, 0)]);
+    assert_eq!(busy.slots("web"), [(1, 16), (2, 16)]);
+}
+
+/// Who is in no slot is gone, to those who forget clients of endpoints that are.
+#[test]
+fn an_endpoint_that_clients_are_remembered_for_always_has_a_slot() {
+    for affinity in [None, Some(60)] {
+        let Event::Service(mut web) = service("web", 1, LC) else { panic!("it is a Service") };
+        web.affinity = affinity;
+        let mut world = World::new(Scheduler::Random, [Event::Service(web), slice("web", &[1, 2, 3])]);
+        for _ in 0..8 {
+            world.counts(&[(1, 900, 0), (2, 10, 1), (3, 10, 1)]);
+        }
+        let slots = world.slots("web");
+        assert_eq!(slots.iter().map(|(_, slots)| slots).sum::<usize>(), 32);
+        let of_first = slots.iter().find(|(last, _)| *last == 1).map(|(_, slots)| *slots);
+        assert_eq!(of_first, affinity.map(|_| 1), "{slots:?}");
+    }
+}
+
 #[test]
 fn a_count_that_never_comes_is_taken_for_failed() {
     let mut world = World::new(Scheduler::Random, [service("web", 1, LC), slice("web", &[1, 2])]);
