@@ -20,6 +20,8 @@ pub(crate) struct Effort {
     pub(crate) changes: usize,
     /// For how long there is churn.
     pub(crate) churn: Duration,
+    /// Whether changes are told by scheduler.
+    pub(crate) schedulers: bool,
 }
 
 /// What all measurements of one proxy at one size share.
@@ -76,6 +78,7 @@ impl Run<'_> {
         crate::changes::measure(&mut self, &mut running)?;
         crate::churn::measure(&mut self, &mut running)?;
         running.proxy.settle()?;
+        crate::schedulers::measure(&mut self, &mut running)?;
         let memory = running.proxy.memory()?;
         self.note_memory("resident at the end", memory.resident as f64);
         self.note_memory("peak at the end", memory.peak as f64);
