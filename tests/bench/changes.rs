@@ -67,6 +67,8 @@ const CHANGES: [Change; 5] = [
 /// Changes of each kind are fewer than they should be if they take longer than this, but never less than so many.
 const LONG: Duration = Duration::from_secs(180);
 const AT_LEAST: usize = 3;
+/// How often a round is made in which nothing else may change.
+const TRIES: usize = 5;
 /// Before a change whose cost is told, and before one of the floor: each comes by itself.
 pub(crate) const PAUSE: Duration = Duration::from_millis(5);
 
@@ -161,12 +163,19 @@ pub(crate) fn costs(
         write(change, turns)?;
         proxy.next_work()?;
     }
-    let mut states = vec![Tables::read()?];
-    for change in 0..names.len() {
-        proxy.work_so_far();
-        write(change, turns + 1)?;
-        proxy.next_work()?;
-        states.push(Tables::read()?);
+    let mut states = Vec::new();
+    for _ in 0..TRIES {
+        states = vec![Tables::read()?];
+        for change in 0..names.len() {
+            proxy.work_so_far();
+            write(change, turns + 1)?;
+            proxy.next_work()?;
+            states.push(Tables::read()?);
+        }
+        // A chain that was used before may have gone meanwhile.
+        if states.iter().all(|state| state.has_frame_of(&states[0])) {
+            break;
+        }
     }
     let mut round = floor.round(&states).context("the floor of changes")?;
     let cost = |(change, name): (usize, &String)| Cost {

@@ -79,24 +79,24 @@ pub(crate) fn measure(run: &mut Run<'_>, running: &mut Running) -> Result<()> {
     if !run.effort.schedulers {
         return Ok(());
     }
-    for (place, scheduler) in SCHEDULERS.into_iter().enumerate() {
-        let service = Scheduled { place, scheduler };
-        if running.floor.is_some() {
-            changes(run, running, &service)?;
-            // The chains of `wrr` are those of `rr`, and a Maglev table keeps its size.
-            if !["wrr", "mh"].contains(&scheduler) {
-                first_uses(run, running, &service)?;
-            }
-            service.delete(&run.control_plane.writer)?;
-            running.proxy.next_work()?;
-        }
+    if running.floor.is_none() {
+        return Ok(());
     }
-    if running.floor.is_some() {
-        memory(run, running, "random")?;
-        memory(run, running, "mh")?;
-        if run.effort.changes >= 100 {
-            idle(run, running)?;
-        }
+    let all = || (0..).zip(SCHEDULERS).map(|(place, scheduler)| Scheduled { place, scheduler });
+    for service in all() {
+        changes(run, running, &service)?;
+    }
+    // The chains of `wrr` are those of `rr`, and a Maglev table keeps its size.
+    for service in all().filter(|service| !["wrr", "mh"].contains(&service.scheduler)) {
+        first_uses(run, running, &service)?;
+    }
+    for service in all() {
+        service.delete(&run.control_plane.writer)?;
+    }
+    memory(run, running, "random")?;
+    memory(run, running, "mh")?;
+    if run.effort.changes >= 100 {
+        idle(run, running)?;
     }
     Ok(())
 }
