@@ -78,13 +78,13 @@ impl Run<'_> {
         crate::changes::measure(&mut self, &mut running)?;
         crate::churn::measure(&mut self, &mut running)?;
         running.proxy.settle()?;
-        crate::schedulers::measure(&mut self, &mut running)?;
         let memory = running.proxy.memory()?;
         self.note_memory("resident at the end", memory.resident as f64);
         self.note_memory("peak at the end", memory.peak as f64);
         if self.kind() == Kind::Nftproxyd {
             self.note_time("longest transaction", self.longest.max(running.proxy.longest()));
         }
+        crate::schedulers::measure(&mut self, &mut running)?;
         drop(running);
         if self.kind() == Kind::Nftproxyd {
             crate::start::measure_repairs(&mut self)?;

@@ -24,8 +24,12 @@ const UNCOMMON: usize = 17;
 const WEIGHT: u16 = 3;
 /// Longer than chains stay that nobody uses.
 const IDLE: Duration = Duration::from_secs(35);
+/// With fewer changes than this, what takes its time is left out.
+const ENOUGH: usize = 20;
 /// The first place of Services whose memory is told.
 const MANY: usize = 10;
+/// How many they are of a scheduler.
+const EACH: usize = 20;
 
 /// A Service of this scheduler.
 struct Scheduled {
@@ -93,9 +97,9 @@ pub(crate) fn measure(run: &mut Run<'_>, running: &mut Running) -> Result<()> {
     for service in all() {
         service.delete(&run.control_plane.writer)?;
     }
-    memory(run, running, "random")?;
-    memory(run, running, "mh")?;
-    if run.effort.changes >= 100 {
+    if run.effort.changes >= ENOUGH {
+        memory(run, running, "random")?;
+        memory(run, running, "mh")?;
         idle(run, running)?;
     }
     Ok(())
@@ -170,8 +174,7 @@ fn first_uses(run: &mut Run<'_>, running: &mut Running, service: &Scheduled) -> 
 /// What each of several Services takes of memory.
 fn memory(run: &mut Run<'_>, running: &mut Running, scheduler: &'static str) -> Result<()> {
     let writer = &run.control_plane.writer;
-    let services: Vec<Scheduled> =
-        (MANY..MANY + run.effort.changes / 5).map(|place| Scheduled { place, scheduler }).collect();
+    let services: Vec<Scheduled> = (MANY..MANY + EACH).map(|place| Scheduled { place, scheduler }).collect();
     let count = services.len() as f64;
     running.proxy.settle()?;
     let (kernel, daemon) = (kernel_memory::settled()?, running.proxy.memory()?.resident);
