@@ -29,8 +29,8 @@ use crate::model::{ObjectName, Protocol, Scheduler};
 pub const WEIGHTED_SLOTS: u32 = 64;
 
 /// Up to so many endpoints a Maglev table has the size beside it, by default. The first is that of IPVS: where 1 of 10
-/// endpoints goes, 1.3 % of the clients of others move on average, and 2.9 % with a table of 1,021. It takes half a megabyte of the
-/// kernel's memory for each address and port; whoever has many asks for less.
+/// endpoints goes, 1.3 % of the clients of others move on average, and 2.9 % with a table of 1,021. It takes a quarter to a
+/// third of a megabyte of the kernel's memory for each address and port; whoever has many asks for less.
 const MAGLEV_TABLES: [(usize, u32); 3] = [(800, 4_093), (3_200, 16_381), (65_521, 65_521)];
 
 /// The endpoints of a frontend in the order of their slots, and how a slot is chosen. At most [`Pick::MOST_SLOTS`]; an endpoint may

@@ -67,8 +67,10 @@ const CHANGES: [Change; 5] = [
 /// Changes of each kind are fewer than they should be if they take longer than this, but never less than so many.
 const LONG: Duration = Duration::from_secs(180);
 const AT_LEAST: usize = 3;
+/// How often a round is made in which nothing else may change.
+const TRIES: usize = 5;
 /// Before a change whose cost is told, and before one of the floor: each comes by itself.
-const PAUSE: Duration = Duration::from_millis(5);
+pub(crate) const PAUSE: Duration = Duration::from_millis(5);
 
 pub(crate) fn measure(run: &mut Run<'_>, running: &mut Running) -> Result<()> {
     let mut all_taken = CHANGES.map(|_| Vec::new());
@@ -139,7 +141,7 @@ fn to_packets(network: &Network, writer: &Writer, change: &Change, turn: usize) 
 }
 
 /// What changes of one kind have cost.
-struct Cost {
+pub(crate) struct Cost {
     name: String,
     works: Vec<Work>,
     /// What the kernel took for the same elements from somebody who does nothing else.
@@ -149,7 +151,7 @@ struct Cost {
 
 /// Makes all changes in turn, so often; after each the kernel is made to do the same once more for the floor, in the same
 /// rhythm, so that its caches hold as little of either.
-fn costs(
+pub(crate) fn costs(
     proxy: &mut Proxy,
     floor: &mut Floor,
     names: &[String],
@@ -161,12 +163,19 @@ fn costs(
         write(change, turns)?;
         proxy.next_work()?;
     }
-    let mut states = vec![Tables::read()?];
-    for change in 0..names.len() {
-        proxy.work_so_far();
-        write(change, turns + 1)?;
-        proxy.next_work()?;
-        states.push(Tables::read()?);
+    let mut states = Vec::new();
+    for _ in 0..TRIES {
+        states = vec![Tables::read()?];
+        for change in 0..names.len() {
+            proxy.work_so_far();
+            write(change, turns + 1)?;
+            proxy.next_work()?;
+            states.push(Tables::read()?);
+        }
+        // A chain that was used before may have gone meanwhile.
+        if states.iter().all(|state| state.has_frame_of(&states[0])) {
+            break;
+        }
     }
     let mut round = floor.round(&states).context("the floor of changes")?;
     let cost = |(change, name): (usize, &String)| Cost {
@@ -190,7 +199,7 @@ fn costs(
     Ok(costs)
 }
 
-fn note(run: &mut Run<'_>, cost: &Cost) {
+pub(crate) fn note(run: &mut Run<'_>, cost: &Cost) {
     let Cost { name, works, floor, floor_operations } = cost;
     let mut in_kernel: Vec<Duration> = works.iter().map(|work| work.in_kernel).collect();
     in_kernel.sort_unstable();
@@ -211,6 +220,6 @@ fn note(run: &mut Run<'_>, cost: &Cost) {
 }
 
 /// Of sorted values that there are some of.
-fn percentile<T: Copy>(sorted: &[T], percent: usize) -> T {
+pub(crate) fn percentile<T: Copy>(sorted: &[T], percent: usize) -> T {
     sorted[(sorted.len() * percent).div_ceil(100).clamp(1, sorted.len()) - 1]
 }

@@ -22,6 +22,7 @@ mod picture;
 mod process;
 mod proxy;
 mod run;
+mod schedulers;
 mod sheet;
 mod size;
 mod stand_in;

@@ -46,6 +46,11 @@ impl Tables {
         Ok(Tables { frame, elements })
     }
 
+    /// Whether all but elements is the same.
+    pub(crate) fn has_frame_of(&self, other: &Tables) -> bool {
+        self.frame == other.frame
+    }
+
     /// The number of elements.
     pub(crate) fn len(&self) -> usize {
         self.elements.values().map(BTreeSet::len).sum()
@@ -111,7 +116,7 @@ impl Floor {
     /// does; the tables are left in the first state.
     pub(crate) fn round(&mut self, states: &[Tables]) -> Result<Round> {
         let [first, .., last] = states else { bail!("nothing is to be changed") };
-        ensure!(states.iter().all(|state| state.frame == first.frame), "a change is one of the frame as well");
+        ensure!(states.iter().all(|state| state.has_frame_of(first)), "a change is one of the frame as well");
         if self.frame != first.frame {
             self.fill(first)?;
         }

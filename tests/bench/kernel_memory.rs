@@ -30,7 +30,7 @@ pub(crate) fn of_tables() -> Result<u64> {
 }
 
 /// What is used once it no longer changes.
-fn settled() -> Result<u64> {
+pub(crate) fn settled() -> Result<u64> {
     let start = Instant::now();
     let (mut last, mut since) = (used()?, start);
     while since.elapsed() < QUIET && start.elapsed() < ENOUGH {

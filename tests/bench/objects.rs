@@ -76,6 +76,21 @@ pub(crate) fn probe_slice(probe: usize, pods: &[Ipv4Addr]) -> Value {
     synthetic::slice_of(LAST - probe, pods)
 }
 
+/// A Service that names its scheduler, if it is one; `place` tells it from others of its sort.
+pub(crate) fn scheduled_service(place: usize, scheduler: &str) -> Value {
+    let mut service = synthetic::service(LAST - PROBES - place);
+    service["metadata"]["annotations"] = json!({"nftproxyd.io/scheduler": scheduler});
+    service
+}
+
+/// A part of its endpoints, by their weight.
+pub(crate) fn scheduled_slice(place: usize, weight: u16, pods: &[Ipv4Addr]) -> Value {
+    let mut slice = synthetic::slice_of(LAST - PROBES - place, pods);
+    slice["metadata"]["name"] = json!(format!("scheduled-{place}-{weight}"));
+    slice["metadata"]["annotations"] = json!({"nftproxyd.io/weight": weight.to_string()});
+    slice
+}
+
 /// Where a probe is reached.
 pub(crate) fn probe_address(probe: usize) -> SocketAddrV4 {
     address_of(LAST - probe)

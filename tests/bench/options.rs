@@ -28,6 +28,12 @@ pub(crate) struct Options {
     /// Another build of the daemon
     #[arg(long, value_name = "PATH", default_value = env!("CARGO_BIN_EXE_nftproxyd"), hide_default_value = true)]
     nftproxyd: PathBuf,
+    /// Has the daemon choose endpoints so where a Service does not say
+    #[arg(long, value_name = "NAME")]
+    scheduler: Option<String>,
+    /// Also tells what changes cost by the scheduler of a Service
+    #[arg(long)]
+    schedulers: bool,
     /// Measures this kube-proxy as well
     #[arg(long, value_name = "PATH")]
     kube_proxy: Option<PathBuf>,
@@ -59,13 +65,21 @@ impl Options {
 
     pub(crate) fn effort(&self) -> Effort {
         let (changes, churn) = if self.short { (10, 2) } else { (100, 20) };
-        Effort { changes: self.changes.map_or(changes, usize::from), churn: Duration::from_secs(churn) }
+        Effort {
+            changes: self.changes.map_or(changes, usize::from),
+            churn: Duration::from_secs(churn),
+            schedulers: self.schedulers || self.short,
+        }
     }
 
     /// The proxies to measure.
     pub(crate) fn programs(&self) -> Vec<Program> {
-        let ours = Program { kind: Kind::Nftproxyd, path: self.nftproxyd.clone() };
-        let theirs = self.kube_proxy.clone().map(|path| Program { kind: Kind::KubeProxy, path });
+        let ours = Program {
+            kind: Kind::Nftproxyd,
+            path: self.nftproxyd.clone(),
+            arguments: self.scheduler.iter().map(|name| format!("--scheduler={name}")).collect(),
+        };
+        let theirs = self.kube_proxy.clone().map(|path| Program { kind: Kind::KubeProxy, path, arguments: Vec::new() });
         [Some(ours), theirs].into_iter().flatten().collect()
     }
 

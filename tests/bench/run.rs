@@ -20,6 +20,8 @@ pub(crate) struct Effort {
     pub(crate) changes: usize,
     /// For how long there is churn.
     pub(crate) churn: Duration,
+    /// Whether changes are told by scheduler.
+    pub(crate) schedulers: bool,
 }
 
 /// What all measurements of one proxy at one size share.
@@ -82,6 +84,7 @@ impl Run<'_> {
         if self.kind() == Kind::Nftproxyd {
             self.note_time("longest transaction", self.longest.max(running.proxy.longest()));
         }
+        crate::schedulers::measure(&mut self, &mut running)?;
         drop(running);
         if self.kind() == Kind::Nftproxyd {
             crate::start::measure_repairs(&mut self)?;

@@ -3,6 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
+/// What flows by the other schedulers are compared with.
+const AT_RANDOM: &str = "Service by random";
+
 /// What one path did in one round.
 pub(crate) struct Turn {
     /// Of one connection.
@@ -15,7 +18,7 @@ pub(crate) struct Turn {
 
 /// All paths, the first of which is what the others are compared with.
 pub(crate) struct Report<'a> {
-    names: Vec<(&'a str, &'static str)>,
+    names: Vec<(&'a str, String)>,
     turns: Vec<Vec<Turn>>,
 }
 
@@ -27,7 +30,7 @@ struct Ratio {
 
 impl<'a> Report<'a> {
     /// For paths called so: whose rules, and where to.
-    pub(crate) fn new(names: Vec<(&'a str, &'static str)>) -> Report<'a> {
+    pub(crate) fn new(names: Vec<(&'a str, String)>) -> Report<'a> {
         let turns = names.iter().map(|_| Vec::new()).collect();
         Report { names, turns }
     }
@@ -40,12 +43,7 @@ impl<'a> Report<'a> {
     /// How many times as many a second as on the path `base`.
     fn ratio(&self, path: usize, base: usize, figure: impl Fn(&Turn) -> Duration) -> Ratio {
         let rounds = self.turns[path].iter().zip(&self.turns[base]);
-        let mut ratios: Vec<f64> =
-            rounds.map(|(turn, base)| figure(base).as_secs_f64() / figure(turn).as_secs_f64()).collect();
-        ratios.sort_by(f64::total_cmp);
-        let [low, median, high] = [1, 2, 3].map(|quarter| ratios[(ratios.len() - 1) * quarter / 4]);
-        // Of a normal distribution: the quartiles are 1.349 deviations apart, and a median errs by 1.253 of a mean.
-        Ratio { median, error: 1.253 * (high - low) / 1.349 / (ratios.len() as f64).sqrt() }
+        Ratio::of(rounds.map(|(turn, base)| figure(base).as_secs_f64() / figure(turn).as_secs_f64()))
     }
 
     /// The path of the same rules that leads straight to a pod: the first of them.
@@ -68,11 +66,7 @@ impl fmt::Display for Report<'_> {
         )?;
         for (path, (rules, to)) in self.names.iter().enumerate() {
             let turns = &self.turns[path];
-            let median = |figure: fn(&Turn) -> Duration| {
-                let mut all: Vec<Duration> = turns.iter().map(figure).collect();
-                all.sort_unstable();
-                1.0 / all[all.len() / 2].as_secs_f64()
-            };
+            let median = |figure: fn(&Turn) -> Duration| 1.0 / median(turns.iter().map(figure)).as_secs_f64();
             let mut latencies: Vec<Duration> = turns.iter().flat_map(|turn| turn.latencies.iter().copied()).collect();
             latencies.sort_unstable();
             let quantile = |part: usize| latencies[(latencies.len() - 1) * part / 100].as_secs_f64() * 1e6;
@@ -102,6 +96,75 @@ impl fmt::Display for Report<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// One-packet flows of all rules.
+pub(crate) struct FlowReport<'a> {
+    names: Vec<(&'a str, String)>,
+    /// Of each of these, of each address, in each round.
+    turns: Vec<[Vec<Duration>; 3]>,
+}
+
+impl<'a> FlowReport<'a> {
+    /// For these: whose rules, and where to.
+    pub(crate) fn new(names: Vec<(&'a str, String)>) -> FlowReport<'a> {
+        let turns = names.iter().map(|_| Default::default()).collect();
+        FlowReport { names, turns }
+    }
+
+    /// Appends a turn: to one of three addresses of what has this number.
+    pub(crate) fn add(&mut self, number: usize, address: usize, taken: Duration) {
+        self.turns[number][address].push(taken);
+    }
+
+    /// What the same rules do at random, or the first row.
+    fn base(&self, number: usize) -> usize {
+        let rules = self.names[number].0;
+        self.names.iter().position(|(whose, to)| *whose == rules && to == AT_RANDOM).unwrap_or(0)
+    }
+}
+
+impl fmt::Display for FlowReport<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let addresses = ["IPv4", "IPv4, external IP", "IPv6"].map(|address| format!("{address} | × | "));
+        writeln!(
+            f,
+            "| one-packet flow: rules | to | {}\n|---|---{}|",
+            addresses.concat().trim_end(),
+            "|---:|---:".repeat(3)
+        )?;
+        for (number, (rules, to)) in self.names.iter().enumerate() {
+            write!(f, "| {rules} | {to} |")?;
+            for (turns, bases) in self.turns[number].iter().zip(&self.turns[self.base(number)]) {
+                if turns.is_empty() {
+                    write!(f, " | |")?;
+                    continue;
+                }
+                let ratio =
+                    Ratio::of(turns.iter().zip(bases).map(|(turn, base)| turn.as_secs_f64() / base.as_secs_f64()));
+                write!(f, " {} ns |", median(turns.iter().copied()).as_nanos())?;
+                if bases.is_empty() { write!(f, " |")? } else { write!(f, " {ratio} |")? }
+            }
+            writeln!(f)?;
+        }
+        writeln!(f, "\n×: times as long as to {AT_RANDOM} of the same rules, or else as the first row")
+    }
+}
+
+fn median(all: impl Iterator<Item = Duration>) -> Duration {
+    let mut all: Vec<Duration> = all.collect();
+    all.sort_unstable();
+    all[all.len() / 2]
+}
+
+impl Ratio {
+    fn of(ratios: impl Iterator<Item = f64>) -> Ratio {
+        let mut ratios: Vec<f64> = ratios.collect();
+        ratios.sort_by(f64::total_cmp);
+        let [low, median, high] = [1, 2, 3].map(|quarter| ratios[(ratios.len() - 1) * quarter / 4]);
+        // Of a normal distribution: the quartiles are 1.349 deviations apart, and a median errs by 1.253 of a mean.
+        Ratio { median, error: 1.253 * (high - low) / 1.349 / (ratios.len() as f64).sqrt() }
     }
 }
 

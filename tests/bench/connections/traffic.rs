@@ -2,7 +2,7 @@
 //! every packet is handled before the call that sent it returns.
 
 use std::io::{Read as _, Write as _};
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{UsageWho, getrusage};
@@ -18,12 +18,12 @@ const TRIES: usize = 5;
 /// A way from the client to a pod.
 pub(crate) struct Path<'a> {
     network: &'a Network,
-    address: SocketAddrV4,
+    address: SocketAddr,
 }
 
 impl<'a> Path<'a> {
     /// By `address`, which reaches a pod.
-    pub(crate) fn new(network: &'a Network, address: SocketAddrV4) -> Path<'a> {
+    pub(crate) fn new(network: &'a Network, address: SocketAddr) -> Path<'a> {
         Path { network, address }
     }
 
@@ -88,7 +88,7 @@ impl<'a> Path<'a> {
 }
 
 /// Waits until connections to `address` arrive in the backend; whether they do.
-pub(crate) fn reached(network: &Network, address: SocketAddrV4, patience: Duration) -> bool {
+pub(crate) fn reached(network: &Network, address: SocketAddr, patience: Duration) -> bool {
     let end = Instant::now() + patience;
     network.enter_client();
     while socket().connect_timeout(&address.into(), Duration::from_millis(200)).is_err() {
@@ -104,7 +104,7 @@ fn socket() -> Socket {
     Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).expect("a socket")
 }
 
-fn connect(address: SocketAddrV4) -> Socket {
+fn connect(address: SocketAddr) -> Socket {
     let socket = socket();
     socket.connect(&address.into()).expect("a pod answers");
     socket

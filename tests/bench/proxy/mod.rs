@@ -41,6 +41,8 @@ impl fmt::Display for Kind {
 pub(crate) struct Program {
     pub(crate) kind: Kind,
     pub(crate) path: PathBuf,
+    /// More for its command line.
+    pub(crate) arguments: Vec<String>,
 }
 
 /// What a proxy says of its start.
@@ -101,7 +103,7 @@ impl Program {
         };
         std::fs::write(&config, content.to_string())?;
         let mut command = Command::new(&self.path);
-        command.args(arguments).args(more).arg("--config").arg(&config);
+        command.args(arguments).args(&self.arguments).args(more).arg("--config").arg(&config);
         let started = Instant::now();
         let mut process = Process::start(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()))?;
         let log = Log::of(process.0.stderr.take().context("no pipe for the log")?);
