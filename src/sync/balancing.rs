@@ -24,6 +24,9 @@ use crate::ruleset::slots::Shares;
 /// How long it is after a count that failed.
 const AFTER_FAILURE: Duration = Duration::from_secs(10);
 
+/// After so many counts that may have left some out, nobody knows how many connections there are.
+const MOST_INCOMPLETE: u32 = 10;
+
 /// After so long a count that has not come is taken for failed.
 const LATEST: Duration = Duration::from_secs(60);
 
@@ -54,6 +57,8 @@ pub(super) struct Balancing {
     /// When to count again; `None`: at once.
     next: Option<Instant>,
     failing: bool,
+    /// How many counts one after the other may have left some connections out.
+    incomplete: u32,
 }
 
 impl Balancing {
@@ -128,10 +133,17 @@ impl Balancing {
         match counts {
             Ok(counts) => {
                 self.next = Some(now + counts.pause);
+                self.incomplete = if counts.incomplete { self.incomplete.saturating_add(1) } else { 0 };
+                if self.incomplete >= MOST_INCOMPLETE {
+                    return self.fail("the kernel's list of them is interrupted each time");
+                }
+                if counts.incomplete {
+                    return BTreeSet::new();
+                }
                 if std::mem::take(&mut self.failing) {
                     info!("open connections are counted again");
                 }
-                if counts.incomplete { BTreeSet::new() } else { self.balance(&keys, &counts, store, now) }
+                self.balance(&keys, &counts, store, now)
             }
             Err(error) => {
                 self.next = Some(now + AFTER_FAILURE);

@@ -1,6 +1,7 @@
 //! Says of which Services the weights are not met.
 
 use std::collections::BTreeMap;
+use std::mem::discriminant;
 
 use tracing::{info, warn};
 
@@ -12,8 +13,8 @@ use crate::ruleset::slots::Misfit;
 pub(super) struct Misfits(BTreeMap<ObjectName, Misfit>);
 
 impl Misfits {
-    /// A Service was looked at, and asks for this in vain. Said when it is another thing than before, and when it is over;
-    /// returns what was said is wrong.
+    /// A Service was looked at, and asks for this in vain. Said when it is another thing than before, but not how much of it, and
+    /// when it is over; returns what was said is wrong.
     pub(super) fn note(&mut self, family: Family, service: &ObjectName, misfit: Option<Misfit>) -> Option<String> {
         let Some(misfit) = misfit else {
             if self.0.remove(service).is_some() {
@@ -21,7 +22,8 @@ impl Misfits {
             }
             return None;
         };
-        if self.0.insert(service.clone(), misfit) == Some(misfit) {
+        let before = self.0.insert(service.clone(), misfit);
+        if before.is_some_and(|before| discriminant(&before) == discriminant(&misfit)) {
             return None;
         }
         warn!("Service {service}: {family}: {misfit}");
@@ -50,6 +52,7 @@ mod tests {
         );
         assert!(told.is_some_and(|told| told.starts_with("IPv4: the unlike weights of 70 endpoints")));
         assert_eq!(said(Some(Misfit::TooMany(70))), (String::new(), None));
+        assert_eq!(said(Some(Misfit::TooMany(71))), (String::new(), None), "more of the same");
         assert!(said(Some(Misfit::Coarse(9))).0.contains("to within 0.9 % of the connections only"));
         assert!(said(None).0.contains("Service shop/web: the weights of its IPv4 endpoints are met"));
         assert_eq!(said(None), (String::new(), None));

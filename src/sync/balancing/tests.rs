@@ -260,6 +260,27 @@ fn an_endpoint_that_clients_are_remembered_for_always_has_a_slot() {
 }
 
 #[test]
+fn counts_that_are_never_whole_are_taken_for_failed() {
+    let mut world = World::new(Scheduler::Random, [service("web", 1, LC), slice("web", &[1, 2])]);
+    for _ in 0..8 {
+        world.counts(&[(1, 100, 1), (2, 10, 1)]);
+    }
+    let mut said = String::new();
+    for _ in 0..MOST_INCOMPLETE {
+        assert_eq!((world.slots("web").iter().map(|(_, slots)| slots).sum::<usize>(), &*said), (32, ""));
+        world.now += Duration::from_secs(1);
+        assert!(world.engine.begin_count(world.now).is_some(), "it is time");
+        let counts = Counts { incomplete: true, pause: Duration::from_secs(1), ..Counts::default() };
+        said = captured(|| world.engine.hear_counts(Ok(counts), world.now));
+        world.sync();
+    }
+    assert!(said.contains("the kernel's list of them is interrupted each time"), "{said}");
+    assert_eq!(world.slots("web"), [(1, 1), (2, 1)]);
+    world.now += Duration::from_secs(1);
+    assert!(captured(|| world.counts(&[(1, 100, 1)])).contains("counted again"));
+}
+
+#[test]
 fn a_count_that_never_comes_is_taken_for_failed() {
     let mut world = World::new(Scheduler::Random, [service("web", 1, LC), slice("web", &[1, 2])]);
     for _ in 0..8 {
