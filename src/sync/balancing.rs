@@ -24,6 +24,11 @@ use crate::ruleset::slots::Shares;
 /// How long it is after a count that failed.
 const AFTER_FAILURE: Duration = Duration::from_secs(10);
 
+/// About how much of a processor's time it takes to give a slot to another endpoint, in the daemon and in the kernel, and of
+/// which part of a processor that is to be: as counting itself (`conntrack::period`).
+const SLOT: Duration = Duration::from_micros(8);
+const PARTS: u32 = 50;
+
 /// After so many counts that may have left some out, nobody knows how many connections there are.
 const MOST_INCOMPLETE: u32 = 10;
 
@@ -32,6 +37,9 @@ const LATEST: Duration = Duration::from_secs(60);
 
 /// A Service port in a family.
 type PortKey = (ObjectName, Family, ArcStr, Protocol);
+
+/// The port that a number stands for, and how many frontends it has.
+type Numbered = (PortKey, u32);
 
 /// What is known of the connections to one.
 #[derive(Debug)]
@@ -51,9 +59,9 @@ pub(super) struct Balancing {
     /// Those whose endpoints have slots by what was counted.
     by_counts: BTreeSet<PortKey>,
     /// What to count, with the port of each number; made anew where a Service has changed.
-    tracked: Option<(Arc<Tracked>, Vec<PortKey>)>,
+    tracked: Option<(Arc<Tracked>, Vec<Numbered>)>,
     /// The ports that numbers stand for in the count that is under way, and since when.
-    asked: Option<(Vec<PortKey>, Instant)>,
+    asked: Option<(Vec<Numbered>, Instant)>,
     /// When to count again; `None`: at once.
     next: Option<Instant>,
     failing: bool,
@@ -173,7 +181,7 @@ impl Balancing {
         changed
     }
 
-    fn balance(&mut self, keys: &[PortKey], counts: &Counts, store: &Store, now: Instant) -> BTreeSet<ObjectName> {
+    fn balance(&mut self, keys: &[Numbered], counts: &Counts, store: &Store, now: Instant) -> BTreeSet<ObjectName> {
         let mut seen: HashMap<usize, HashMap<SocketAddr, Seen>> = HashMap::new();
         for (number, endpoint, of_endpoint) in &counts.seen {
             seen.entry(*number).or_default().insert(*endpoint, *of_endpoint);
@@ -182,13 +190,14 @@ impl Balancing {
         let is_unknown = |key| self.ports.get(key).is_some_and(|port| port.shares.is_none());
         let numbers: BTreeSet<usize> = (0..keys.len())
             .filter(|number| {
-                let key = &keys[*number];
+                let (key, _) = &keys[*number];
                 seen.contains_key(number) || self.by_counts.contains(key) || is_unknown(key)
             })
             .collect();
         let mut changed = BTreeSet::new();
+        let mut slots = 0;
         for number in numbers {
-            let (key, none) = (&keys[number], HashMap::new());
+            let ((key, frontends), none) = (&keys[number], HashMap::new());
             let Some(port) = self.ports.get_mut(key) else { continue };
             let endpoints = endpoints(key, store);
             let of_endpoints = seen.get(&number).unwrap_or(&none);
@@ -214,20 +223,37 @@ impl Balancing {
                 self.by_counts.insert(key.clone());
             }
             if port.shares.as_ref() != Some(&shares) {
+                slots += moved(port.shares.as_ref(), &shares) * frontends;
                 port.shares = Some(shares);
                 changed.insert(key.0.clone());
             }
         }
+        // Where many slots change at each count, there are fewer counts.
+        self.next = Some(now + counts.pause.max(SLOT * slots * PARTS));
         changed
     }
 }
 
+/// How many slots change hands.
+fn moved(before: Option<&Shares>, now: &Shares) -> u32 {
+    let had = |backend| before.and_then(|before| before.get(backend)).copied().unwrap_or(0);
+    let gains = now.iter().map(|(backend, slots)| slots.saturating_sub(had(backend))).sum();
+    let all = before.map_or(0, |before| before.values().sum());
+    // All of them, where turns are better from now on.
+    if now.is_empty() { all } else { gains }
+}
+
 /// The frontends of these ports, each with the number of its port.
-fn track<'a>(ports: impl Iterator<Item = &'a PortKey>, store: &Store, claims: &Claims) -> (Arc<Tracked>, Vec<PortKey>) {
+fn track<'a>(
+    ports: impl Iterator<Item = &'a PortKey>,
+    store: &Store,
+    claims: &Claims,
+) -> (Arc<Tracked>, Vec<Numbered>) {
     let (mut tracked, mut keys) = (Tracked::new(), Vec::new());
     for key @ (name, family, port_name, protocol) in ports {
         let Some(service) = store.service(name) else { continue };
         let is_it = |port: &&ServicePort| port.name == *port_name && port.protocol == *protocol;
+        let before = tracked.len();
         for port in service.ports.iter().filter(is_it) {
             let frontends = service.frontends(port, *family);
             let owned = frontends.filter(|(key, role)| {
@@ -235,7 +261,7 @@ fn track<'a>(ports: impl Iterator<Item = &'a PortKey>, store: &Store, claims: &C
             });
             tracked.extend(owned.map(|(key, _)| (key, keys.len())));
         }
-        keys.push(key.clone());
+        keys.push((key.clone(), u32::try_from(tracked.len() - before).unwrap_or(u32::MAX)));
     }
     (Arc::new(tracked), keys)
 }

@@ -192,6 +192,36 @@ fn who_has_fewest_gets_most_and_failures_end_that() {
     assert!(captured(|| world.counts(&[(1, 100, 100)])).contains("open connections are counted again"));
 }
 
+/// What is gained by other slots shall not cost more than the count.
+#[test]
+fn where_many_slots_change_there_are_fewer_counts() {
+    let mut world = World::new(Scheduler::Random, [service("web", 1, LC), slice("web", &[1, 2, 3])]);
+    let mut longest = Duration::ZERO;
+    for round in 0..12 {
+        let few = [(1, 100, 50), (2, 10, 5)];
+        let turned = [(1, 10, 5), (2, 100, 50)];
+        world.counts(if round % 2 == 0 { &few } else { &turned });
+        let next = world.engine.count_at().expect("another follows") - world.now;
+        longest = longest.max(next);
+        world.now += next;
+    }
+    // At most 32 slots of each of three frontends.
+    assert!(longest == Duration::from_secs(1), "{longest:?}");
+    let slots = |shares: &[u32]| {
+        (1..)
+            .zip(shares)
+            .map(|(last, slots)| (Backend { address: address(last), port: NonZeroU16::MIN }, *slots))
+            .collect::<Shares>()
+    };
+    assert_eq!(moved(None, &slots(&[16, 16])), 32);
+    assert_eq!(moved(Some(&slots(&[16, 16])), &slots(&[10, 22])), 6);
+    assert_eq!(moved(Some(&slots(&[16, 16])), &slots(&[10, 11, 11])), 11);
+    assert_eq!(moved(Some(&slots(&[16, 16])), &Shares::new()), 32);
+    assert_eq!(moved(Some(&Shares::new()), &Shares::new()), 0);
+    // A hundred Services with 30 changes each, in one frontend: more than a second.
+    assert!(SLOT * 30 * 100 * PARTS > Duration::from_secs(1));
+}
+
 /// To look for stale flows costs a listing of all that there are, more than the count.
 #[test]
 fn other_slots_are_no_reason_to_look_for_stale_flows() {
