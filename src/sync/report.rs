@@ -10,6 +10,7 @@ use crate::errors;
 use crate::model::{Family, FrontendKey, ObjectName, PerFamily, Protocol};
 use crate::nftables::{CommitError, Committed, KernelError};
 use crate::ruleset::frontend::Frontend;
+use crate::ruleset::names::By;
 
 /// What a sync did.
 #[derive(Debug, Default)]
@@ -105,13 +106,20 @@ impl Report {
     }
 }
 
-/// Whether a frontend is of the same port as before, and all endpoints that it led to are still among its own: no flow of it
-/// has become stale.
+/// Whether a frontend is of the same port as before, and all endpoints that it led to are still among its own, or it takes as
+/// many turns as before by the same counter: no flow of it has become stale. One that gets no turns for a while, as it has the most
+/// connections, serves those; of one that serves no more it is told otherwise.
 fn leads_to_all_of(new: &Frontend, old: &Frontend) -> bool {
     let all =
         |it: &'_ Frontend| it.action.slots().flat_map(|(_, slots)| slots.iter().copied()).collect::<BTreeSet<_>>();
-    let (ours, before) = (all(new), all(old));
-    new.service == old.service && new.port_name == old.port_name && !before.is_empty() && before.is_subset(&ours)
+    let turns =
+        |it: &'_ Frontend| it.action.slots().map(|(local, slots)| (local, slots.by, slots.len())).collect::<Vec<_>>();
+    let (ours, before, taken) = (all(new), all(old), turns(new));
+    let as_many = taken == turns(old) && taken.iter().all(|(_, by, _)| matches!(by, By::Turn(_)));
+    new.service == old.service
+        && new.port_name == old.port_name
+        && !before.is_empty()
+        && (before.is_subset(&ours) || as_many)
 }
 
 /// A sync did not come to its end. What was committed before stays; the rest is tried again later.

@@ -241,6 +241,17 @@ fn other_slots_are_no_reason_to_look_for_stale_flows() {
     world.engine.hear_counts(Ok(Counts { seen, ..Counts::default() }), world.now);
     let report = world.engine.sync(world.now);
     assert_eq!((report.transactions, report.udp), (1, vec![]));
+    // Nor if one of them gets none for a while.
+    let mut world = world;
+    for _ in 0..3 {
+        world.now += Duration::from_secs(1);
+        assert!(world.engine.begin_count(world.now).is_some());
+        let seen = [(1, 500), (2, 10)];
+        let seen = seen.map(|(last, open)| (0, SocketAddr::new(address(last), 1), Seen { open, new: 0 })).into();
+        world.engine.hear_counts(Ok(Counts { seen, ..Counts::default() }), world.now);
+        assert_eq!(world.engine.sync(world.now).udp, vec![]);
+    }
+    assert_eq!(world.slots("web"), [(2, 32)]);
 }
 
 /// What an earlier run has left stays until something is known, and no longer.
