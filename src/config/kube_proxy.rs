@@ -412,20 +412,29 @@ impl Resolver<'_> {
                 false => format!("{known_as}: no effect in this mode; {own_known_as} has one"),
             });
         }
-        if !own.is_empty() {
+        let chosen = if !own.is_empty() {
             let names = Scheduler::ALL.map(|(_, name)| name).join(", ");
             let known = Scheduler::parse(own).ok();
-            return known.or_else(|| self.problem(SCHEDULER, own, format!("must be one of {names}")));
+            known.or_else(|| self.problem(SCHEDULER, own, format!("must be one of {names}")))?
+        } else {
+            match of_ipvs {
+                _ if !ipvs => Scheduler::Random,
+                "" => Scheduler::RoundRobin,
+                name => Scheduler::parse(name).unwrap_or_else(|unknown| {
+                    let known_as = self.flags.known_as(OF_IPVS);
+                    self.warnings.push(format!("{known_as}: {unknown}; endpoints are chosen at random"));
+                    Scheduler::Random
+                }),
+            }
+        };
+        if matches!(chosen, Scheduler::Maglev | Scheduler::MaglevWithPort) {
+            let known_as = self.flags.known_as(if own.is_empty() { OF_IPVS } else { SCHEDULER });
+            self.warnings.push(format!(
+                "{known_as}: {chosen} takes a third of a megabyte of the kernel's memory for each address and port of every \
+                 Service; the annotation nftproxyd.io/scheduler asks for it where it is needed"
+            ));
         }
-        Some(match of_ipvs {
-            _ if !ipvs => Scheduler::Random,
-            "" => Scheduler::RoundRobin,
-            name => Scheduler::parse(name).unwrap_or_else(|unknown| {
-                let known_as = self.flags.known_as(OF_IPVS);
-                self.warnings.push(format!("{known_as}: {unknown}; endpoints are chosen at random"));
-                Scheduler::Random
-            }),
-        })
+        Some(chosen)
     }
 
     fn detect_local(&mut self) -> Option<DetectLocal> {

@@ -229,7 +229,7 @@ impl Balancing {
             }
         }
         // Where many slots change at each count, there are fewer counts.
-        self.next = Some(now + counts.pause.max(SLOT * slots * PARTS));
+        self.next = Some(now + counts.pause.max((SLOT * slots * PARTS).min(LATEST)));
         changed
     }
 }

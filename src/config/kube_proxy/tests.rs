@@ -547,7 +547,13 @@ fn the_scheduler_is_that_of_the_mode_or_ours() {
     assert_eq!(said("mode: nftables"), none(Scheduler::Random));
     assert_eq!(said("mode: ipvs"), none(Scheduler::RoundRobin));
     assert_eq!(said("mode: ipvs\nipvs: {scheduler: wlc}"), none(Scheduler::WeightedLeastConnections));
-    assert_eq!(said("mode: nftables\nnftables: {scheduler: mh-port}"), none(Scheduler::MaglevWithPort));
+    assert_eq!(said("mode: nftables\nnftables: {scheduler: sh-port}"), none(Scheduler::SourceHashWithPort));
+    let (scheduler, warning) = said("mode: ipvs\nipvs: {scheduler: mh}");
+    assert_eq!(scheduler, Scheduler::Maglev);
+    assert!(
+        warning
+            .is_some_and(|it| it.starts_with("ipvs.scheduler: mh takes a third of a megabyte of the kernel's memory"))
+    );
     assert_eq!(said("mode: iptables\nnftables: {scheduler: rr}"), none(Scheduler::RoundRobin));
     let (scheduler, warning) = said("mode: iptables\nipvs: {scheduler: lc}");
     assert_eq!(scheduler, Scheduler::Random);
