@@ -106,16 +106,17 @@ impl Report {
     }
 }
 
-/// Whether a frontend is of the same port as before, and all endpoints that it led to are still among its own, or it takes as
-/// many turns as before by the same counter: no flow of it has become stale. One that gets no turns for a while, as it has the most
-/// connections, serves those; of one that serves no more it is told otherwise.
+/// Whether a frontend is of the same port as before, and all endpoints that it led to are still among its own, or it has as many
+/// slots as before, in turns or several for an endpoint: no flow of it has become stale. One that gets no slot for a while, as it
+/// has the most connections, serves those; of one that serves no more it is told otherwise.
 fn leads_to_all_of(new: &Frontend, old: &Frontend) -> bool {
     let all =
         |it: &'_ Frontend| it.action.slots().flat_map(|(_, slots)| slots.iter().copied()).collect::<BTreeSet<_>>();
     let turns =
         |it: &'_ Frontend| it.action.slots().map(|(local, slots)| (local, slots.by, slots.len())).collect::<Vec<_>>();
     let (ours, before, taken) = (all(new), all(old), turns(new));
-    let as_many = taken == turns(old) && taken.iter().all(|(_, by, _)| matches!(by, By::Turn(_)));
+    let is_shared = |(_, by, slots): &(bool, By, usize)| matches!(by, By::Turn(_)) || ours.len() < *slots;
+    let as_many = taken == turns(old) && taken.iter().all(is_shared);
     new.service == old.service
         && new.port_name == old.port_name
         && !before.is_empty()
