@@ -68,8 +68,8 @@ fn serve(node: &Node, v6: bool, endpoints: u8) {
 }
 
 /// What a client's new flow reaches, and whether the endpoint sees its port.
-fn ask(from: IpAddr, to: SocketAddr) -> (u8, bool) {
-    let socket = bound(SocketAddr::new(from, 0)).expect("a client has a socket");
+fn ask(from: SocketAddr, to: SocketAddr) -> (u8, bool) {
+    let socket = bound(from).expect("a client has a socket");
     socket.connect(to).expect("there is a route");
     socket.set_read_timeout(Some(ANSWER)).expect("a time-out");
     socket.send(b"?").unwrap_or_else(|error| panic!("{from} to {to}: {error}"));
@@ -83,7 +83,7 @@ fn ask(from: IpAddr, to: SocketAddr) -> (u8, bool) {
 /// What these clients' new flows reach, one after the other.
 fn asked(node: &Node, flows: impl IntoIterator<Item = (IpAddr, SocketAddr)>) -> Vec<u8> {
     let flows: Vec<_> = flows.into_iter().collect();
-    node.world.run(move || flows.into_iter().map(|(from, to)| ask(from, to).0).collect())
+    node.world.run(move || flows.into_iter().map(|(from, to)| ask(SocketAddr::new(from, 0), to).0).collect())
 }
 
 fn counts(reached: &[u8]) -> BTreeMap<u8, usize> {
@@ -386,6 +386,8 @@ fn clients_that_are_hashed_keep_their_port() {
     });
     node.write("services.yaml", &yaml(&objects.collect::<Vec<_>>()));
     node.start(&json!({"detectLocalMode": "NodeCIDR"}));
+    // No two clients have the same port: behind one address, the second would have to give it up.
+    let mut port = 20_000;
     for (scheduler, last) in schedulers {
         let keeps = ["sh", "mh-port"].contains(&scheduler);
         for to in [
@@ -395,8 +397,9 @@ fn clients_that_are_hashed_keep_their_port() {
             format!("[2001:db8::10]:{}", 30_150 + u16::from(last)),
         ] {
             let to = socket(&to);
-            let kept: Vec<bool> =
-                node.world.run(move || (0..20).map(|index| ask(client(to.is_ipv6(), index), to).1).collect());
+            let from = move |index| SocketAddr::new(client(to.is_ipv6(), index), port + index);
+            let kept: Vec<bool> = node.world.run(move || (0..20).map(|index| ask(from(index), to).1).collect());
+            port += 20;
             let kept = kept.into_iter().filter(|kept| *kept).count();
             assert!(if keeps { kept == 20 } else { kept < 5 }, "{scheduler} {to}: {kept} of 20 kept their port");
         }
