@@ -67,8 +67,7 @@ impl Giver {
     /// Leaves a frontend at random slots where it would take chains that the table has no room for.
     fn limit(&mut self, installed: &Installed, key: &FrontendKey, frontend: &mut Frontend) {
         let missing = |frontend: &Frontend| {
-            let kinds = elements::kinds(key, frontend).into_iter();
-            let kinds = kinds.flat_map(|(_, kind)| [kind.counter(), Some(kind)]).flatten();
+            let kinds = elements::kinds(key, frontend).into_iter().flat_map(|(_, kind)| kind.with_counter());
             let chains = kinds.filter_map(Kind::on_demand).filter(|chain| !installed.has_chain(*chain));
             chains.filter(|chain| !self.new.contains(chain)).collect::<BTreeSet<ChainName>>()
         };

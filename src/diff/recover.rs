@@ -69,7 +69,7 @@ pub fn recover(
                 frontend.service = unit.service.clone();
                 for (_, kind) in elements::kinds(&key, &frontend) {
                     // Nothing of the frontend changes for it, so that nobody else would notice.
-                    let needed = [kind.counter(), Some(kind)].into_iter().flatten().filter_map(Kind::on_demand);
+                    let needed = kind.with_counter().filter_map(Kind::on_demand);
                     for chain in needed.filter(|chain| !installed.has_chain(*chain)).collect::<SmallVec<[_; 2]>>() {
                         lost.insert(chain);
                         installed.chain_added(chain);

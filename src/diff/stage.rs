@@ -236,7 +236,7 @@ impl Changes {
     fn chains(&self, present: &BTreeMap<ChainName, u32>) -> BTreeMap<Kind, ChainName> {
         let kinds = self.add.values().flatten().filter_map(|element| Kind::of_data(&element.data));
         // The one with the counter comes first in the order of kinds.
-        let with_counters = kinds.flat_map(|kind| [kind.counter(), Some(kind)]).flatten();
+        let with_counters = kinds.flat_map(Kind::with_counter);
         let on_demand = with_counters.filter_map(|kind| Some((kind, kind.on_demand()?)));
         on_demand.filter(|(_, chain)| !present.contains_key(chain)).collect()
     }

@@ -188,6 +188,11 @@ impl Kind {
         }
     }
 
+    /// The kinds whose chains have to be there for it: that with the counter first, and itself.
+    pub fn with_counter(self) -> impl Iterator<Item = Kind> {
+        self.counter().into_iter().chain([self])
+    }
+
     /// Its number as the data of an element.
     pub fn data(self) -> Data {
         Data::Values([Value::Class(self.class())].into_iter().collect())

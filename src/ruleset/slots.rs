@@ -231,7 +231,7 @@ fn repeated(backends: &[Backend], counts: &[u32]) -> Vec<Backend> {
 /// How many slots each of these weights gets, at least one: as they are, divided by what they have in common, or else as near
 /// to them as [`WEIGHTED_SLOTS`] allow.
 pub fn reduce(weights: &[u32]) -> (Vec<u32>, Option<Misfit>) {
-    let divisor = weights.iter().fold(0, |divisor, weight| greatest_common_divisor(divisor, *weight)).max(1);
+    let divisor = common_divisor(weights);
     let exact: Vec<u32> = weights.iter().map(|weight| weight / divisor).collect();
     let all: u64 = exact.iter().map(|weight| u64::from(*weight)).sum();
     if all <= u64::from(WEIGHTED_SLOTS) || all == exact.len() as u64 {
@@ -277,6 +277,11 @@ fn apportion(weights: &[u32], all: u64, slots: u32) -> Vec<u32> {
             None => return counts,
         }
     }
+}
+
+/// The greatest divisor that all weights have in common.
+fn common_divisor(weights: &[u32]) -> u32 {
+    weights.iter().fold(0, |divisor, weight| greatest_common_divisor(divisor, *weight)).max(1)
 }
 
 fn greatest_common_divisor(mut a: u32, mut b: u32) -> u32 {
@@ -386,7 +391,7 @@ fn inverses(prime: u32) -> Vec<u32> {
 
 /// How many slots of a Maglev table an endpoint takes in its turn.
 fn turns(weights: &[u32]) -> Vec<u32> {
-    let divisor = weights.iter().fold(0, |divisor, weight| greatest_common_divisor(divisor, *weight)).max(1);
+    let divisor = common_divisor(weights);
     let most = weights.iter().max().map_or(1, |most| most / divisor);
     let scale = |weight: u32| match weight / divisor {
         weight if most <= WEIGHTED_SLOTS => weight,
