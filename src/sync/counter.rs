@@ -5,17 +5,13 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread::JoinHandle;
+use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::asked::Asked;
 use crate::model::{FrontendKey, Seen};
-use crate::threads;
-
-/// How long the end of the process waits for the count that is under way.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The frontends whose connections are counted, each with the number of its Service port in its family: what comes by any of
 /// them is counted together.
@@ -34,13 +30,7 @@ pub struct Counts {
 
 /// The thread that counts. Dropping it ends it.
 #[derive(Debug)]
-pub struct Counter {
-    asks: Option<Sender<Arc<Tracked>>>,
-    news: mpsc::Receiver<Result<Counts, String>>,
-    thread: Option<JoinHandle<()>>,
-    /// Says nothing, and hangs up when the thread is at its end.
-    end: Receiver<()>,
-}
+pub struct Counter(Asked<Arc<Tracked>, Result<Counts, String>>);
 
 impl Counter {
     /// Starts the thread. `count` counts the open connections of some frontends, and tells which of them are new from its
@@ -51,50 +41,23 @@ impl Counter {
     pub fn spawn(
         mut count: impl FnMut(&Arc<Tracked>) -> Result<Counts, String> + Send + 'static,
     ) -> io::Result<Counter> {
-        let (asks, asked) = channel::<Arc<Tracked>>();
-        let (sender, news) = mpsc::channel(1);
-        let (ends, end) = channel();
-        let thread = threads::spawn("connections", move || {
+        let answers = move |asked: &Receiver<Arc<Tracked>>, news: &mpsc::Sender<_>| {
             for tracked in asked {
-                if sender.blocking_send(count(&tracked)).is_err() {
-                    break;
+                if news.blocking_send(count(&tracked)).is_err() {
+                    return;
                 }
             }
-            drop(ends);
-        })?;
-        Ok(Counter { asks: Some(asks), news, thread: Some(thread), end })
+        };
+        Ok(Counter(Asked::spawn("connections", "counts connections", 1, answers)?))
     }
 
     /// Asks for a count. Never waits.
     pub(super) fn ask(&self, tracked: Arc<Tracked>) {
-        if let Some(asks) = &self.asks
-            && asks.send(tracked).is_err()
-        {
-            // It ends before us only by a panic, which has been reported.
-            tracing::error!("the thread that counts connections is gone");
-        }
+        self.0.ask(tracked);
     }
 
     /// The next count. It may be dropped before it is ready.
     pub(super) async fn next(&mut self) -> Result<Counts, String> {
-        match self.news.recv().await {
-            Some(news) => news,
-            None => std::future::pending().await,
-        }
-    }
-}
-
-impl Drop for Counter {
-    fn drop(&mut self) {
-        self.asks = None;
-        self.news.close();
-        while self.news.try_recv().is_ok() {}
-        if let Err(RecvTimeoutError::Timeout) = self.end.recv_timeout(PATIENCE) {
-            // It changes nothing, and ends with the process.
-            return;
-        }
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.0.next().await
     }
 }

@@ -13,6 +13,7 @@
 //! state has to be read back, and when a fact that concerns every Service changes (the node's zone, its addresses).
 
 mod affinity;
+mod asked;
 mod balancing;
 mod cluster;
 mod counter;

@@ -3,22 +3,19 @@
 //! The sync loop asks, and takes what comes when it has time for it: a reader that is slow, or stuck, keeps back nobody.
 
 use std::io;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::Receiver;
+use std::thread;
+use std::time::Instant;
 
 use tokio::sync::mpsc;
 
 use super::affinity::Purpose;
+use super::asked::Asked;
 use crate::model::Family;
 use crate::nftables::{Clients, KernelError, ReadClients, Slice};
-use crate::threads;
 
 /// How many pieces of news wait for the loop; then the reader does.
 const WAITING: usize = 2;
-
-/// How long the end of the process waits for the piece that is being read.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a look has found.
 #[derive(Debug)]
@@ -31,13 +28,7 @@ pub enum News {
 
 /// The thread that reads. Dropping it ends it, whatever it was asked for.
 #[derive(Debug)]
-pub struct Reader {
-    asks: Option<Sender<(Family, Purpose)>>,
-    news: mpsc::Receiver<(Family, News)>,
-    thread: Option<JoinHandle<()>>,
-    /// Says nothing, and hangs up when the thread is at its end.
-    end: Receiver<()>,
-}
+pub struct Reader(Asked<(Family, Purpose), (Family, News)>);
 
 impl Reader {
     /// Starts the thread.
@@ -45,53 +36,23 @@ impl Reader {
     /// # Errors
     /// One line that names the limits to look at.
     pub fn spawn(clients: impl ReadClients + Send + 'static) -> io::Result<Reader> {
-        let (asks, asked) = channel();
-        let (sender, news) = mpsc::channel(WAITING);
-        let (ends, end) = channel();
-        let thread = threads::spawn("clients", move || {
-            run(clients, &asked, &sender);
-            drop(ends);
-        })?;
-        Ok(Reader { asks: Some(asks), news, thread: Some(thread), end })
+        let does = "reads the clients with session affinity";
+        Ok(Reader(Asked::spawn("clients", does, WAITING, move |asked, news| run(clients, asked, news))?))
     }
 
     /// Asks for a look at a family's clients. Never waits. The news of it end with [`News::End`].
     pub(super) fn ask(&self, family: Family, purpose: Purpose) {
-        if let Some(asks) = &self.asks
-            && asks.send((family, purpose)).is_err()
-        {
-            // It ends before us only by a panic, which has been reported.
-            tracing::error!("the thread that reads the clients with session affinity is gone");
-        }
+        self.0.ask((family, purpose));
     }
 
     /// The next news. It may be dropped before it is ready.
     pub(super) async fn next(&mut self) -> (Family, News) {
-        match self.news.recv().await {
-            Some(news) => news,
-            None => std::future::pending().await,
-        }
+        self.0.next().await
     }
 
     /// The next news, if there are any.
     pub(super) fn try_next(&mut self) -> Option<(Family, News)> {
-        self.news.try_recv().ok()
-    }
-}
-
-impl Drop for Reader {
-    fn drop(&mut self) {
-        self.asks = None;
-        self.news.close();
-        // What is still in the channel is what the thread may be waiting behind.
-        while self.news.try_recv().is_ok() {}
-        if let Err(RecvTimeoutError::Timeout) = self.end.recv_timeout(PATIENCE) {
-            // It changes nothing, and ends with the process.
-            return;
-        }
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.0.try_next()
     }
 }
 
@@ -140,13 +101,14 @@ mod tests {
     use crate::nftables::in_memory::InMemoryClients;
     use crate::ruleset::backend::Backend;
     use crate::ruleset::read::Remembered;
+    use crate::sync::asked::PATIENCE;
 
     /// What comes of a look, as the number of slices and the number of clients.
     fn looked(reader: &mut Reader, family: Family, purpose: Purpose) -> (usize, usize) {
         reader.ask(family, purpose);
         let mut slices = 0;
         loop {
-            match reader.news.blocking_recv().expect("it goes on") {
+            match reader.0.news.blocking_recv().expect("it goes on") {
                 (of, News::Slice(slice)) => {
                     assert_eq!(of, family);
                     slices += usize::from(!slice.clients.is_empty());
@@ -188,7 +150,7 @@ mod tests {
             reader.ask(Family::V4, Purpose::Forget);
         }
         // It is full, and the thread waits for somebody to take something.
-        while reader.news.len() < WAITING {
+        while reader.0.news.len() < WAITING {
             thread::yield_now();
         }
         let start = Instant::now();
