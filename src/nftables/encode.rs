@@ -29,7 +29,7 @@ pub(super) const TYPE_UID: u32 = 24;
 pub(super) const TYPE_CLASSID: u32 = 23;
 
 /// A key or data as registers hold it.
-type Packed = SmallVec<[u8; 64]>;
+pub(super) type Packed = SmallVec<[u8; 64]>;
 
 /// A transaction as bytes, and which message belongs to which operation.
 ///
@@ -405,7 +405,7 @@ fn check_rule(family: Family, rule: &Rule) -> Result<(), String> {
 }
 
 /// What a kernel cannot know to be wrong, or what would not fit.
-fn check_element(family: Family, element: &Element) -> Result<(), String> {
+pub(super) fn check_element(family: Family, element: &Element) -> Result<(), String> {
     let values = |data: &Data| match data {
         Data::Values(values) => values.iter().copied().collect::<SmallVec<[Value; 2]>>(),
         Data::None | Data::Verdict(_) => SmallVec::new(),
@@ -457,7 +457,7 @@ fn fill_element(element: &Element, deleting: bool, raw: &mut sys::SetElement, us
 }
 
 /// Values as they are concatenated: each begins at a multiple of 4 bytes, unless there is only one.
-fn pack(values: &[Value]) -> Packed {
+pub(super) fn pack(values: &[Value]) -> Packed {
     let mut packed = Packed::new();
     for value in values {
         packed.resize(packed.len().next_multiple_of(4), 0);

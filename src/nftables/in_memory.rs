@@ -10,12 +10,12 @@ use std::{fmt, io};
 use nix::errno::Errno;
 
 pub use self::clients::InMemoryClients;
-use super::kernel::{CommitError, Committed, KeptClients, Kernel, KernelError, Snapshot, table_flag};
+use super::kernel::{CommitError, Committed, KeptClients, Kernel, KernelError, Snapshot, Unread, table_flag};
 use super::owner::Owner;
 use super::words::words;
 use crate::diff::{Operation, Transaction};
 use crate::model::{Family, PerFamily};
-use crate::ruleset::kept::Kept;
+use crate::ruleset::kept::{self, Kept};
 use crate::ruleset::names::{ChainName, SetName, TableName};
 use crate::ruleset::read::Remembered;
 use crate::ruleset::types::{Chain, Data, Element, Hook, Key, Rule, SetDef, Statement, Verdict};
@@ -530,6 +530,22 @@ impl Kernel for InMemoryKernel {
         each(None);
         self.elements_of(family, set.name).into_iter().for_each(|element| each(Some(element)));
         Ok(BTreeSet::new())
+    }
+
+    fn client(&mut self, family: Family, key: &Key) -> Result<Option<Kept>, KernelError> {
+        let mut wanted = |client: &Remembered| kept::element(client).key == *key;
+        Ok(self.kept(family, Duration::ZERO, &mut wanted)?.clients.pop())
+    }
+
+    fn chains(&mut self, family: Family) -> Result<Vec<Result<Chain, Unread>>, KernelError> {
+        let Some(table) = &self.tables[family] else { return Ok(Vec::new()) };
+        let ours = table.chains.iter().map(|(name, ChainState { hook, rules })| {
+            // The kernel knows comments only as something of its user's.
+            let rules = rules.iter().map(|rule| Rule { comment: None, ..rule.clone() });
+            (name.to_string(), Ok(Chain { name: *name, hook: *hook, rules: rules.collect() }))
+        });
+        let foreign = table.foreign_chains.iter().map(|name| (name.clone(), Err(Unread::Foreign(name.clone()))));
+        Ok(ours.chain(foreign).collect::<BTreeMap<_, _>>().into_values().collect())
     }
 
     fn kept(

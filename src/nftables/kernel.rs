@@ -7,10 +7,11 @@ use std::time::Duration;
 use super::owner::Owner;
 use crate::diff::Transaction;
 use crate::model::Family;
+use crate::printable::printable;
 use crate::ruleset::kept::Kept;
 use crate::ruleset::names::{ChainName, SetName, TableName};
 use crate::ruleset::read::Remembered;
-use crate::ruleset::types::{Chain, SetDef};
+use crate::ruleset::types::{Chain, Key, SetDef};
 
 pub use crate::ruleset::types::Element;
 
@@ -67,6 +68,41 @@ pub struct Snapshot {
     pub foreign_other: BTreeSet<String>,
 }
 
+/// A chain of a table of ours that cannot be told as a [`Chain`].
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub enum Unread {
+    /// No chain of ours has this name.
+    #[error("chain {} is none of nftproxyd's", printable(.0))]
+    Foreign(String),
+    /// It is attached to a hook in a way that ours never are.
+    #[error("chain {}: {what}", printable(chain))]
+    Attached {
+        /// Its name.
+        chain: String,
+        /// The way, in words.
+        what: String,
+    },
+    /// A rule of it is none that a chain of ours could have.
+    #[error("chain {}, rule {rule}: {} is not understood", printable(chain), printable(what))]
+    Rule {
+        /// The chain's name.
+        chain: String,
+        /// Which rule it is, from 1 on: the first of the chain that is not understood.
+        rule: usize,
+        /// Which expression of it, in words.
+        what: String,
+    },
+}
+
+impl Unread {
+    /// The chain's name.
+    pub fn chain(&self) -> &str {
+        match self {
+            Unread::Foreign(chain) | Unread::Attached { chain, .. } | Unread::Rule { chain, .. } => chain,
+        }
+    }
+}
+
 /// Clients that keep their endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct KeptClients {
@@ -121,6 +157,20 @@ pub trait Kernel {
         Ok(self.elements(family, set)?.contains(element))
     }
 
+    /// The elements of a set with these keys, or of a set of ranges, one that holds each. The kernel is asked for each of
+    /// them where it can be, whatever the set holds: some 10 microseconds for one.
+    fn find(&mut self, family: Family, set: &SetDef, keys: &[Key]) -> Result<Vec<Option<Element>>, KernelError> {
+        look_through(self, family, set, keys)
+    }
+
+    /// The client that the map `affinity` has by this key: its address, the address that it connected to, protocol and
+    /// port.
+    fn client(&mut self, family: Family, key: &Key) -> Result<Option<Kept>, KernelError>;
+
+    /// The chains of our table of one family with their rules, as they are, in the order of their names; none if there is
+    /// no table.
+    fn chains(&mut self, family: Family) -> Result<Vec<Result<Chain, Unread>>, KernelError>;
+
     /// The clients of the map `affinity` that are `wanted`. Looks for them for about so long: a dump takes a time in
     /// proportion to the square of their number.
     fn kept(
@@ -134,6 +184,24 @@ pub trait Kernel {
     /// the last time this was asked about it. It may say no although only tables of others were changed, never yes
     /// although ours was.
     fn undisturbed(&mut self, family: Family) -> Result<bool, KernelError>;
+}
+
+/// Looks for the elements with these keys among all that the set has. Costs time in proportion to their number.
+pub(super) fn look_through(
+    kernel: &mut (impl Kernel + ?Sized),
+    family: Family,
+    set: &SetDef,
+    keys: &[Key],
+) -> Result<Vec<Option<Element>>, KernelError> {
+    let mut found = vec![None; keys.len()];
+    kernel.read_elements(family, set, &mut |element| match element {
+        None => found.fill(None),
+        Some(element) => {
+            let wanted = found.iter_mut().zip(keys).filter(|(_, key)| element.matches(key));
+            wanted.for_each(|(place, _)| *place = Some(element.clone()));
+        }
+    })?;
+    Ok(found)
 }
 
 /// Reading from the kernel failed.

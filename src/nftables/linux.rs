@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
+use super::chains::Found;
 use super::decode;
-use super::encode::{Batch, EncodeError, Encoder, encode};
-use super::holds::holds;
-use super::kernel::{CommitError, Committed, KeptClients, Kernel, KernelError, Snapshot};
+use super::encode::{Batch, EncodeError, encode};
+use super::expected::Expected;
+use super::kernel::{CommitError, Committed, KeptClients, Kernel, KernelError, Snapshot, Unread, look_through};
+use super::lookup::{get, look_up};
 use super::monitor::Audience;
 use super::numbers::protocol_family;
 use super::owner::{Owner, Protection};
@@ -20,11 +22,12 @@ use super::uapi::{self, msg};
 use super::words::words;
 use crate::diff::{Operation, Transaction};
 use crate::model::{Family, PerFamily};
-use crate::netlink::{Attributes, Bus, End, Message, Socket, find, messages};
+use crate::netlink::{Bus, End, Message, Socket, find, messages};
 use crate::ruleset::base;
+use crate::ruleset::kept::Kept;
 use crate::ruleset::names::{ChainName, SetName, TableName};
 use crate::ruleset::read::Remembered;
-use crate::ruleset::types::{Chain, Element, SetDef};
+use crate::ruleset::types::{Chain, Element, Key, SetDef};
 
 /// Room for answers: an error takes less than 1 KiB of the socket's memory, so thousands fit.
 const RECEIVE_QUEUE: usize = 4 * 1024 * 1024;
@@ -32,6 +35,9 @@ const RECEIVE_QUEUE: usize = 4 * 1024 * 1024;
 /// From so many operations on nobody listens to a transaction: to describe each takes the kernel some 2 microseconds. Fewer
 /// are not worth that the table is read back when others have changed anything meanwhile.
 const LARGE: usize = 2_000;
+
+/// How often chains and rules are read again because others have changed something between the two.
+const ATTEMPTS: usize = 20;
 
 /// nftables of the network namespace that it was opened in.
 pub struct LinuxKernel {
@@ -478,7 +484,48 @@ impl Kernel for LinuxKernel {
     }
 
     fn holds(&mut self, family: Family, set: &SetDef, element: &Element) -> Result<bool, KernelError> {
-        holds(&mut self.socket, self.table, family, set, element)
+        let mut found = false;
+        get(&mut self.socket, self.table, family, set, &element.key, |message| {
+            found |= decode::elements(message, family, set).any(|it| it.as_ref() == Ok(element));
+        })?;
+        Ok(found)
+    }
+
+    fn find(&mut self, family: Family, set: &SetDef, keys: &[Key]) -> Result<Vec<Option<Element>>, KernelError> {
+        let mut one = |key| look_up(&mut self.socket, self.table, family, set, key);
+        let found = keys.iter().map(&mut one).collect::<Result<Vec<_>, _>>()?;
+        // That a range is found by what is in it, nobody has promised: before there is none, all are looked at.
+        if set.interval && found.contains(&None) { look_through(self, family, set, keys) } else { Ok(found) }
+    }
+
+    fn client(&mut self, family: Family, key: &Key) -> Result<Option<Kept>, KernelError> {
+        let set = base::set(SetName::Affinity);
+        let mut found = None;
+        get(&mut self.socket, self.table, family, &set, key, |message| {
+            found = found.or(decode::kept(message, family, &set).next());
+        })?;
+        Ok(found)
+    }
+
+    fn chains(&mut self, family: Family) -> Result<Vec<Result<Chain, Unread>>, KernelError> {
+        for _ in 0..ATTEMPTS {
+            let before = self.ask_generation()?;
+            let mut found = Found::default();
+            let (chains, rules) = ((msg::GETCHAIN, msg::NEWCHAIN), (msg::GETRULE, msg::NEWRULE));
+            self.dump_table(family, chains, "list chains", &[], |message| match message {
+                Some(message) => found.chain(message),
+                None => found = Found::default(),
+            })?;
+            let attached = found.clone();
+            self.dump_table(family, rules, "list rules", &[], |message| match message {
+                Some(message) => found.rule(family, message),
+                None => found.clone_from(&attached),
+            })?;
+            if self.ask_generation()? == before {
+                return Ok(found.into_chains());
+            }
+        }
+        Err(KernelError::Restless)
     }
 
     fn kept(
@@ -536,47 +583,4 @@ pub(super) fn open() -> Result<Socket, KernelError> {
 fn refuse(error: EncodeError) -> CommitError {
     let EncodeError { operation, object, reason } = error;
     CommitError::Refused { operation, object, source: io::Error::new(io::ErrorKind::InvalidInput, reason) }
-}
-
-/// The message that would make an object, to compare the kernel's with.
-struct Expected(Vec<u8>);
-
-impl Expected {
-    fn of(family: Family, operation: Operation) -> Option<Expected> {
-        Self::all(family, operation)?.pop()
-    }
-
-    fn all(family: Family, operation: Operation) -> Option<Vec<Expected>> {
-        let mut encoder = Encoder::new(family, TableName::NODE.as_str(), 0);
-        encoder.operation(0, &operation).ok()?;
-        let batch = encoder.finish();
-        let message =
-            |at: usize| Message::first(&batch.bytes()[at..]).map(|message| Expected(message.payload.to_vec()));
-        batch.parts().iter().map(|part| message(part.at)).collect()
-    }
-
-    fn is(&self, actual: &Message<'_>, except: &[u16]) -> bool {
-        decode::covers(actual.attributes(), self.attributes(), except)
-    }
-
-    fn is_set(&self, actual: &Message<'_>) -> bool {
-        // The number of a set holds within a transaction. The length of a verdict is the kernel's own business.
-        let verdict_map = decode::number_in(self.attributes(), uapi::NFTA_SET_DATA_TYPE) == Some(uapi::DATA_VERDICT);
-        let except: &[u16] =
-            if verdict_map { &[uapi::NFTA_SET_ID, uapi::NFTA_SET_DATA_LEN] } else { &[uapi::NFTA_SET_ID] };
-        // A flag that is not wanted shows only where there is one.
-        let flags = |attributes| decode::number_in(attributes, uapi::NFTA_SET_FLAGS).unwrap_or(0);
-        self.is(actual, except) && flags(self.attributes()) == flags(actual.attributes())
-    }
-
-    /// Like [`Expected::is`], and without a comment that is not wanted.
-    fn is_rule(&self, actual: &Message<'_>) -> bool {
-        self.is(actual, &[])
-            && decode::has_in(self.attributes(), uapi::NFTA_RULE_USERDATA)
-                == decode::has(actual, uapi::NFTA_RULE_USERDATA)
-    }
-
-    fn attributes(&self) -> Attributes<'_> {
-        Attributes::new(self.0.get(4..).unwrap_or_default(), 0)
-    }
 }

@@ -132,7 +132,7 @@ fn address_length(family: Family) -> usize {
 }
 
 /// Where an address is in the IP header.
-fn address_offset(family: Family, source: bool) -> u32 {
+pub(super) fn address_offset(family: Family, source: bool) -> u32 {
     match (family, source) {
         (Family::V4, true) => 12,
         (Family::V4, false) => 16,
@@ -240,7 +240,7 @@ fn load(family: Family, key: &[Selector], from: Register, out: &mut Vec<Expressi
     })
 }
 
-fn load_one(family: Family, expr: Selector, dreg: Register) -> Expression {
+pub(super) fn load_one(family: Family, expr: Selector, dreg: Register) -> Expression {
     let payload = |base, offset| Expression::Payload { base, offset, len: length(family, expr) as u32, dreg };
     let original = |key| Expression::Ct { key, direction: Some(uapi::ct::ORIGINAL), dreg };
     let reply = |key| Expression::Ct { key, direction: Some(uapi::ct::REPLY), dreg };

@@ -4,19 +4,23 @@
 //! [`InMemoryKernel`](in_memory::InMemoryKernel) keeps the tables in memory. [`Guard`] is beside that: tables that nobody
 //! looks at, but for the kernel.
 
+mod chains;
 mod clients;
 mod decode;
 mod encode;
+mod expected;
+mod expressions;
 mod guard;
-mod holds;
 pub mod in_memory;
 mod kernel;
 mod linux;
+mod lookup;
 mod lower;
 mod monitor;
 mod numbers;
 mod owner;
 mod probe;
+mod raise;
 mod request;
 mod table;
 mod uapi;
@@ -29,7 +33,7 @@ mod wire;
 pub use clients::{Clients, LinuxClients, ReadClients, Slice};
 pub use guard::{Guard, NoGuard};
 pub use kernel::{
-    CommitError, Committed, Element as DumpedElement, KeptClients, Kernel, KernelError, Snapshot, table_flag,
+    CommitError, Committed, Element as DumpedElement, KeptClients, Kernel, KernelError, Snapshot, Unread, table_flag,
 };
 pub use linux::LinuxKernel;
 pub use monitor::{Audience, Heard, Monitor};

@@ -52,6 +52,22 @@ pub(super) const NFTA_NAME: u16 = 2;
 pub(super) const NFTA_CHAIN_NAME: u16 = 3;
 /// `NFTA_CHAIN_HOOK`, `NFTA_CHAIN_TYPE`.
 pub(super) const NFTA_CHAIN_HOOK: u16 = 4;
+/// `NFTA_CHAIN_POLICY`.
+pub(super) const NFTA_CHAIN_POLICY: u16 = 5;
+/// `NFTA_CHAIN_TYPE`.
+pub(super) const NFTA_CHAIN_TYPE: u16 = 7;
+/// `NFTA_HOOK_HOOKNUM`.
+pub(super) const NFTA_HOOK_HOOKNUM: u16 = 1;
+/// `NFTA_HOOK_PRIORITY`.
+pub(super) const NFTA_HOOK_PRIORITY: u16 = 2;
+/// `NFTA_RULE_EXPRESSIONS`.
+pub(super) const NFTA_RULE_EXPRESSIONS: u16 = 4;
+/// `NFTA_LIST_ELEM`.
+pub(super) const NFTA_LIST_ELEM: u16 = 1;
+/// `NFTA_EXPR_NAME`.
+pub(super) const NFTA_EXPR_NAME: u16 = 1;
+/// `NFTA_EXPR_DATA`.
+pub(super) const NFTA_EXPR_DATA: u16 = 2;
 /// `NFTA_SET_ID`: a number that holds within a transaction only.
 pub(super) const NFTA_SET_ID: u16 = 10;
 /// `NFTA_SET_ELEM_LIST_ELEMENTS`.
@@ -81,6 +97,8 @@ pub(super) const NFTA_VERDICT_CHAIN: u16 = 2;
 /// `NFTA_GEN_ID`, `NFTA_GEN_PROC_PID`.
 pub(super) const NFTA_GEN_ID: u16 = 1;
 
+/// `NF_ACCEPT`.
+pub(super) const NF_ACCEPT: u32 = 1;
 /// `NF_DROP`.
 pub(super) const NF_DROP: u32 = 0;
 /// `NFT_JUMP` (-3).
@@ -132,6 +150,8 @@ pub(super) const IPS_DST_NAT: u32 = 1 << 5;
 pub(super) const RTN_LOCAL: u32 = 2;
 /// `NF_NAT_RANGE_PROTO_RANDOM_FULLY` of include/uapi/linux/netfilter/nf_nat.h.
 pub(super) const NAT_RANDOM_FULLY: u32 = 1 << 4;
+/// `NF_NAT_RANGE_MAP_IPS | NF_NAT_RANGE_PROTO_SPECIFIED`: what the kernel adds where there are an address and a port.
+pub(super) const NAT_ADDRESS_AND_PORT: u32 = 0b11;
 /// `IFNAMSIZ`: an interface's name with its NUL.
 pub(super) const IFNAMSIZ: usize = 16;
 /// `NFTA_RULE_USERDATA`.

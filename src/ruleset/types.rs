@@ -127,6 +127,15 @@ pub struct Element {
     pub comment: Option<ArcStr>,
 }
 
+impl Element {
+    /// Whether this is the element for a key: it has the key, or each part of the key is in its interval.
+    pub fn matches(&self, key: &[Value]) -> bool {
+        let last = self.key_end.as_ref().unwrap_or(&self.key);
+        let mut parts = key.iter().zip(self.key.iter().zip(last));
+        key.len() == self.key.len() && parts.all(|(it, (first, last))| (first..=last).contains(&it))
+    }
+}
+
 /// What a set's elements map to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum DataDef {

@@ -31,6 +31,16 @@ impl Register {
         let unit = u32::from(self.0);
         if unit.is_multiple_of(4) { 1 + unit / 4 } else { 8 + unit }
     }
+
+    /// The register of this number on the wire; `None` for that of verdicts, and for numbers that there are not.
+    pub(crate) fn of_number(number: u32) -> Option<Register> {
+        let unit = match number {
+            1..=4 => (number - 1) * 4,
+            8..=23 => number - 8,
+            _ => return None,
+        };
+        u8::try_from(unit).ok().map(Register)
+    }
 }
 
 /// Where a payload expression counts from (`enum nft_payload_bases`).

@@ -3,6 +3,7 @@
 mod agreement;
 mod frame;
 mod kernel;
+mod looked_up;
 mod measure;
 #[path = "../support/netns/mod.rs"]
 mod netns;

@@ -21,12 +21,13 @@ use crate::metrics::daemon::Standing as Told;
 use crate::model::FrontendAt;
 use crate::model::Kind;
 use crate::nftables::in_memory::{Fault, InMemoryClients, InMemoryKernel};
-use crate::nftables::{CommitError, Committed, DumpedElement, KeptClients, KernelError, Snapshot};
+use crate::nftables::{CommitError, Committed, DumpedElement, KeptClients, KernelError, Snapshot, Unread};
 use crate::ruleset::elements::element_key;
+use crate::ruleset::kept::Kept;
 use crate::ruleset::names::TableName;
 use crate::ruleset::names::{ChainName, SetName};
 use crate::ruleset::read::Remembered;
-use crate::ruleset::types::{Chain, SetDef};
+use crate::ruleset::types::{Chain, Key, SetDef};
 use crate::source::convert::{Converter, Options};
 use crate::sync;
 use crate::sync::Sample;
@@ -82,6 +83,14 @@ impl Kernel for Shared {
         each: &mut dyn FnMut(Option<DumpedElement>),
     ) -> Result<BTreeSet<String>, KernelError> {
         self.get().read_elements(family, set, each)
+    }
+
+    fn client(&mut self, family: Family, key: &Key) -> Result<Option<Kept>, KernelError> {
+        self.get().client(family, key)
+    }
+
+    fn chains(&mut self, family: Family) -> Result<Vec<Result<Chain, Unread>>, KernelError> {
+        self.get().chains(family)
     }
 
     fn kept(

@@ -41,11 +41,7 @@ impl<'a> IndexedSet<'a> {
         if !self.def.interval {
             return self.elements.get(key).copied();
         }
-        let within = |element: &&&Element| {
-            let last = element.key_end.as_ref().unwrap_or(&element.key);
-            key.iter().zip(element.key.iter().zip(last)).all(|(it, (first, last))| (first..=last).contains(&it))
-        };
-        self.elements.values().find(within).copied()
+        self.elements.values().find(|element| element.matches(key)).copied()
     }
 }
 

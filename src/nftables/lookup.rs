@@ -1,0 +1,110 @@
+//! Elements, asked for by their key.
+
+use std::io;
+
+use super::decode;
+use super::encode::{check_element, pack};
+use super::kernel::KernelError;
+use super::numbers::protocol_family;
+use super::request::unexpected;
+use super::table::NOT_THERE;
+use super::uapi::{self, msg};
+use crate::model::Family;
+use crate::netlink::{ACK, Builder, Message, REQUEST, Socket};
+use crate::ruleset::names::TableName;
+use crate::ruleset::types::{Data, Element, Key, SetDef};
+
+/// Gives every message of the kernel's answer to `each`: the element with this key. A set of ranges gives one that holds the
+/// key: nft_set_pipapo.c looks it up as for a packet (`nft_pipapo_get`, since there are such sets, Linux 5.6). There is no
+/// answer where there is no such element, set or table.
+pub(super) fn get(
+    socket: &mut Socket,
+    table: TableName,
+    family: Family,
+    set: &SetDef,
+    key: &Key,
+    mut each: impl FnMut(&Message<'_>),
+) -> Result<(), KernelError> {
+    let step = "read an element";
+    let named = Element { key: key.clone(), key_end: None, data: Data::None, comment: None };
+    let refused =
+        |reason: String| KernelError::Io { step, source: io::Error::new(io::ErrorKind::InvalidInput, reason) };
+    check_element(family, &named).map_err(refused)?;
+    let text = |text: &str| [text.as_bytes(), &[0]].concat();
+    let (kind, header) = (uapi::SUBSYSTEM | msg::GETSETELEM, [protocol_family(family), 0, 0, 0]);
+    let request = Builder::message(kind, REQUEST | ACK, socket.next_sequence(), &header)
+        .attribute(uapi::NFTA_TABLE, &text(table.as_str()))
+        .attribute(uapi::NFTA_NAME, &text(set.name.as_str()))
+        .nested(uapi::NFTA_SET_ELEM_LIST_ELEMENTS, |list| {
+            list.nested(uapi::NFTA_LIST_ELEM, |element| {
+                element.nested(uapi::NFTA_SET_ELEM_KEY, |data| data.attribute(uapi::NFTA_DATA_VALUE, &pack(key)))
+            })
+        })
+        .finish();
+    match socket.dump(&request, |message| each(&message)) {
+        Ok(_) => Ok(()),
+        Err(error) => match error.raw_os_error() {
+            Some(NOT_THERE) => Ok(()),
+            Some(code) => Err(unexpected(step, code)),
+            None => Err(KernelError::Io { step, source: error }),
+        },
+    }
+}
+
+/// The element with this key, or one whose range holds it, as far as the kernel says so.
+pub(super) fn look_up(
+    socket: &mut Socket,
+    table: TableName,
+    family: Family,
+    set: &SetDef,
+    key: &Key,
+) -> Result<Option<Element>, KernelError> {
+    let mut found = None;
+    get(socket, table, family, set, key, |message| {
+        let mut elements = decode::elements(message, family, set).filter_map(Result::ok);
+        found = found.take().or_else(|| elements.find(|element| element.matches(key)));
+    })?;
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diff::{Operation, Transaction};
+    use crate::model::Protocol;
+    use crate::nftables::kernel::Kernel as _;
+    use crate::nftables::linux::{LinuxKernel, open};
+    use crate::ruleset::base;
+    use crate::ruleset::names::SetName;
+    use crate::ruleset::types::Value;
+    use crate::testing::in_network_namespace;
+
+    /// What no other test tells, as then all ranges are looked through.
+    #[test]
+    fn a_range_is_found_by_what_is_in_it() {
+        in_network_namespace(|| {
+            for (family, destination, [first, inside, last, beside]) in [
+                (Family::V4, "10.96.0.1", ["192.0.2.3", "192.0.2.77", "192.0.2.200", "192.0.2.201"]),
+                (Family::V6, "fd00::1", ["2001:db8::3", "2001:db8::7:0:0:1", "2001:db8:0:1::9", "2001:db8:0:1::a"]),
+            ] {
+                let address = |text: &str| Value::Address(text.parse().expect("an address"));
+                let key = |source| -> Key {
+                    let port = [Value::Protocol(Protocol::Tcp), Value::Port(80)];
+                    [address(destination), port[0], port[1], address(source)].into_iter().collect()
+                };
+                let set = base::set(SetName::AllowedSources);
+                let range = Element { key: key(first), key_end: Some(key(last)), data: Data::None, comment: None };
+                let add = Operation::AddElements(set.name, vec![range.clone()]);
+                let operations = vec![Operation::AddTable, Operation::AddSet(set.clone()), add];
+                let mut kernel = LinuxKernel::open().expect("a socket");
+                kernel.commit(&Transaction { family, operations }).expect("the kernel takes it");
+                let mut socket = open().expect("a socket");
+                let mut found = |source| look_up(&mut socket, TableName::NODE, family, &set, &key(source));
+                for source in [first, inside, last] {
+                    assert_eq!(found(source).expect("an answer"), Some(range.clone()), "{source}");
+                }
+                assert_eq!(found(beside).expect("an answer"), None);
+            }
+        });
+    }
+}
