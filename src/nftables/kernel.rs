@@ -194,14 +194,18 @@ pub(super) fn look_through(
     keys: &[Key],
 ) -> Result<Vec<Option<Element>>, KernelError> {
     let mut found = vec![None; keys.len()];
-    kernel.read_elements(family, set, &mut |element| match element {
+    let strange = kernel.read_elements(family, set, &mut |element| match element {
         None => found.fill(None),
         Some(element) => {
             let wanted = found.iter_mut().zip(keys).filter(|(_, key)| element.matches(key));
             wanted.for_each(|(place, _)| *place = Some(element.clone()));
         }
     })?;
-    Ok(found)
+    match strange.into_iter().next().filter(|_| found.contains(&None)) {
+        // It may stand for any key.
+        Some(words) => Err(KernelError::strange_element(words)),
+        None => Ok(found),
+    }
 }
 
 /// Reading from the kernel failed.
@@ -228,6 +232,13 @@ pub enum KernelError {
     /// An answer makes no sense.
     #[error("netlink: unexpected answer: {0}")]
     Protocol(String),
+}
+
+impl KernelError {
+    /// There is an element that means nothing to us.
+    pub(super) fn strange_element(words: String) -> KernelError {
+        KernelError::Protocol(format!("{words} is none of nftproxyd's"))
+    }
 }
 
 /// A commit failed. Unless it is `Unknown`, the kernel holds exactly what it held before.

@@ -52,6 +52,9 @@ pub(super) fn get(
 }
 
 /// The element with this key, or one whose range holds it, as far as the kernel says so.
+///
+/// # Errors
+/// Also an element that is none of the set's shape, which somebody else has put there.
 pub(super) fn look_up(
     socket: &mut Socket,
     table: TableName,
@@ -59,12 +62,17 @@ pub(super) fn look_up(
     set: &SetDef,
     key: &Key,
 ) -> Result<Option<Element>, KernelError> {
-    let mut found = None;
+    let mut found = Ok(None);
     get(socket, table, family, set, key, |message| {
-        let mut elements = decode::elements(message, family, set).filter_map(Result::ok);
-        found = found.take().or_else(|| elements.find(|element| element.matches(key)));
+        for element in decode::elements(message, family, set) {
+            match element {
+                Ok(element) if element.matches(key) => found = Ok(Some(element)),
+                Ok(_) => {}
+                Err(words) => found = Err(words),
+            }
+        }
     })?;
-    Ok(found)
+    found.map_err(KernelError::strange_element)
 }
 
 #[cfg(test)]

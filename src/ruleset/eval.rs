@@ -1,4 +1,5 @@
-//! What a ruleset does to the first packet of a connection, told from its values alone: no kernel, no root.
+//! What a ruleset does to the first packet of a connection, told from its values alone: no kernel, no root. Or what a table
+//! does that is somewhere else, and is asked for what the packet meets: see [`Sets`].
 //!
 //! It walks the rules as the kernel would (man page nft(8), "VERDICT STATEMENT"; net/netfilter/nf_nat_core.c for the
 //! order of hooks) and follows every slot that `numgen random` could draw. What it does not understand is an error, never a
@@ -7,6 +8,7 @@
 mod index;
 mod walk;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -16,9 +18,9 @@ use arcstr::ArcStr;
 use super::Ruleset;
 use super::base::OWN_PRIORITY;
 use super::names::{ChainName, SetName};
-use super::types::{Chain, HookPoint};
+use super::types::{Chain, Element, HookPoint, Key, SetDef};
 use crate::model::{Family, Protocol};
-use index::IndexedSet;
+use index::IndexedSets;
 use walk::{Ending, Fate, State, Walk};
 
 /// The first packet of a connection; it carries no mark.
@@ -103,17 +105,41 @@ pub enum EvalError {
     /// The ruleset contradicts itself.
     #[error("{0}: the ruleset is not one that the proxy makes")]
     Malformed(String),
+    /// A chain that the packet comes to cannot be told as one of ours.
+    #[error("{0}")]
+    Unread(String),
+    /// A set cannot be asked.
+    #[error("set {0} cannot be read: {1}")]
+    Set(SetName, String),
     /// The packet's fate depends on the slot that is drawn.
     #[error("some slots lead to {0}, others to {1}: slots are missing")]
     Mixed(Outcome, Outcome),
+}
+
+/// The sets and maps of a table, wherever they are.
+pub trait Sets: fmt::Debug {
+    /// The definition of a set.
+    ///
+    /// # Errors
+    /// Why it cannot be looked into, in words: there is none, or it is another.
+    fn def(&self, set: SetName) -> Result<&SetDef, &'static str>;
+
+    /// The elements with these keys, or whose intervals hold them, each in the place of its key. Each fits the set's
+    /// definition.
+    ///
+    /// # Errors
+    /// Why that cannot be told, in words.
+    fn find(&self, set: SetName, keys: &[Key]) -> Result<Vec<Option<Cow<'_, Element>>>, String>;
 }
 
 /// A ruleset, indexed for tracing any number of packets.
 #[derive(Debug)]
 pub struct Tracer<'a> {
     family: Family,
-    sets: BTreeMap<SetName, IndexedSet<'a>>,
+    sets: Box<dyn Sets + 'a>,
     chains: BTreeMap<ChainName, &'a Chain>,
+    /// Those that are there, and cannot be told; with the reason.
+    unread: BTreeMap<ChainName, String>,
     /// By hook, in order of priority.
     base_chains: Vec<&'a Chain>,
     local_addresses: &'a BTreeSet<IpAddr>,
@@ -127,21 +153,36 @@ impl<'a> Tracer<'a> {
     ///
     /// [`EvalError::Malformed`] if an element does not fit its set, or a set, key or chain is there twice.
     pub fn new(ruleset: &'a Ruleset, local_addresses: &'a BTreeSet<IpAddr>) -> Result<Self, EvalError> {
-        let mut sets = BTreeMap::new();
-        for (def, elements) in &ruleset.sets {
-            if sets.insert(def.name, IndexedSet::new(def, elements, ruleset.family)?).is_some() {
-                return Err(malformed(format_args!("set {} is there twice", def.name)));
-            }
-        }
-        let mut chains = BTreeMap::new();
-        for chain in &ruleset.chains {
-            if chains.insert(chain.name, chain).is_some() {
+        let sets = Box::new(IndexedSets::new(ruleset)?);
+        Tracer::over(ruleset.family, &ruleset.chains, sets, local_addresses)
+    }
+
+    /// The same for a table whose sets are asked only for what a packet is looked up by.
+    ///
+    /// # Errors
+    ///
+    /// [`EvalError::Malformed`] if a chain is there twice.
+    pub fn over(
+        family: Family,
+        chains: &'a [Chain],
+        sets: Box<dyn Sets + 'a>,
+        local_addresses: &'a BTreeSet<IpAddr>,
+    ) -> Result<Self, EvalError> {
+        let mut by_name = BTreeMap::new();
+        for chain in chains {
+            if by_name.insert(chain.name, chain).is_some() {
                 return Err(malformed(format_args!("chain {} is there twice", chain.name)));
             }
         }
-        let mut base_chains: Vec<&Chain> = ruleset.chains.iter().filter(|chain| chain.hook.is_some()).collect();
+        let mut base_chains: Vec<&Chain> = chains.iter().filter(|chain| chain.hook.is_some()).collect();
         base_chains.sort_by_key(|chain| chain.hook.map(|hook| hook.priority));
-        Ok(Tracer { family: ruleset.family, sets, chains, base_chains, local_addresses })
+        Ok(Tracer { family, sets, chains: by_name, unread: BTreeMap::new(), base_chains, local_addresses })
+    }
+
+    /// Chains that are there and cannot be told, each with the reason: what comes to one cannot be followed.
+    #[must_use]
+    pub fn without(self, unread: BTreeMap<ChainName, String>) -> Self {
+        Tracer { unread, ..self }
     }
 
     /// Follows a packet.

@@ -1,22 +1,53 @@
 //! Sets, checked and indexed.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use super::{EvalError, malformed};
+use super::{EvalError, Sets, malformed};
 use crate::model::Family;
+use crate::ruleset::Ruleset;
+use crate::ruleset::names::SetName;
 use crate::ruleset::text;
-use crate::ruleset::types::{Data, DataDef, Element, Selector, SetDef, Value};
+use crate::ruleset::types::{Data, DataDef, Element, Key, Selector, SetDef, Value};
+
+/// The sets of a ruleset.
+#[derive(Debug)]
+pub(super) struct IndexedSets<'a>(BTreeMap<SetName, IndexedSet<'a>>);
+
+impl<'a> IndexedSets<'a> {
+    /// Checks that each is there once, and what [`IndexedSet::new`] checks.
+    pub(super) fn new(ruleset: &'a Ruleset) -> Result<Self, EvalError> {
+        let mut sets = BTreeMap::new();
+        for (def, elements) in &ruleset.sets {
+            if sets.insert(def.name, IndexedSet::new(def, elements, ruleset.family)?).is_some() {
+                return Err(malformed(format_args!("set {} is there twice", def.name)));
+            }
+        }
+        Ok(IndexedSets(sets))
+    }
+}
+
+impl Sets for IndexedSets<'_> {
+    fn def(&self, set: SetName) -> Result<&SetDef, &'static str> {
+        self.0.get(&set).map(|set| set.def).ok_or("the set is not there")
+    }
+
+    fn find(&self, set: SetName, keys: &[Key]) -> Result<Vec<Option<Cow<'_, Element>>>, String> {
+        let set = self.0.get(&set);
+        Ok(keys.iter().map(|key| set.and_then(|set| set.find(key)).map(Cow::Borrowed)).collect())
+    }
+}
 
 /// A set or map whose elements fit its type.
 #[derive(Debug)]
-pub(super) struct IndexedSet<'a> {
-    pub(super) def: &'a SetDef,
+struct IndexedSet<'a> {
+    def: &'a SetDef,
     elements: BTreeMap<&'a [Value], &'a Element>,
 }
 
 impl<'a> IndexedSet<'a> {
     /// Checks that every element fits and is there once.
-    pub(super) fn new(def: &'a SetDef, elements: &'a [Element], family: Family) -> Result<Self, EvalError> {
+    fn new(def: &'a SetDef, elements: &'a [Element], family: Family) -> Result<Self, EvalError> {
         let mut index = BTreeMap::new();
         for element in elements {
             let key_fits = |key: &[Value]| fits(key, &def.key, family);
@@ -37,7 +68,7 @@ impl<'a> IndexedSet<'a> {
     }
 
     /// The element with this key, or whose interval holds it.
-    pub(super) fn find(&self, key: &[Value]) -> Option<&'a Element> {
+    fn find(&self, key: &[Value]) -> Option<&'a Element> {
         if !self.def.interval {
             return self.elements.get(key).copied();
         }

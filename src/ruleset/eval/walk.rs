@@ -1,16 +1,19 @@
 //! A packet on its way from rule to rule.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use super::index::{IndexedSet, fits, value_type};
+use super::index::{fits, value_type};
 use super::{EvalError, Origin, Packet, Reached, Step, Tracer, malformed};
 use crate::model::Protocol;
 use crate::ruleset::hash;
 use crate::ruleset::kinds::Kind;
 use crate::ruleset::names::{ChainName, SetName};
 use crate::ruleset::text;
-use crate::ruleset::types::{Data, DataDef, HookPoint, Key, Rule, Selector, Statement, Value, Verdict};
+use crate::ruleset::types::{
+    Data, DataDef, Element, HookPoint, Key, Rule, Selector, SetDef, Statement, Value, Verdict,
+};
 
 /// Deeper than any chain of ours calls another, and a bound for rules that would never end.
 const MAX_DEPTH: usize = 16;
@@ -57,6 +60,9 @@ impl Walk<'_> {
     /// All base chains of a hook, one after the other; the first that decides ends it.
     pub(super) fn on_hook(&mut self, hook: HookPoint, start: State) -> Result<Endings, EvalError> {
         self.hook = hook;
+        if let Some(why) = self.tracer.unread.get(&base_chain(hook)) {
+            return Err(EvalError::Unread(why.clone()));
+        }
         let mut open = BTreeSet::from([start]);
         let mut endings = Endings::new();
         for chain in &self.tracer.base_chains {
@@ -81,7 +87,8 @@ impl Walk<'_> {
 
     fn chain(&mut self, name: ChainName, start: State, depth: usize) -> Result<Endings, EvalError> {
         let Some(chain) = self.tracer.chains.get(&name) else {
-            return Err(malformed(format_args!("chain {name} is not there")));
+            let unread = self.tracer.unread.get(&name).map(|why| EvalError::Unread(why.clone()));
+            return Err(unread.unwrap_or_else(|| malformed(format_args!("chain {name} is not there"))));
         };
         if depth > MAX_DEPTH {
             return Err(malformed(format_args!("chain {name} is reached by more than {MAX_DEPTH} jumps")));
@@ -143,8 +150,8 @@ impl Walk<'_> {
                     true
                 }
                 Statement::InSet { key, set, negated } => {
-                    let set = self.set(at, *set, key, |data| *data == DataDef::None)?;
-                    set.find(&self.single_key(at, key)?).is_some() != *negated
+                    self.set(at, *set, key, |data| *data == DataDef::None)?;
+                    self.find(*set, self.single_key(at, key)?)?.is_some() != *negated
                 }
                 Statement::Update { map, key, data, .. } => {
                     self.check_update(at, *map, key, data)?;
@@ -169,12 +176,12 @@ impl Walk<'_> {
                 return self.verdict(at, *verdict);
             }
             Statement::VerdictMap { key, map } => {
-                let set = self.set(at, *map, key, |data| *data == DataDef::Verdict)?;
-                let Some(element) = set.find(&self.single_key(at, key)?) else { return Ok(true) };
+                self.set(at, *map, key, |data| *data == DataDef::Verdict)?;
+                let Some(element) = self.find(*map, self.single_key(at, key)?)? else { return Ok(true) };
                 let Data::Verdict(verdict) = element.data else {
                     return Err(self.malformed_rule(at, "the map holds no verdicts"));
                 };
-                at.found.push(text::element(element));
+                at.found.push(text::element(&element));
                 self.step(at, at.found.join(", "));
                 return self.verdict(at, verdict);
             }
@@ -225,11 +232,11 @@ impl Walk<'_> {
         if !matches!(self.hook, HookPoint::Prerouting | HookPoint::Output) {
             return Err(self.malformed_rule(at, "destinations are translated in prerouting and output only"));
         }
-        let set = self.set(at, map, key, |data| matches!(data, DataDef::Values(_)))?;
+        self.set(at, map, key, |data| matches!(data, DataDef::Values(_)))?;
         let mut found = BTreeSet::new();
         let mut missed = false;
-        for key in self.keys(at, key)? {
-            match set.find(&key).map(|element| &element.data) {
+        for element in self.find_all(map, &self.keys(at, key)?)? {
+            match element.as_ref().map(|element| &element.data) {
                 None => missed = true,
                 Some(Data::Values(values)) => match values[..] {
                     [Value::Address(address), Value::Port(port)] => {
@@ -249,11 +256,11 @@ impl Walk<'_> {
 
     /// What a map to priorities holds, and the element as text.
     fn priority_from(&self, at: &At<'_>, key: &[Selector], map: SetName) -> Result<Option<(u32, String)>, EvalError> {
-        let set = self.set(at, map, key, |data| matches!(data, DataDef::Values(_)))?;
-        let Some(element) = set.find(&self.single_key(at, key)?) else { return Ok(None) };
+        self.set(at, map, key, |data| matches!(data, DataDef::Values(_)))?;
+        let Some(element) = self.find(map, self.single_key(at, key)?)? else { return Ok(None) };
         match &element.data {
             Data::Values(values) => match values[..] {
-                [Value::Class(class)] => Ok(Some((class, text::element(element)))),
+                [Value::Class(class)] => Ok(Some((class, text::element(&element)))),
                 _ => Err(self.malformed_rule(at, "the map holds no priorities")),
             },
             _ => Err(self.malformed_rule(at, "the map holds no priorities")),
@@ -264,8 +271,8 @@ impl Walk<'_> {
         let set = self.set(at, map, key, |types| matches!(types, DataDef::Values(_)))?;
         self.single_key(at, key)?;
         let values = self.single_key(at, data)?;
-        match &set.def.data {
-            DataDef::Values(types) if set.def.dynamic && fits(&values, types, self.tracer.family) => Ok(()),
+        match &set.data {
+            DataDef::Values(types) if set.dynamic && fits(&values, types, self.tracer.family) => Ok(()),
             _ => Err(self.malformed_rule(at, "the map cannot take such an element")),
         }
     }
@@ -277,16 +284,22 @@ impl Walk<'_> {
         name: SetName,
         key: &[Selector],
         data: impl Fn(&DataDef) -> bool,
-    ) -> Result<&IndexedSet<'_>, EvalError> {
-        let Some(set) = self.tracer.sets.get(&name) else {
-            return Err(self.malformed_rule(at, "the set is not there"));
-        };
-        let same_types = key.len() == set.def.key.len()
-            && key.iter().zip(&set.def.key).all(|(ours, theirs)| value_type(*ours) == value_type(*theirs));
-        if !same_types || !data(&set.def.data) {
+    ) -> Result<&SetDef, EvalError> {
+        let set = self.tracer.sets.def(name).map_err(|why| self.malformed_rule(at, why))?;
+        let same_types = key.len() == set.key.len()
+            && key.iter().zip(&set.key).all(|(ours, theirs)| value_type(*ours) == value_type(*theirs));
+        if !same_types || !data(&set.data) {
             return Err(self.malformed_rule(at, "the set is of another type"));
         }
         Ok(set)
+    }
+
+    fn find(&self, set: SetName, key: Key) -> Result<Option<Cow<'_, Element>>, EvalError> {
+        Ok(self.find_all(set, &[key])?.pop().flatten())
+    }
+
+    fn find_all(&self, set: SetName, keys: &[Key]) -> Result<Vec<Option<Cow<'_, Element>>>, EvalError> {
+        self.tracer.sets.find(set, keys).map_err(|why| EvalError::Set(set, why))
     }
 
     fn single_key(&self, at: &At<'_>, exprs: &[Selector]) -> Result<Key, EvalError> {
@@ -380,6 +393,16 @@ impl Walk<'_> {
     fn malformed_rule(&self, at: &At<'_>, why: &str) -> EvalError {
         let rule = text::rule(self.tracer.family, at.rule);
         malformed(format_args!("chain {}, rule \"{rule}\": {why}", at.chain))
+    }
+}
+
+/// The base chain that ours have on a hook.
+fn base_chain(hook: HookPoint) -> ChainName {
+    match hook {
+        HookPoint::Prerouting => ChainName::NatPrerouting,
+        HookPoint::Input => ChainName::NatInput,
+        HookPoint::Output => ChainName::NatOutput,
+        HookPoint::Postrouting => ChainName::NatPostrouting,
     }
 }
 
