@@ -533,7 +533,7 @@ impl Kernel for InMemoryKernel {
     }
 
     fn client(&mut self, family: Family, key: &Key) -> Result<Option<Kept>, KernelError> {
-        let mut wanted = |client: &Remembered| kept::element(client).key == *key;
+        let mut wanted = |it: &Remembered| kept::key(it.client, it.destination, it.protocol, it.port) == *key;
         Ok(self.kept(family, Duration::ZERO, &mut wanted)?.clients.pop())
     }
 

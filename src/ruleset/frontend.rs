@@ -115,6 +115,18 @@ pub struct Frontend {
     pub allowed_sources: Option<Box<[Range]>>,
 }
 
+/// The comment of the elements that lead to the frontends of a Service's port: see [`Frontend::comment`].
+pub fn comment(service: &ObjectName, port_name: &str) -> ArcStr {
+    let name = service.as_str();
+    let mut comment = if port_name.is_empty() { name.into() } else { format!("{name}:{port_name}") };
+    comment.truncate(comment.floor_char_boundary(COMMENT_MAX));
+    if comment.ends_with(':') {
+        // Nothing is left of the port's name: it has to look like a port without one, as which it is read back.
+        comment.pop();
+    }
+    comment.into()
+}
+
 /// An element that several Services may need: it is there as long as one of them does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Shared {
@@ -130,14 +142,7 @@ impl Frontend {
     /// The comment of the frontend's element, which also tells the next run whose it is: `namespace/name:port`, cut to
     /// what nft can read.
     pub fn comment(&self) -> ArcStr {
-        let name = self.service.as_str();
-        let mut comment = if self.port_name.is_empty() { name.into() } else { format!("{name}:{}", self.port_name) };
-        comment.truncate(comment.floor_char_boundary(COMMENT_MAX));
-        if comment.ends_with(':') {
-            // Nothing is left of the port's name: it has to look like a port without one, as which it is read back.
-            comment.pop();
-        }
-        comment.into()
+        comment(&self.service, &self.port_name)
     }
 
     /// About how many elements it has.

@@ -122,8 +122,8 @@ fn is_entry(set: SetName) -> bool {
     matches!(set, SetName::ServiceIps | SetName::ServiceNodeports)
 }
 
-/// The frontend that an element belongs to: its key begins with the frontend's.
-fn frontend_key(family: Family, set: SetName, element: &Element) -> Option<FrontendKey> {
+/// The frontend that an element of a set of frontends belongs to: its key begins with the frontend's.
+pub fn frontend_key(family: Family, set: SetName, element: &Element) -> Option<FrontendKey> {
     let (at, rest) = match element.key.as_slice() {
         rest if is_nodeport(set) => (FrontendAt::NodePort(family), rest),
         [Value::Address(address), rest @ ..] => (FrontendAt::Address(*address), rest),

@@ -2,6 +2,7 @@
 //! it says is what packets meet, whether or not a daemon runs. What only a daemon knows is asked of it.
 
 mod daemon;
+mod one;
 mod protection;
 mod shape;
 mod show;
@@ -13,6 +14,7 @@ use std::num::NonZeroU16;
 use serde::Serialize;
 
 pub use self::daemon::{AskError, ask, daemon_text, kinds_text, kube_proxy_has_synced, kube_proxy_mode, unserved_text};
+pub use self::one::{Seen, look, of_service, one};
 pub use self::protection::{Protected, TableStatus, tables, tables_text};
 pub use self::shape::{Shape, frame, shape};
 pub use self::show::table;
@@ -22,7 +24,7 @@ use crate::nftables::{Kernel, KernelError};
 use crate::ruleset::base;
 use crate::ruleset::frontend::Action;
 use crate::ruleset::names::SetName;
-use crate::ruleset::read::{Contents, FrontendElements};
+use crate::ruleset::read::Contents;
 
 /// A frontend: an address and port, or a node port, of a Service port.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -157,27 +159,9 @@ impl Frontends {
         })
     }
 
-    /// Looks at a table until all of it fits together, at most [`ATTEMPTS`] times. `look` reads it, each set at a moment of
-    /// its own, and says whether nothing was changed meanwhile. Only what does not fit together twice without a change is
-    /// damaged: while the kernel resizes a hash table it may leave elements out.
-    fn settled(mut look: impl FnMut() -> Result<(Contents, bool), KernelError>) -> Result<Frontends, KernelError> {
-        let mut seen_before = false;
-        let mut attempt = 1;
-        loop {
-            let (contents, undisturbed) = look()?;
-            let mut frontends: BTreeMap<FrontendKey, FrontendStatus> =
-                contents.frontends.into_iter().map(|(key, elements)| (key, frontend(&key, elements))).collect();
-            let damaged = frontends.values().any(|frontend| frontend.damaged);
-            if !damaged || (undisturbed && seen_before) {
-                return Ok(Frontends(frontends));
-            }
-            seen_before = undisturbed;
-            if attempt == ATTEMPTS {
-                frontends.values_mut().for_each(|frontend| frontend.damaged = false);
-                return Ok(Frontends(frontends));
-            }
-            attempt += 1;
-        }
+    fn settled(look: impl FnMut() -> Result<(Contents, bool), KernelError>) -> Result<Frontends, KernelError> {
+        let seen = settled(look)?.into_iter();
+        Ok(Frontends(seen.map(|(key, seen)| (key, frontend(&key, &seen))).collect()))
     }
 
     fn count(&mut self, flow: &Flow) {
@@ -206,12 +190,34 @@ impl Frontends {
     }
 }
 
-/// What the elements of a frontend say, without its connections.
-fn frontend(key: &FrontendKey, elements: FrontendElements) -> FrontendStatus {
-    let (found, damaged) = match elements.read(key) {
-        Ok(frontend) => (Some(frontend), false),
-        Err(damaged) => (damaged.resembles, true),
-    };
+/// Looks at frontends until all of them fit together, at most [`ATTEMPTS`] times. `look` reads them, each set at a moment
+/// of its own, and says whether nothing was changed meanwhile. Only what does not fit together twice without a change is
+/// damaged: while the kernel resizes a hash table it may leave elements out.
+fn settled(
+    mut look: impl FnMut() -> Result<(Contents, bool), KernelError>,
+) -> Result<BTreeMap<FrontendKey, Seen>, KernelError> {
+    let mut seen_before = false;
+    let mut attempt = 1;
+    loop {
+        let (contents, undisturbed) = look()?;
+        let seen = contents.frontends.into_iter().map(|(key, elements)| (key, Seen::of(&key, elements)));
+        let mut seen: BTreeMap<FrontendKey, Seen> = seen.collect();
+        let damaged = seen.values().any(|seen| seen.damaged);
+        if !damaged || (undisturbed && seen_before) {
+            return Ok(seen);
+        }
+        seen_before = undisturbed;
+        if attempt == ATTEMPTS {
+            seen.values_mut().for_each(|seen| seen.damaged = false);
+            return Ok(seen);
+        }
+        attempt += 1;
+    }
+}
+
+/// What is seen of a frontend, without its connections.
+fn frontend(key: &FrontendKey, seen: &Seen) -> FrontendStatus {
+    let Seen { frontend: found, damaged } = seen;
     let action = found.as_ref().map(|frontend| &frontend.action);
     // Where both kinds of clients may go to an endpoint, those from inside count.
     let mut endpoints: BTreeMap<SocketAddr, (usize, usize)> = BTreeMap::new();
@@ -243,7 +249,7 @@ fn frontend(key: &FrontendKey, elements: FrontendElements) -> FrontendStatus {
             .into_iter()
             .map(|(address, (slots, of))| EndpointStatus { address, slots, of, connections: 0, removed: false })
             .collect(),
-        damaged,
+        damaged: *damaged,
     }
 }
 

@@ -199,3 +199,85 @@ fn a_change_between_two_sets_is_no_damage() {
         assert_eq!(looks, 2);
     }
 }
+
+#[test]
+fn one_frontend_is_seen_as_among_all() {
+    let two = ["10.1.0.1:8080", "10.2.0.1:8080"];
+    let mut ranges = frontend("b/ranges", forward(&two, None));
+    let range = |address: [u8; 4]| Range::single(address.into());
+    ranges.allowed_sources = Some([range([192, 0, 2, 97]), range([192, 0, 2, 99])].into());
+    let mut local_ranges = frontend("b/local-ranges", split(&two, &["10.1.0.1:8080"]));
+    local_ranges.allowed_sources = Some([range([192, 0, 2, 98])].into());
+    let mut turns = frontend("b/turns", forward(&[two[0], two[1], two[0]], None));
+    turns.action.slots_mut().for_each(|(_, slots)| slots.by = By::Turn(9));
+    let mut hashed = frontend("b/hashed", split(&two, &two));
+    hashed.action.slots_mut().for_each(|(_, slots)| slots.by = By::Maglev);
+    let all = [
+        ("10.96.0.1:80", frontend("a/web:http", forward(&two, Some(10800)))),
+        ("10.96.0.1:81", frontend("a/web:https", forward(&two[..1], None))),
+        ("30080", frontend("a/web:http", split(&two, &[]))),
+        ("30081", hashed),
+        ("10.96.0.2:80", frontend("a/empty", Action::Reject)),
+        ("10.96.0.3:80", frontend("a/webs", Action::Drop)),
+        ("10.96.0.4:80", frontend("a/here", on_this_node(&two[..1]))),
+        ("192.0.2.8:80", ranges),
+        ("192.0.2.9:80", local_ranges),
+        ("192.0.2.10:80", turns),
+    ];
+    let mut whole = kernel(&all);
+    for (at, frontend) in &all {
+        let seen = look(&mut whole, &key(at)).expect("it can be read").expect("it is there");
+        assert_eq!(seen, Seen { frontend: Some(frontend.clone()), damaged: false }, "{at}");
+    }
+    assert_eq!(look(&mut whole, &key("10.96.0.9:80")).expect("it can be read"), None);
+    let keys = |service: &str, port: Option<&str>| {
+        let (namespace, name) = service.split_once('/').expect("a namespace");
+        let name = ObjectName::new(namespace, name).expect("a name");
+        of_service(&mut kernel(&all), Family::V4, &name, port).expect("it can be read")
+    };
+    assert_eq!(keys("a/web", None), ["10.96.0.1:80", "10.96.0.1:81", "30080"].map(key));
+    assert_eq!(keys("a/web", Some("http")), ["10.96.0.1:80", "30080"].map(key));
+    assert_eq!(keys("a/web", Some("")), []);
+    assert_eq!(keys("a/empty", Some("")), [key("10.96.0.2:80")]);
+    assert_eq!(keys("a/we", None), []);
+
+    // Whatever is taken away or put there, one is seen as among all.
+    for (at, frontend) in &all {
+        for (set, element) in elements(&key(at), frontend) {
+            let mut damaged = kernel(&all);
+            assert!(damaged.remove(Family::V4, set, &element.key));
+            let seen = look(&mut damaged, &key(at)).expect("it can be read");
+            let among_all = Frontends::read(&mut damaged, Family::V4).expect("it can be read").0.remove(&key(at));
+            let one = seen.as_ref().map(|seen| super::frontend(&key(at), seen));
+            let leads_there = matches!(set, SetName::ServiceIps | SetName::ServiceNodeports);
+            if leads_there && one.is_none() {
+                // What is left is to be found by nothing that a packet could have.
+                assert!(among_all.is_none_or(|frontend| frontend.damaged), "{at} without {set}");
+                continue;
+            }
+            assert_eq!(one, among_all, "{at} without {set}");
+            // With fewer ranges it would be one as well.
+            let tells = set != SetName::AllowedSources;
+            assert_eq!(one.is_none_or(|frontend| frontend.damaged), tells, "{at} without {set}");
+        }
+    }
+    let more = elements(&key("10.96.0.1:80"), &frontend("a/web:http", forward(&[two[0]; 4], None)));
+    for (set, element) in more.into_iter().filter(|(set, _)| *set == SetName::Endpoints).skip(2) {
+        whole.put(Family::V4, set, element);
+    }
+    let seen = look(&mut whole, &key("10.96.0.1:80")).expect("it can be read").expect("it is there");
+    assert!(seen.damaged, "it has more slots than are picked from");
+}
+
+#[test]
+fn a_node_port_has_no_connections_of_addresses() {
+    let endpoint = ["10.1.0.1:8080"];
+    let all = [
+        ("30080", frontend("a/web", forward(&endpoint, None))),
+        ("10.96.0.1:30080", frontend("a/other", forward(&endpoint, None))),
+    ];
+    let flow = |to| Flow::translated(Protocol::Tcp, ["203.0.113.7:4000", to, endpoint[0]]);
+    let mut flows = vec![flow("192.0.2.1:30080"), flow("10.96.0.1:30080"), flow("192.0.2.2:30080")];
+    one::without_others(&mut kernel(&all), &key("30080"), &mut flows).expect("it can be read");
+    assert_eq!(flows, [flow("192.0.2.1:30080"), flow("192.0.2.2:30080")]);
+}
