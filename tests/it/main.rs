@@ -10,6 +10,7 @@ mod api;
 mod certificates;
 mod conformance;
 mod daemon;
+mod followed;
 mod image;
 #[path = "../support/looks.rs"]
 mod looks;

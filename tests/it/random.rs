@@ -24,12 +24,12 @@ use crate::support::cluster::{
 };
 use crate::support::namespace::Namespace;
 
-fn runner(cases: u32) -> TestRunner {
+pub(crate) fn runner(cases: u32) -> TestRunner {
     TestRunner::new(replayed(Config { cases, max_shrink_iters: 2_000, ..Config::default() }, file!()))
 }
 
 /// Changes, in the portions that are synced together.
-fn changes(syncs: usize) -> impl Strategy<Value = Vec<Vec<Change>>> {
+pub(crate) fn changes(syncs: usize) -> impl Strategy<Value = Vec<Vec<Change>>> {
     prop::collection::vec(prop::collection::vec(change(), 0..5), 1..syncs)
 }
 
@@ -197,7 +197,7 @@ fn parts(kernel: &InMemoryKernel, keys: &BTreeSet<FrontendKey>) -> Parts {
 }
 
 /// Every frontend that the Services of a cluster claim.
-fn keys(cluster: &Cluster) -> BTreeSet<FrontendKey> {
+pub(crate) fn keys(cluster: &Cluster) -> BTreeSet<FrontendKey> {
     let mut keys = BTreeSet::new();
     for service in cluster.services.values() {
         for port in &service.ports {
