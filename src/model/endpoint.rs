@@ -5,7 +5,7 @@ use std::num::NonZeroU16;
 
 use arcstr::ArcStr;
 
-use super::{Family, ObjectName, Protocol};
+use super::{Family, ObjectName, Places, Protocol};
 
 /// An EndpointSlice (`discovery.k8s.io/v1`) of one family.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +22,17 @@ pub struct Slice {
     pub weight: u16,
     /// Endpoints that have an address of `family`.
     pub endpoints: Box<[Endpoint]>,
+    /// Which pods they are, and on which nodes.
+    pub places: Places,
+}
+
+impl Slice {
+    /// Whether another version of it says the same but for the names of pods and nodes, on which nothing depends.
+    pub fn serves_as(&self, other: &Slice) -> bool {
+        let Slice { name, service, family, ports, weight, endpoints, places: _ } = self;
+        (name, service, family) == (&other.name, &other.service, &other.family)
+            && (ports, weight, endpoints) == (&other.ports, &other.weight, &other.endpoints)
+    }
 }
 
 /// One port of a slice: every endpoint of the slice serves it.

@@ -72,6 +72,7 @@ mod tests {
             ports: [SlicePort { name: "".into(), protocol: Protocol::Tcp, port }].into(),
             weight: 1,
             endpoints: (0..endpoints).map(endpoint).collect(),
+            places: Default::default(),
         };
         [Event::Service(service), slice.into()]
     }

@@ -57,7 +57,7 @@ impl Counting {
             Event::ServiceGone(name) => self.service_changes(name, engine.store().service(name).is_some()),
             Event::Slice { slice, changed_at } => {
                 self.metrics.endpoint_changes.inc();
-                if !engine.store().slices(&slice.service).contains(slice) {
+                if !engine.store().slices(&slice.service).iter().any(|known| known.serves_as(slice)) {
                     self.slice_changes(slice, *changed_at);
                 }
             }

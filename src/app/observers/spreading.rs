@@ -66,6 +66,7 @@ mod tests {
             ports: [].into(),
             weight: 1,
             endpoints: [].into(),
+            places: Default::default(),
         };
         store.apply(slice.into());
         let mut heard = |event: Event| {

@@ -62,6 +62,7 @@ fn slice(name: &str, family: Family, ports: &[(&str, Protocol, u16)], endpoints:
         ports: ports.iter().map(port).collect(),
         weight: 1,
         endpoints: endpoints.into(),
+        places: Default::default(),
     }
 }
 

@@ -267,7 +267,10 @@ impl Store {
 
         let group = self.group(&service);
         let changed: SliceChanges = match group.position(&slice.name) {
-            Ok(at) if group.slices[at] == slice => return Changes::default(),
+            Ok(at) if group.slices[at].serves_as(&slice) => {
+                group.slices[at].places = slice.places;
+                return Changes::default();
+            }
             Ok(at) => {
                 let changed = SliceChange::new(Some(&group.slices[at]), Some(&slice)).collect();
                 group.slices[at] = slice;

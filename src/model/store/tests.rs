@@ -3,7 +3,8 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::super::{
-    Conditions, Endpoint, ObjectRef, PerFamily, Protocol, RefKind, Reject, ServicePort, SlicePort, TrafficPolicy,
+    Conditions, Endpoint, ObjectRef, PerFamily, Places, Protocol, RefKind, Reject, ServicePort, SlicePort,
+    TrafficPolicy,
 };
 use super::*;
 
@@ -43,6 +44,7 @@ fn slice(text: &str, service: &str, version: u8) -> Slice {
         ports: [SlicePort { name: "".into(), protocol: Protocol::Tcp, port: port(8080) }].into(),
         weight: 1,
         endpoints: [Endpoint { address: [10, 180, 0, version].into(), conditions, hints: None }].into(),
+        places: Default::default(),
     }
 }
 
@@ -121,6 +123,20 @@ fn slices_come_before_or_after_their_service_and_move() {
     assert_eq!(apply(&mut store, Event::SliceGone(name("web-1"))), services(&[]));
     assert_eq!(apply(&mut store, Event::SliceGone(name("web-2"))), services(&["web"]));
     assert!(store.groups.is_empty() && store.slices.is_empty(), "nothing is left behind");
+}
+
+#[test]
+fn other_names_of_pods_and_nodes_change_nothing_and_are_known() {
+    let on =
+        |node: &str, pod| Slice { places: Places::new([(Some(pod), Some(node.into()))]), ..slice("web-1", "web", 1) };
+    let mut store = Store::default();
+    assert_eq!(apply(&mut store, Event::from(on("n1", "web-a"))), services(&["web"]));
+    assert_eq!(store.apply(Event::from(on("n2", "web-b"))), Changes::default());
+    assert_eq!(store.slices(&name("web")), [on("n2", "web-b")]);
+    assert!(
+        !list(&mut store, Kind::EndpointSlice, vec![Event::from(on("n3", "web-c"))]).services.contains(&name("web"))
+    );
+    assert_eq!(store.slices(&name("web")), [on("n3", "web-c")], "it has come with the list");
 }
 
 #[test]
@@ -242,14 +258,14 @@ fn rejects_change_no_service() {
 }
 
 /// The sizes that decide how much memory a cluster takes. A Service with one port, one slice and names of 20 bytes
-/// takes about 500 bytes: 240 for its group with the Service and the slice in it, 80 for the names, 100 for ports, and
-/// 70 for the places in the two tables; and 32 more for each endpoint.
+/// takes about 530 bytes: 270 for its group with the Service and the slice in it, 80 for the names, 100 for ports, and
+/// 70 for the places in the two tables; and 32 more for each endpoint, with some 15 for the names of its pod and node.
 #[test]
 fn values_stay_small() {
     assert!(size_of::<Endpoint>() <= 32);
-    assert!(size_of::<Slice>() <= 56);
+    assert!(size_of::<Slice>() <= 88);
     assert!(size_of::<SlicePort>() <= 16);
-    assert!(size_of::<Group>() <= 216, "{}", size_of::<Group>());
+    assert!(size_of::<Group>() <= 248, "{}", size_of::<Group>());
     assert!(size_of::<Filed>() <= 24);
 
     let mut store = Store::default();

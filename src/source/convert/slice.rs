@@ -8,7 +8,7 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use super::fields::{address, label, list, object_name, port_name, port_number, protocol};
 use super::{Converted, Options, Pool, spread};
 use crate::model::parse::{self, shown};
-use crate::model::{Conditions, Endpoint, Family, Hints, ObjectName, Reject, Slice, SlicePort};
+use crate::model::{Conditions, Endpoint, Family, Hints, ObjectName, Places, Reject, Slice, SlicePort};
 
 /// Slices of headless Services carry it; they are for DNS alone.
 pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
@@ -50,10 +50,28 @@ fn value(
     let service = used_by(object, name, rejects)?;
     let family = family(object, rejects)?;
     let ports = ports(object, rejects, pool);
-    let read = |(i, object)| endpoint(i, object, family, options, rejects, pool);
-    let endpoints = list(&object.endpoints).iter().enumerate().filter_map(read).collect();
+    let mut endpoints = Vec::new();
+    let mut names = Vec::new();
+    for (i, object) in list(&object.endpoints).iter().enumerate() {
+        if let Some(endpoint) = endpoint(i, object, family, options, rejects, pool) {
+            endpoints.push(endpoint);
+            names.push((pod(object), object.node_name.as_deref().filter(is_name).map(|node| pool.share(node))));
+        }
+    }
     let weight = spread::weight(&object.metadata, rejects);
-    Some(Slice { name: name.clone(), service, family, ports, weight, endpoints })
+    let (endpoints, places) = (endpoints.into(), Places::new(names));
+    Some(Slice { name: name.clone(), service, family, ports, weight, endpoints, places })
+}
+
+/// The name of the pod that an endpoint is.
+fn pod(object: &discovery::Endpoint) -> Option<&str> {
+    let target = object.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"))?;
+    target.name.as_deref().filter(is_name)
+}
+
+/// Whether a text can be shown as a name. What cannot is left out without a word: nothing depends on it.
+fn is_name(text: &&str) -> bool {
+    ObjectName::is_part(text)
 }
 
 /// The Service that the slice belongs to, if it is to be used at all.

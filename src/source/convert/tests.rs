@@ -394,6 +394,28 @@ fn slices_that_are_not_used() {
 }
 
 #[test]
+fn pods_and_nodes_of_endpoints_are_known() {
+    let target = |kind: &str, name: &str| json!({"kind": kind, "name": name, "namespace": "shop"});
+    let converted = convert_slice(json!({"endpoints": [
+        {"addresses": ["10.180.0.1"], "nodeName": "n1", "targetRef": target("Pod", "web-a")},
+        {"addresses": ["fd00::1"], "nodeName": "n9", "targetRef": target("Pod", "web-x")},
+        {"addresses": ["10.180.0.2"], "nodeName": "n1", "targetRef": target("VirtualMachine", "web-b")},
+        {"addresses": ["10.180.0.3"], "nodeName": "a\nb", "targetRef": target("Pod", "web c")},
+        {"addresses": ["10.180.0.4"], "targetRef": target("Pod", "web-d")},
+    ]}));
+    let slice = converted.value.expect("used");
+    let found: Vec<(Option<String>, Option<String>)> =
+        slice.places.iter().take(slice.endpoints.len()).map(|it| (it.pod, it.node.map(ToString::to_string))).collect();
+    let named = |pod: &str, node: &str| {
+        let name = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+        (name(pod), name(node))
+    };
+    // The second endpoint is skipped.
+    assert_eq!(found, [named("web-a", "n1"), named("", "n1"), named("", ""), named("web-d", "")]);
+    assert_eq!(converted.rejects.len(), 1, "{:?}", converted.rejects);
+}
+
+#[test]
 fn ports_of_a_slice() {
     let converted = convert_slice(json!({"ports": [
         {"port": 1},

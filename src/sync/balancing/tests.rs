@@ -57,6 +57,7 @@ fn slice(text: &str, endpoints: &[u8]) -> Event {
         ports: [SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: NonZeroU16::MIN }].into(),
         weight: 1,
         endpoints: endpoints.iter().map(endpoint).collect(),
+        places: Default::default(),
     };
     slice.into()
 }

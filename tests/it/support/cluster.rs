@@ -101,6 +101,7 @@ pub(crate) fn slice_of(service: &ObjectName, family: Family, endpoints: Vec<Endp
         ports: ports.into(),
         weight: 1,
         endpoints: endpoints.into(),
+        places: Default::default(),
     }
 }
 
@@ -496,6 +497,7 @@ pub(crate) fn slice() -> impl Strategy<Value = Slice> {
                 ports: ports.collect(),
                 weight,
                 endpoints: endpoints.into(),
+                places: Default::default(),
             }
         },
     )
