@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use smallvec::SmallVec;
 
 use crate::diff::Installed;
+use crate::model::policy::{DROPPED_BECAUSE, refused_because};
 use crate::model::{Family, FrontendKey, ObjectName, PerFamily, Slice};
 use crate::nftables::Kernel;
 use crate::ruleset::frontend::{Action, Frontend};
@@ -87,17 +88,7 @@ fn unserved<'a>(
 /// What becomes of connections to a frontend that leads nowhere, and why.
 fn why(slices: &[Slice], key: &FrontendKey, frontend: &Frontend) -> String {
     if frontend.action == Action::Drop {
-        return "dropped: its traffic policy is Local, and only other nodes have endpoints".to_owned();
+        return format!("dropped: {DROPPED_BECAUSE}");
     }
-    let (family, port, protocol) = (key.family(), &frontend.port_name, key.protocol);
-    let of_family = || slices.iter().filter(move |slice| slice.family == family);
-    let has_port = |slice: &&Slice| slice.ports.iter().any(|it| it.name == *port && it.protocol == protocol);
-    let with_port = || of_family().filter(has_port);
-    let all: usize = of_family().map(|slice| slice.endpoints.len()).sum();
-    match with_port().map(|slice| slice.endpoints.len()).sum::<usize>() {
-        _ if of_family().next().is_none() => format!("refused: there is no EndpointSlice of {family}"),
-        0 if all == 0 => "refused: there are no endpoints".to_owned(),
-        0 => format!("refused: no endpoint has the port {:?} ({})", port.as_str(), protocol.name()),
-        number => format!("refused: none of {number} endpoints is ready"),
-    }
+    format!("refused: {}", refused_because(slices, key.family(), &frontend.port_name, key.protocol))
 }

@@ -1,10 +1,14 @@
 //! Which endpoints a connection to a service port may reach on this node: a pure function of the Service, its slices
 //! and the node's zone, the same as kube-proxy 1.36's.
 
+mod unserved;
+
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use super::{Endpoint, Family, Protocol, Service, ServicePort, Slice, SlicePort, TrafficPolicy};
+
+pub use unserved::{DROPPED_BECAUSE, refused_because};
 
 /// An endpoint to send connections to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
