@@ -15,6 +15,7 @@ use crate::events::{Events, Notice};
 use crate::health::{self, Health, Question};
 use crate::http::{self, Budget};
 use crate::metrics::daemon::Daemon;
+use crate::metrics::services::Services;
 use crate::metrics::{self, Metrics, ZPages};
 
 /// How an address that cannot be listened on is dealt with.
@@ -54,10 +55,11 @@ pub(super) async fn serve_metrics(
     configz: Receiver<String>,
     status: impl Fn() -> Daemon + Send + Sync + 'static,
     zpages: ZPages,
+    services: Services,
 ) -> anyhow::Result<()> {
     let listener = bind_policy.bind(address, "/metrics", "FailedToStartMetricServer", Awaited::MetricsPort).await?;
     info!(%address, "serving /metrics");
-    metrics::serve(listener, bind_policy.budget, metrics, configz, status, zpages).await;
+    metrics::serve(listener, bind_policy.budget, metrics, configz, status, zpages, services).await;
     Ok(())
 }
 
@@ -126,6 +128,7 @@ mod tests {
                 tokio::sync::watch::channel(String::new()).1,
                 status,
                 ZPages { status: Box::new(String::new), flags: Default::default() },
+                Services(Box::new(|_, _| false)),
             )
             .await;
             let error = ended.expect_err("the port is taken").to_string();

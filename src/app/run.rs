@@ -37,6 +37,7 @@ use crate::conntrack::Conntrack;
 use crate::events::{self, Events, Notice};
 use crate::health::{self, CheckServer, Health, Moment};
 use crate::http::Budget;
+use crate::metrics::services::{Node, Services, answer};
 use crate::metrics::{Metrics, ZPages};
 use crate::model::{Family, PerFamily};
 use crate::nftables::{Heard, Kernel as _, LinuxClients, LinuxKernel, Monitor};
@@ -45,11 +46,14 @@ use crate::ruleset::names::TableName;
 use crate::ruleset::text;
 use crate::source::kube::ConnectError;
 use crate::source::{Bypass, Exchange, Following, file, kube};
-use crate::sync::{self, Counter, Disturbance, Engine, Facts, Inputs, Reader, Told};
+use crate::sync::{self, Counter, Disturbance, Engine, Facts, Inputs, Knowledge, Question, Reader, Told};
 use crate::{status, sysctl, threads};
 
 /// Events on their way to the engine. A list that comes faster than it is taken in waits in its source.
 const EVENTS_WAITING: usize = 4_096;
+
+/// Questions of people that wait for the engine, until others are told to come again.
+const QUESTIONS_WAITING: usize = 4;
 
 /// How many names of servers are looked up at the same time: one that is slow does not keep back the others.
 const NAMES_AT_ONCE: usize = 2;
@@ -253,7 +257,9 @@ async fn supervise(
     let connections = Conntrack::open().context("cannot use connection tracking")?;
     let mut connections = Connections::new(connections);
     let connections = Counter::spawn(move |tracked| connections.count(tracked))?;
-    let inputs = Inputs { events, addresses, servers, disturbances, clients, connections };
+    let (asks, questions) = mpsc::channel(QUESTIONS_WAITING);
+    let services = services(asks, &config);
+    let inputs = Inputs { events, addresses, servers, disturbances, clients, connections, questions };
     let health = Health::new(health::State::new(Family::ALL, config.sync_period, Moment::now()));
     let (checks_sender, checks) = watch::channel(Checks::default());
     let name = config.node_name.clone();
@@ -297,7 +303,7 @@ async fn supervise(
         });
     }
     let address = config.metrics_bind_address;
-    tasks.spawn(ports::serve_metrics(listening, address, Arc::clone(&metrics), configz, status, zpages));
+    tasks.spawn(ports::serve_metrics(listening, address, Arc::clone(&metrics), configz, status, zpages, services));
     let mark = 1 << config.masquerade_bit;
     let beside = move || beside::kube_proxy(address);
     let nudge = move || {
@@ -373,6 +379,19 @@ fn start_engine(
         Ok(())
     };
     Ok((threads::spawn("sync", body)?, last_sync))
+}
+
+/// How the engine is asked about Services.
+fn services(asks: mpsc::Sender<Question>, config: &Config) -> Services {
+    let scheduler = config.scheduler;
+    Services(Box::new(move |ask, reply| {
+        let answer = move |known: Knowledge<'_>| {
+            let node = Node { zone: known.store.zone(), scheduler };
+            // Whoever has asked may have gone.
+            let _ = reply.send(answer(ask, known.store, known.claims, node));
+        };
+        asks.try_send(Question::new(answer)).is_ok()
+    }))
 }
 
 /// `clusterCIDR`, where it tells pods from others.

@@ -7,6 +7,7 @@
 pub mod daemon;
 mod readings;
 mod server;
+pub mod services;
 mod table;
 mod zpages;
 

@@ -14,6 +14,7 @@ use tokio::sync::watch::Receiver;
 use tokio::task::yield_now;
 
 use super::daemon::{self, Daemon};
+use super::services::{self, Services};
 use super::zpages::ZPages;
 use super::{Metrics, readings};
 use crate::http::{self, Budget};
@@ -57,8 +58,8 @@ impl Exposition {
     }
 }
 
-/// Answers for ever on `/metrics`, `/metrics/slis`, `/proxyMode`, `/healthz`, `/healthz/ping`, `/configz`, `/statusz`, `/flagz`
-/// and [`daemon::PATH`].
+/// Answers for ever on `/metrics`, `/metrics/slis`, `/proxyMode`, `/healthz`, `/healthz/ping`, `/configz`, `/statusz`, `/flagz`,
+/// [`daemon::PATH`] and [`services::PATH`].
 ///
 /// `configz` is the body of `/configz`: the configuration in force at the time, as JSON. `/healthz` only says that somebody answers;
 /// whether the proxy works is told on the health port, and by `status`.
@@ -69,9 +70,11 @@ pub(crate) async fn serve(
     configz: Receiver<String>,
     status: impl Fn() -> Daemon + Send + Sync + 'static,
     zpages: ZPages,
+    services: Services,
 ) {
     let zpages = Arc::new(zpages);
     let flagz = Arc::clone(&zpages);
+    let services = Arc::new(services);
     let status = Arc::new(status);
     let status = move || {
         let status = serde_json::to_string(&status()).expect("a structure of texts and numbers");
@@ -90,6 +93,10 @@ pub(crate) async fn serve(
         .route("/statusz", any(async move |headers: HeaderMap| zpages.statusz(&headers)))
         .route("/flagz", any(async move |headers: HeaderMap| flagz.flagz(&headers)))
         .route(daemon::PATH, any(status))
+        .route(
+            services::PATH,
+            any(async move |RawQuery(query): RawQuery| services.page(&query.unwrap_or_default()).await),
+        )
         .fallback(async || plain(StatusCode::NOT_FOUND, "404 page not found\n"))
         .with_state(Arc::new(Shared { metrics, configz, exposition: Exposition::default() }));
     http::serve(listener, app, budget).await;

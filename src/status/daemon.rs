@@ -15,12 +15,16 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::metrics::daemon::{Daemon, FamilyState, Followed, FrontendsState, PATH, Standing};
+use crate::metrics::services::{self, Query, ServiceFacts};
 use crate::printable::printable;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// More than any answer has.
 const LONGEST: usize = 16 << 20;
+/// How long a list of Services may take, and get: that of 44,000 has some 50 MB.
+const PATIENCE_FOR_ALL: Duration = Duration::from_secs(20);
+const LONGEST_OF_ALL: usize = 256 << 20;
 
 /// The daemon has not said how it is.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +43,9 @@ pub enum AskError {
     /// Somebody else answers.
     #[error("at {0} is not nftproxyd")]
     Stranger(SocketAddr),
+    /// It cannot answer at the moment.
+    #[error("at {0} has no answer: {1}")]
+    NoAnswer(SocketAddr, String),
 }
 
 /// Asks the daemon whose metrics port has this address.
@@ -61,6 +68,23 @@ pub async fn ask(metrics: SocketAddr) -> Result<Daemon, AskError> {
         _ if !exposition.contains("nftproxyd_build_info{") => Err(AskError::Stranger(metrics)),
         Err(error) if status == StatusCode::OK => Err(AskError::OtherForm(metrics, error)),
         _ => Err(AskError::Older(metrics)),
+    }
+}
+
+/// Asks the daemon whose metrics port has this address what it knows of these Services. One that has answered [`ask`] is
+/// an nftproxyd: an older one knows nothing of them.
+///
+/// # Errors
+/// See [`AskError`].
+pub async fn ask_services(metrics: SocketAddr, query: &Query) -> Result<Vec<ServiceFacts>, AskError> {
+    let path = format!("{}?{query}", services::PATH);
+    let asked = timeout(PATIENCE_FOR_ALL, exchange(local(metrics), &path, LONGEST_OF_ALL)).await;
+    let answer = asked.map_err(io::Error::from).and_then(|answer| answer);
+    let (status, body) = answer.map_err(|error| AskError::NotReached(metrics, error))?;
+    match status {
+        StatusCode::OK => serde_json::from_str(&body).map_err(|error| AskError::OtherForm(metrics, error)),
+        StatusCode::NOT_FOUND => Err(AskError::Older(metrics)),
+        _ => Err(AskError::NoAnswer(metrics, printable(body.trim_end()).into_owned())),
     }
 }
 
@@ -99,17 +123,17 @@ fn local(mut address: SocketAddr) -> SocketAddr {
 
 /// The status and the body of an answer.
 async fn get(address: SocketAddr, path: &str) -> io::Result<(StatusCode, String)> {
-    timeout(PATIENCE, exchange(address, path)).await?
+    timeout(PATIENCE, exchange(address, path, LONGEST)).await?
 }
 
-async fn exchange(address: SocketAddr, path: &str) -> io::Result<(StatusCode, String)> {
+async fn exchange(address: SocketAddr, path: &str, longest: usize) -> io::Result<(StatusCode, String)> {
     let stream = TokioIo::new(TcpStream::connect(address).await?);
     let (mut sender, connection) = http1::handshake(stream).await.map_err(io::Error::other)?;
     let request = Request::get(path).header(HOST, address.to_string()).body(Empty::<Bytes>::new());
     let request = request.map_err(io::Error::other)?;
     let answer = async move {
         let (head, body) = sender.send_request(request).await.map_err(io::Error::other)?.into_parts();
-        let bytes = Limited::new(body, LONGEST).collect().await.map_err(io::Error::other)?.to_bytes();
+        let bytes = Limited::new(body, longest).collect().await.map_err(io::Error::other)?.to_bytes();
         Ok((head.status, String::from_utf8(bytes.into()).map_err(io::Error::other)?))
     };
     // The connection has to be driven meanwhile. It ends when the sender has gone with the answer.
@@ -243,6 +267,7 @@ mod tests {
     use super::*;
     use crate::http::{Budget, bind};
     use crate::metrics::daemon::KindState;
+    use crate::metrics::services::Services;
     use crate::metrics::{self, Metrics};
     use crate::testing::in_network_namespace_async;
 
@@ -429,7 +454,15 @@ mod tests {
             let configz = tokio::sync::watch::channel(String::new()).1;
             let zpages = metrics::ZPages { status: Box::new(String::new), flags: BTreeMap::new() };
             let metrics = Metrics::new().into();
-            let serving = tokio::spawn(metrics::serve(listener, Budget::default(), metrics, configz, daemon, zpages));
+            let serving = tokio::spawn(metrics::serve(
+                listener,
+                Budget::default(),
+                metrics,
+                configz,
+                daemon,
+                zpages,
+                Services(Box::new(|_, _| false)),
+            ));
             // A server on all addresses is asked on loopback.
             let everywhere = SocketAddr::new([0; 4].into(), 10249);
             assert_eq!(ask(everywhere).await.expect("it is nftproxyd"), daemon());

@@ -13,7 +13,9 @@ use std::num::NonZeroU16;
 
 use serde::Serialize;
 
-pub use self::daemon::{AskError, ask, daemon_text, kinds_text, kube_proxy_has_synced, kube_proxy_mode, unserved_text};
+pub use self::daemon::{
+    AskError, ask, ask_services, daemon_text, kinds_text, kube_proxy_has_synced, kube_proxy_mode, unserved_text,
+};
 pub use self::one::{Seen, look, of_service, one};
 pub use self::protection::{Protected, TableStatus, tables, tables_text};
 pub use self::shape::{Shape, frame, shape};

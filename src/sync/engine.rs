@@ -19,6 +19,7 @@ use super::counter::{Counts, Tracked};
 use super::facts::{Facts, Used, frame_facts, node_ips, service_cidrs, service_facts};
 use super::obstacle::{Obstacle, obstacles};
 use super::pass::Pass;
+use super::question::{Knowledge, Question};
 use super::reader::News;
 use super::report::Report;
 use super::sample::Sample;
@@ -266,6 +267,11 @@ impl<K: Kernel> Engine<K> {
     /// What is known of the cluster.
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// Answers somebody who wants to know something of the cluster.
+    pub fn answer(&self, question: Question) {
+        question.answer(Knowledge { store: &self.store, claims: &self.claims });
     }
 
     /// What is installed in a family's table.

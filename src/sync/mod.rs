@@ -7,6 +7,7 @@
 //! * [`Sample`] is one Service as a table must hold it, to be compared with what the kernel holds.
 //! * [`Reader`] is a thread that reads which clients the kernel remembers; what it finds comes to the engine as [`News`].
 //! * [`Counter`] is a thread that counts the open connections of Services that go by them; what comes of it goes to the engine.
+//! * [`Question`] is what somebody wants to know of the cluster; it is answered between syncs.
 //! * [`run`] is the loop around it: it waits for events, lets those that arrive together go together, and syncs.
 //!
 //! One changed Service costs what that Service costs. Loops over all Services happen at the first sync, when the kernel's
@@ -25,6 +26,7 @@ mod mend;
 mod misfits;
 mod obstacle;
 mod pass;
+mod question;
 mod reader;
 mod remembers;
 mod report;
@@ -42,6 +44,7 @@ pub use counter::{Counter, Counts, Tracked};
 pub use engine::{Engine, Overlap};
 pub use facts::Facts;
 pub use obstacle::Obstacle;
+pub use question::{Knowledge, Question};
 pub use reader::{News, Reader};
 pub use report::{FamilyReport, Report, UdpChange};
 pub use run::{Disturbance, Inputs, Observer, run};

@@ -13,6 +13,7 @@ use tracing::{debug, info, warn};
 use super::counter::Counter;
 use super::engine::{Engine, Overlap};
 use super::obstacle::Obstacle;
+use super::question::Question;
 use super::reader::{News, Reader};
 use super::report::Report;
 use super::reports::{self, Reports};
@@ -44,6 +45,8 @@ pub struct Inputs {
     pub clients: Reader,
     /// How many connections are open; it is asked.
     pub connections: Counter,
+    /// What people want to know, one at a time and never before what is to be synced.
+    pub questions: mpsc::Receiver<Question>,
 }
 
 /// Somebody else has been at work in nftables.
@@ -161,6 +164,7 @@ pub async fn run<K: Kernel>(
             () = wake => {}
             news = inputs.clients.next() => hear(engine, observer, news),
             counts = inputs.connections.next() => engine.hear_counts(counts, now()),
+            Some(question) = inputs.questions.recv() => engine.answer(question),
             () = ready(()), if forgets => {
                 forget(engine, observer);
                 forgot = now();
@@ -173,6 +177,9 @@ pub async fn run<K: Kernel>(
         for _ in 0..DISTURBANCES_AT_ONCE {
             let Ok(disturbance) = inputs.disturbances.try_recv() else { break };
             disturb(engine, disturbance);
+        }
+        if let Ok(question) = inputs.questions.try_recv() {
+            engine.answer(question);
         }
         if inputs.addresses.has_changed().unwrap_or(false) {
             engine.set_addresses(inputs.addresses.borrow_and_update().clone());

@@ -13,7 +13,7 @@ pub(crate) struct Answer {
     pub(crate) status: u16,
     /// The lines of the head after the first.
     head: Vec<String>,
-    /// As many bytes as `Content-Length` says.
+    /// As many bytes as `Content-Length` says, or what the chunks hold.
     pub(crate) body: String,
 }
 
@@ -104,11 +104,36 @@ fn read(stream: &mut TcpStream) -> Answer {
     let status = lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|status| status.parse().ok());
     let status = status.expect("a status line");
     let mut answer = Answer { status, head: lines.map(str::to_owned).collect(), body: String::new() };
+    if answer.header("transfer-encoding") == Some("chunked") {
+        answer.body = chunks(stream);
+        return answer;
+    }
     let length = answer.header("content-length").map_or(0, |length| length.parse().expect("a length"));
     let mut body = vec![0; length];
     stream.read_exact(&mut body).expect("a body");
     answer.body = String::from_utf8(body).expect("text");
     answer
+}
+
+/// A body in chunks (RFC 9112, 7.1), of which the last is empty.
+fn chunks(stream: &mut TcpStream) -> String {
+    let mut body = Vec::new();
+    loop {
+        let mut line = Vec::new();
+        while !line.ends_with(b"\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).expect("a chunk");
+            line.extend(byte);
+        }
+        let digits = String::from_utf8(line).expect("text");
+        let length = usize::from_str_radix(digits.trim_end(), 16).expect("a length");
+        let mut chunk = vec![0; length + 2];
+        stream.read_exact(&mut chunk).expect("a chunk");
+        body.extend(&chunk[..length]);
+        if length == 0 {
+            return String::from_utf8(body).expect("text");
+        }
+    }
 }
 
 /// Runs what waits on another thread, so that the server can run on this one.

@@ -334,7 +334,8 @@ async fn run_with<F: Future<Output = ()>>(min_sync_period: Duration, script: imp
     let clients = Reader::spawn(InMemoryClients::default()).expect("a thread");
     let servers = watch::channel(BTreeSet::new()).1;
     let connections = Counter::spawn(|_| Ok(Counts::default())).expect("a thread");
-    let inputs = Inputs { events, addresses, servers, disturbances, clients, connections };
+    let questions = mpsc::channel(1).1;
+    let inputs = Inputs { events, addresses, servers, disturbances, clients, connections, questions };
     tokio::join!(sync::run(&mut engine, inputs, min_sync_period, &mut observers), script(outside));
 }
 

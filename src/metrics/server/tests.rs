@@ -86,6 +86,7 @@ async fn with_server(test: impl AsyncFnOnce(&str, Arc<Metrics>)) {
         tokio::sync::watch::channel(body).1,
         daemon,
         zpages(),
+        Services(Box::new(|_, _| false)),
     ));
     test(address, metrics).await;
     serving.abort();

@@ -10,7 +10,7 @@ use nftproxyd::config::NodePortAddresses;
 use nftproxyd::model::{Event, Family, Kind, Service};
 use nftproxyd::nftables::in_memory::{InMemoryClients, InMemoryKernel};
 use nftproxyd::nftables::{Clients, KernelError, ReadClients, Slice};
-use nftproxyd::sync::{self, Counter, Disturbance, Engine, Inputs, Observer, Reader, Report};
+use nftproxyd::sync::{self, Counter, Disturbance, Engine, Inputs, Observer, Question, Reader, Report};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 
@@ -26,6 +26,7 @@ struct Senders {
     events: mpsc::Sender<Event>,
     addresses: watch::Sender<BTreeSet<std::net::IpAddr>>,
     disturbances: mpsc::Sender<Disturbance>,
+    questions: mpsc::Sender<Question>,
     synced: Arc<Mutex<Vec<Synced>>>,
 }
 
@@ -95,11 +96,13 @@ async fn with_loop_and<F: Future<Output = ()>>(
     let (event_sender, events) = mpsc::channel(1_000);
     let (address_sender, addresses) = watch::channel(BTreeSet::new());
     let (disturbance_sender, disturbances) = mpsc::channel(1);
+    let (question_sender, questions) = mpsc::channel(1);
     let synced = Arc::new(Mutex::new(Vec::new()));
     let senders = Senders {
         events: event_sender,
         addresses: address_sender,
         disturbances: disturbance_sender,
+        questions: question_sender,
         synced: Arc::clone(&synced),
     };
     let start = Instant::now();
@@ -107,9 +110,33 @@ async fn with_loop_and<F: Future<Output = ()>>(
     let mut engine = Engine::new(InMemoryKernel::new(), facts(node_ports));
     let servers = watch::channel(BTreeSet::new()).1;
     let clients = Reader::spawn(clients).expect("a thread");
-    let inputs = Inputs { events, addresses, servers, disturbances, clients, connections: uncounted() };
+    let inputs = Inputs { events, addresses, servers, disturbances, clients, connections: uncounted(), questions };
     tokio::join!(sync::run(&mut engine, inputs, min_sync_period, &mut note), script(senders));
     engine
+}
+
+#[tokio::test(start_paused = true)]
+async fn questions_are_answered_with_what_has_come_before_them() {
+    with_loop(Duration::ZERO, NodePortAddresses::All, |senders| async move {
+        let ask = async |index: u16| -> bool {
+            let (reply, answer) = tokio::sync::oneshot::channel();
+            let name = plain_service(index).name;
+            let question = Question::new(move |known| {
+                reply.send(known.store.service(&name).is_some()).expect("it is waited for");
+            });
+            senders.questions.send(question).await.expect("the loop runs");
+            answer.await.expect("it is answered")
+        };
+        assert!(!ask(1).await);
+        senders.send(Event::Service(plain_service(1))).await;
+        assert!(ask(1).await, "before anything was listed");
+        senders.lists(&Kind::ALL).await;
+        senders.syncs().await;
+        assert!(!ask(1).await, "it was not in the list");
+        senders.send(Event::Service(plain_service(2))).await;
+        assert!(ask(2).await);
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -394,6 +421,7 @@ async fn a_source_that_never_pauses_keeps_nobody_waiting() {
             disturbances: disturbance_receiver,
             clients: nobody(),
             connections: uncounted(),
+            questions: mpsc::channel(1).1,
         };
         sync::run(&mut engine, inputs, min_sync_period, &mut source).await;
         other.await.expect("it does not panic");
@@ -437,7 +465,15 @@ async fn somebody_who_never_stops_disturbing_does_not_keep_back_the_events() {
     let mut vandal = Vandal { disturbances: Some(disturbances), syncs: 0, done: false };
     let mut engine = Engine::new(InMemoryKernel::new(), facts(NodePortAddresses::All));
     let (servers, disturbances) = (watch::channel(BTreeSet::new()).1, disturbance_receiver);
-    let inputs = Inputs { events, addresses, servers, disturbances, clients: nobody(), connections: uncounted() };
+    let inputs = Inputs {
+        events,
+        addresses,
+        servers,
+        disturbances,
+        clients: nobody(),
+        connections: uncounted(),
+        questions: mpsc::channel(1).1,
+    };
     let script = async {
         for kind in Kind::ALL {
             sender.send(Event::ListStarted(kind)).await.expect("the loop runs");

@@ -95,6 +95,7 @@ fn run(clients: u32, length: Duration) -> (Vec<Duration>, Option<Duration>) {
             disturbances,
             clients: Reader::spawn(LinuxClients::of(TableName::NODE)).expect("a thread"),
             connections: Counter::spawn(|_| Ok(Counts::default())).expect("a thread"),
+            questions: mpsc::channel(1).1,
         };
         runtime.block_on(sync::run(&mut engine, inputs, Duration::ZERO, &mut tell));
     });
