@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::builder::BoolishValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-use crate::config::{FLAGS, Overrides, SCHEDULER_FLAG, Setting};
+use crate::config::{FLAGS, OUR_FLAGS, Overrides, Setting};
 use crate::secrets::shown;
 
 const EXIT_STATUS: &str = "\
@@ -302,7 +302,7 @@ impl Args for FieldFlags {
                 arg.num_args(1).allow_hyphen_values(true).value_name(flag.value)
             };
             let heading = match flag.name {
-                SCHEDULER_FLAG => None,
+                name if OUR_FLAGS.contains(&name) => None,
                 _ if flag.beats_file => Some("Log"),
                 _ => Some("Instead of a configuration file"),
             };

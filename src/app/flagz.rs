@@ -99,6 +99,7 @@ mod tests {
             ("feature-gates", "AllowServiceExternalIPs=true"),
             ("hostname-override", ""),
             ("scheduler", "random"),
+            ("count-connections", "false"),
             ("cluster-cidr", ""),
         ] {
             assert_eq!(found.get(name).map(String::as_str), Some(value), "{name}");
@@ -106,7 +107,8 @@ mod tests {
         assert!(found.values().all(|value| !value.contains("secret")));
         // Those that kube-proxy 1.36.2 shows, and ours.
         let theirs = include_str!("../../testdata/metrics/flagz.txt").lines().filter(|line| !line.starts_with('#'));
-        let mut all: Vec<&str> = theirs.chain(["manifests", "scheduler", "table-owner", "take-over"]).collect();
+        let mut all: Vec<&str> =
+            theirs.chain(["count-connections", "manifests", "scheduler", "table-owner", "take-over"]).collect();
         all.sort_unstable();
         assert_eq!(found.keys().collect::<Vec<_>>(), all);
     }

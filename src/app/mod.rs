@@ -122,6 +122,7 @@ fn facts(config: &Config) -> Facts {
         }),
         scheduler: config.scheduler,
         hashes: true,
+        counters: config.count_connections,
         longest_retry: LONGEST_RETRY.min(config.sync_period),
     }
 }

@@ -120,12 +120,15 @@ pub(super) const FIELDS: &[(&str, Type, Use)] = &[
     // Ours: kube-proxy says of them that it does not know them, and goes on.
     ("serviceProxyName", String, Honoured),
     ("nftables.scheduler", String, Honoured),
+    ("nftables.countConnections", Bool, Honoured),
 ];
 
 /// A field that kube-proxy does not have: which Services are served.
 pub(super) const SERVICE_PROXY_NAME: &str = "serviceProxyName";
-/// The other one: how endpoints are chosen.
+/// Another one: how endpoints are chosen.
 pub(super) const SCHEDULER: &str = "nftables.scheduler";
+/// Another one: whether frontends count.
+pub(super) const COUNT_CONNECTIONS: &str = "nftables.countConnections";
 
 /// The type of the field with this path.
 pub(super) fn type_of(path: &str) -> Option<Type> {

@@ -42,10 +42,12 @@ pub(super) const HEALTHZ_PORT: &str = "healthz-port";
 /// Joined with `metricsBindAddress`.
 pub(super) const METRICS_PORT: &str = "metrics-port";
 
-/// Ours.
-pub(crate) const SCHEDULER: &str = "scheduler";
+const SCHEDULER: &str = "scheduler";
+const COUNT_CONNECTIONS: &str = "count-connections";
+/// Those that kube-proxy does not have.
+pub(crate) const OURS: [&str; 2] = [SCHEDULER, COUNT_CONNECTIONS];
 
-/// Every flag of kube-proxy, and one of ours, `--scheduler`, but those that the command line has a meaning of its own for (`--config`, `--master`,
+/// Every flag of kube-proxy, and two of ours, `--scheduler` and `--count-connections`, but those that the command line has a meaning of its own for (`--config`, `--master`,
 /// `--hostname-override`, `--write-config-to`, `--cleanup`, `--init-only`, `--version`, `--help`).
 pub const FLAGS: &[Flag] = &[
     beating("v", &["logging.verbosity"], "LEVEL", "Say more in the log: 2 for each sync, 5 for each transaction"),
@@ -105,6 +107,12 @@ pub const FLAGS: &[Flag] = &[
         &["nftables.scheduler"],
         "NAME",
         "How endpoints are chosen where a Service does not say, in any mode: random, rr, wrr, sh, dh, mh, lc, ...",
+    ),
+    beating(
+        COUNT_CONNECTIONS,
+        &["nftables.countConnections"],
+        "",
+        "Count the connections to each address and port of a Service",
     ),
     flag(
         "iptables-masquerade-bit",

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::fields::{Fields, SCHEDULER, SERVICE_PROXY_NAME};
+use super::fields::{COUNT_CONNECTIONS, Fields, SCHEDULER, SERVICE_PROXY_NAME};
 use super::flags::Flags;
 use super::{Config, ConfigError, DetectLocal, Loaded, NodePortAddresses, Overrides, Problem, Source};
 use crate::model::parse;
@@ -150,6 +150,7 @@ impl Resolver<'_> {
             masquerade_bit: masquerade_bit?,
             masquerade_all,
             scheduler: scheduler?,
+            count_connections: self.fields.bool(COUNT_CONNECTIONS),
             min_sync_period,
             sync_period,
             allow_external_ips,

@@ -18,7 +18,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 pub use self::effective::effective;
-pub(crate) use self::flags::SCHEDULER as SCHEDULER_FLAG;
+pub(crate) use self::flags::OURS as OUR_FLAGS;
 pub use self::flags::{FLAGS, Flag};
 pub use self::kube_proxy::{METRICS_PORT, METRICS_PORT_BESIDE};
 pub use self::sanity::{Host, sanity};
@@ -63,6 +63,8 @@ pub struct Config {
     /// How endpoints are chosen where a Service does not say: `scheduler`, `--scheduler`; else in mode ipvs `ipvs.scheduler`,
     /// `--ipvs-scheduler`, which is `rr` where it is empty; else `random`.
     pub scheduler: Scheduler,
+    /// `countConnections`, `--count-connections`: each frontend counts its connections, which costs each of them a little.
+    pub count_connections: bool,
     /// `minSyncPeriod` of the selected mode: least time from the end of one sync to the beginning of the next. Zero
     /// unless set (kube-proxy waits for a second), at most an hour.
     pub min_sync_period: Duration,

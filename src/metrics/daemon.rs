@@ -173,6 +173,9 @@ pub struct FrameState {
     /// Whether there has been a Service whose endpoints are found by a hash of the client.
     #[serde(default)]
     pub keeps_ports: bool,
+    /// Whether each frontend counts its connections (`nftables.countConnections`).
+    #[serde(default)]
+    pub counters: bool,
 }
 
 /// What tells packets of pods from others.

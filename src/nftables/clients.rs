@@ -13,9 +13,8 @@ use std::time::{Duration, Instant};
 
 use super::decode;
 use super::kernel::KernelError;
-use super::linux::open;
 use super::numbers::protocol_family;
-use super::request::{NftablesMessage as _, Request, Taken, unexpected};
+use super::request::{NftablesMessage as _, Request, Taken, open, unexpected};
 use super::table::NOT_THERE;
 use super::uapi::{self, msg};
 use crate::model::Family;

@@ -108,7 +108,8 @@ pub(super) fn kept<'a>(message: &Message<'a>, family: Family, set: &'a SetDef) -
     })
 }
 
-fn element(raw: &Attribute<'_>, family: Family, set: &SetDef) -> Option<Element> {
+/// One of them.
+pub(super) fn element(raw: &Attribute<'_>, family: Family, set: &SetDef) -> Option<Element> {
     let value = |kind| find(raw.attributes(), kind).map(|a| find(a.attributes(), uapi::NFTA_DATA_VALUE));
     let key = unpack(value(uapi::NFTA_SET_ELEM_KEY)??.value, family, &set.key)?.collect::<Option<Key>>()?;
     let key_end = match value(uapi::NFTA_SET_ELEM_KEY_END) {
@@ -283,8 +284,15 @@ mod tests {
                         comment: comment.map(Into::into),
                     },
                 );
-                let set =
-                    SetDef { name: SetName::ServiceIps, key, data: data_def, interval, dynamic: false, size: None };
+                let set = SetDef {
+                    name: SetName::ServiceIps,
+                    key,
+                    data: data_def,
+                    interval,
+                    dynamic: false,
+                    size: None,
+                    counter: false,
+                };
                 (Just(family), Just(set), prop::collection::vec(element, 1..50))
             },
         )
@@ -296,7 +304,7 @@ mod tests {
         #[test]
         fn decoding_undoes_encoding((family, set, wanted) in world()) {
             let operations = vec![Operation::AddElements(set.name, wanted.clone())];
-            let batch = encode(TableName::NODE, &Transaction { family, operations }, 7).expect("elements that can be encoded");
+            let batch = encode(TableName::NODE, &Transaction { family, operations }, 7, false).expect("elements that can be encoded");
             let mut got = Vec::new();
             for message in messages(batch.bytes()) {
                 for element in elements(&message.expect("a message"), family, &set) {
@@ -318,7 +326,7 @@ mod tests {
             cut in any::<prop::sample::Index>(),
         ) {
             let operations = vec![Operation::AddElements(set.name, wanted)];
-            let batch = encode(TableName::NODE, &Transaction { family, operations }, 7).expect("elements that can be encoded");
+            let batch = encode(TableName::NODE, &Transaction { family, operations }, 7, false).expect("elements that can be encoded");
             let mut bytes = batch.bytes().to_vec();
             for (index, byte) in damage {
                 let at = index.index(bytes.len());

@@ -112,9 +112,15 @@ impl Batch {
     }
 }
 
-/// Encodes a transaction of a table; its messages get the sequence numbers from `first_sequence` on.
-pub(super) fn encode(table: TableName, transaction: &Transaction, first_sequence: u32) -> Result<Batch, EncodeError> {
-    let mut encoder = Encoder::new(transaction.family, table.as_str(), first_sequence);
+/// Encodes a transaction of a table; its messages get the sequence numbers from `first_sequence` on. `echoes`: the kernel is to
+/// tell which frontends it deletes, and what they have counted.
+pub(super) fn encode(
+    table: TableName,
+    transaction: &Transaction,
+    first_sequence: u32,
+    echoes: bool,
+) -> Result<Batch, EncodeError> {
+    let mut encoder = Encoder { echoes, ..Encoder::new(transaction.family, table.as_str(), first_sequence) };
     for (position, operation) in transaction.operations.iter().enumerate() {
         encoder.operation(position, operation)?;
     }
@@ -129,6 +135,7 @@ pub(super) struct Encoder {
     parts: Vec<Part>,
     first_sequence: u32,
     element: sys::SetElement,
+    echoes: bool,
 }
 
 impl Encoder {
@@ -143,6 +150,7 @@ impl Encoder {
             parts: Vec::new(),
             first_sequence,
             element: sys::SetElement::new(),
+            echoes: false,
         }
     }
 
@@ -206,7 +214,8 @@ impl Encoder {
             }
             Operation::Remember(clients) => self.remember(position, clients)?,
             Operation::DeleteElements(set, elements) => {
-                self.elements(position, *set, elements, msg::DELSETELEM, 0)?;
+                let flags = if self.echoes && set.is_entry() { uapi::NLM_F_ECHO } else { 0 };
+                self.elements(position, *set, elements, msg::DELSETELEM, flags)?;
             }
         }
         Ok(())
@@ -255,6 +264,10 @@ impl Encoder {
         }
         if let Some(size) = def.size {
             set.size(size);
+        }
+        if def.counter {
+            // Elements that come without one get a copy of it.
+            set.count();
         }
         // nft gives a single value's own length here, without padding.
         let wire_length = |lengths: &[usize]| match lengths {
@@ -574,9 +587,13 @@ mod tests {
         ];
         // Sequence numbers may wrap around in the middle of a batch.
         for first in [1, u32::MAX - 2] {
-            let batch =
-                encode(TableName::NODE, &Transaction { family: Family::V4, operations: operations.clone() }, first)
-                    .expect("bytes");
+            let batch = encode(
+                TableName::NODE,
+                &Transaction { family: Family::V4, operations: operations.clone() },
+                first,
+                false,
+            )
+            .expect("bytes");
             let all: Vec<_> = messages(batch.bytes()).collect::<Result<_, _>>().expect("messages");
             assert_eq!(all.len(), batch.parts().len() + 2);
             assert!(all.iter().enumerate().all(|(n, message)| message.sequence == first.wrapping_add(n as u32)));
@@ -617,7 +634,7 @@ mod tests {
             family: Family::V4,
             operations: vec![Operation::AddElements(SetName::ServiceIps, vec![address_element(1, Some(&text))])],
         };
-        let batch = encode(TableName::NODE, &transaction, 0).expect("bytes");
+        let batch = encode(TableName::NODE, &transaction, 0, false).expect("bytes");
         let bytes = batch.bytes();
         let cut = &text.as_bytes()[..128];
         assert!(bytes.windows(129).any(|window| window[..128] == *cut && window[128] == 0));
@@ -635,6 +652,7 @@ mod tests {
             interval: true,
             dynamic: false,
             size: None,
+            counter: false,
         };
         let add = |element| Operation::AddElements(SetName::ServiceIps, vec![element]);
         let rule = |statement| {
@@ -662,7 +680,7 @@ mod tests {
         ];
         for (family, operation, object, reason) in cases {
             let transaction = Transaction { family, operations: vec![Operation::AddTable, operation] };
-            let error = encode(TableName::NODE, &transaction, 0).expect_err(object);
+            let error = encode(TableName::NODE, &transaction, 0, false).expect_err(object);
             assert_eq!(error.operation, 1);
             assert!(error.object.starts_with(object), "{error:?}");
             assert!(error.reason.contains(reason), "{error:?}");

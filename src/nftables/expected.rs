@@ -37,7 +37,13 @@ impl Expected {
             if verdict_map { &[uapi::NFTA_SET_ID, uapi::NFTA_SET_DATA_LEN] } else { &[uapi::NFTA_SET_ID] };
         // A flag that is not wanted shows only where there is one.
         let flags = |attributes| decode::number_in(attributes, uapi::NFTA_SET_FLAGS).unwrap_or(0);
-        self.is(actual, except) && flags(self.attributes()) == flags(actual.attributes())
+        // An expression that is not wanted as well.
+        let has = |attributes: Attributes<'_>| {
+            [uapi::NFTA_SET_EXPR, uapi::NFTA_SET_EXPRESSIONS].map(|it| decode::has_in(attributes.clone(), it))
+        };
+        self.is(actual, except)
+            && flags(self.attributes()) == flags(actual.attributes())
+            && has(self.attributes()) == has(actual.attributes())
     }
 
     /// Like [`Expected::is`], and without a comment that is not wanted.

@@ -17,10 +17,10 @@ use nix::errno::Errno;
 
 use super::encode::{Batch, Encoder};
 use super::kernel::{KernelError, table_flag};
-use super::linux::open;
 use super::lower::lower;
 use super::numbers::c_name;
 use super::owner::{Owner, Protection};
+use super::request::open;
 use super::table;
 use crate::diff::Operation;
 use crate::model::{Family, PerFamily};

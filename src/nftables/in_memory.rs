@@ -1,6 +1,7 @@
 //! A kernel in memory, for tests of what stands above: atomic like the real one, and as strict about what refers to what.
 
 mod clients;
+mod counts;
 mod others;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -15,6 +16,7 @@ use super::owner::Owner;
 use super::words::words;
 use crate::diff::{Operation, Transaction};
 use crate::model::{Family, PerFamily};
+use crate::ruleset::counted::FrontendCount;
 use crate::ruleset::kept::{self, Kept};
 use crate::ruleset::names::{ChainName, SetName, TableName};
 use crate::ruleset::read::Remembered;
@@ -44,6 +46,8 @@ pub enum Fault {
 struct SetState {
     def: SetDef,
     elements: BTreeMap<(Key, Option<Key>), Element>,
+    /// Packets that found an element.
+    counts: BTreeMap<Key, u64>,
 }
 
 /// A chain.
@@ -269,6 +273,7 @@ impl InMemoryKernel {
                 for (index, element) in elements.iter().enumerate() {
                     let key = (element.key.clone(), element.key_end.clone());
                     set.elements.remove(&key).ok_or((Errno::ENOENT, Some(index)))?;
+                    set.counts.remove(&element.key);
                 }
                 Ok(())
             }
@@ -324,7 +329,10 @@ impl TableState {
                 if self.sets.contains_key(&def.name) {
                     return Err(Errno::EEXIST);
                 }
-                self.sets.insert(def.name, SetState { def: def.clone(), elements: BTreeMap::new() });
+                self.sets.insert(
+                    def.name,
+                    SetState { def: def.clone(), elements: BTreeMap::new(), counts: BTreeMap::new() },
+                );
                 Ok(())
             }
             Operation::AddChain(chain) => match self.chains.get(&chain.name) {
@@ -546,6 +554,10 @@ impl Kernel for InMemoryKernel {
         });
         let foreign = table.foreign_chains.iter().map(|name| (name.clone(), Err(Unread::Foreign(name.clone()))));
         Ok(ours.chain(foreign).collect::<BTreeMap<_, _>>().into_values().collect())
+    }
+
+    fn frontend_counts(&mut self, family: Family) -> Result<Vec<FrontendCount>, KernelError> {
+        Ok(self.counts_of(family))
     }
 
     fn kept(

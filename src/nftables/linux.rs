@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use super::chains::Found;
+use super::counts::{self, Deleted, Listener};
 use super::decode;
 use super::encode::{Batch, EncodeError, encode};
 use super::expected::Expected;
@@ -16,14 +17,15 @@ use super::monitor::Audience;
 use super::numbers::protocol_family;
 use super::owner::{Owner, Protection};
 use super::probe::{self, ProbeError};
-use super::request::{NftablesMessage as _, Request, Taken, unexpected};
+use super::request::{NftablesMessage as _, Request, Taken, open, unexpected};
 use super::table::{self, NOT_THERE, Table};
 use super::uapi::{self, msg};
 use super::words::words;
 use crate::diff::{Operation, Transaction};
 use crate::model::{Family, PerFamily};
-use crate::netlink::{Bus, End, Message, Socket, find, messages};
+use crate::netlink::{End, Message, Socket, find, messages};
 use crate::ruleset::base;
+use crate::ruleset::counted::FrontendCount;
 use crate::ruleset::kept::Kept;
 use crate::ruleset::names::{ChainName, SetName, TableName};
 use crate::ruleset::read::Remembered;
@@ -51,6 +53,8 @@ pub struct LinuxKernel {
     /// The other program that owned a table when that was last looked up.
     other: Option<Owner>,
     audience: Audience,
+    /// Who is told what frontends have counted that are deleted.
+    listener: Option<Listener>,
 }
 
 impl LinuxKernel {
@@ -66,7 +70,14 @@ impl LinuxKernel {
         socket.want_clear_errors().map_err(failed("set a socket option"))?;
         socket.raise_receive_queue(RECEIVE_QUEUE);
         let audience = Audience::of(table, socket.port());
-        Ok(LinuxKernel { table, socket, generation: None, disturbed: PerFamily::default(), other: None, audience })
+        let disturbed = PerFamily::default();
+        Ok(LinuxKernel { table, socket, generation: None, disturbed, other: None, audience, listener: None })
+    }
+
+    /// Tells `listener` from now on what frontends had counted in all when this deletes them from their map, or their table,
+    /// and when that was done. What others delete is not told.
+    pub fn tell_last_counts(&mut self, listener: impl FnMut(Vec<FrontendCount>, Instant) + Send + 'static) {
+        self.listener = Some(Box::new(listener));
     }
 
     /// For a [`super::Monitor`] of what others change.
@@ -97,7 +108,7 @@ impl LinuxKernel {
             probe::check_release(family, &probe::release())?;
             let batch = probe::batch(family, self.socket.next_sequence()).map_err(refuse)?;
             self.socket.used_sequence(batch.last_sequence());
-            match self.exchange(&batch, batch.bytes_without_end(), |_, _| "a table to try".to_owned()) {
+            match self.exchange(&batch, batch.bytes_without_end(), |_, _| "a table to try".to_owned(), |_| {}) {
                 Ok(()) => {}
                 Err(CommitError::Refused { operation, source, .. }) => {
                     return Err(probe::explain(family, operation, source));
@@ -166,7 +177,7 @@ impl LinuxKernel {
         for family in Family::ALL {
             let batch = question(family, self.socket.next_sequence()).map_err(refuse)?;
             self.socket.used_sequence(batch.last_sequence());
-            match self.exchange(&batch, batch.bytes_without_end(), |_, _| "a table to try".to_owned()) {
+            match self.exchange(&batch, batch.bytes_without_end(), |_, _| "a table to try".to_owned(), |_| {}) {
                 Ok(()) => {}
                 Err(CommitError::Refused { .. }) => return Ok(false),
                 Err(error) => return Err(error.into()),
@@ -319,12 +330,13 @@ impl LinuxKernel {
     }
 
     /// Sends a batch, or as much of it as `bytes` are, and waits for the kernel's word about it. `words` names the object
-    /// of a part.
+    /// of a part; `echo` gets what the kernel says besides.
     fn exchange(
         &mut self,
         batch: &Batch,
         bytes: &[u8],
         words: impl Fn(usize, Option<usize>) -> String,
+        mut echo: impl FnMut(&Message<'_>),
     ) -> Result<(), CommitError> {
         self.socket.send(bytes).map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::EPERM | Errno::EACCES) => CommitError::Permission,
@@ -363,6 +375,7 @@ impl LinuxKernel {
                     return Err(CommitError::Unknown(io::Error::other("malformed answer")));
                 };
                 let Some(end) = message.end().filter(|_| batch.contains(message.sequence)) else {
+                    echo(&message);
                     continue;
                 };
                 let of_batch = batch.part(message.sequence).is_none();
@@ -414,13 +427,17 @@ impl Kernel for LinuxKernel {
         if operations == 0 {
             return Ok(Committed { operations, bytes: 0, elapsed: Duration::ZERO, unheard: false });
         }
-        let batch = encode(self.table, transaction, self.socket.next_sequence()).map_err(refuse)?;
+        let socket = self.listener.is_some().then_some(&mut self.socket);
+        let mut deleted = Deleted::by(self.table, transaction, socket);
+        let batch =
+            encode(self.table, transaction, self.socket.next_sequence(), deleted.is_echoed()).map_err(refuse)?;
         self.socket.used_sequence(batch.last_sequence());
         let start = Instant::now();
         let audience = self.audience.clone();
         let table = self.table;
         let words = |operation, item| words(table, transaction, operation, item);
-        let mut send = || self.exchange(&batch, batch.bytes(), words);
+        let echo = |message: &Message<'_>| deleted.echo(message);
+        let send = || self.exchange(&batch, batch.bytes(), words, echo);
         let (done, missed) = if operations < LARGE { (send(), false) } else { audience.without(send) };
         if let Err(error) = done {
             let refused = matches!(error, CommitError::Permission);
@@ -430,6 +447,9 @@ impl Kernel for LinuxKernel {
         // The kernel leaves out 0 (`nf_tables_commit`).
         self.generation = self.generation.map(|generation| generation.checked_add(1).unwrap_or(1));
         let elapsed = start.elapsed();
+        if let (Some(listener), counts @ [_, ..]) = (&mut self.listener, deleted.counts()) {
+            listener(counts.to_vec(), Instant::now());
+        }
         let unheard = missed && !self.is_undisturbed();
         Ok(Committed { operations, bytes: batch.bytes().len(), elapsed, unheard })
     }
@@ -483,9 +503,22 @@ impl Kernel for LinuxKernel {
         Ok(foreign)
     }
 
+    fn frontend_counts(&mut self, family: Family) -> Result<Vec<FrontendCount>, KernelError> {
+        let mut counts = Vec::new();
+        for set in SetName::ENTRIES {
+            let (texts, begun) = ([(uapi::NFTA_NAME, set.as_str())], counts.len());
+            let kinds = (msg::GETSETELEM, msg::NEWSETELEM);
+            self.dump_table(family, kinds, "read counters", &texts, |message| match message {
+                None => counts.truncate(begun),
+                Some(message) => counts.extend(counts::counts(message, family, set)),
+            })?;
+        }
+        Ok(counts)
+    }
+
     fn holds(&mut self, family: Family, set: &SetDef, element: &Element) -> Result<bool, KernelError> {
         let mut found = false;
-        get(&mut self.socket, self.table, family, set, &element.key, |message| {
+        get(&mut self.socket, self.table, family, set.name, &[&element.key], |message| {
             found |= decode::elements(message, family, set).any(|it| it.as_ref() == Ok(element));
         })?;
         Ok(found)
@@ -501,7 +534,7 @@ impl Kernel for LinuxKernel {
     fn client(&mut self, family: Family, key: &Key) -> Result<Option<Kept>, KernelError> {
         let set = base::set(SetName::Affinity);
         let mut found = None;
-        get(&mut self.socket, self.table, family, &set, key, |message| {
+        get(&mut self.socket, self.table, family, set.name, &[key], |message| {
             found = found.or(decode::kept(message, family, &set).next());
         })?;
         Ok(found)
@@ -570,14 +603,6 @@ impl Kernel for LinuxKernel {
         self.note_generation()?;
         Ok(!std::mem::take(&mut self.disturbed[family]))
     }
-}
-
-/// Opens a socket for questions and transactions.
-pub(super) fn open() -> Result<Socket, KernelError> {
-    Socket::open(Bus::Netfilter).map_err(|source| match source.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::EPROTONOSUPPORT) => KernelError::Unsupported,
-        _ => KernelError::Io { step: "open a socket", source },
-    })
 }
 
 fn refuse(error: EncodeError) -> CommitError {

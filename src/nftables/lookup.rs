@@ -11,33 +11,42 @@ use super::table::NOT_THERE;
 use super::uapi::{self, msg};
 use crate::model::Family;
 use crate::netlink::{ACK, Builder, Message, REQUEST, Socket};
-use crate::ruleset::names::TableName;
+use crate::ruleset::names::{SetName, TableName};
 use crate::ruleset::types::{Data, Element, Key, SetDef};
 
-/// Gives every message of the kernel's answer to `each`: the element with this key. A set of ranges gives one that holds the
+/// How many elements the kernel is asked for, or tells of, at once. It takes 4 KiB or more for each before it is read (before
+/// Linux 5.11 where it tells of changes); without CAP_NET_ADMIN in the first user namespace there are 416 KiB.
+pub(super) const AT_ONCE: usize = 64;
+
+/// Gives every message of the kernel's answer to `each`: the elements with these keys, in a message for each, up to the first
+/// that is not there. Up to [`AT_ONCE`] keys fit into a message, and the answers into the socket. A set of ranges gives one that holds the
 /// key: nft_set_pipapo.c looks it up as for a packet (`nft_pipapo_get`, since there are such sets, Linux 5.6). There is no
 /// answer where there is no such element, set or table.
 pub(super) fn get(
     socket: &mut Socket,
     table: TableName,
     family: Family,
-    set: &SetDef,
-    key: &Key,
+    set: SetName,
+    keys: &[&Key],
     mut each: impl FnMut(&Message<'_>),
 ) -> Result<(), KernelError> {
     let step = "read an element";
-    let named = Element { key: key.clone(), key_end: None, data: Data::None, comment: None };
     let refused =
         |reason: String| KernelError::Io { step, source: io::Error::new(io::ErrorKind::InvalidInput, reason) };
-    check_element(family, &named).map_err(refused)?;
+    for key in keys {
+        let named = Element { key: (*key).clone(), key_end: None, data: Data::None, comment: None };
+        check_element(family, &named).map_err(refused)?;
+    }
     let text = |text: &str| [text.as_bytes(), &[0]].concat();
     let (kind, header) = (uapi::SUBSYSTEM | msg::GETSETELEM, [protocol_family(family), 0, 0, 0]);
     let request = Builder::message(kind, REQUEST | ACK, socket.next_sequence(), &header)
         .attribute(uapi::NFTA_TABLE, &text(table.as_str()))
-        .attribute(uapi::NFTA_NAME, &text(set.name.as_str()))
+        .attribute(uapi::NFTA_NAME, &text(set.as_str()))
         .nested(uapi::NFTA_SET_ELEM_LIST_ELEMENTS, |list| {
-            list.nested(uapi::NFTA_LIST_ELEM, |element| {
-                element.nested(uapi::NFTA_SET_ELEM_KEY, |data| data.attribute(uapi::NFTA_DATA_VALUE, &pack(key)))
+            keys.iter().fold(list, |list, key| {
+                list.nested(uapi::NFTA_LIST_ELEM, |element| {
+                    element.nested(uapi::NFTA_SET_ELEM_KEY, |data| data.attribute(uapi::NFTA_DATA_VALUE, &pack(key)))
+                })
             })
         })
         .finish();
@@ -63,7 +72,7 @@ pub(super) fn look_up(
     key: &Key,
 ) -> Result<Option<Element>, KernelError> {
     let mut found = Ok(None);
-    get(socket, table, family, set, key, |message| {
+    get(socket, table, family, set.name, &[key], |message| {
         for element in decode::elements(message, family, set) {
             match element {
                 Ok(element) if element.matches(key) => found = Ok(Some(element)),
@@ -81,9 +90,9 @@ mod tests {
     use crate::diff::{Operation, Transaction};
     use crate::model::Protocol;
     use crate::nftables::kernel::Kernel as _;
-    use crate::nftables::linux::{LinuxKernel, open};
+    use crate::nftables::linux::LinuxKernel;
+    use crate::nftables::request::open;
     use crate::ruleset::base;
-    use crate::ruleset::names::SetName;
     use crate::ruleset::types::Value;
     use crate::testing::in_network_namespace;
 

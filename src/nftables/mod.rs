@@ -6,6 +6,7 @@
 
 mod chains;
 mod clients;
+mod counts;
 mod decode;
 mod encode;
 mod expected;

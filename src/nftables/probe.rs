@@ -54,6 +54,7 @@ fn endpoints() -> SetDef {
         interval: false,
         dynamic: false,
         size: None,
+        counter: false,
     }
 }
 
@@ -71,6 +72,7 @@ fn questions() -> Vec<Question> {
         interval: true,
         dynamic: false,
         size: None,
+        counter: false,
     };
     let affinity = SetDef {
         name: SetName::Affinity,
@@ -79,6 +81,7 @@ fn questions() -> Vec<Question> {
         interval: false,
         dynamic: true,
         size: Some(1),
+        counter: false,
     };
     let update = Statement::Update {
         map: SetName::Affinity,
@@ -109,6 +112,7 @@ fn questions() -> Vec<Question> {
         interval: false,
         dynamic: false,
         size: None,
+        counter: false,
     };
     let dispatch = SetDef {
         name: SetName::Dispatch,
@@ -117,6 +121,7 @@ fn questions() -> Vec<Question> {
         interval: false,
         dynamic: false,
         size: Some(1),
+        counter: false,
     };
     let by_kind = rule(vec![
         Statement::PriorityFromMap { key: kinds.key.clone(), map: kinds.name },

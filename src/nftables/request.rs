@@ -6,7 +6,7 @@ use nix::errno::Errno;
 
 use super::kernel::KernelError;
 use super::uapi;
-use crate::netlink::{ACK, Attributes, Builder, DUMP, Dump, Message, REQUEST, Socket};
+use crate::netlink::{ACK, Attributes, Builder, Bus, DUMP, Dump, Message, REQUEST, Socket};
 
 /// How often a dump is repeated that the kernel reports as torn by a change.
 const DUMP_ATTEMPTS: usize = 20;
@@ -36,6 +36,14 @@ impl<'a> NftablesMessage<'a> for Message<'a> {
     fn attributes(&self) -> Attributes<'a> {
         self.attributes_after(GENERIC_HEADER)
     }
+}
+
+/// Opens a socket for questions and transactions.
+pub(super) fn open() -> Result<Socket, KernelError> {
+    Socket::open(Bus::Netfilter).map_err(|source| match source.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EPROTONOSUPPORT) => KernelError::Unsupported,
+        _ => KernelError::Io { step: "open a socket", source },
+    })
 }
 
 /// How much of a dump was taken.

@@ -31,10 +31,15 @@ impl Rules {
     /// # Errors
     /// The kernel cannot be asked.
     pub fn read(kernel: &mut impl Kernel, family: Family) -> Result<Option<Rules>, KernelError> {
-        let sets = SetName::ALL.map(base::set);
-        let snapshot = kernel.dump(family, &sets, &[], &|_| None)?;
+        let mut sets = SetName::ALL.map(base::set);
+        let mut snapshot = kernel.dump(family, &sets, &[], &|_| None)?;
         if !snapshot.table {
             return Ok(None);
+        }
+        if SetName::ENTRIES.iter().any(|name| snapshot.other_sets.contains(name)) {
+            // Those that count are as good.
+            sets.iter_mut().filter(|set| set.name.is_entry()).for_each(|set| set.counter = true);
+            snapshot = kernel.dump(family, &sets, &[], &|_| None)?;
         }
         let (mut chains, mut unread) = (Vec::new(), Vec::new());
         for chain in kernel.chains(family)? {

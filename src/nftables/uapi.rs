@@ -8,6 +8,8 @@ pub(super) const GROUP_NFTABLES: u32 = 7;
 
 /// `NLM_F_ACK`.
 pub(super) const NLM_F_ACK: u16 = 4;
+/// `NLM_F_ECHO`: whoever asks for a change is told of it as others are.
+pub(super) const NLM_F_ECHO: u16 = 8;
 /// `NLM_F_EXCL`: creating what is there is an error.
 pub(super) const NLM_F_EXCL: u16 = 0x200;
 /// `NLM_F_CREATE`.
@@ -84,6 +86,8 @@ pub(super) const NFTA_SET_ELEM_TIMEOUT: u16 = 4;
 pub(super) const NFTA_SET_ELEM_EXPIRATION: u16 = 5;
 /// `NFTA_SET_ELEM_USERDATA`.
 pub(super) const NFTA_SET_ELEM_USERDATA: u16 = 6;
+/// `NFTA_SET_ELEM_EXPR`: what it carries out when it is found, and what came of that.
+pub(super) const NFTA_SET_ELEM_EXPR: u16 = 7;
 /// `NFTA_SET_ELEM_KEY_END`.
 pub(super) const NFTA_SET_ELEM_KEY_END: u16 = 10;
 /// `NFTA_DATA_VALUE`.
@@ -164,5 +168,13 @@ pub(super) const NFTA_SET_FLAGS: u16 = 3;
 pub(super) const NFTA_SET_DATA_TYPE: u16 = 6;
 /// `NFTA_SET_DATA_LEN`.
 pub(super) const NFTA_SET_DATA_LEN: u16 = 7;
+/// `NFTA_COUNTER_BYTES`.
+pub(super) const NFTA_COUNTER_BYTES: u16 = 1;
+/// `NFTA_COUNTER_PACKETS`.
+pub(super) const NFTA_COUNTER_PACKETS: u16 = 2;
+/// `NFTA_SET_EXPR`: what each element carries out when it is found (Linux 5.7).
+pub(super) const NFTA_SET_EXPR: u16 = 17;
+/// `NFTA_SET_EXPRESSIONS`: the same where they are several (Linux 5.11).
+pub(super) const NFTA_SET_EXPRESSIONS: u16 = 18;
 /// `NFT_DATA_VERDICT`: the data type of verdict maps.
 pub(super) const DATA_VERDICT: u32 = 0xffff_ff00;

@@ -74,7 +74,7 @@ fn addresses(family: Family) -> (String, Value) {
 }
 
 fn set(name: SetName, key: &[Selector], data: DataDef) -> SetDef {
-    SetDef { name, key: key.to_vec(), data, interval: false, dynamic: false, size: None }
+    SetDef { name, key: key.to_vec(), data, interval: false, dynamic: false, size: None, counter: false }
 }
 
 /// What maps to kinds hold.
@@ -122,6 +122,7 @@ fn sets(family: Family) -> Case {
     map affinity { typeof $IP saddr . $IP daddr . meta l4proto . th dport : $IP daddr . th dport; size 262144; flags dynamic,timeout; }
     map cluster-policy { type $ADDR . inet_proto . inet_service : classid; }
     map nodeport-cluster-policy { type inet_proto . inet_service : classid; }
+    map nodeport-local-policy { type inet_proto . inet_service : classid; counter; }
     map dispatch { type classid : verdict; size 4096; }
     map local-policy { type $ADDR . $ADDR : verdict; }
     set cluster-ips { typeof $IP daddr; }
@@ -142,6 +143,7 @@ fn sets(family: Family) -> Case {
         },
         set(SetName::ClusterPolicy, &[Daddr, L4Proto, Port], kinds()),
         set(SetName::NodeportClusterPolicy, &[L4Proto, Port], kinds()),
+        SetDef { counter: true, ..set(SetName::NodeportLocalPolicy, &[L4Proto, Port], kinds()) },
         SetDef { size: Some(4_096), ..set(SetName::Dispatch, &[Selector::Priority], DataDef::Verdict) },
         set(SetName::LocalPolicy, &[OriginalSource, OriginalDestination], DataDef::Verdict),
         set(SetName::ClusterIps, &[Daddr], DataDef::None),
@@ -708,8 +710,8 @@ fn our_bytes_are_those_of_nft() {
         assert!(!ours.is_empty(), "{}", case.name);
     }
     // In both families: one key with a slot in `sets`, one in `single-keys`, two in `lookups`; three maps to verdicts and
-    // two to kinds in `sets`, one of each in `lookups`.
-    assert_eq!(found, (2 * 4, 2 * 7), "the types of slots, and of maps, that differ from nft's");
+    // three to kinds in `sets`, one of each in `lookups`.
+    assert_eq!(found, (2 * 4, 2 * 8), "the types of slots, and of maps, that differ from nft's");
 }
 
 #[test]

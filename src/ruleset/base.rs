@@ -119,6 +119,8 @@ pub struct FrameFacts {
     pub affinity: bool,
     /// Whether any frontend is in `kept-ports` or `nodeport-kept-ports`, which otherwise nobody asks.
     pub keeps_ports: bool,
+    /// Whether each frontend counts its connections. A map counts for all of its elements or for none, and cannot begin to.
+    pub counters: bool,
 }
 
 impl FrameFacts {
@@ -169,7 +171,7 @@ pub fn frame(facts: &FrameFacts) -> Frame {
     let common = common(facts);
     let kinds = Kind::fixed().into_iter().chain(common.iter().filter_map(|name| Kind::of_chain(*name)));
     Frame {
-        sets: SetName::ALL.into_iter().map(set).collect(),
+        sets: SetName::ALL.into_iter().map(|name| set_for(name, facts)).collect(),
         chains: all_chains([], facts),
         elements: kinds.flat_map(elements::dispatch_elements).collect(),
     }
@@ -222,7 +224,16 @@ const AFFINITY_KEY: [Selector; 4] =
 
 const ENDPOINT: [Selector; 2] = [Selector::DestinationAddress, Selector::DestinationPort];
 
-/// The definition of a set.
+/// The definition of a set as it is with these facts.
+///
+/// What counts are the two maps that every first packet of a connection to a frontend finds its element in: a packet that
+/// is repeated because nobody answers finds it again only if connection tracking knows nothing of it, as where it was dropped
+/// or refused.
+pub fn set_for(name: SetName, facts: &FrameFacts) -> SetDef {
+    SetDef { counter: facts.counters && name.is_entry(), ..set(name) }
+}
+
+/// The definition of a set, as far as it is the same in every table: whether it counts is not.
 pub fn set(name: SetName) -> SetDef {
     // In a `typeof` only the type counts; the modulus is any.
     const SLOT: Selector = Selector::RandomSlot { modulus: 2, offset: 0 };
@@ -258,7 +269,7 @@ pub fn set(name: SetName) -> SetDef {
         _ => None,
     };
     let (interval, dynamic) = (name == SetName::AllowedSources, name == SetName::Affinity);
-    SetDef { name, key, data, interval, dynamic, size }
+    SetDef { name, key, data, interval, dynamic, size, counter: false }
 }
 
 /// The protocol is taken from the header: see [`Selector::HeaderProtocol`].

@@ -7,11 +7,13 @@
 //! * [`frontend`]: what is installed for an address and port, [`backend`] where its connections go; [`service`]: what a Service wants.
 //! * [`slots`]: which endpoint is in which of a frontend's slots, by scheduler and weights; [`hash`]: how packets find theirs.
 //! * [`elements`]: the elements of a frontend; [`read`]: the frontend of elements.
+//! * [`counted`]: what its element has counted.
 //! * [`text`]: all of it as a script for `nft -f`.
 //! * [`eval`]: what a ruleset does to a packet.
 
 pub mod backend;
 pub mod base;
+pub mod counted;
 pub mod elements;
 pub mod eval;
 pub mod frontend;

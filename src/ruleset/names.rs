@@ -97,6 +97,14 @@ pub enum SetName {
 }
 
 impl SetName {
+    /// The maps with the element of a frontend that a packet finds first, and that says whose it is.
+    pub const ENTRIES: [SetName; 2] = [SetName::ServiceIps, SetName::ServiceNodeports];
+
+    /// Whether it is one of [`SetName::ENTRIES`].
+    pub fn is_entry(self) -> bool {
+        Self::ENTRIES.contains(&self)
+    }
+
     /// Every set, in the order in which they are created and listed.
     pub const ALL: [SetName; 22] = [
         SetName::ServiceIps,

@@ -117,11 +117,6 @@ fn own_length(set: SetName) -> usize {
     if is_nodeport(set) { 2 } else { 3 }
 }
 
-/// Whether the elements of a map are what leads to a frontend, and say whose it is.
-fn is_entry(set: SetName) -> bool {
-    matches!(set, SetName::ServiceIps | SetName::ServiceNodeports)
-}
-
 /// The frontend that an element of a set of frontends belongs to: its key begins with the frontend's.
 pub fn frontend_key(family: Family, set: SetName, element: &Element) -> Option<FrontendKey> {
     let (at, rest) = match element.key.as_slice() {
@@ -187,7 +182,7 @@ impl FrontendElements {
 
     /// Takes in an element of the usual shape.
     fn regular(&mut self, set: SetName, element: &Element) -> Option<()> {
-        let entry = is_entry(set);
+        let entry = set.is_entry();
         let interval = set == SetName::AllowedSources;
         if element.key_end.is_some() != interval || (element.comment.is_some() && !entry) {
             return None;
@@ -275,7 +270,7 @@ impl FrontendElements {
     fn elements(&self, key: &FrontendKey) -> Vec<(SetName, Element)> {
         let mut elements = self.strange.clone();
         elements.extend(self.kinds.iter().map(|(set, kind)| {
-            let comment = self.comment.clone().filter(|_| is_entry(*set));
+            let comment = self.comment.clone().filter(|_| set.is_entry());
             (*set, elements::kind_element(key, *kind, comment))
         }));
         elements.extend(self.slots.iter().map(|(slot, backend)| elements::slot_element(key, *slot, backend)));
@@ -289,9 +284,7 @@ impl FrontendElements {
     fn resembles(&self) -> Option<Frontend> {
         let either = |one, other| self.kind(one).or_else(|| self.kind(other));
         let entry = either(SetName::ServiceIps, SetName::ServiceNodeports)?;
-        let comment = self.comment.as_ref()?;
-        let (service, port_name) = comment.split_once(':').unwrap_or((comment, ""));
-        let (namespace, name) = service.split_once('/')?;
+        let (service, port_name) = owner(self.comment.as_ref()?)?;
         let (guarded, kind) = match entry {
             Kind::SourceRanges => (true, self.kind(SetName::AfterSourceRanges)?),
             Kind::SourceRangesLocal => (true, Kind::ExternalLocal),
@@ -327,12 +320,19 @@ impl FrontendElements {
             _ => return None,
         };
         Some(Frontend {
-            service: ObjectName::new(namespace, name)?,
+            service,
             port_name: port_name.into(),
             action,
             allowed_sources: guarded.then(|| self.sources.as_slice().into()),
         })
     }
+}
+
+/// Whose an element is, as its comment says: the Service, and the name of its port.
+pub(super) fn owner(comment: &str) -> Option<(ObjectName, &str)> {
+    let (service, port_name) = comment.split_once(':').unwrap_or((comment, ""));
+    let (namespace, name) = service.split_once('/')?;
+    Some((ObjectName::new(namespace, name)?, port_name))
 }
 
 fn backend(values: &[Value]) -> Option<Backend> {

@@ -59,7 +59,7 @@ pub fn ruleset(ruleset: &Ruleset) -> String {
         let mut elements: Vec<&Element> = elements.iter().collect();
         elements.sort();
         if !elements.is_empty() {
-            let elements: Vec<String> = elements.into_iter().map(element).collect();
+            let elements: Vec<String> = elements.into_iter().map(|it| listed(def, it)).collect();
             push(&mut out, format_args!("\t\telements = {{\n\t\t\t{}\n\t\t}}\n", elements.join(",\n\t\t\t")));
         }
         out.push_str("\t}\n");
@@ -91,6 +91,7 @@ pub fn set_lines(family: Family, def: &SetDef) -> Vec<String> {
     };
     let mut lines = vec![type_line];
     lines.extend(def.size.map(|size| format!("size {size}")));
+    lines.extend(def.counter.then(|| "counter".to_owned()));
     if def.dynamic {
         lines.push("flags dynamic,timeout".to_owned());
     }
@@ -210,7 +211,19 @@ fn expr(table: Family, expr: Selector) -> String {
 
 /// An element as it stands between the braces of a set.
 pub fn element(element: &Element) -> String {
+    with_data(element_key(element), element)
+}
+
+/// The same as nft lists it in a set with this definition: one that counts begins at zero.
+fn listed(def: &SetDef, element: &Element) -> String {
     let mut text = element_key(element);
+    if def.counter {
+        text.push_str(" counter packets 0 bytes 0");
+    }
+    with_data(text, element)
+}
+
+fn with_data(mut text: String, element: &Element) -> String {
     if let Some(comment) = &element.comment {
         push(&mut text, format_args!(" comment \"{comment}\""));
     }

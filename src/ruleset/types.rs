@@ -162,6 +162,8 @@ pub struct SetDef {
     pub dynamic: bool,
     /// `size N`: at most N elements. The kernel then makes a table of that size at once, in which it finds faster.
     pub size: Option<u32>,
+    /// `counter`: each element counts the packets that find it, from when it is added on.
+    pub counter: bool,
 }
 
 /// How a base chain is attached.

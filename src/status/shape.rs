@@ -10,7 +10,7 @@ use crate::model::Family;
 use crate::nftables::{Kernel, KernelError, Snapshot, table_flag};
 use crate::ruleset::base::{self, Detector, Frame, FrameFacts, NodePortScope};
 use crate::ruleset::names::{ChainName, SetName, TableName};
-use crate::ruleset::types::Chain;
+use crate::ruleset::types::{Chain, SetDef};
 
 /// How a family's table is, but for the elements of Services.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -69,6 +69,7 @@ fn facts(table: TableName, family: Family, said: &FrameState) -> FrameFacts {
         stray_cluster_ips: said.stray_cluster_ips,
         affinity: said.affinity,
         keeps_ports: said.keeps_ports,
+        counters: said.counters,
     }
 }
 
@@ -89,6 +90,7 @@ fn strangers(table: TableName, family: Family) -> [FrameFacts; 2] {
         stray_cluster_ips: true,
         affinity: true,
         keeps_ports: true,
+        counters: true,
     };
     let other = FrameFacts {
         detector: None,
@@ -99,6 +101,7 @@ fn strangers(table: TableName, family: Family) -> [FrameFacts; 2] {
         stray_cluster_ips: false,
         affinity: false,
         keeps_ports: false,
+        counters: false,
         ..one.clone()
     };
     [one, other]
@@ -109,6 +112,8 @@ struct Expected {
     frame: Frame,
     /// What the rules depend on; two strangers where nobody has said it.
     facts: Vec<FrameFacts>,
+    /// Other definitions that are as good: whether a map counts depends on the node as well.
+    other_sets: Vec<SetDef>,
 }
 
 impl Expected {
@@ -117,12 +122,14 @@ impl Expected {
         let mut frames: Vec<Frame> = facts.iter().map(base::frame).collect();
         let other = frames.pop();
         let mut frame = frames.pop().or(other.clone()).unwrap_or_else(|| base::frame(&facts[0]));
+        let mut other_sets = Vec::new();
         if let Some(other) = other {
             // Which chains are always there depends on the node as well.
             frame.chains.retain(|chain| other.chains.iter().any(|it| it.name == chain.name));
             frame.elements.retain(|element| other.elements.contains(element));
+            other_sets = other.sets.into_iter().filter(|set| !frame.sets.contains(set)).collect();
         }
-        Expected { frame, facts }
+        Expected { frame, facts, other_sets }
     }
 
     /// A chain with the rules that it must have; `None` if nobody can tell them.
@@ -164,9 +171,14 @@ impl Seen {
     fn read(kernel: &mut impl Kernel, family: Family, said: Option<&FrameState>) -> Result<Seen, KernelError> {
         let expected = Expected::of(kernel.table(), family, said);
         let Frame { sets, chains, elements } = &expected.frame;
-        let snapshot = kernel.dump(family, sets, chains, &|name| expected.on_demand(name))?;
+        let mut snapshot = kernel.dump(family, sets, chains, &|name| expected.on_demand(name))?;
         if !snapshot.table {
             return Ok(Seen::default());
+        }
+        if expected.other_sets.iter().any(|set| snapshot.other_sets.contains(&set.name)) {
+            let as_good = kernel.dump(family, &expected.other_sets, &[], &|_| None)?.sets;
+            snapshot.other_sets.retain(|name| !as_good.contains(name));
+            snapshot.sets.extend(as_good);
         }
         let there = |name: &ChainName| {
             snapshot.chains.contains(name)

@@ -88,6 +88,7 @@ mod tests {
             node_ips: PerFamily::default(),
             scheduler: Scheduler::Random,
             hashes: true,
+            counters: false,
             longest_retry: Duration::from_secs(1),
         };
         let mut engine = Engine::new(InMemoryKernel::recorder(), facts);

@@ -34,6 +34,8 @@ pub struct Facts {
     pub scheduler: Scheduler,
     /// Whether the kernel can choose endpoints by a hash.
     pub hashes: bool,
+    /// Whether each frontend counts its connections.
+    pub counters: bool,
     /// The longest wait between two attempts of a failing sync.
     pub longest_retry: Duration,
 }
@@ -78,6 +80,7 @@ pub(super) fn frame_facts(
         stray_cluster_ips: claims.stray(family),
         affinity,
         keeps_ports,
+        counters: facts.counters,
     };
     (frame, nodeport_ips)
 }

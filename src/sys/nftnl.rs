@@ -201,6 +201,17 @@ impl Set {
     pub(crate) fn user_data(&mut self, user_data: &[u8]) {
         self.data(ffi::NFTNL_SET_USERDATA, user_data);
     }
+
+    /// Has each element count the packets that find it, from zero on.
+    pub(crate) fn count(&mut self) {
+        let expression = NftnlExpr::new(c"counter");
+        self.bound += expression.bound;
+        let raw = expression.raw;
+        std::mem::forget(expression);
+        // SAFETY: both objects are alive; the set takes the expression over and frees it, which is why the owned value was
+        // forgotten.
+        unsafe { ffi::nftnl_set_add_expr(self.raw.as_ptr(), raw.as_ptr()) };
+    }
 }
 
 /// An expression of a rule.

@@ -29,6 +29,7 @@ pub(crate) fn sets() -> Vec<SetDef> {
         interval: false,
         dynamic: false,
         size: None,
+        counter: false,
     };
     let endpoint = || DataDef::Values(vec![Daddr, Port]);
     SetName::ALL
@@ -38,11 +39,15 @@ pub(crate) fn sets() -> Vec<SetDef> {
             | SetName::AfterSourceRanges
             | SetName::ClusterPolicy
             | SetName::LocalPolicy
-            | SetName::AffinityTimeouts => set(name, &[Daddr, L4Proto, Port], DataDef::Verdict),
+            | SetName::AffinityTimeouts => {
+                SetDef { counter: name.is_entry(), ..set(name, &[Daddr, L4Proto, Port], DataDef::Verdict) }
+            }
             SetName::ServiceNodeports
             | SetName::NodeportClusterPolicy
             | SetName::NodeportLocalPolicy
-            | SetName::NodeportAffinityTimeouts => set(name, &[L4Proto, Port], DataDef::Verdict),
+            | SetName::NodeportAffinityTimeouts => {
+                SetDef { counter: name.is_entry(), ..set(name, &[L4Proto, Port], DataDef::Verdict) }
+            }
             SetName::Endpoints => set(name, &[Daddr, L4Proto, Port, SLOT], endpoint()),
             SetName::NodeportEndpoints => set(name, &[L4Proto, Port, SLOT], endpoint()),
             SetName::AllowedSources => {

@@ -35,6 +35,7 @@ fn facts(family: Family) -> [FrameFacts; 2] {
         stray_cluster_ips: true,
         affinity: true,
         keeps_ports: true,
+        counters: false,
     };
     let other = FrameFacts {
         detector: Some(Detector::InterfacePrefix("veth".into())),
@@ -44,6 +45,7 @@ fn facts(family: Family) -> [FrameFacts; 2] {
         stray_cluster_ips: false,
         affinity: false,
         keeps_ports: false,
+        counters: true,
         ..one.clone()
     };
     [one, other]

@@ -38,6 +38,7 @@ pub(crate) fn facts() -> Facts {
         node_ips: PerFamily::default(),
         scheduler: Scheduler::Random,
         hashes: true,
+        counters: false,
         longest_retry: Duration::from_secs(30),
     }
 }

@@ -36,6 +36,7 @@ pub(crate) fn other_facts(family: Family) -> FrameFacts {
         stray_cluster_ips: true,
         affinity: false,
         keeps_ports: false,
+        counters: true,
     }
 }
 

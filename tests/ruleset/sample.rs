@@ -48,6 +48,7 @@ pub(crate) fn facts(family: Family) -> FrameFacts {
         stray_cluster_ips: false,
         affinity: true,
         keeps_ports: true,
+        counters: false,
     }
 }
 

@@ -77,5 +77,6 @@ pub(in crate::app) fn frame_state(facts: &FrameFacts) -> FrameState {
         stray_cluster_ips: facts.stray_cluster_ips,
         affinity: facts.affinity,
         keeps_ports: facts.keeps_ports,
+        counters: facts.counters,
     }
 }

@@ -22,6 +22,7 @@ use crate::model::FrontendAt;
 use crate::model::Kind;
 use crate::nftables::in_memory::{Fault, InMemoryClients, InMemoryKernel};
 use crate::nftables::{CommitError, Committed, DumpedElement, KeptClients, KernelError, Snapshot, Unread};
+use crate::ruleset::counted::FrontendCount;
 use crate::ruleset::elements::element_key;
 use crate::ruleset::kept::Kept;
 use crate::ruleset::names::TableName;
@@ -91,6 +92,10 @@ impl Kernel for Shared {
 
     fn chains(&mut self, family: Family) -> Result<Vec<Result<Chain, Unread>>, KernelError> {
         self.get().chains(family)
+    }
+
+    fn frontend_counts(&mut self, family: Family) -> Result<Vec<FrontendCount>, KernelError> {
+        self.get().frontend_counts(family)
     }
 
     fn kept(

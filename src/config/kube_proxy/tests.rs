@@ -45,6 +45,7 @@ fn what_kubeadm_writes() {
     let expected = Config {
         service_proxy_name: None,
         scheduler: Scheduler::Random,
+        count_connections: false,
         node_name: "host-a".to_owned(),
         source: Source::Api { kubeconfig: "/var/lib/kube-proxy/kubeconfig.conf".into(), master: None },
         bind_address: Ipv4Addr::UNSPECIFIED.into(),
@@ -578,4 +579,20 @@ fn the_scheduler_is_that_of_the_mode_or_ours() {
     assert_eq!(problems[0].to_string(), format!("nftables.scheduler: \"best\" must be one of {names}"));
     let of_flag = with_flags(Some(&file("nftables: {scheduler: rr}")), "scheduler=lc").expect("it can be used");
     assert_eq!(of_flag.config.scheduler, Scheduler::LeastConnections, "the flag beats the file");
+}
+
+#[test]
+fn connections_are_counted_where_that_is_asked_for() {
+    let counts = |text: &str, flags: &str| {
+        with_flags(Some(&file(text)), flags).expect("it can be used").config.count_connections
+    };
+    assert!(!counts("mode: nftables", ""));
+    assert!(counts("mode: nftables\nnftables: {countConnections: true}", ""));
+    assert!(counts("mode: ipvs\nnftables: {countConnections: true}", ""), "in any mode");
+    assert!(counts("mode: nftables", "count-connections=true"));
+    assert!(!counts("nftables: {countConnections: true}", "count-connections=false"), "the flag beats the file");
+    let Err(ConfigError::Invalid { problems }) = resolve_text(&file("nftables: {countConnections: 1}")) else {
+        panic!("it can be used")
+    };
+    assert_eq!(problems[0].to_string(), "nftables.countConnections: 1 must be true or false");
 }

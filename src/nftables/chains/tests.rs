@@ -31,7 +31,8 @@ fn read(bytes: &[u8], family: Family) -> Vec<Result<Chain, Unread>> {
 fn batch(family: Family, chains: &[Chain]) -> Vec<u8> {
     let add = |chain: &Chain| [Operation::AddChain(chain.clone()), Operation::AddRules(chain.clone())];
     let operations = chains.iter().flat_map(add).collect();
-    let batch = encode(TableName::NODE, &Transaction { family, operations }, 1).expect("chains that can be encoded");
+    let batch =
+        encode(TableName::NODE, &Transaction { family, operations }, 1, false).expect("chains that can be encoded");
     batch.bytes().to_vec()
 }
 
@@ -59,7 +60,7 @@ fn facts() -> impl Strategy<Value = FrameFacts> {
             "[a-z0-9.-]{1,15}".prop_map(|name| Detector::Interface(name.as_str().into())),
             "[a-z0-9.-]{1,15}".prop_map(|name| Detector::InterfacePrefix(name.as_str().into())),
         ];
-        let flags = any::<[bool; 4]>();
+        let flags = any::<[bool; 5]>();
         let scope = select(vec![NodePortScope::All, NodePortScope::Listed]);
         let cidrs = prop::collection::vec(net(family), 0..3);
         (prop::option::of(detector), 0..32_u32, cidrs, scope, flags).prop_map(
@@ -68,7 +69,7 @@ fn facts() -> impl Strategy<Value = FrameFacts> {
                 bit,
                 service_cidrs,
                 node_ports,
-                [masquerade_all, stray_cluster_ips, affinity, keeps_ports],
+                [masquerade_all, stray_cluster_ips, affinity, keeps_ports, counters],
             )| {
                 FrameFacts {
                     table: TableName::NODE,
@@ -81,6 +82,7 @@ fn facts() -> impl Strategy<Value = FrameFacts> {
                     stray_cluster_ips,
                     affinity,
                     keeps_ports,
+                    counters,
                 }
             },
         )

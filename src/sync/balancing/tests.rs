@@ -79,6 +79,7 @@ impl World {
             node_ips: PerFamily::default(),
             scheduler,
             hashes: true,
+            counters: false,
             longest_retry: Duration::from_secs(1),
         };
         let mut engine = Engine::new(InMemoryKernel::recorder(), facts);

@@ -36,6 +36,7 @@ pub(crate) fn facts(node_ports: NodePortAddresses) -> Facts {
         node_ips: PerFamily::default(),
         scheduler: Scheduler::Random,
         hashes: true,
+        counters: false,
         longest_retry: LONGEST_RETRY,
     }
 }
