@@ -205,24 +205,12 @@ impl LinuxKernel {
     fn dump_table(
         &mut self,
         family: Family,
-        (get, new): (u16, u16),
+        kinds: (u16, u16),
         step: &'static str,
         texts: &[(u16, &str)],
-        mut each: impl FnMut(Option<&Message<'_>>),
+        each: impl FnMut(Option<&Message<'_>>),
     ) -> Result<(), KernelError> {
-        let (family, table) = (protocol_family(family), self.table.as_str());
-        let texts: Vec<(u16, &str)> = std::iter::once((uapi::NFTA_TABLE, table)).chain(texts.iter().copied()).collect();
-        let request = Request { kind: get, family, dump: true, texts: &texts };
-        let answer = request.ask(&mut self.socket, |message| match message {
-            // Old kernels do not filter by table.
-            Some(message) if message.nftables() != Some(new) || !decode::is_of_table(message, family, table) => {}
-            message => each(message),
-        })?;
-        match answer {
-            // The table or the set is not there.
-            Ok(()) | Err(NOT_THERE) => Ok(()),
-            Err(errno) => Err(unexpected(step, errno)),
-        }
+        table::dump(&mut self.socket, self.table.as_str(), protocol_family(family), kinds, (step, texts), each)
     }
 
     /// Names of all objects of a kind.

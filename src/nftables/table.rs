@@ -9,7 +9,7 @@ use super::owner::{Owner, Protection};
 use super::request::{NftablesMessage as _, Request, unexpected};
 use super::uapi::{self, msg};
 use crate::model::Family;
-use crate::netlink::Socket;
+use crate::netlink::{Message, Socket};
 
 /// `ENOENT`: no object of this name.
 pub(super) const NOT_THERE: i32 = Errno::ENOENT as i32;
@@ -53,5 +53,28 @@ pub(super) fn ask(socket: &mut Socket, family: Family, name: &str) -> Result<Opt
         Ok(()) => Ok(found),
         Err(NOT_THERE) => Ok(None),
         Err(errno) => Err(unexpected("ask for the table", errno)),
+    }
+}
+
+/// Asks for all objects of a kind in a table. `each` gets every message of it; `None` means: forget what came. Nothing comes
+/// where the table, or what the texts name, is not there.
+pub(super) fn dump(
+    socket: &mut Socket,
+    table: &str,
+    family: u8,
+    (get, new): (u16, u16),
+    (step, texts): (&'static str, &[(u16, &str)]),
+    mut each: impl FnMut(Option<&Message<'_>>),
+) -> Result<(), KernelError> {
+    let texts: Vec<(u16, &str)> = std::iter::once((uapi::NFTA_TABLE, table)).chain(texts.iter().copied()).collect();
+    let request = Request { kind: get, family, dump: true, texts: &texts };
+    let answer = request.ask(socket, |message| match message {
+        // Old kernels do not filter by table.
+        Some(message) if message.nftables() != Some(new) || !decode::is_of_table(message, family, table) => {}
+        message => each(message),
+    })?;
+    match answer {
+        Ok(()) | Err(NOT_THERE) => Ok(()),
+        Err(errno) => Err(unexpected(step, errno)),
     }
 }
