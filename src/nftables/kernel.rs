@@ -209,7 +209,7 @@ pub(super) fn look_through(
     })?;
     match strange.into_iter().next().filter(|_| found.contains(&None)) {
         // It may stand for any key.
-        Some(words) => Err(KernelError::strange_element(words)),
+        Some(words) => Err(KernelError::Strange(words)),
         None => Ok(found),
     }
 }
@@ -238,13 +238,9 @@ pub enum KernelError {
     /// An answer makes no sense.
     #[error("netlink: unexpected answer: {0}")]
     Protocol(String),
-}
-
-impl KernelError {
-    /// There is an element that means nothing to us.
-    pub(super) fn strange_element(words: String) -> KernelError {
-        KernelError::Protocol(format!("{words} is none of nftproxyd's"))
-    }
+    /// Where an element was looked for by its key there is one that means nothing to us.
+    #[error("{0} is none that nftproxyd could have written")]
+    Strange(String),
 }
 
 /// A commit failed. Unless it is `Unknown`, the kernel holds exactly what it held before.

@@ -12,7 +12,7 @@ use super::decode;
 use super::encode::{Batch, EncodeError, encode};
 use super::expected::Expected;
 use super::kernel::{CommitError, Committed, KeptClients, Kernel, KernelError, Snapshot, Unread, look_through};
-use super::lookup::{get, look_up};
+use super::lookup::{get, look_up, stands_for_all};
 use super::monitor::Audience;
 use super::numbers::protocol_family;
 use super::owner::{Owner, Protection};
@@ -515,6 +515,9 @@ impl Kernel for LinuxKernel {
     fn find(&mut self, family: Family, set: &SetDef, keys: &[Key]) -> Result<Vec<Option<Element>>, KernelError> {
         let mut one = |key| look_up(&mut self.socket, self.table, family, set, key);
         let found = keys.iter().map(&mut one).collect::<Result<Vec<_>, _>>()?;
+        if found.contains(&None) && stands_for_all(&mut self.socket, self.table, family, set)? {
+            return Err(KernelError::Strange(format!("{}, element *", set.name)));
+        }
         // That a range is found by what is in it, nobody has promised: before there is none, all are looked at.
         if set.interval && found.contains(&None) { look_through(self, family, set, keys) } else { Ok(found) }
     }

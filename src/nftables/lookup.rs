@@ -2,6 +2,8 @@
 
 use std::io;
 
+use nix::errno::Errno;
+
 use super::decode;
 use super::encode::{check_element, pack};
 use super::kernel::KernelError;
@@ -14,12 +16,17 @@ use crate::netlink::{ACK, Builder, Message, REQUEST, Socket};
 use crate::ruleset::names::{SetName, TableName};
 use crate::ruleset::types::{Data, Element, Key, SetDef};
 
+/// What is being done.
+const STEP: &str = "read an element";
+/// `EINVAL`.
+const INVALID: i32 = Errno::EINVAL as i32;
 /// How many elements the kernel is asked for, or tells of, at once. It takes 4 KiB or more for each before it is read (before
 /// Linux 5.11 where it tells of changes); without CAP_NET_ADMIN in the first user namespace there are 416 KiB.
 pub(super) const AT_ONCE: usize = 64;
 
 /// Gives every message of the kernel's answer to `each`: the elements with these keys, in a message for each, up to the first
-/// that is not there. Up to [`AT_ONCE`] keys fit into a message, and the answers into the socket. A set of ranges gives one that holds the
+/// that is not there. Up to [`AT_ONCE`] keys fit into a message, and the answers into the socket. A set of ranges gives one
+/// that holds the
 /// key: nft_set_pipapo.c looks it up as for a packet (`nft_pipapo_get`, since there are such sets, Linux 5.6). There is no
 /// answer where there is no such element, set or table.
 pub(super) fn get(
@@ -30,34 +37,67 @@ pub(super) fn get(
     keys: &[&Key],
     mut each: impl FnMut(&Message<'_>),
 ) -> Result<(), KernelError> {
-    let step = "read an element";
     let refused =
-        |reason: String| KernelError::Io { step, source: io::Error::new(io::ErrorKind::InvalidInput, reason) };
+        |reason: String| KernelError::Io { step: STEP, source: io::Error::new(io::ErrorKind::InvalidInput, reason) };
     for key in keys {
         let named = Element { key: (*key).clone(), key_end: None, data: Data::None, comment: None };
         check_element(family, &named).map_err(refused)?;
     }
-    let text = |text: &str| [text.as_bytes(), &[0]].concat();
-    let (kind, header) = (uapi::SUBSYSTEM | msg::GETSETELEM, [protocol_family(family), 0, 0, 0]);
-    let request = Builder::message(kind, REQUEST | ACK, socket.next_sequence(), &header)
-        .attribute(uapi::NFTA_TABLE, &text(table.as_str()))
-        .attribute(uapi::NFTA_NAME, &text(set.as_str()))
-        .nested(uapi::NFTA_SET_ELEM_LIST_ELEMENTS, |list| {
-            keys.iter().fold(list, |list, key| {
-                list.nested(uapi::NFTA_LIST_ELEM, |element| {
-                    element.nested(uapi::NFTA_SET_ELEM_KEY, |data| data.attribute(uapi::NFTA_DATA_VALUE, &pack(key)))
-                })
+    let request = request(socket, table, family, set, |list| {
+        keys.iter().fold(list, |list, key| {
+            list.nested(uapi::NFTA_LIST_ELEM, |element| {
+                element.nested(uapi::NFTA_SET_ELEM_KEY, |data| data.attribute(uapi::NFTA_DATA_VALUE, &pack(key)))
             })
         })
-        .finish();
+    });
     match socket.dump(&request, |message| each(&message)) {
         Ok(_) => Ok(()),
         Err(error) => match error.raw_os_error() {
             Some(NOT_THERE) => Ok(()),
-            Some(code) => Err(unexpected(step, code)),
-            None => Err(KernelError::Io { step, source: error }),
+            Some(code) => Err(unexpected(STEP, code)),
+            None => Err(KernelError::Io { step: STEP, source: error }),
         },
     }
+}
+
+/// Whether a set has an element that stands for all keys that it does not have (`*`, Linux 5.13): none of ours has.
+pub(super) fn stands_for_all(
+    socket: &mut Socket,
+    table: TableName,
+    family: Family,
+    set: &SetDef,
+) -> Result<bool, KernelError> {
+    let flags = uapi::NFT_SET_ELEM_CATCHALL.to_be_bytes();
+    let request = request(socket, table, family, set.name, |list| {
+        list.nested(uapi::NFTA_LIST_ELEM, |element| element.attribute(uapi::NFTA_SET_ELEM_FLAGS, &flags))
+    });
+    let mut found = false;
+    match socket.dump(&request, |_| found = true) {
+        Ok(_) => Ok(found),
+        Err(error) => match error.raw_os_error() {
+            // Older kernels do not know the flag, and have no such elements.
+            Some(NOT_THERE | INVALID) => Ok(false),
+            Some(code) => Err(unexpected(STEP, code)),
+            None => Err(KernelError::Io { step: STEP, source: error }),
+        },
+    }
+}
+
+/// A question for a list of elements.
+fn request(
+    socket: &mut Socket,
+    table: TableName,
+    family: Family,
+    set: SetName,
+    elements: impl FnOnce(Builder) -> Builder,
+) -> Vec<u8> {
+    let text = |text: &str| [text.as_bytes(), &[0]].concat();
+    let (kind, header) = (uapi::SUBSYSTEM | msg::GETSETELEM, [protocol_family(family), 0, 0, 0]);
+    Builder::message(kind, REQUEST | ACK, socket.next_sequence(), &header)
+        .attribute(uapi::NFTA_TABLE, &text(table.as_str()))
+        .attribute(uapi::NFTA_NAME, &text(set.as_str()))
+        .nested(uapi::NFTA_SET_ELEM_LIST_ELEMENTS, elements)
+        .finish()
 }
 
 /// The element with this key, or one whose range holds it, as far as the kernel says so.
@@ -81,7 +121,7 @@ pub(super) fn look_up(
             }
         }
     })?;
-    found.map_err(KernelError::strange_element)
+    found.map_err(KernelError::Strange)
 }
 
 #[cfg(test)]

@@ -80,6 +80,8 @@ pub(super) const NFTA_SET_ELEM_KEY: u16 = 1;
 pub(super) const NFTA_SET_ELEM_DATA: u16 = 2;
 /// `NFTA_SET_ELEM_FLAGS`.
 pub(super) const NFTA_SET_ELEM_FLAGS: u16 = 3;
+/// `NFT_SET_ELEM_CATCHALL`.
+pub(super) const NFT_SET_ELEM_CATCHALL: u32 = 0x2;
 /// `NFTA_SET_ELEM_TIMEOUT`.
 pub(super) const NFTA_SET_ELEM_TIMEOUT: u16 = 4;
 /// `NFTA_SET_ELEM_EXPIRATION`.

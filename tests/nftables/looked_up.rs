@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use nftproxyd::diff::{Operation, Transaction};
-use nftproxyd::model::Family;
+use nftproxyd::model::{Family, Protocol};
 use nftproxyd::nftables::in_memory::InMemoryKernel;
 use nftproxyd::nftables::{Kernel, LinuxKernel};
 use nftproxyd::ruleset::base::{self, Detector, FrameFacts, NodePortScope};
@@ -253,5 +253,42 @@ fn thousands_of_slots_are_found_at_once() {
         println!("{SLOTS} slots in {took:?}");
         assert_eq!(found.into_iter().flatten().collect::<Vec<_>>(), all);
         assert!(took < Duration::from_secs(2), "{took:?}");
+    });
+}
+
+#[test]
+fn what_means_nothing_is_not_taken_for_nothing() {
+    in_namespace(|| {
+        let family = Family::V4;
+        let mut kernel = open();
+        let chains = base::frame(&facts(family)[0]).chains;
+        kernel.commit(&table(family, &chains)).expect("the kernel takes it");
+        let key = |set| -> Vec<Value> {
+            let [address, source] = [1, 2].map(|n| frame::address(family, 96, n));
+            let protocol_and_port = [Value::Protocol(Protocol::Tcp), Value::Port(80)];
+            match set {
+                SetName::Dispatch => vec![Value::Class(0xf001_0001)],
+                SetName::ClusterIps => vec![address],
+                SetName::ServiceIps => [&[address], &protocol_and_port[..]].concat(),
+                _ => [&[address], &protocol_and_port[..], &[source]].concat(),
+            }
+        };
+        let cases = [
+            (SetName::Dispatch, "f001:1 : accept", "dispatch, element 0x"),
+            // Those that stand for all keys that there are not.
+            (SetName::AllowedSources, "*", "allowed-sources, element *"),
+            (SetName::ClusterIps, "*", "cluster-ips, element *"),
+            (SetName::ServiceIps, "* : f800:1", "service-ips, element *"),
+        ];
+        for (set, element, named) in cases {
+            let mut find = || {
+                let found = kernel.find(family, &base::set(set), &[key(set).into()]);
+                found.map_err(|error| error.to_string())
+            };
+            assert_eq!(find(), Ok(vec![None]), "{set}");
+            nft(&["-f", "-"], &format!("add element ip nftproxyd {set} {{ {element} }}")).expect("anybody may do that");
+            let strange = find();
+            assert!(strange.as_ref().is_err_and(|error| error.contains(named)), "{set}: {strange:?}");
+        }
     });
 }
