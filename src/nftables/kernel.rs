@@ -159,7 +159,8 @@ pub trait Kernel {
     }
 
     /// The elements of a set with these keys, or of a set of ranges, one that holds each. The kernel is asked for each of
-    /// them where it can be, whatever the set holds: some 10 microseconds for one.
+    /// them where it can be, whatever the set holds: some 20 microseconds for each. An element that is none of the set's, or that stands for all
+    /// keys, is [`KernelError::Strange`] where it could be the answer.
     fn find(&mut self, family: Family, set: &SetDef, keys: &[Key]) -> Result<Vec<Option<Element>>, KernelError> {
         look_through(self, family, set, keys)
     }

@@ -240,6 +240,7 @@ fn load(family: Family, key: &[Selector], from: Register, out: &mut Vec<Expressi
     })
 }
 
+/// The expression that loads a value into a register; slots by a hash take several.
 pub(super) fn load_one(family: Family, expr: Selector, dreg: Register) -> Expression {
     let payload = |base, offset| Expression::Payload { base, offset, len: length(family, expr) as u32, dreg };
     let original = |key| Expression::Ct { key, direction: Some(uapi::ct::ORIGINAL), dreg };
