@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use super::decode;
 use super::expressions::expressions;
-use super::kernel::Unread;
+use super::kernel::{KernelError, Unread};
 use super::raise::raise;
 use super::request::NftablesMessage as _;
-use super::uapi;
+use super::uapi::{self, msg};
 use crate::model::Family;
 use crate::netlink::{Attribute, Message, find};
 use crate::printable::printable;
@@ -21,6 +21,24 @@ pub(super) struct Found {
 }
 
 impl Found {
+    /// Asks for them. `dump` gives every object of a kind of message, and `None` before it begins anew.
+    pub(super) fn read(
+        family: Family,
+        mut dump: impl FnMut((u16, u16), &'static str, &mut dyn FnMut(Option<&Message<'_>>)) -> Result<(), KernelError>,
+    ) -> Result<Found, KernelError> {
+        let mut found = Found::default();
+        dump((msg::GETCHAIN, msg::NEWCHAIN), "list chains", &mut |message| match message {
+            Some(message) => found.chain(message),
+            None => found = Found::default(),
+        })?;
+        let attached = found.clone();
+        dump((msg::GETRULE, msg::NEWRULE), "list rules", &mut |message| match message {
+            Some(message) => found.rule(family, message),
+            None => found.clone_from(&attached),
+        })?;
+        Ok(found)
+    }
+
     /// Takes in a message of type `NEWCHAIN`.
     pub(super) fn chain(&mut self, message: &Message<'_>) {
         let name = decode::text(message, uapi::NFTA_CHAIN_NAME).unwrap_or_default().to_owned();

@@ -534,17 +534,7 @@ impl Kernel for LinuxKernel {
     fn chains(&mut self, family: Family) -> Result<Vec<Result<Chain, Unread>>, KernelError> {
         for _ in 0..ATTEMPTS {
             let before = self.ask_generation()?;
-            let mut found = Found::default();
-            let (chains, rules) = ((msg::GETCHAIN, msg::NEWCHAIN), (msg::GETRULE, msg::NEWRULE));
-            self.dump_table(family, chains, "list chains", &[], |message| match message {
-                Some(message) => found.chain(message),
-                None => found = Found::default(),
-            })?;
-            let attached = found.clone();
-            self.dump_table(family, rules, "list rules", &[], |message| match message {
-                Some(message) => found.rule(family, message),
-                None => found.clone_from(&attached),
-            })?;
+            let found = Found::read(family, |kinds, step, each| self.dump_table(family, kinds, step, &[], each))?;
             if self.ask_generation()? == before {
                 return Ok(found.into_chains());
             }

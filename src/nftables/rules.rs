@@ -159,6 +159,7 @@ mod tests {
             stray_cluster_ips: false,
             affinity: false,
             keeps_ports: false,
+            counters: true,
         };
         let frame = base::frame(&facts);
         let sets = SetName::ALL.into_iter().filter_map(set).map(Operation::AddSet);
