@@ -172,6 +172,10 @@ pub struct CleanupArgs {
 /// Options of `status`.
 #[derive(Debug, Clone, Args)]
 pub struct StatusArgs {
+    /// Of what: NAMESPACE, NAMESPACE/NAME, NAMESPACE/NAME:PORT, ADDRESS, ADDRESS:PORT or *:NODEPORT [default: of all]. The exit
+    /// status is 3 where there is no such frontend
+    #[arg(value_name = "WHAT")]
+    pub what: Option<String>,
     /// How to print it
     #[arg(short = 'o', long, value_enum, default_value_t = Output::Table)]
     pub output: Output,

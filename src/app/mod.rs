@@ -21,6 +21,7 @@ mod render;
 mod run;
 mod service_manager;
 mod signals;
+mod status;
 mod take_over;
 
 use std::path::PathBuf;
@@ -49,10 +50,10 @@ const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 pub fn main(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Doctor(args) => return one_shot::doctor(&args),
+        Command::Status(args) => return status::status(&args),
         Command::Run(args) => run::run(*args),
         Command::Render(args) => render::render(&args),
         Command::CheckConfig(args) => one_shot::check_config(&args.file),
-        Command::Status(args) => one_shot::status(&args),
         Command::Cleanup(args) if args.kube_proxy => one_shot::clean_up_after_kube_proxy(),
         Command::Cleanup(args) if args.after_kube_proxy => after_kube_proxy::cleanup(&args),
         Command::Cleanup(args) => one_shot::cleanup(args.service_proxy_name.as_deref()),

@@ -1,19 +1,17 @@
 //! What is over at once: subcommands and flags that print or write something and end.
 
 use std::io::{self, Write};
-use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
 
-use crate::cli::{DoctorArgs, DoctorOutput, Output, StatusArgs};
-use crate::config::{self, Config, Logging, METRICS_PORT, METRICS_PORT_BESIDE, Overrides, Source, effective};
+use crate::cli::{DoctorArgs, DoctorOutput};
+use crate::config::{self, Config, Logging, Overrides, Source, effective};
 use crate::leftovers::{self, Outcome, Remaining};
-use crate::nftables::LinuxKernel;
 use crate::ruleset::names::TableName;
 use crate::source::kube::{self, ConnectError};
-use crate::{doctor, logging, status, yaml};
+use crate::{doctor, logging, yaml};
 
 /// `nftproxyd cleanup` and `--cleanup`.
 pub(super) fn cleanup(service_proxy_name: Option<&str>) -> anyhow::Result<()> {
@@ -99,41 +97,4 @@ pub(super) fn doctor(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     };
     io::stdout().write_all(text.as_bytes()).context("cannot write")?;
     Ok(report.exit_status.into())
-}
-
-/// `nftproxyd status`.
-pub(super) fn status(args: &StatusArgs) -> anyhow::Result<()> {
-    let table = super::table(args.service_proxy_name.as_deref());
-    let mut kernel = LinuxKernel::of(table)?;
-    let families = kernel.tables()?;
-    let port = if table == TableName::NODE { METRICS_PORT } else { METRICS_PORT_BESIDE };
-    let address = args.metrics_bind_address.unwrap_or_else(|| SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
-    let daemon = runtime.block_on(status::ask(address));
-    // A daemon that has no table yet says what it waits for.
-    let no_table = || anyhow::anyhow!("there is no table {table}: nothing is proxied on this node");
-    if families.is_empty() && daemon.is_err() {
-        return Err(no_table());
-    }
-    let frontends = status::read(&mut kernel, &families)?;
-    let tables = status::tables(&mut kernel, daemon.as_ref().ok())?;
-    let text = match args.output {
-        Output::Table => {
-            let daemon = match daemon {
-                Ok(daemon) => status::daemon_text(&daemon),
-                Err(error) => format!("daemon    {error}; this is what the kernel has\n"),
-            };
-            format!("{daemon}{}\n{}", status::tables_text(&tables), status::table(&frontends))
-        }
-        Output::Json => {
-            let error = daemon.as_ref().err().map(ToString::to_string);
-            let daemon = daemon.ok();
-            let status = serde_json::json!({
-                "daemon": daemon, "daemonError": error, "tables": tables, "frontends": frontends
-            });
-            serde_json::to_string_pretty(&status).context("cannot write JSON")? + "\n"
-        }
-    };
-    io::stdout().write_all(text.as_bytes()).context("cannot write")?;
-    if families.is_empty() { Err(no_table()) } else { Ok(()) }
 }

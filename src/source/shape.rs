@@ -89,6 +89,7 @@ const SLICE: Shape = Fields(&[
             ("addresses", Whole),
             ("conditions", Fields(&[("ready", Whole), ("serving", Whole), ("terminating", Whole)])),
             ("nodeName", Whole),
+            ("targetRef", Fields(&[("kind", Whole), ("name", Whole)])),
             ("hints", Fields(&[("forZones", NAME), ("forNodes", NAME)])),
         ]),
     ),
@@ -274,7 +275,10 @@ mod tests {
             },
             "addressType": "IPv4",
             "endpoints": [
-                {"addresses": ["10.0.0.1"], "targetRef": {"kind": "Pod"}, "conditions": {"ready": true, "odd": 1}},
+                {
+                    "addresses": ["10.0.0.1"], "targetRef": {"kind": "Pod", "name": "web-a", "uid": "1"},
+                    "conditions": {"ready": true, "odd": 1},
+                },
                 "not an endpoint",
                 {"hints": {"forZones": [{"name": "a", "x": 1}], "forPlanets": []}, "nodeName": null},
             ],
@@ -288,7 +292,10 @@ mod tests {
             },
             "addressType": "IPv4",
             "endpoints": [
-                {"addresses": ["10.0.0.1"], "conditions": {"ready": true}},
+                {
+                    "addresses": ["10.0.0.1"], "targetRef": {"kind": "Pod", "name": "web-a"},
+                    "conditions": {"ready": true},
+                },
                 "not an endpoint",
                 {"hints": {"forZones": [{"name": "a"}]}, "nodeName": null},
             ],

@@ -2,31 +2,39 @@
 //! it says is what packets meet, whether or not a daemon runs. What only a daemon knows is asked of it.
 
 mod daemon;
+mod filter;
+mod known;
 mod one;
 mod protection;
 mod shape;
 mod show;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 
+use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 use serde::Serialize;
 
 pub use self::daemon::{
     AskError, ask, ask_services, daemon_text, kinds_text, kube_proxy_has_synced, kube_proxy_mode, unserved_text,
 };
-pub use self::one::{Seen, look, of_service, one};
+pub use self::filter::Filter;
+pub use self::known::{add_known, ask_known};
+pub use self::one::{Seen, look_at, of_service, one};
 pub use self::protection::{Protected, TableStatus, tables, tables_text};
 pub use self::shape::{Shape, frame, shape};
-pub use self::show::table;
+pub use self::show::{node_ports_text, notes, table, totals};
 use crate::conntrack::{Conntrack, Flow, FlowsError};
+use crate::metrics::daemon::Daemon;
 use crate::model::{Family, FrontendAt, FrontendKey, Protocol, TrafficPolicy};
 use crate::nftables::{Kernel, KernelError};
 use crate::ruleset::base;
 use crate::ruleset::frontend::Action;
 use crate::ruleset::names::SetName;
+use crate::ruleset::ranges::Range;
 use crate::ruleset::read::Contents;
+use crate::ruleset::types::Value;
 
 /// A frontend: an address and port, or a node port, of a Service port.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -57,6 +65,12 @@ pub struct FrontendStatus {
     /// changed them. Then the rest is what the elements that are there come closest to. Never set while changes go on that
     /// may be the reason.
     pub damaged: bool,
+    /// Those sources, as ranges: `203.0.113.0/24`, or first and last address. `None`: all are allowed.
+    pub allowed_sources: Option<Vec<String>>,
+    /// The scheduler that its Service has, as the daemon says.
+    pub configured_scheduler: Option<String>,
+    /// Why its connections are refused or dropped, as the daemon says.
+    pub unserved: Option<String>,
 }
 
 /// What becomes of new connections to a frontend.
@@ -88,10 +102,60 @@ pub struct EndpointStatus {
     pub slots: usize,
     /// How many slots there are.
     pub of: usize,
-    /// Connections that the kernel tracks.
+    /// Connections that the kernel tracks: also, for up to two minutes, those that one side has closed.
     pub connections: usize,
+    /// Those of them that the endpoint has not answered yet.
+    pub unanswered: usize,
     /// It gets no new connections.
     pub removed: bool,
+    /// The name of its pod, as the daemon says.
+    pub pod: Option<String>,
+    /// The name of its node, as the daemon says.
+    pub node: Option<String>,
+    /// Its weight, as the daemon says.
+    pub weight: Option<u16>,
+    /// How it is, as the daemon says.
+    pub state: Option<EndpointState>,
+}
+
+impl EndpointStatus {
+    /// One that has these slots of so many.
+    fn new(address: SocketAddr, slots: usize, of: usize) -> EndpointStatus {
+        let (pod, node, weight, state) = (None, None, None, None);
+        let (connections, unanswered, removed) = (0, 0, false);
+        EndpointStatus { address, slots, of, connections, unanswered, removed, pod, node, weight, state }
+    }
+}
+
+/// How an endpoint is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum EndpointState {
+    /// It takes connections.
+    Ready,
+    /// It is about to end.
+    Terminating,
+    /// It takes none.
+    NotReady,
+}
+
+/// Which addresses accept node ports, in one family.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodePortsStatus {
+    /// Whether all addresses of the node do but those of loopback; `None` where only a daemon could tell.
+    pub everywhere: Option<bool>,
+    /// The set `nodeport-ips`.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// What is in the kernel.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Picture {
+    /// The frontends that are asked for, sorted.
+    pub frontends: Vec<FrontendStatus>,
+    /// By family, `IPv4` and `IPv6`.
+    pub node_ports: BTreeMap<String, NodePortsStatus>,
 }
 
 /// Status could not be read.
@@ -131,22 +195,61 @@ const ATTEMPTS: usize = 5;
 /// # Errors
 /// The tables or the connections cannot be read.
 pub fn read(kernel: &mut impl Kernel, families: &[Family]) -> Result<Vec<FrontendStatus>, StatusError> {
-    let mut all = Vec::new();
-    let mut conntrack = Conntrack::open()?;
-    for &family in families {
-        let mut frontends = Frontends::read(kernel, family)?;
-        conntrack.each(family, &mut |flow| frontends.count(flow))?;
-        all.extend(frontends.0.into_values());
+    Ok(look(kernel, families, &Filter::All, None)?.frontends)
+}
+
+/// Reads what is asked for. A daemon says whether all addresses accept node ports. Other families are not read, nor
+/// connections where there is nobody who could have some; the sets of a table can only be read as a whole.
+///
+/// # Errors
+/// The tables or the connections cannot be read.
+pub fn look(
+    kernel: &mut impl Kernel,
+    families: &[Family],
+    filter: &Filter,
+    daemon: Option<&Daemon>,
+) -> Result<Picture, StatusError> {
+    let mut picture = Picture::default();
+    let mut conntrack = None;
+    for &family in families.iter().filter(|family| filter.concerns(**family)) {
+        let (mut frontends, addresses) = Frontends::read(kernel, family)?;
+        let everywhere = match frame(daemon, family) {
+            Some(frame) => Some(frame.node_ports_everywhere),
+            // They are there only where not all accept node ports.
+            None => Some(false).filter(|_| !addresses.is_empty()),
+        };
+        let node_ports = NodePortsStatus { everywhere, addresses };
+        frontends.0.retain(|key, frontend| filter.takes(key, frontend, &node_ports));
+        if !frontends.0.is_empty() {
+            let conntrack = match &mut conntrack {
+                Some(open) => open,
+                none => none.insert(Conntrack::open()?),
+            };
+            conntrack.each(family, &mut |flow| frontends.count(flow))?;
+        }
+        picture.node_ports.insert(family.to_string(), node_ports);
+        picture.frontends.extend(frontends.0.into_values());
     }
-    all.sort();
-    Ok(all)
+    picture.frontends.sort();
+    Ok(picture)
 }
 
 /// The frontends of one family, with the connections that have been counted.
 struct Frontends(BTreeMap<FrontendKey, FrontendStatus>);
 
 impl Frontends {
-    fn read(kernel: &mut impl Kernel, family: Family) -> Result<Frontends, KernelError> {
+    /// Also the addresses that accept node ports.
+    fn read(kernel: &mut impl Kernel, family: Family) -> Result<(Frontends, Vec<IpAddr>), KernelError> {
+        let addresses = kernel.elements(family, &base::set(SetName::NodeportIps))?.into_iter();
+        let addresses = addresses.filter_map(|element| match element.key[..] {
+            [Value::Address(address)] => Some(address),
+            _ => None,
+        });
+        let addresses = addresses.collect::<BTreeSet<_>>().into_iter().collect();
+        Ok((Frontends::of(kernel, family)?, addresses))
+    }
+
+    fn of(kernel: &mut impl Kernel, family: Family) -> Result<Frontends, KernelError> {
         // What was changed before does not count.
         kernel.undisturbed(family)?;
         Frontends::settled(|| {
@@ -183,9 +286,18 @@ impl Frontends {
         };
         let Some(frontend) = self.0.get_mut(&key) else { return };
         match frontend.endpoints.binary_search_by_key(&endpoint, |it| it.address) {
-            Ok(index) => frontend.endpoints[index].connections += 1,
+            Ok(index) => {
+                let found = &mut frontend.endpoints[index];
+                found.connections += 1;
+                found.unanswered += usize::from(!flow.answered);
+            }
             Err(index) => {
-                let gone = EndpointStatus { address: endpoint, slots: 0, of: 0, connections: 1, removed: true };
+                let gone = EndpointStatus {
+                    connections: 1,
+                    unanswered: usize::from(!flow.answered),
+                    removed: true,
+                    ..EndpointStatus::new(endpoint, 0, 0)
+                };
                 frontend.endpoints.insert(index, gone);
             }
         }
@@ -249,9 +361,27 @@ fn frontend(key: &FrontendKey, seen: &Seen) -> FrontendStatus {
         affinity_seconds: action.and_then(Action::affinity),
         endpoints: endpoints
             .into_iter()
-            .map(|(address, (slots, of))| EndpointStatus { address, slots, of, connections: 0, removed: false })
+            .map(|(address, (slots, of))| EndpointStatus::new(address, slots, of))
             .collect(),
         damaged: *damaged,
+        allowed_sources: found
+            .as_ref()
+            .and_then(|frontend| Some(frontend.allowed_sources.as_ref()?.iter().map(range_text).collect())),
+        configured_scheduler: None,
+        unserved: None,
+    }
+}
+
+/// A range as one network, if it is one.
+fn range_text(range: &Range) -> String {
+    let nets: Vec<IpNet> = match (range.first, range.last) {
+        (IpAddr::V4(first), IpAddr::V4(last)) => Ipv4Subnets::new(first, last, 0).take(2).map(IpNet::V4).collect(),
+        (IpAddr::V6(first), IpAddr::V6(last)) => Ipv6Subnets::new(first, last, 0).take(2).map(IpNet::V6).collect(),
+        _ => Vec::new(),
+    };
+    match nets[..] {
+        [net] => net.to_string(),
+        _ => format!("{}-{}", range.first, range.last),
     }
 }
 

@@ -41,7 +41,7 @@ impl Seen {
 ///
 /// # Errors
 /// The kernel cannot be asked, or somebody else has put something there that means nothing to us.
-pub fn look(kernel: &mut impl Kernel, key: &FrontendKey) -> Result<Option<Seen>, KernelError> {
+pub fn look_at(kernel: &mut impl Kernel, key: &FrontendKey) -> Result<Option<Seen>, KernelError> {
     // What was changed before does not count.
     kernel.undisturbed(key.family())?;
     let mut seen = settled(|| {
@@ -55,9 +55,9 @@ pub fn look(kernel: &mut impl Kernel, key: &FrontendKey) -> Result<Option<Seen>,
 /// looked through.
 ///
 /// # Errors
-/// Those of [`look`], and connections that cannot be read.
+/// Those of [`look_at`], and connections that cannot be read.
 pub fn one(kernel: &mut impl Kernel, key: &FrontendKey) -> Result<Option<FrontendStatus>, StatusError> {
-    let Some(seen) = look(kernel, key)? else { return Ok(None) };
+    let Some(seen) = look_at(kernel, key)? else { return Ok(None) };
     let mut flows = Vec::new();
     Conntrack::open()?.each(key.family(), &mut |flow| flows.extend(may_be_of(key, flow).then_some(*flow)))?;
     if let FrontendAt::NodePort(_) = key.at {

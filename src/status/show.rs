@@ -1,69 +1,132 @@
 //! Status for people.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 
-use super::{EndpointStatus, FrontendStatus, Policy};
+use super::{EndpointState, EndpointStatus, FrontendStatus, NodePortsStatus, Policy};
+use crate::metrics::services::ServiceFacts;
 use crate::printable::printable;
 
-const HEADINGS: [&str; 8] =
-    ["SERVICE", "FRONTEND", "POLICY", "SCHEDULER", "AFFINITY", "ENDPOINT", "SHARE", "CONNECTIONS"];
+const HEADINGS: [&str; COLUMNS] = [
+    "SERVICE",
+    "FRONTEND",
+    "POLICY",
+    "SCHEDULER",
+    "AFFINITY",
+    "ENDPOINT",
+    "POD",
+    "NODE",
+    "WEIGHT",
+    "SHARE",
+    "CONNECTIONS",
+    "UNANSWERED",
+];
+const COLUMNS: usize = 12;
+/// The columns of which what is the same as on the line above is left out.
+const OF_FRONTEND: usize = 5;
+/// Those that are left out where there is nothing to say in them.
+const POD: usize = 6;
+const NODE: usize = 7;
+const WEIGHT: usize = 8;
 
 /// A table: one line for each endpoint; what is the same as on the line above is left out.
 pub fn table(frontends: &[FrontendStatus]) -> String {
-    let mut lines: Vec<[String; 8]> = vec![HEADINGS.map(str::to_owned)];
+    let mut lines: Vec<[String; COLUMNS]> = vec![HEADINGS.map(str::to_owned)];
     for frontend in frontends {
-        let mut policy = match frontend.policy {
-            Policy::Cluster => "Cluster",
-            Policy::Local => "Local",
-            Policy::Refused => "refused",
-            Policy::DroppedOutside => "dropped outside",
-            Policy::Dropped => "dropped",
-            Policy::Unknown => "unknown",
-        }
-        .to_owned();
-        if frontend.source_ranges {
-            policy.push_str(", ranges");
-        }
-        if frontend.damaged {
-            policy.push_str(", damaged");
-        }
-        let affinity = frontend.affinity_seconds.map(|seconds| format!("{seconds}s"));
-        let address = match frontend.address {
-            Some(address) => std::net::SocketAddr::new(address, frontend.port).to_string(),
-            None => format!("*:{} ({})", frontend.port, frontend.family),
-        };
-        let mut left = [
-            printable(&frontend.service).into_owned(),
-            format!("{} {address}", frontend.protocol),
-            policy,
-            frontend.scheduler.unwrap_or("-").to_owned(),
-            affinity.unwrap_or_else(|| "-".to_owned()),
-        ];
+        let mut left = left(frontend);
         for endpoint in &frontend.endpoints {
-            let removed = if endpoint.removed { " (removed)" } else { "" };
-            let [service, address, policy, scheduler, affinity] = left;
-            let right = format!("{}{removed}", endpoint.address);
-            let connections = endpoint.connections.to_string();
-            lines.push([service, address, policy, scheduler, affinity, right, share(endpoint), connections]);
+            lines.push(line(left, right(endpoint)));
             left = Default::default();
         }
         if frontend.endpoints.is_empty() {
-            let [service, address, policy, scheduler, affinity] = left;
-            let none = || "-".to_owned();
-            lines.push([service, address, policy, scheduler, affinity, none(), none(), none()]);
+            lines.push(line(left, std::array::from_fn(|_| "-".to_owned())));
         }
     }
+    let is_told = |column: usize| match column {
+        POD | NODE => lines.iter().skip(1).any(|line| line[column] != "-"),
+        WEIGHT => lines.iter().skip(1).any(|line| !["-", "1"].contains(&&*line[column])),
+        _ => true,
+    };
+    let columns: Vec<usize> = (0..COLUMNS).filter(|column| is_told(*column)).collect();
     let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; 8] = std::array::from_fn(width);
+    let widths: [usize; COLUMNS] = std::array::from_fn(width);
     let mut text = String::new();
     for line in &lines {
         let mut row = String::new();
-        for (cell, width) in line.iter().zip(widths) {
-            let _ = write!(row, "{cell:width$}  ");
+        for &column in &columns {
+            let _ = write!(row, "{:width$}  ", line[column], width = widths[column]);
         }
         let _ = writeln!(text, "{}", row.trim_end());
     }
     text
+}
+
+fn line(left: [String; OF_FRONTEND], right: [String; COLUMNS - OF_FRONTEND]) -> [String; COLUMNS] {
+    let mut cells = left.into_iter().chain(right);
+    std::array::from_fn(|_| cells.next().unwrap_or_default())
+}
+
+fn left(frontend: &FrontendStatus) -> [String; OF_FRONTEND] {
+    let mut policy = match frontend.policy {
+        Policy::Cluster => "Cluster",
+        Policy::Local => "Local",
+        Policy::Refused => "refused",
+        Policy::DroppedOutside => "dropped outside",
+        Policy::Dropped => "dropped",
+        Policy::Unknown => "unknown",
+    }
+    .to_owned();
+    if frontend.source_ranges {
+        policy.push_str(", ranges");
+    }
+    if frontend.damaged {
+        policy.push_str(", damaged");
+    }
+    let affinity = frontend.affinity_seconds.map(|seconds| format!("{seconds}s"));
+    [
+        printable(&frontend.service).into_owned(),
+        at(frontend),
+        policy,
+        printable(scheduler(frontend)).into_owned(),
+        affinity.unwrap_or_else(|| "-".to_owned()),
+    ]
+}
+
+/// Protocol, address and port.
+pub(super) fn at(frontend: &FrontendStatus) -> String {
+    let FrontendStatus { protocol, port, family, .. } = frontend;
+    match frontend.address {
+        Some(address) => format!("{protocol} {}", SocketAddr::new(address, *port)),
+        None => format!("{protocol} *:{port} ({family})"),
+    }
+}
+
+/// What the table tells, and of those that it cannot tell apart the one that is configured.
+fn scheduler(frontend: &FrontendStatus) -> &str {
+    match (frontend.scheduler, frontend.configured_scheduler.as_deref()) {
+        (Some("rr"), Some(name @ ("wrr" | "lc" | "wlc" | "sed" | "nq"))) => name,
+        (found, _) => found.unwrap_or("-"),
+    }
+}
+
+fn right(endpoint: &EndpointStatus) -> [String; COLUMNS - OF_FRONTEND] {
+    let state = match (endpoint.removed, endpoint.state) {
+        (true, _) => " (removed)",
+        (false, Some(EndpointState::NotReady)) => " (not ready)",
+        (false, Some(EndpointState::Terminating)) => " (terminating)",
+        (false, Some(EndpointState::Ready) | None) => "",
+    };
+    let name = |name: &Option<String>| name.as_deref().map_or_else(|| "-".to_owned(), |it| printable(it).into_owned());
+    [
+        format!("{}{state}", endpoint.address),
+        name(&endpoint.pod),
+        name(&endpoint.node),
+        endpoint.weight.map_or_else(|| "-".to_owned(), |weight| weight.to_string()),
+        share(endpoint),
+        endpoint.connections.to_string(),
+        endpoint.unanswered.to_string(),
+    ]
 }
 
 /// The part of new connections that an endpoint gets.
@@ -73,4 +136,84 @@ fn share(endpoint: &EndpointStatus) -> String {
         0 => "-".to_owned(),
         all => format!("{:.1}%", endpoint.slots as f64 * 100.0 / all as f64),
     }
+}
+
+/// A line for each frontend that allows only some sources, or is refused or dropped for a known reason, and for each address
+/// that one of these Services wants and another has; at most so many.
+pub fn notes(frontends: &[FrontendStatus], services: &[ServiceFacts], most: usize) -> String {
+    let mut notes = Vec::new();
+    for (service, port) in services.iter().flat_map(|service| service.ports.iter().map(move |port| (service, port))) {
+        let lost =
+            port.lost.iter().map(|lost| format!("{}: {} belongs to {}", service.name, lost.frontend, lost.owner));
+        notes.extend(lost.map(|line| printable(&line).into_owned()));
+    }
+    for frontend in frontends {
+        let head = || format!("{} {}", printable(&frontend.service), at(frontend));
+        if let Some(why) = &frontend.unserved {
+            let fate = match frontend.policy {
+                Policy::Refused => "refused",
+                Policy::DroppedOutside => "dropped from outside",
+                _ => "dropped",
+            };
+            notes.push(format!("{}: {fate}: {}", head(), printable(why)));
+        }
+        if let Some(sources) = &frontend.allowed_sources {
+            let sources = if sources.is_empty() { "nobody".to_owned() } else { sources.join(", ") };
+            notes.push(format!("{}: only from {sources}", head()));
+        }
+    }
+    let mut text: String = notes.iter().take(most).map(|note| format!("{note}\n")).collect();
+    if notes.len() > most {
+        let _ = writeln!(text, "and {} more such lines: ask for a Service or a namespace", notes.len() - most);
+    }
+    text
+}
+
+/// Which addresses accept node ports, a line for each family that has such frontends.
+pub fn node_ports_text(frontends: &[FrontendStatus], node_ports: &BTreeMap<String, NodePortsStatus>) -> String {
+    let mut text = String::new();
+    for (family, status) in node_ports {
+        if !frontends.iter().any(|frontend| frontend.address.is_none() && frontend.family == *family) {
+            continue;
+        }
+        let addresses: Vec<String> = status.addresses.iter().map(ToString::to_string).collect();
+        let accept = match (status.everywhere, &addresses[..]) {
+            (Some(true), _) => "at all addresses of the node but loopback".to_owned(),
+            (Some(false), []) => "at NO address of the node (nodePortAddresses)".to_owned(),
+            (None, []) => "at all addresses of the node or at none: only the daemon can tell".to_owned(),
+            (_, addresses) => format!("at {}", addresses.join(", ")),
+        };
+        let _ = writeln!(text, "nodeports {family}: {accept}");
+    }
+    text
+}
+
+/// One line: how many there are of all.
+pub fn totals(frontends: &[FrontendStatus]) -> String {
+    let services: BTreeSet<&str> =
+        frontends.iter().map(|it| it.service.split(':').next().unwrap_or_default()).collect();
+    let with = |policy: Policy| frontends.iter().filter(|frontend| frontend.policy == policy).count();
+    let serving = frontends.iter().flat_map(|frontend| {
+        frontend.endpoints.iter().filter(|it| it.slots > 0).map(|it| (&*frontend.service, it.address))
+    });
+    let serving: BTreeSet<(&str, SocketAddr)> = serving.collect();
+    let (mut connections, mut unanswered) = (0, 0);
+    for endpoint in frontends.iter().flat_map(|frontend| &frontend.endpoints) {
+        connections += endpoint.connections;
+        unanswered += endpoint.unanswered;
+    }
+    format!(
+        "total: {}, {} ({} refused, {} dropped, {} dropped from outside), {}, {} ({unanswered} unanswered)\n",
+        counted(services.len(), "Service"),
+        counted(frontends.len(), "frontend"),
+        with(Policy::Refused),
+        with(Policy::Dropped),
+        with(Policy::DroppedOutside),
+        counted(serving.len(), "endpoint"),
+        counted(connections, "connection"),
+    )
+}
+
+fn counted(number: usize, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }

@@ -68,7 +68,7 @@ fn kernel(frontends: &[(&str, Frontend)]) -> InMemoryKernel {
 
 /// What is said of a table after these connections: the address that the client used, and the endpoint.
 fn table_of(kernel: &mut impl Kernel, connections: &[[&str; 2]]) -> Vec<FrontendStatus> {
-    let mut frontends = Frontends::read(kernel, Family::V4).expect("a kernel in memory can be read");
+    let mut frontends = Frontends::of(kernel, Family::V4).expect("a kernel in memory can be read");
     for [to, endpoint] in connections {
         frontends.count(&Flow::translated(Protocol::Tcp, ["203.0.113.7:4000", to, endpoint]));
     }
@@ -108,20 +108,20 @@ fn a_table_for_people() {
         ],
     );
     let expected = "\
-SERVICE      FRONTEND            POLICY           SCHEDULER  AFFINITY  ENDPOINT                 SHARE   CONNECTIONS
-a/elsewhere  tcp 10.96.0.3:80    dropped          -          -         -                        -       -
-a/empty      tcp 10.96.0.2:80    refused          -          -         -                        -       -
-a/here       tcp 10.96.0.4:80    Local            -          -         10.1.0.1:8080            100.0%  0
-a/web:http   tcp *:30080 (IPv4)  Cluster          -          -         10.1.0.1:8080            100.0%  1
-a/web:http   tcp 10.96.0.1:80    Cluster          random     10800s    10.1.0.1:8080            50.0%   2
-                                                                       10.1.0.2:8080            50.0%   0
-                                                                       10.1.0.9:8080 (removed)  -       1
-b/local      tcp 192.0.2.6:80    Local            random     -         10.1.0.1:8080            50.0%   0
-                                                                       10.2.0.1:8080            50.0%   0
-b/nowhere    tcp 192.0.2.7:80    dropped outside  -          -         10.2.0.1:8080            100.0%  0
-b/ranges     tcp 192.0.2.8:80    refused, ranges  -          -         -                        -       -
-b/turns      tcp 192.0.2.9:80    Cluster          rr         -         10.1.0.1:8080            66.7%   0
-                                                                       10.2.0.1:8080            33.3%   0
+SERVICE      FRONTEND            POLICY           SCHEDULER  AFFINITY  ENDPOINT                 SHARE   CONNECTIONS  UNANSWERED
+a/elsewhere  tcp 10.96.0.3:80    dropped          -          -         -                        -       -            -
+a/empty      tcp 10.96.0.2:80    refused          -          -         -                        -       -            -
+a/here       tcp 10.96.0.4:80    Local            -          -         10.1.0.1:8080            100.0%  0            0
+a/web:http   tcp *:30080 (IPv4)  Cluster          -          -         10.1.0.1:8080            100.0%  1            1
+a/web:http   tcp 10.96.0.1:80    Cluster          random     10800s    10.1.0.1:8080            50.0%   2            2
+                                                                       10.1.0.2:8080            50.0%   0            0
+                                                                       10.1.0.9:8080 (removed)  -       1            1
+b/local      tcp 192.0.2.6:80    Local            random     -         10.1.0.1:8080            50.0%   0            0
+                                                                       10.2.0.1:8080            50.0%   0            0
+b/nowhere    tcp 192.0.2.7:80    dropped outside  -          -         10.2.0.1:8080            100.0%  0            0
+b/ranges     tcp 192.0.2.8:80    refused, ranges  -          -         -                        -       -            -
+b/turns      tcp 192.0.2.9:80    Cluster          rr         -         10.1.0.1:8080            66.7%   0            0
+                                                                       10.2.0.1:8080            33.3%   0            0
 ";
     assert_eq!(table(&all), expected);
     let json = serde_json::to_value(&all[4]).expect("it can be written");
@@ -226,10 +226,10 @@ fn one_frontend_is_seen_as_among_all() {
     ];
     let mut whole = kernel(&all);
     for (at, frontend) in &all {
-        let seen = look(&mut whole, &key(at)).expect("it can be read").expect("it is there");
+        let seen = look_at(&mut whole, &key(at)).expect("it can be read").expect("it is there");
         assert_eq!(seen, Seen { frontend: Some(frontend.clone()), damaged: false }, "{at}");
     }
-    assert_eq!(look(&mut whole, &key("10.96.0.9:80")).expect("it can be read"), None);
+    assert_eq!(look_at(&mut whole, &key("10.96.0.9:80")).expect("it can be read"), None);
     let keys = |service: &str, port: Option<&str>| {
         let (namespace, name) = service.split_once('/').expect("a namespace");
         let name = ObjectName::new(namespace, name).expect("a name");
@@ -246,8 +246,8 @@ fn one_frontend_is_seen_as_among_all() {
         for (set, element) in elements(&key(at), frontend) {
             let mut damaged = kernel(&all);
             assert!(damaged.remove(Family::V4, set, &element.key));
-            let seen = look(&mut damaged, &key(at)).expect("it can be read");
-            let among_all = Frontends::read(&mut damaged, Family::V4).expect("it can be read").0.remove(&key(at));
+            let seen = look_at(&mut damaged, &key(at)).expect("it can be read");
+            let among_all = Frontends::read(&mut damaged, Family::V4).expect("it can be read").0.0.remove(&key(at));
             let one = seen.as_ref().map(|seen| super::frontend(&key(at), seen));
             let leads_there = matches!(set, SetName::ServiceIps | SetName::ServiceNodeports);
             if leads_there && one.is_none() {
@@ -265,7 +265,7 @@ fn one_frontend_is_seen_as_among_all() {
     for (set, element) in more.into_iter().filter(|(set, _)| *set == SetName::Endpoints).skip(2) {
         whole.put(Family::V4, set, element);
     }
-    let seen = look(&mut whole, &key("10.96.0.1:80")).expect("it can be read").expect("it is there");
+    let seen = look_at(&mut whole, &key("10.96.0.1:80")).expect("it can be read").expect("it is there");
     assert!(seen.damaged, "it has more slots than are picked from");
 }
 
@@ -280,4 +280,122 @@ fn a_node_port_has_no_connections_of_addresses() {
     let mut flows = vec![flow("192.0.2.1:30080"), flow("10.96.0.1:30080"), flow("192.0.2.2:30080")];
     one::without_others(&mut kernel(&all), &key("30080"), &mut flows).expect("it can be read");
     assert_eq!(flows, [flow("192.0.2.1:30080"), flow("192.0.2.2:30080")]);
+}
+
+#[test]
+fn what_is_asked_for_is_found() {
+    let mut kernel = kernel(&[
+        ("10.96.0.1:80", frontend("a/web:http", forward(&["10.1.0.1:8080"], None))),
+        ("10.96.0.1:81", frontend("a/web:admin", Action::Reject)),
+        ("30080", frontend("a/web:http", forward(&["10.1.0.1:8080"], None))),
+        ("10.96.0.2:80", frontend("a/webshop", Action::Reject)),
+        ("10.96.0.3:80", frontend("b/web:http", Action::Drop)),
+    ]);
+    let node = IpAddr::from([192, 0, 2, 10]);
+    let (set, element) = crate::ruleset::elements::nodeport_ip_element(node);
+    kernel.put(Family::V4, set, element);
+    let mut found = |text: &str| -> Vec<String> {
+        let filter = Filter::parse(text).expect(text);
+        let (frontends, addresses) = Frontends::read(&mut kernel, Family::V4).expect("it can be read");
+        let node_ports = NodePortsStatus { everywhere: Some(false), addresses };
+        let all = frontends.0.iter().filter(|(key, frontend)| filter.takes(key, frontend, &node_ports));
+        all.map(|(_, frontend)| format!("{} {}", frontend.service, show::at(frontend))).collect()
+    };
+    let (http, admin) = ("a/web:http tcp 10.96.0.1:80", "a/web:admin tcp 10.96.0.1:81");
+    let node_port = "a/web:http tcp *:30080 (IPv4)";
+    assert_eq!(found("a").len(), 4);
+    assert_eq!(found("a/web"), [http, admin, node_port]);
+    assert_eq!(found("a/web:http"), [http, node_port]);
+    assert_eq!(found("10.96.0.1"), [http, admin]);
+    assert_eq!(found("10.96.0.1:81"), [admin]);
+    assert_eq!((found("*:30080"), found("192.0.2.10:30080")), (vec![node_port.to_owned()], vec![node_port.to_owned()]));
+    assert_eq!(found("192.0.2.10"), [node_port]);
+    for none in ["c", "a/we", "a/web:x", "10.96.0.9", "10.96.0.1:82", "192.0.2.11:30080", "192.0.2.10:80", "*:80"] {
+        assert_eq!(found(none), [""; 0], "{none}");
+    }
+}
+
+#[test]
+fn what_the_daemon_knows_is_added() {
+    let mut ranges = frontend("b/ranges", Action::Reject);
+    ranges.allowed_sources =
+        Some([Range::of(&"203.0.113.0/24".parse().expect("a range")), Range::single([192, 0, 2, 99].into())].into());
+    let mut weighted = forward(&["10.1.0.1:8080", "10.2.0.1:8080"], None);
+    weighted.slots_mut().for_each(|(_, slots)| slots.by = By::Turn(9));
+    let mut kernel = kernel(&[
+        ("10.96.0.1:80", frontend("a/web:http", weighted)),
+        ("192.0.2.8:80", ranges),
+        ("10.96.0.3:80", frontend("c/else", Action::Drop)),
+    ]);
+    let mut all = table_of(&mut kernel, &[["10.96.0.1:80", "10.2.0.1:8080"]]);
+    let endpoint = |address: &str, pod: &str, ready: bool, terminating: bool| {
+        serde_json::json!({
+            "portName": "http", "protocol": "tcp", "address": address, "port": 8080, "pod": pod, "node": "n1",
+            "ready": ready, "serving": ready, "terminating": terminating, "local": true, "weight": 3, "zones": [],
+            "forThisNode": null,
+        })
+    };
+    let service = |name: &str, port: &str, address: &str, unserved: serde_json::Value| {
+        serde_json::json!({
+            "name": name,
+            "ports": [{"name": port, "protocol": "tcp", "port": 80, "nodePort": null, "unserved": unserved,
+                       "lost": [{"frontend": "tcp 192.0.2.1:80", "owner": "z/first"}]}],
+            "clusterIPs": [address], "externalIPs": [], "loadBalancerIPs": ["192.0.2.8"], "sourceRanges": null,
+            "internalTrafficPolicy": "Cluster", "externalTrafficPolicy": "Cluster", "affinitySeconds": null,
+            "scheduler": "wlc", "healthCheckNodePort": null, "slices": 1, "endpoints": [],
+        })
+    };
+    let why = |from: &str, fate: &str, why: &str| serde_json::json!({"family": "IPv4", "from": from, "fate": fate, "why": why});
+    let mut web = service("a/web", "http", "10.96.0.1", serde_json::json!([]));
+    web["endpoints"] = serde_json::json!([
+        // The address of a pod that ends has another one by now.
+        endpoint("10.1.0.1", "old", false, true),
+        endpoint("10.1.0.1", "web-1", true, false),
+        endpoint("10.1.0.9", "web-9", false, false),
+    ]);
+    web["ports"][0]["lost"] = serde_json::json!([]);
+    let reasons = serde_json::json!([why("inside", "refused", "not this"), why("outside", "refused", "none is ready")]);
+    let ranges = service("b/ranges", "", "10.96.0.2", reasons);
+    // The daemon knows of a change that the tables do not have yet: its reason is not theirs.
+    let other = service("c/else", "", "10.96.0.3", serde_json::json!([why("inside", "refused", "another")]));
+    let facts: Vec<crate::metrics::services::ServiceFacts> =
+        serde_json::from_value(serde_json::json!([web, ranges, other])).expect("facts");
+    add_known(&mut all, &facts);
+    let expected = "\
+SERVICE     FRONTEND          POLICY           SCHEDULER  AFFINITY  ENDPOINT                  POD    NODE  WEIGHT  SHARE  CONNECTIONS  UNANSWERED
+a/web:http  tcp 10.96.0.1:80  Cluster          wlc        -         10.1.0.1:8080             web-1  n1    3       50.0%  0            0
+                                                                    10.1.0.9:8080 (not ready)  web-9  n1    3       -      0            0
+                                                                    10.2.0.1:8080             -      -     -       50.0%  1            1
+b/ranges    tcp 192.0.2.8:80  refused, ranges  -          -         -                         -      -     -       -      -            -
+c/else      tcp 10.96.0.3:80  dropped          -          -         -                         -      -     -       -      -            -
+";
+    let squeezed =
+        |text: &str| text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>();
+    assert_eq!(squeezed(&table(&all)), squeezed(expected));
+    let expected = "\
+b/ranges: tcp 192.0.2.1:80 belongs to z/first
+c/else: tcp 192.0.2.1:80 belongs to z/first
+b/ranges tcp 192.0.2.8:80: refused: none is ready
+b/ranges tcp 192.0.2.8:80: only from 192.0.2.99/32, 203.0.113.0/24
+";
+    assert_eq!(notes(&all, &facts, 9), expected);
+    assert!(notes(&all, &facts, 1).ends_with("\nand 3 more such lines: ask for a Service or a namespace\n"));
+    let total = "total: 3 Services, 3 frontends (1 refused, 1 dropped, 0 dropped from outside), 2 endpoints, \
+                 1 connection (1 unanswered)\n";
+    assert_eq!(totals(&all), total);
+}
+
+#[test]
+fn which_addresses_accept_node_ports_is_said() {
+    let mut kernel = kernel(&[("30080", frontend("a/web", forward(&["10.1.0.1:8080"], None)))]);
+    let all = table_of(&mut kernel, &[]);
+    let said = |everywhere, addresses: &[IpAddr]| {
+        let status = NodePortsStatus { everywhere, addresses: addresses.to_vec() };
+        node_ports_text(&all, &[("IPv4".to_owned(), status.clone()), ("IPv6".to_owned(), status)].into())
+    };
+    let one = [IpAddr::from([192, 0, 2, 1])];
+    assert_eq!(said(Some(false), &one), "nodeports IPv4: at 192.0.2.1\n");
+    assert_eq!(said(Some(true), &[]), "nodeports IPv4: at all addresses of the node but loopback\n");
+    assert_eq!(said(Some(false), &[]), "nodeports IPv4: at NO address of the node (nodePortAddresses)\n");
+    assert!(said(None, &[]).contains("only the daemon can tell"));
 }

@@ -96,7 +96,7 @@ fn compare_frontends(engine: &mut Engine<LinuxKernel>) -> usize {
             engine.installed(family).frontends().map(|(key, frontend)| (*key, frontend.clone())).collect();
         frontends += written.len();
         for (key, frontend) in written {
-            let seen = status::look(engine.kernel(), &key).expect("an answer").expect("it is there");
+            let seen = status::look_at(engine.kernel(), &key).expect("an answer").expect("it is there");
             assert_eq!(seen, status::Seen { frontend: Some(frontend.clone()), damaged: false }, "{key}");
             let one = status::one(engine.kernel(), &key).expect("an answer").expect("it is there");
             assert!(all.contains(&one), "{key}: {one:?}");

@@ -585,9 +585,18 @@ fn the_status_is_that_of_the_kernel() {
     assert_eq!((&all["daemon"]["healthy"], &all["daemon"]["nodeEligible"]), (&json!(true), &json!(true)), "{all}");
     assert_eq!((&all["daemonError"], &all["daemon"]["awaited"]), (&json!(null), &json!([])), "{all}");
     assert_eq!(all["daemon"]["families"]["IPv6"]["standing"], "InLine", "{all}");
+    assert_eq!(all["nodePorts"]["IPv4"], json!({"everywhere": false, "addresses": []}), "{all}");
+    filtered(&world);
     // It outlives the daemon.
     daemon.terminate(PATIENCE).expect("it ends");
 
+    let output = run(&world, &["status", "shop/web"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(
+        !stdout(&output).contains("web-1") && stdout(&output).contains(" 10.124.0.11:8080 "),
+        "{}",
+        stdout(&output)
+    );
     let output = run(&world, &["status"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let text = stdout(&output);
@@ -618,6 +627,39 @@ fn the_status_is_that_of_the_kernel() {
         matches!(damaged[..], [line] if line.contains("tcp 10.96.0.80:80 ") && line.contains(" Cluster, damaged ")),
         "{text}"
     );
+}
+
+/// What is said of one Service while the daemon of [`the_status_is_that_of_the_kernel`] runs.
+fn filtered(world: &World) {
+    let status = |what: &str| run(world, &["status", what]);
+    for (what, frontends, others) in [
+        ("shop", 8, true),
+        ("shop/web", 6, false),
+        ("shop/web:http", 6, false),
+        ("10.96.0.80", 1, false),
+        ("10.96.0.80:80", 1, false),
+        ("*:30080", 2, false),
+        ("127.0.0.1", 0, false),
+    ] {
+        let output = status(what);
+        let text = stdout(&output);
+        let lines = |name: &str| text.lines().filter(|line| line.starts_with(name)).count();
+        assert_eq!(lines("shop/web:http ") + lines("shop/dns"), frontends, "{what}: {text}");
+        assert_eq!((lines("shop/dns") > 0, text.contains("\ntotal: ")), (others, true), "{what}: {text}");
+        let expected = if frontends == 0 { 3 } else { 0 };
+        assert_eq!(output.status.code(), Some(expected), "{what}: {}", stderr(&output));
+    }
+    let text = stdout(&status("10.96.0.80:80"));
+    let line = text.lines().find(|line| line.contains(" 10.124.0.11:8080 ")).expect("it is an endpoint");
+    let words: Vec<&str> = line.split_whitespace().collect();
+    assert_eq!(words[6..], ["10.124.0.11:8080", "web-1", "node-1", "33.3%", "1", "1"], "{text}");
+    assert!(text.ends_with(", 3 endpoints, 1 connection (1 unanswered)\n"), "{text}");
+    let output = status("shop/none");
+    assert_eq!(output.status.code(), Some(3), "{}", stdout(&output));
+    assert_eq!(stderr(&output), "the tables have no frontend of shop/none\n");
+    let output = status("10.96.0");
+    assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
+    assert!(stderr(&output).contains("\"10.96.0\" is none of NAMESPACE, "), "{}", stderr(&output));
 }
 
 /// A table that somebody else owns cannot be synced; the other one can.

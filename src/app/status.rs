@@ -1,0 +1,95 @@
+//! `nftproxyd status`.
+
+use std::io::{self, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::ExitCode;
+
+use anyhow::Context;
+
+use crate::cli::{Output, StatusArgs};
+use crate::config::{METRICS_PORT, METRICS_PORT_BESIDE};
+use crate::nftables::LinuxKernel;
+use crate::ruleset::names::TableName;
+use crate::status::{self, AskError, Filter, Picture};
+
+/// The exit status where there is nothing of what was asked for.
+const NOTHING: u8 = 3;
+
+/// So many notes below the table of all frontends.
+const MOST_NOTES: usize = 20;
+
+/// Says what the node does with Services, or with those that are asked for.
+pub(super) fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
+    let filter = match &args.what {
+        Some(what) => Filter::parse(what).map_err(anyhow::Error::msg)?,
+        None => Filter::All,
+    };
+    let table = super::table(args.service_proxy_name.as_deref());
+    let mut kernel = LinuxKernel::of(table)?;
+    let families = kernel.tables()?;
+    let port = if table == TableName::NODE { METRICS_PORT } else { METRICS_PORT_BESIDE };
+    let address = args.metrics_bind_address.unwrap_or_else(|| SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let daemon = runtime.block_on(status::ask(address));
+    // A daemon that has no table yet says what it waits for.
+    let no_table = || anyhow::anyhow!("there is no table {table}: nothing is proxied on this node");
+    if families.is_empty() && daemon.is_err() {
+        return Err(no_table());
+    }
+    let mut picture = status::look(&mut kernel, &families, &filter, daemon.as_ref().ok())?;
+    let known = match &daemon {
+        Ok(_) => runtime.block_on(status::ask_known(address, &filter, &picture.frontends)),
+        Err(_) => Ok(Vec::new()),
+    };
+    let (known, unknown) = match known {
+        Ok(known) => (known, None),
+        Err(error) => (Vec::new(), Some(error.to_string())),
+    };
+    status::add_known(&mut picture.frontends, &known);
+    let tables = status::tables(&mut kernel, daemon.as_ref().ok())?;
+    let Picture { frontends, node_ports } = &picture;
+    let is_known = !known.is_empty();
+    let nothing = frontends.is_empty() && filter != Filter::All;
+    let text = match args.output {
+        Output::Table => {
+            let mut head = match &daemon {
+                Ok(daemon) => status::daemon_text(daemon),
+                Err(error) => format!("daemon    {error}; this is what the kernel has\n"),
+            };
+            if let Some(error) = &unknown {
+                head.push_str(&format!("pods      the daemon {error}\n"));
+            }
+            head += &status::tables_text(&tables);
+            head += &status::node_ports_text(frontends, node_ports);
+            let most = if filter == Filter::All { MOST_NOTES } else { usize::MAX };
+            let notes = status::notes(frontends, &known, most);
+            let space = if notes.is_empty() { "" } else { "\n" };
+            let table = if nothing { String::new() } else { status::table(frontends) };
+            format!("{head}\n{table}{space}{notes}\n{}", status::totals(frontends))
+        }
+        Output::Json => {
+            let status = serde_json::json!({
+                "daemon": daemon.as_ref().ok(),
+                "daemonError": daemon.as_ref().err().map(AskError::to_string),
+                "servicesError": unknown,
+                "tables": tables,
+                "nodePorts": node_ports,
+                "frontends": frontends,
+                // Of all they would be as much again.
+                "services": (filter != Filter::All).then_some(known),
+            });
+            serde_json::to_string_pretty(&status).context("cannot write JSON")? + "\n"
+        }
+    };
+    io::stdout().write_all(text.as_bytes()).context("cannot write")?;
+    if families.is_empty() {
+        return Err(no_table());
+    }
+    if nothing {
+        let what = args.what.as_deref().unwrap_or_default();
+        let known = if is_known { ", which the daemon knows" } else { "" };
+        eprintln!("the tables have no frontend of {what}{known}");
+        return Ok(NOTHING.into());
+    }
+    Ok(ExitCode::SUCCESS)
+}
