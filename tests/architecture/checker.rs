@@ -135,10 +135,10 @@ fn a_permission_without_a_use_is_seen() {
     let all: Vec<SourceFile> = all.iter().map(|(path, code)| SourceFile::new(path, code)).collect();
     assert_eq!(idle_permissions(&all), [""; 0]);
     let mut few = all;
-    few.retain(|file| file.path != "src/cli/mod.rs");
-    few.push(SourceFile::new("src/cli/mod.rs", "// use crate::config;\n#[cfg(test)]\nuse crate::config;"));
-    few.push(SourceFile::new("src/cli/tests.rs", "use crate::config;"));
-    assert_eq!(idle_permissions(&few), ["LAYERS: `cli` does not use `config`: take it out"]);
+    few.retain(|file| file.path != "src/logging/mod.rs");
+    few.push(SourceFile::new("src/logging/mod.rs", "// use crate::config;\n#[cfg(test)]\nuse crate::config;"));
+    few.push(SourceFile::new("src/logging/tests.rs", "use crate::config;"));
+    assert_eq!(idle_permissions(&few), ["LAYERS: `logging` does not use `config`: take it out"]);
 }
 
 /// Made-up files, and the arrows that tie them, as `from -> to`.
