@@ -8,7 +8,9 @@ use clap::builder::BoolishValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::config::{FLAGS, OUR_FLAGS, Overrides, Setting};
+use crate::model::Protocol;
 use crate::secrets::shown;
+use crate::trace::{Destination, Source};
 
 const EXIT_STATUS: &str = "\
 Exit status: 0 on success and when stopped by SIGTERM or SIGINT; 1 on any error, for values that cannot be used, and when
@@ -45,6 +47,9 @@ pub enum Command {
     Doctor(Box<DoctorArgs>),
     /// List every frontend with its policy, endpoints and open connections, as the kernel has them
     Status(StatusArgs),
+    /// Say what becomes of connections to an address or a Service while they are made, and who drops those that are dropped
+    #[command(args_override_self = true, after_help = TRACED, allow_missing_positional = true)]
+    Trace(Box<TraceArgs>),
     /// Remove nftproxyd's tables from the kernel, and nothing else
     Cleanup(CleanupArgs),
 }
@@ -186,6 +191,83 @@ pub struct StatusArgs {
     /// proxy with a name]
     #[arg(long, value_name = "IP:PORT")]
     pub metrics_bind_address: Option<SocketAddr>,
+}
+
+/// What `trace` finds and what it cannot see. The statuses are those of `trace::report`.
+const TRACED: &str = "\
+Each connection has a line: when its first packet came (UTC), from whom and to what, the Service, and
+the endpoint that it was sent to. Below it is what became of that packet: left by a device, delivered
+to this node, dropped or rejected by a rule of nftables, or lost elsewhere, and between which hooks.
+
+Exit status: 0 connections came, and all got through; 3 some were dropped, rejected or lost; 4 none
+came, or nobody can tell what became of some; 1 on any error; 2 on a wrong command line.
+
+Not seen: what is dropped before nftables (XDP, tc, chains at a device's ingress) or by the endpoint;
+who has dropped in legacy iptables; connections above 25 a second; and connections that are open
+already, but for the next packet of those over UDP. What is traced is in a table of its own, which
+goes with the program (before Linux 5.12 one that was killed leaves it, and it traces nothing after
+S seconds). With legacy iptables the kernel may also log what is traced.
+
+JSON is an object on each line: time, protocol, client, destination, input, service, endpoint,
+endpointBy, masqueraded, masqueradedAs, outcome (left, delivered, dropped, rejected, taken, lost or
+unknown), output, by (family, table, chain, handle and rule), behind and notes; null where it is
+not known. The last has summary and exitStatus.";
+
+/// Options of `trace`.
+#[derive(Debug, Clone, Args)]
+pub struct TraceArgs {
+    /// Only connections of this client: an address, or a range
+    #[arg(value_name = "FROM")]
+    pub from: Option<Source>,
+    /// ADDRESS or ADDRESS:PORT, IPv6 in brackets, of a Service, the node or anything else; or NAMESPACE/NAME or
+    /// NAMESPACE/NAME:PORT of a Service, wherever it is served here
+    #[arg(value_name = "TO")]
+    pub to: Destination,
+    /// Only this protocol
+    #[arg(long = "proto", value_enum, value_name = "PROTOCOL")]
+    pub protocol: Option<L4Protocol>,
+    /// End after so many connections
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: u64,
+    /// End after so many seconds
+    #[arg(long, value_name = "S", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub seconds: u64,
+    /// How to print it
+    #[arg(short = 'o', long, value_enum, default_value_t = LineOutput::Text)]
+    pub output: LineOutput,
+    /// Of a proxy with this name
+    #[arg(long, value_name = "NAME")]
+    pub service_proxy_name: Option<String>,
+}
+
+/// A transport protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum L4Protocol {
+    /// TCP
+    Tcp,
+    /// UDP
+    Udp,
+    /// SCTP
+    Sctp,
+}
+
+impl From<L4Protocol> for Protocol {
+    fn from(protocol: L4Protocol) -> Protocol {
+        match protocol {
+            L4Protocol::Tcp => Protocol::Tcp,
+            L4Protocol::Udp => Protocol::Udp,
+            L4Protocol::Sctp => Protocol::Sctp,
+        }
+    }
+}
+
+/// How lines are printed while they come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LineOutput {
+    /// For people
+    Text,
+    /// For programs: an object on each line
+    Json,
 }
 
 /// What a report of `doctor` means. The statuses are those of `doctor::Grade`.

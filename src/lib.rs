@@ -9,12 +9,12 @@
 //!         sync drives the line; only facts (a dump, the result of a commit) come back to it
 //!
 //!                     app: builds all parts, owns every task, observes each sync
-//!        +----------+----------+-----+----+---------+------------+-----------+--------------+
-//!      status     doctor     health     metrics   events     conntrack   addresses      leftovers
-//!     (what is   (what is    (/healthz, (/metrics) (to the    (stale UDP  (of the      (what kube-proxy
-//!      served)    wrong)      checks)               cluster)   flows)      node)         has left)
+//!        +----------+----------+-----+----+---------+------------+-----------+--------------+--------------+
+//!      status     doctor     health     metrics   events     conntrack   addresses      leftovers      trace
+//!     (what is   (what is    (/healthz, (/metrics) (to the    (stale UDP  (of the      (what kube-proxy  (what becomes
+//!      served)    wrong)      checks)               cluster)   flows)      node)         has left)        of packets)
 //!
-//!         nftables, conntrack, addresses, leftovers  stand on  netlink  (messages, the one socket)
+//!         nftables, conntrack, addresses, leftovers, trace  stand on  netlink  (messages, the one socket)
 //!                              nftables and netlink  stand on  sys      (what is in C, all unsafe code)
 //! ```
 //!
@@ -62,6 +62,7 @@ pub mod sync;
 pub mod sys;
 pub mod sysctl;
 mod threads;
+pub mod trace;
 mod yaml;
 
 #[cfg(test)]

@@ -37,6 +37,9 @@ _nftproxyd() {
             nftproxyd,status)
                 cmd="nftproxyd__subcmd__status"
                 ;;
+            nftproxyd,trace)
+                cmd="nftproxyd__subcmd__trace"
+                ;;
             nftproxyd__subcmd__help,check-config)
                 cmd="nftproxyd__subcmd__help__subcmd__check__subcmd__config"
                 ;;
@@ -58,6 +61,9 @@ _nftproxyd() {
             nftproxyd__subcmd__help,status)
                 cmd="nftproxyd__subcmd__help__subcmd__status"
                 ;;
+            nftproxyd__subcmd__help,trace)
+                cmd="nftproxyd__subcmd__help__subcmd__trace"
+                ;;
             *)
                 ;;
         esac
@@ -65,7 +71,7 @@ _nftproxyd() {
 
     case "${cmd}" in
         nftproxyd)
-            opts="-v -V -h --manifests --config --hostname-override --service-proxy-name --master --v --vmodule --logging-format --log-flush-frequency --log-text-split-stream --log-json-split-stream --log-text-info-buffer-size --log-json-info-buffer-size --feature-gates --kubeconfig --kube-api-content-type --kube-api-qps --kube-api-burst --bind-address --healthz-bind-address --metrics-bind-address --healthz-port --metrics-port --bind-address-hard-fail --profiling --show-hidden-metrics-for-version --proxy-mode --scheduler --count-connections --iptables-masquerade-bit --masquerade-all --iptables-localhost-nodeports --iptables-sync-period --iptables-min-sync-period --ipvs-sync-period --ipvs-min-sync-period --ipvs-scheduler --ipvs-exclude-cidrs --ipvs-strict-arp --ipvs-tcp-timeout --ipvs-tcpfin-timeout --ipvs-udp-timeout --detect-local-mode --pod-bridge-interface --pod-interface-name-prefix --cluster-cidr --nodeport-addresses --oom-score-adj --conntrack-max-per-core --conntrack-min --conntrack-tcp-timeout-established --conntrack-tcp-timeout-close-wait --conntrack-tcp-be-liberal --conntrack-udp-timeout --conntrack-udp-timeout-stream --config-sync-period --boot-id-file --machine-id-file --write-config-to --take-over --table-owner --init-only --cleanup --version --help run render check-config doctor status cleanup help"
+            opts="-v -V -h --manifests --config --hostname-override --service-proxy-name --master --v --vmodule --logging-format --log-flush-frequency --log-text-split-stream --log-json-split-stream --log-text-info-buffer-size --log-json-info-buffer-size --feature-gates --kubeconfig --kube-api-content-type --kube-api-qps --kube-api-burst --bind-address --healthz-bind-address --metrics-bind-address --healthz-port --metrics-port --bind-address-hard-fail --profiling --show-hidden-metrics-for-version --proxy-mode --scheduler --iptables-masquerade-bit --masquerade-all --iptables-localhost-nodeports --iptables-sync-period --iptables-min-sync-period --ipvs-sync-period --ipvs-min-sync-period --ipvs-scheduler --ipvs-exclude-cidrs --ipvs-strict-arp --ipvs-tcp-timeout --ipvs-tcpfin-timeout --ipvs-udp-timeout --detect-local-mode --pod-bridge-interface --pod-interface-name-prefix --cluster-cidr --nodeport-addresses --oom-score-adj --conntrack-max-per-core --conntrack-min --conntrack-tcp-timeout-established --conntrack-tcp-timeout-close-wait --conntrack-tcp-be-liberal --conntrack-udp-timeout --conntrack-udp-timeout-stream --config-sync-period --boot-id-file --machine-id-file --write-config-to --take-over --table-owner --init-only --cleanup --version --help run render check-config doctor status trace cleanup help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -633,7 +639,7 @@ _nftproxyd() {
             return 0
             ;;
         nftproxyd__subcmd__help)
-            opts="run render check-config doctor status cleanup help"
+            opts="run render check-config doctor status trace cleanup help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -731,6 +737,20 @@ _nftproxyd() {
             return 0
             ;;
         nftproxyd__subcmd__help__subcmd__status)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nftproxyd__subcmd__help__subcmd__trace)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -1292,6 +1312,44 @@ _nftproxyd() {
                     return 0
                     ;;
                 --metrics-bind-address)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        nftproxyd__subcmd__trace)
+            opts="-o -h --proto --count --seconds --output --service-proxy-name --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --proto)
+                    COMPREPLY=($(compgen -W "tcp udp sctp" -- "${cur}"))
+                    return 0
+                    ;;
+                --count)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --seconds)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --output)
+                    COMPREPLY=($(compgen -W "text json" -- "${cur}"))
+                    return 0
+                    ;;
+                -o)
+                    COMPREPLY=($(compgen -W "text json" -- "${cur}"))
+                    return 0
+                    ;;
+                --service-proxy-name)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -99,6 +99,7 @@ complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -f -a "render" -d 'Pri
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -f -a "check-config" -d 'Say whether a configuration file can be used, what in it has no effect, and how the API server is reached'
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -f -a "doctor" -d 'Look for what keeps Services on this node from working, and say how to mend it; changes nothing'
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -f -a "status" -d 'List every frontend with its policy, endpoints and open connections, as the kernel has them'
+complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -f -a "trace" -d 'Say what becomes of connections to an address or a Service while they are made, and who drops those that are dropped'
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -f -a "cleanup" -d 'Remove nftproxyd\'s tables from the kernel, and nothing else'
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l manifests -d 'Proxy what the manifests in DIR say (*.yaml, *.yml, *.json) and follow their changes, instead of a cluster' -r -F
@@ -296,16 +297,26 @@ json\t'For programs'"
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -l service-proxy-name -d 'Of a proxy with this name' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -l metrics-bind-address -d 'Where the daemon serves /metrics, to be asked for its health [default: 127.0.0.1:10249, or 127.0.0.1:10349 of a proxy with a name]' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand trace" -l proto -d 'Only this protocol' -r -f -a "tcp\t'TCP'
+udp\t'UDP'
+sctp\t'SCTP'"
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand trace" -l count -d 'End after so many connections' -r
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand trace" -l seconds -d 'End after so many seconds' -r
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand trace" -s o -l output -d 'How to print it' -r -f -a "text\t'For people'
+json\t'For programs: an object on each line'"
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand trace" -l service-proxy-name -d 'Of a proxy with this name' -r
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand trace" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand cleanup" -l service-proxy-name -d 'Remove the tables of a proxy with this name instead' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand cleanup" -l metrics-bind-address -d 'Where that kube-proxy serves /metrics' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand cleanup" -l kube-proxy -d 'Remove what kube-proxy has left instead, in all of its modes, and nothing of nftproxyd or of others'
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand cleanup" -l after-kube-proxy -d 'Wait until the kube-proxy of this node has written its rules and they serve what the tables serve: no connection fails in between'
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand cleanup" -l stay -d 'Then wait to be stopped: for a container, which would be started again and again'
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand cleanup" -s h -l help -d 'Print help'
-complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status cleanup help" -f -a "run" -d 'Proxy the Services of a cluster, or of a folder of manifests, until stopped; the rules stay when it stops'
-complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status cleanup help" -f -a "render" -d 'Print the nft script of what would be installed for a folder of manifests; needs no root'
-complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status cleanup help" -f -a "check-config" -d 'Say whether a configuration file can be used, what in it has no effect, and how the API server is reached'
-complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status cleanup help" -f -a "doctor" -d 'Look for what keeps Services on this node from working, and say how to mend it; changes nothing'
-complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status cleanup help" -f -a "status" -d 'List every frontend with its policy, endpoints and open connections, as the kernel has them'
-complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status cleanup help" -f -a "cleanup" -d 'Remove nftproxyd\'s tables from the kernel, and nothing else'
-complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status cleanup help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status trace cleanup help" -f -a "run" -d 'Proxy the Services of a cluster, or of a folder of manifests, until stopped; the rules stay when it stops'
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status trace cleanup help" -f -a "render" -d 'Print the nft script of what would be installed for a folder of manifests; needs no root'
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status trace cleanup help" -f -a "check-config" -d 'Say whether a configuration file can be used, what in it has no effect, and how the API server is reached'
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status trace cleanup help" -f -a "doctor" -d 'Look for what keeps Services on this node from working, and say how to mend it; changes nothing'
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status trace cleanup help" -f -a "status" -d 'List every frontend with its policy, endpoints and open connections, as the kernel has them'
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status trace cleanup help" -f -a "trace" -d 'Say what becomes of connections to an address or a Service while they are made, and who drops those that are dropped'
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status trace cleanup help" -f -a "cleanup" -d 'Remove nftproxyd\'s tables from the kernel, and nothing else'
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status trace cleanup help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

@@ -23,6 +23,7 @@ mod service_manager;
 mod signals;
 mod status;
 mod take_over;
+mod trace;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -51,6 +52,7 @@ pub fn main(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Doctor(args) => return one_shot::doctor(&args),
         Command::Status(args) => return status::status(&args),
+        Command::Trace(args) => return trace::trace(&args),
         Command::Run(args) => run::run(*args),
         Command::Render(args) => render::render(&args),
         Command::CheckConfig(args) => one_shot::check_config(&args.file),

@@ -16,7 +16,7 @@ use rust::{Token, tokens, without_comments_and_text};
 use source::{SourceFile, files_below, is_for_tests, lines_with, source_files};
 
 /// The layers, and which others each may use. There is a use for each of these.
-const LAYERS: [(&str, &[&str]); 28] = [
+const LAYERS: [(&str, &[&str]); 29] = [
     ("model", &[]),
     ("config", &["model", "addresses"]),
     ("source", &["model"]),
@@ -43,7 +43,8 @@ const LAYERS: [(&str, &[&str]); 28] = [
     ("status", &["model", "ruleset", "nftables", "conntrack", "metrics"]),
     ("leftovers", &["netlink"]),
     ("doctor", &["nftables", "ruleset", "model", "leftovers", "sysctl", "config", "status", "metrics", "netlink"]),
-    ("cli", &["config"]),
+    ("trace", &["nftables", "ruleset", "model", "netlink"]),
+    ("cli", &["config", "model", "trace"]),
     ("logging", &["config"]),
 ];
 
@@ -54,7 +55,7 @@ const COMMON: [&str; 6] = ["errors", "keyed", "secrets", "threads", "yaml", "pri
 const ASSEMBLY: [&str; 3] = ["app", "lib", "main"];
 
 /// Path prefixes of code that takes values and returns values: no runtime, no I/O, no clock, no environment.
-const PURE: [&str; 7] = [
+const PURE: [&str; 15] = [
     "src/model/",
     "src/ruleset/",
     "src/diff/",
@@ -62,6 +63,14 @@ const PURE: [&str; 7] = [
     "src/conntrack/plan",
     "src/conntrack/open",
     "src/health/state",
+    "src/trace/connections",
+    "src/trace/decode",
+    "src/trace/destination",
+    "src/trace/expressions",
+    "src/trace/hook",
+    "src/trace/packet",
+    "src/trace/report",
+    "src/trace/table",
 ];
 
 /// What pure code must not mention.

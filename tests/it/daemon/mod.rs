@@ -27,6 +27,7 @@ mod schedulers;
 mod stale_flows;
 mod statusz;
 mod take_over;
+mod trace;
 mod trial;
 mod unread;
 mod unsteady;
