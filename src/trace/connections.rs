@@ -78,6 +78,8 @@ pub(crate) struct Connection {
     pub(crate) tracking: Option<Tracking>,
     /// A rule that has handed it to a program.
     pub(crate) queued_by: Option<Culprit>,
+    /// Whether messages about it may have been lost: what was not heard says nothing then.
+    pub(crate) incomplete: bool,
     /// The end.
     pub(crate) end: End,
 }
@@ -115,12 +117,22 @@ pub(crate) struct Connections {
     packets: BTreeMap<u32, u64>,
     /// Headers of packets that somebody else has traced before they came to our rule, by the number of the buffer.
     heads: BTreeMap<u32, (Flow, Option<u32>)>,
+    /// Whether some of the messages that come now may be missing.
+    gap: bool,
 }
 
 impl Connections {
     /// Nothing was heard yet. So many connections are taken in, and no more.
     pub(crate) fn new(tables: Tables, most: u64) -> Connections {
-        Connections { tables, open: BTreeMap::new(), next: 0, most, packets: BTreeMap::new(), heads: BTreeMap::new() }
+        Connections {
+            tables,
+            open: BTreeMap::new(),
+            next: 0,
+            most,
+            packets: BTreeMap::new(),
+            heads: BTreeMap::new(),
+            gap: false,
+        }
     }
 
     /// Takes in no more connections.
@@ -172,20 +184,27 @@ impl Connections {
         self.open.values().map(|packet| packet.heard + QUIET).min()
     }
 
-    /// Messages were lost: of the packets that are on their way, nobody can tell the end.
-    pub(crate) fn lost(&mut self) -> Vec<Connection> {
-        let mut ended = self.take(|_| true);
-        let lost = ended.iter_mut().filter(|connection| matches!(connection.end, End::Lost(_)));
-        lost.for_each(|connection| connection.end = End::Unknown);
-        self.packets.clear();
+    /// Some messages of those that come until [`Connections::caught_up`] are lost: the kernel says so once, and throws away what
+    /// it has no room for until all that waits was read.
+    pub(crate) fn gap(&mut self) {
+        self.gap = true;
+        self.open.values_mut().for_each(|packet| packet.connection.incomplete = true);
         self.heads.clear();
-        ended
+    }
+
+    /// All that waited was read.
+    pub(crate) fn caught_up(&mut self) {
+        self.gap = false;
     }
 
     fn take(&mut self, is_over: impl Fn(&OnTheWay) -> bool) -> Vec<Connection> {
         let over: Vec<u64> = self.open.iter().filter(|(_, packet)| is_over(packet)).map(|(key, _)| *key).collect();
         self.packets.retain(|_, key| !over.contains(key));
-        over.iter().filter_map(|key| Some(self.open.remove(key)?.connection)).collect()
+        let mut ended: Vec<Connection> =
+            over.iter().filter_map(|key| Some(self.open.remove(key)?.connection)).collect();
+        let untold = ended.iter_mut().filter(|it| it.incomplete && matches!(it.end, End::Lost(_)));
+        untold.for_each(|connection| connection.end = End::Unknown);
+        ended
     }
 
     /// Headers are in the first message of a base chain only, which is ours unless somebody else traces the packet.
@@ -218,6 +237,7 @@ impl Connections {
             masqueraded: None,
             tracking: None,
             queued_by: None,
+            incomplete: self.gap,
             end: End::Lost(passed),
         };
         self.open.insert(self.next, OnTheWay { connection, heard, passed, accepted: None, over: false });
@@ -442,12 +462,25 @@ mod tests {
 
     #[test]
     fn lost_messages_are_never_taken_for_lost_packets() {
+        let steps = forwarded();
         let mut run = Run::new();
-        run.steps(&until(&forwarded(), "forward-first", |_| {}));
-        assert_eq!(one(run.connections.lost()).end, End::Unknown);
-        // What is left of it is nobody's.
-        assert_eq!(run.steps(&forwarded()[8..]), []);
-        assert_eq!(run.later(), []);
+        run.steps(&until(&steps, "forward-first", |_| {}));
+        run.connections.gap();
+        // One that begins with what waits, and whose other steps are lost.
+        let mut second = until(&steps, "traced", |_| {});
+        second[0].id += 1;
+        second[0].flow.as_mut().expect("headers").source.set_port(1);
+        run.steps(&second);
+        run.connections.caught_up();
+        let ends: Vec<(End, bool)> = run.later().into_iter().map(|it| (it.end, it.incomplete)).collect();
+        assert_eq!(ends, [(End::Unknown, true), (End::Unknown, true)]);
+        // What was seen is as good as ever; and what begins afterwards.
+        let mut run = Run::new();
+        run.connections.gap();
+        let found = one(run.steps(&steps));
+        assert_eq!((found.end, found.incomplete), (End::Left(Some(5)), true));
+        run.connections.caught_up();
+        assert!(!one(run.steps(&steps)).incomplete);
     }
 
     #[test]

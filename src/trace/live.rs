@@ -209,7 +209,8 @@ impl Ears {
                 Ok(Some(Heard::Steps(steps.collect())))
             }
             Err(error) => match error.raw_os_error().map(Errno::from_raw) {
-                Some(Errno::EAGAIN | Errno::EINTR) => Ok(None),
+                Some(Errno::EAGAIN) => Ok(None),
+                Some(Errno::EINTR) => Ok(Some(Heard::Steps(Vec::new()))),
                 Some(Errno::ENOBUFS) => Ok(Some(Heard::Lost)),
                 _ => Err(error),
             },
@@ -303,6 +304,31 @@ mod tests {
             let tables = nft(&["list", "tables"], "");
             assert!(!tables.contains(&format!("{name}\n")), "{tables}");
             assert!(tables.contains(running.table()) && tables.contains(next.table()), "{tables}");
+        });
+    }
+
+    #[test]
+    fn messages_that_do_not_fit_are_missed() {
+        in_network_namespace(|| {
+            let mut ears = Ears::open().expect("a socket");
+            assert_eq!(ears.read().expect("it can be read"), None);
+            nft(
+                &["-f", "-"],
+                "table ip t {\n chain o {\n  type filter hook output priority 0;\n  meta l4proto udp meta nftrace set 1\n }\n}\n",
+            );
+            nix::sys::socket::setsockopt(&ears, nix::sys::socket::sockopt::RcvBuf, &1).expect("it can be set");
+            let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+            for _ in 0..100 {
+                let _ = socket.send_to(b"x", "127.0.0.1:9");
+            }
+            let mut heard = Vec::new();
+            while let Some(more) = ears.read().expect("it can be read") {
+                heard.push(more);
+            }
+            assert!(heard.contains(&Heard::Lost), "{heard:?}");
+            // What had fitted is there.
+            let steps = |heard: &Heard| matches!(heard, Heard::Steps(steps) if steps[0].place.table == "t");
+            assert!(heard.iter().any(steps), "{heard:?}");
         });
     }
 

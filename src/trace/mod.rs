@@ -143,7 +143,7 @@ impl Trace {
             let is_stopped = tokio::select! {
                 heard = self.ears.readable() => {
                     heard.map_err(TraceError::at_listening)?.clear_ready();
-                    self.listen(form, &mut write)?;
+                    self.listen()?;
                     false
                 }
                 () = sleep_until(wake.into()) => false,
@@ -168,22 +168,21 @@ impl Trace {
     }
 
     /// Takes in all that waits.
-    fn listen(&mut self, form: Form, write: &mut impl FnMut(&str) -> io::Result<()>) -> Result<(), Error> {
-        loop {
-            let heard = self.ears.get_mut().read();
-            match heard.map_err(TraceError::at_listening)? {
-                None => return Ok(()),
-                Some(Heard::Steps(steps)) => {
+    fn listen(&mut self) -> Result<(), TraceError> {
+        while let Some(heard) = self.ears.get_mut().read().map_err(TraceError::at_listening)? {
+            match heard {
+                Heard::Steps(steps) => {
                     let (now, at) = (Instant::now(), SystemTime::now());
                     steps.iter().for_each(|step| self.connections.step(step, now, at));
                 }
-                Some(Heard::Lost) => {
+                Heard::Lost => {
                     self.summary.lost_messages();
-                    let ended = self.connections.lost();
-                    self.tell(ended, form, write)?;
+                    self.connections.gap();
                 }
             }
         }
+        self.connections.caught_up();
+        Ok(())
     }
 
     fn tell(

@@ -59,8 +59,8 @@ struct By {
     chain: String,
     /// `None` for the policy of the chain.
     handle: Option<u64>,
-    /// The rule as nft prints it, or `policy drop`; `None` if it is not there any more.
-    rule: Option<String>,
+    /// The rule as nft prints it, or `policy drop`. Without nft what the kernel alone says: its number and its comment.
+    rule: String,
 }
 
 /// A connection in JSON.
@@ -105,10 +105,12 @@ impl Report {
             table: culprit.place.table.clone(),
             chain: culprit.place.chain.clone(),
             handle: culprit.handle,
-            rule: if culprit.handle.is_none() { Some("policy drop".to_owned()) } else { about.rule.text.clone() },
+            rule: culprit.handle.map_or_else(|| "policy drop".to_owned(), |handle| about.rule.words(handle)),
         };
         let mut notes = Vec::new();
-        if connection.missed_services && about.services.is_some() && connection.translated_by.is_none() {
+        if connection.incomplete {
+            notes.push("some messages of the kernel about it may be lost".to_owned());
+        } else if connection.missed_services && about.services.is_some() && connection.translated_by.is_none() {
             notes.push(missed(connection.tracking).to_owned());
         }
         let (outcome, by) = match &connection.end {
@@ -136,10 +138,7 @@ impl Report {
                 }
                 (Outcome::Lost, None)
             }
-            End::Unknown => {
-                notes.push("some messages of the kernel were lost".to_owned());
-                (Outcome::Unknown, None)
-            }
+            End::Unknown => (Outcome::Unknown, None),
         };
         let behind = if let End::Lost(watch) = connection.end { Some(watch.to_string()) } else { None };
         let stranger = connection.translated_by.as_ref().filter(|place| !ours(&place.table));
@@ -204,12 +203,8 @@ impl Report {
 
 impl By {
     fn text(&self) -> String {
-        let By { family, table, chain, handle, rule } = self;
-        match (rule, handle) {
-            (Some(rule), _) => format!("{family} {table} {chain}: {rule}"),
-            (None, Some(handle)) => format!("{family} {table} {chain}: rule with handle {handle}"),
-            (None, None) => format!("{family} {table} {chain}"),
-        }
+        let By { family, table, chain, rule, .. } = self;
+        format!("{family} {table} {chain}: {rule}")
     }
 }
 
@@ -389,6 +384,7 @@ mod tests {
             masqueraded: None,
             tracking: Some(Tracking::New),
             queued_by: None,
+            incomplete: false,
             end,
         }
     }
@@ -412,7 +408,7 @@ mod tests {
             "12:03:04.123 10.125.0.100:41234 -> 10.96.0.80:80 tcp   shop/web:http -> 10.244.0.12:8080, masqueraded as \
              10.125.0.1:2345\n    left by cni0\n"
         );
-        let rule = |text: &str, rejects| Rule { number: Some(2), text: Some(text.to_owned()), rejects };
+        let rule = |text: &str, rejects| Rule { number: Some(2), text: Some(text.to_owned()), rejects, comment: None };
         let last = |connection: &Connection, about| {
             let text = Report::new(connection, about).text();
             text.lines().skip(1).map(|line| line.trim_start().to_owned()).collect::<Vec<_>>().join("; ")
@@ -424,13 +420,15 @@ mod tests {
             "dropped by inet netpol forward: tcp dport 8080 drop"
         );
         assert_eq!(last(&stranger, with(rule("reject", true))), "rejected by inet netpol forward: reject");
-        assert_eq!(last(&stranger, about()), "dropped by inet netpol forward: rule with handle 7");
+        assert_eq!(last(&stranger, about()), "dropped by inet netpol forward: the rule with handle 7");
         assert_eq!(
             last(&connection(dropped(10, "filter", "FORWARD", None)), about()),
             "dropped by ip6 filter FORWARD: policy drop"
         );
         assert_eq!(last(&connection(End::Delivered), about()), "delivered to this node");
-        assert_eq!(last(&connection(End::Unknown), about()), "unknown; some messages of the kernel were lost");
+        let mut unknown = connection(End::Unknown);
+        (unknown.incomplete, unknown.missed_services) = (true, true);
+        assert_eq!(last(&unknown, about()), "unknown; some messages of the kernel about it may be lost");
         let watch = Watch { hook: Hook::Forward, end: HookEnd::First };
         let mut lost = connection(End::Lost(watch));
         assert!(last(&lost, about()).starts_with("lost; no rule of nftables has dropped it in forward"));

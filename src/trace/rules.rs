@@ -27,10 +27,24 @@ const TARGET_REFUSES: &[u8] = b"REJECT\0";
 pub(crate) struct Rule {
     /// Its place in its chain, from 1 on; `None` if it is not there any more.
     pub(crate) number: Option<usize>,
-    /// As nft prints it.
+    /// As nft prints it, where it is installed.
     pub(crate) text: Option<String>,
+    /// Its comment.
+    pub(crate) comment: Option<String>,
     /// Whether it answers, with a reset or an ICMP error.
     pub(crate) rejects: bool,
+}
+
+impl Rule {
+    /// It in words; it has this handle.
+    pub(crate) fn words(&self, handle: u64) -> String {
+        let comment = self.comment.as_ref().map(|comment| format!(" comment \"{comment}\"")).unwrap_or_default();
+        match (&self.text, self.number) {
+            (Some(text), _) => text.clone(),
+            (None, Some(number)) => format!("rule {number} (handle {handle}){comment}"),
+            (None, None) => format!("the rule with handle {handle}"),
+        }
+    }
 }
 
 /// Rules that were looked up, each once.
@@ -47,14 +61,14 @@ impl Rules {
             let list = ["-a", "list", "chain", place.family(), &place.table, &place.chain];
             let output = Command::new("nft").args(list).output();
             let listed = output.ok().and_then(|output| of_listing(&String::from_utf8_lossy(&output.stdout), handle));
-            rule.text = listed.or(rule.text);
+            rule.text = listed;
             rule
         };
         self.0.entry(culprit.clone()).or_insert_with(look).clone()
     }
 }
 
-/// What the kernel says of a rule; its text is its comment, if it has one.
+/// What the kernel says of a rule.
 fn ask(culprit: &Culprit, handle: u64) -> Option<Rule> {
     let place = &culprit.place;
     let mut socket = Socket::open(Bus::Netfilter).ok()?;
@@ -89,7 +103,7 @@ fn read(rule: Attributes<'_>, number: usize) -> Rule {
         _ => false,
     });
     let user_data = find(rule, USER_DATA).map(|data| data.value).unwrap_or_default();
-    Rule { number: Some(number), text: comment(user_data).map(|comment| format!("comment \"{comment}\"")), rejects }
+    Rule { number: Some(number), text: None, comment: comment(user_data).map(str::to_owned), rejects }
 }
 
 /// The comment in user data (`NFTNL_UDATA_RULE_COMMENT`, 0): a list of type, length and value.
@@ -137,14 +151,17 @@ mod tests {
             let mut rules = Rules::default();
             let mut look = |handle| rules.look_up(&Culprit { place: place.clone(), handle });
             let text = "ip daddr 10.1.0.1 drop comment \"no way\"".to_owned();
-            assert_eq!(look(Some(handle("no way"))), Rule { number: Some(2), text: Some(text), rejects: false });
+            assert_eq!(
+                look(Some(handle("no way"))),
+                Rule { number: Some(2), text: Some(text), comment: Some("no way".to_owned()), rejects: false }
+            );
             let rejecting = look(Some(handle("reject")));
             assert!(rejecting.rejects && rejecting.number == Some(3), "{rejecting:?}");
             assert_eq!(look(Some(9999)), Rule::default(), "it is not there");
             assert_eq!(look(None), Rule::default(), "a policy");
             // Where there is no nft.
             let bare = ask(&Culprit { place, handle: None }, handle("no way")).expect("a rule");
-            assert_eq!(bare.text.as_deref(), Some("comment \"no way\""));
+            assert_eq!(bare.words(9), "rule 2 (handle 9) comment \"no way\"");
         });
     }
 
@@ -166,7 +183,10 @@ mod tests {
             (b"match\0", TARGET_REFUSES, false),
         ] {
             let bytes = rule(name, target);
-            assert_eq!(read(Attributes::new(&bytes[16..], 0), 1), Rule { number: Some(1), text: None, rejects });
+            assert_eq!(
+                read(Attributes::new(&bytes[16..], 0), 1),
+                Rule { number: Some(1), text: None, comment: None, rejects }
+            );
         }
     }
 }

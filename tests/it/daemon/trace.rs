@@ -1,7 +1,8 @@
 //! `nftproxyd trace`: what it says of packets is what becomes of them.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -13,6 +14,7 @@ use crate::support::daemon::Daemon;
 use crate::support::objects::service;
 use crate::support::outcome::Fate;
 use crate::support::packet::Protocol;
+use crate::support::world::{Look, Probe};
 
 /// A pod elsewhere in the cluster.
 const POD: &str = "10.1.0.77";
@@ -30,24 +32,17 @@ impl Trace {
         Trace(trace)
     }
 
-    /// The objects for the connections of this client's port, or of all, once there are so many.
+    /// The objects of all connections, once there are so many.
     fn objects(&self, wanted: usize) -> Vec<Value> {
-        let count = std::cell::Cell::new(0);
-        let is_enough = |line: &str| {
-            count.set(count.get() + usize::from(line.starts_with("{\"time\"")));
-            count.get() == wanted
-        };
-        // Each look begins anew.
-        let end = std::time::Instant::now() + PATIENCE;
+        let end = Instant::now() + PATIENCE;
         loop {
             let log = self.0.log();
-            count.set(0);
-            if log.lines().any(is_enough) {
-                let objects = log.lines().filter(|line| line.starts_with("{\"time\""));
-                return objects.map(|line| serde_json::from_str(line).expect("an object")).collect();
+            let lines: Vec<&str> = log.lines().filter(|line| line.starts_with("{\"time\"")).collect();
+            if lines.len() >= wanted {
+                return lines.iter().map(|line| serde_json::from_str(line).expect("an object")).collect();
             }
-            assert!(std::time::Instant::now() < end, "{wanted} connections: {log}");
-            std::thread::sleep(Duration::from_millis(5));
+            assert!(Instant::now() < end, "{wanted} connections: {log}");
+            sleep(Duration::from_millis(5));
         }
     }
 
@@ -64,10 +59,10 @@ impl Trace {
     }
 
     fn wait_for_end(&mut self) -> (i32, String) {
-        let end = std::time::Instant::now() + PATIENCE;
+        let end = Instant::now() + PATIENCE;
         while self.0.alive() {
-            assert!(std::time::Instant::now() < end, "it does not end: {}", self.0.log());
-            std::thread::sleep(Duration::from_millis(5));
+            assert!(Instant::now() < end, "it does not end: {}", self.0.log());
+            sleep(Duration::from_millis(5));
         }
         let status = self.0.terminate(PATIENCE).expect("it has ended");
         (status.code().expect("it has ended by itself"), self.0.log())
@@ -251,6 +246,50 @@ fn what_no_rule_drops_is_lost_between_two_hooks() {
 }
 
 #[test]
+fn what_is_not_of_nftables_or_of_nftproxyd_is_told_too() {
+    let Some(mut node) = started() else { return };
+    let to = "172.30.1.1:80";
+    let shoot = |node: &mut Node| {
+        node.fate(Protocol::Tcp, to);
+    };
+    let table = |name: &str, rules: &str| format!("table ip {name} {{\n chain c {{\n  type {rules}\n }}\n}}\n");
+
+    // Somebody else translates it first.
+    let nat =
+        table("other", "nat hook prerouting priority -150; ip daddr 172.30.1.1 tcp dport 80 dnat to 10.1.0.9:9090");
+    node.world.nft(&["-f", "-"], &nat).expect("a table");
+    let (report, status) = traced(&mut node, to, shoot);
+    assert_eq!((&report["endpoint"], status), (&json!("10.1.0.9:9090"), 0), "{report:#}");
+    assert_eq!(report["endpointBy"], "ip other c", "{report:#}");
+    node.nft(&["delete", "table", "ip", "other"]).expect("it is there");
+
+    // Rules of both kinds of iptables: those of one are rules of nftables.
+    for (tool, outcome) in [("iptables-nft", "rejected"), ("iptables-legacy", "lost")] {
+        let rule = |action: &'static str| {
+            let mut command = std::process::Command::new(tool);
+            command.args([action, "FORWARD", "-p", "tcp", "--dport", "8080", "-j", "REJECT"]);
+            node.world.run(move || command.output())
+        };
+        let made = rule("-A").expect("it can be started");
+        if !made.status.success() {
+            crate::netns::skip(tool, String::from_utf8_lossy(&made.stderr));
+            continue;
+        }
+        let (report, status) = traced(&mut node, to, shoot);
+        assert_eq!((&report["outcome"], status), (&json!(outcome), 3), "{tool}: {report:#}");
+        assert_eq!(report["endpoint"], "10.1.0.1:8080", "{tool}: {report:#}");
+        if outcome == "rejected" {
+            assert_eq!((&report["by"]["table"], &report["by"]["chain"]), (&json!("filter"), &json!("FORWARD")));
+        } else {
+            assert_eq!(report["behind"], "forward-first", "{report:#}");
+        }
+        let mut command = std::process::Command::new(tool);
+        command.args(["-F", "FORWARD"]);
+        assert!(node.world.run(move || command.status()).expect("it can be started").success());
+    }
+}
+
+#[test]
 fn connections_that_are_not_new_are_told_so() {
     let Some(mut node) = started() else { return };
     let raw = "table ip raw {\n chain prerouting {\n  type filter hook prerouting priority raw;\n  ip daddr 172.30.1.53 notrack\n }\n}\n";
@@ -264,9 +303,8 @@ fn connections_that_are_not_new_are_told_so() {
     assert!(note.contains("notrack") || note.contains("not tracked"), "{report:#}");
     node.nft(&["delete", "table", "ip", "raw"]).expect("it is there");
 
-    let probe =
-        crate::support::world::Probe { clients: vec![ip(CLIENT)], protocol: Protocol::Udp, destination: socket(to) };
-    let look = crate::support::world::Look::QUICK;
+    let probe = Probe { clients: vec![ip(CLIENT)], protocol: Protocol::Udp, destination: socket(to) };
+    let look = Look::QUICK;
     assert_eq!(node.world.probe_flow("open", &probe, look).endpoints().len(), 1);
     let (report, status) = traced(&mut node, to, |node| {
         node.world.probe_flow("open", &probe, look);
@@ -340,13 +378,9 @@ fn nothing_that_traces_is_left_however_it_ends() {
 fn a_flood_makes_no_more_messages_than_the_limit() {
     let Some(mut node) = started() else { return };
     let trace = Trace::start(&node, "-o json --seconds 600 --count 10000 172.30.1.1:80");
-    let probe = crate::support::world::Probe {
-        clients: vec![ip(CLIENT)],
-        protocol: Protocol::Tcp,
-        destination: socket("172.30.1.1:80"),
-    };
-    let look = crate::support::world::Look { packets_per_endpoint: 1000, silence: Duration::from_millis(20) };
-    let began = std::time::Instant::now();
+    let probe = Probe { clients: vec![ip(CLIENT)], protocol: Protocol::Tcp, destination: socket("172.30.1.1:80") };
+    let look = Look { packets_per_endpoint: 1000, silence: Duration::from_millis(20) };
+    let began = Instant::now();
     // Twice as many, as there might be two endpoints.
     node.world.probe(&probe, 1, look);
     let seconds = began.elapsed().as_secs_f64();
