@@ -124,6 +124,11 @@ impl Tracing {
         &self.name
     }
 
+    /// The families that have one.
+    pub(crate) fn families(&self) -> &[Family] {
+        &self.families
+    }
+
     fn commit(&mut self, batch: impl FnOnce(&str, u32) -> (Vec<u8>, u32)) -> io::Result<()> {
         commit(&mut self.socket, |first| batch(&self.name, first))
     }

@@ -118,9 +118,9 @@ impl Trace {
         Ok(Trace { question, tracing, ears, services, connections, rules, summary: Summary::default() })
     }
 
-    /// Families of addresses without a table that serves.
+    /// Families that are traced, and have no table that serves.
     pub fn unserved(&self) -> Vec<Family> {
-        Family::ALL.into_iter().filter(|family| !self.services.serves(*family)).collect()
+        self.tracing.families().iter().copied().filter(|family| !self.services.serves(*family)).collect()
     }
 
     /// Listens until the time is over, as many connections have come, or `stopped` comes back, and writes what becomes of
@@ -143,12 +143,13 @@ impl Trace {
             let is_stopped = tokio::select! {
                 heard = self.ears.readable() => {
                     heard.map_err(TraceError::at_listening)?.clear_ready();
-                    self.listen()?;
                     false
                 }
                 () = sleep_until(wake.into()) => false,
                 () = &mut stopped, if !closed => true,
             };
+            // Whatever it was: of what waits to be read nobody can say that it has not come.
+            self.listen()?;
             let now = Instant::now();
             let ended = self.connections.ended(now);
             self.tell(ended, form, &mut write)?;

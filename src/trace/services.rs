@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use arcstr::ArcStr;
 
@@ -16,6 +17,9 @@ use crate::ruleset::base;
 use crate::ruleset::names::{SetName, TableName};
 use crate::ruleset::types::Value;
 
+/// All Services are gone through again after this pause at the earliest.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// A frontend: where, of which protocol, which port.
 type Key = (FrontendAt, Protocol, u16);
 
@@ -27,6 +31,8 @@ pub(crate) struct Services {
     names: BTreeMap<Key, ArcStr>,
     /// The node's addresses but those of loopback.
     local: BTreeSet<IpAddr>,
+    /// When that was read.
+    at: Instant,
 }
 
 /// Nothing can be traced.
@@ -44,16 +50,22 @@ impl Services {
     /// Reads the tables of this name, if there are any, and the node's addresses.
     pub(crate) fn read(table: TableName) -> Result<Services, KernelError> {
         let kernel = LinuxKernel::of(table)?;
-        let mut services = Services { kernel, families: Vec::new(), names: BTreeMap::new(), local: BTreeSet::new() };
+        let mut services = Services {
+            kernel,
+            families: Vec::new(),
+            names: BTreeMap::new(),
+            local: BTreeSet::new(),
+            at: Instant::now(),
+        };
         services.read_again()?;
         Ok(services)
     }
 
-    /// Goes through all Services: once at the beginning, and when a connection to something unknown comes after a change.
+    /// Goes through all Services: once at the beginning, and when a connection comes after a change.
     fn read_again(&mut self) -> Result<(), KernelError> {
-        self.families = self.kernel.tables()?;
-        self.names.clear();
-        for family in self.families.clone() {
+        self.at = Instant::now();
+        let (families, mut names) = (self.kernel.tables()?, BTreeMap::new());
+        for family in families.iter().copied() {
             self.kernel.undisturbed(family)?;
             for set in [SetName::ServiceIps, SetName::ServiceNodeports] {
                 let mut found = Vec::new();
@@ -67,11 +79,12 @@ impl Services {
                         rest => (FrontendAt::NodePort(family), rest),
                     };
                     if let ([Value::Protocol(protocol), Value::Port(port)], Some(comment)) = (rest, comment) {
-                        self.names.insert((at, *protocol, *port), comment);
+                        names.insert((at, *protocol, *port), comment);
                     }
                 }
             }
         }
+        (self.families, self.names) = (families, names);
         // Where they cannot be listed node ports have no name.
         let addresses = nix::ifaddrs::getifaddrs().into_iter().flatten().filter_map(|device| {
             let address = device.address?;
@@ -89,16 +102,18 @@ impl Services {
 
     /// Whose a connection is, by the address and port that it was made to.
     pub(crate) fn name(&mut self, connection: &Connection) -> Option<ArcStr> {
-        if let Some(name) = self.find(connection) {
-            return Some(name);
-        }
-        // It may have come meanwhile.
-        let family = Family::of(connection.flow.destination.ip());
-        let changed = self.families.is_empty() || !self.kernel.undisturbed(family).unwrap_or(true);
-        if !changed || self.read_again().is_err() {
-            return None;
+        if self.at.elapsed() >= AGAIN && self.have_changed() {
+            // What was read before is better than nothing.
+            let _ = self.read_again();
         }
         self.find(connection)
+    }
+
+    fn have_changed(&mut self) -> bool {
+        let Services { kernel, families, .. } = self;
+        let undisturbed = |family: &Family| kernel.undisturbed(*family).unwrap_or(true);
+        // A table that comes is seen where there was none.
+        families.len() < Family::ALL.len() || !families.iter().all(undisturbed)
     }
 
     fn find(&self, connection: &Connection) -> Option<ArcStr> {

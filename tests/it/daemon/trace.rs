@@ -8,7 +8,8 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::{
-    CLIENT, CLIENT_V6, NODE_IP, Node, PATIENCE, ip, node_object, run_to_end, slice_of, socket, write_everything, yaml,
+    CLIENT, CLIENT_V6, NODE_IP, Node, PATIENCE, ip, node_object, run_to_end, slice_of, socket, web, write_everything,
+    yaml,
 };
 use crate::support::daemon::Daemon;
 use crate::support::objects::service;
@@ -336,6 +337,30 @@ fn it_works_without_a_daemon_and_says_what_it_cannot_do() {
     failed(&["trace"], true, 2, "<TO>");
     failed(&["trace", "--seconds", "1", "172.30.1.1"], true, 4, "=> no connection came (exit status 4)");
     assert!(!node.nft(&["list", "tables"]).expect("a list").contains("trace"), "nothing is left");
+}
+
+#[test]
+fn a_service_that_comes_meanwhile_is_known_by_its_name() {
+    let Some(mut node) = started() else { return };
+    let trace = Trace::start(&node, "-o json --seconds 600 172.30.1.77");
+    node.write("late.yaml", &yaml(&web("late", "172.30.1.77", &["10.1.0.7:8080"])));
+    node.wait_forward("it is served", "172.30.1.77:80", &["10.1.0.7:8080"]);
+    node.eventually("it has a name", |node| {
+        let before = trace.objects(0).len();
+        node.fate(Protocol::Tcp, "172.30.1.77:80");
+        sleep(Duration::from_millis(100));
+        match trace.objects(before).last() {
+            Some(last) if last["service"] == "shop/late:http" => Ok(()),
+            last => Err(format!("{last:?}")),
+        }
+    });
+    node.remove("late.yaml");
+    node.wait_fate("it is gone", "172.30.1.77:80", |fate| matches!(fate, Fate::Drop));
+    sleep(Duration::from_secs(1));
+    let before = trace.objects(0).len();
+    node.fate(Protocol::Tcp, "172.30.1.77:80");
+    let last = trace.objects(before + 1).pop().expect("one more");
+    assert_eq!((&last["service"], &last["outcome"]), (&Value::Null, &json!("dropped")), "{last:#}");
 }
 
 #[test]
