@@ -563,6 +563,26 @@ mod tests {
     }
 
     #[test]
+    fn a_trace_has_a_destination_and_perhaps_a_source() {
+        let trace = |line: &str| match parse(line) {
+            Command::Trace(args) => *args,
+            other => panic!("{line}: {other:?}"),
+        };
+        let bare = trace("nftproxyd trace shop/web:http");
+        assert!(bare.from.is_none() && bare.protocol.is_none());
+        assert_eq!((bare.to, bare.count, bare.seconds), ("shop/web:http".parse().expect("a Service"), 100, 10));
+        let full = trace("nftproxyd trace --proto udp -o json --count 1 10.244.0.0/16 [fd00::1]:53 --seconds 60");
+        assert_eq!(full.from, Some("10.244.0.0/16".parse().expect("a range")));
+        assert_eq!(full.to, "[fd00::1]:53".parse().expect("an address"));
+        assert_eq!(full.protocol.map(Protocol::from), Some(Protocol::Udp));
+        for wrong in
+            ["", " web", " shop/web 10.0.0.1", " --count 0 a/b", " --seconds 0 a/b", " --proto icmp a/b", " a/b c/d"]
+        {
+            assert!(try_parse(&format!("nftproxyd trace{wrong}")).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn what_is_not_known_is_refused() {
         let lines = [
             "nftproxyd --confg=x",
