@@ -14,8 +14,8 @@
 //!     (what is   (what is    (/healthz, (/metrics) (to the    (stale UDP  (of the      (what kube-proxy  (what becomes
 //!      served)    wrong)      checks)               cluster)   flows)      node)         has left)        of packets)
 //!
-//!         nftables, conntrack, addresses, leftovers, trace  stand on  netlink  (messages, the one socket)
-//!                              nftables and netlink  stand on  sys      (what is in C, all unsafe code)
+//!         nftables, conntrack, addresses, leftovers, routing, trace  stand on  netlink  (messages, the one socket)
+//!                                       nftables and netlink  stand on  sys      (what is in C, all unsafe code)
 //! ```
 //!
 //! Who may use whom is listed in `tests/architecture`, which holds the code to it: to the left and downwards, never
@@ -54,6 +54,7 @@ pub mod model;
 mod netlink;
 pub mod nftables;
 mod printable;
+pub mod routing;
 pub mod ruleset;
 mod secrets;
 pub mod source;

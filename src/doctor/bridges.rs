@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use super::routing::Link;
 use super::{Finding, Subject};
 use crate::model::{Family, PerFamily};
+use crate::routing::Link;
 use crate::sysctl::read_number;
 
 /// There while the module `br_netfilter` is loaded.

@@ -3,8 +3,8 @@
 //!
 //! * `finding`: what was found, how much it matters, and the exit status. Pure.
 //! * `daemon`, `own_tables`, `protection`: the daemon, what it follows, and its tables. `served`: what is in them.
-//! * `forwarding`, `bridges`, `connections`, `route`: what packets need of the kernel. `routing`: interfaces and routes.
-//! * `tables`, `raw`, `kube_proxy`: rules of others, and what kube-proxy has left. `proof`: rules as text.
+//! * `forwarding`, `bridges`, `connections`, `route`: what packets need of the kernel.
+//! * `tables`, `raw`, `kube_proxy`: rules of others, and what kube-proxy has left.
 //! * `listeners`: processes that listen where Services are. `nft`: what the nft of the host makes of the tables.
 //!
 //! What cannot be read is never taken for fine: [`Grade::Unread`].
@@ -18,11 +18,9 @@ mod kube_proxy;
 mod listeners;
 mod nft;
 mod own_tables;
-mod proof;
 mod protection;
 mod raw;
 mod route;
-mod routing;
 mod served;
 mod tables;
 #[cfg(test)]
@@ -37,7 +35,6 @@ use anyhow::anyhow;
 use nix::sched::{CloneFlags, unshare};
 
 pub use self::finding::{Finding, Grade, Report, Subject};
-use self::routing::{Link, Route, route};
 use self::served::{Served, Wanted};
 use self::tables::Forwarded;
 use crate::config::Config;
@@ -47,6 +44,7 @@ use crate::leftovers::tables::EarlyTables;
 use crate::metrics::daemon::Daemon;
 use crate::model::{Family, PerFamily};
 use crate::nftables::{KernelError, LinuxKernel};
+use crate::routing::{self, Link, Question, Route, route};
 use crate::ruleset::names::TableName;
 use crate::status::{self, frame};
 use crate::{errors, sysctl, threads};
@@ -201,8 +199,8 @@ fn pods(daemon: Option<&Daemon>, family: Family, served: &Served, local: &BTreeS
     let of_ranges = ranges.iter().filter_map(|range| range.hosts().nth(1));
     let pods = served.local_endpoints.iter().copied().chain(of_ranges);
     let pods = pods.filter(|pod| Family::of(*pod) == family && !local.contains(pod));
-    pods.filter_map(|pod| match route(pod) {
-        Ok(Route::By(index)) => Some((pod, index)),
+    pods.filter_map(|pod| match route(&Question::to(pod)) {
+        Ok(Route::By(hop)) => Some((pod, hop.device)),
         _ => None,
     })
     .collect()
@@ -222,7 +220,9 @@ fn routes(
     for family in Family::ALL.into_iter().filter(|family| served[*family].is_served()) {
         let ranges = frame(daemon, family).map(|frame| &frame.service_cidrs[..]).unwrap_or_default();
         let device = route::device(links, addresses, family);
-        findings.extend(route::judge(family, ranges, served[family].cluster_ip, device.as_deref(), route));
+        findings.extend(route::judge(family, ranges, served[family].cluster_ip, device.as_deref(), |to| {
+            route(&Question::to(to))
+        }));
         to_pods[family] = pods[family].iter().map(|(_, index)| *index).collect();
     }
     findings.extend(bridges::judge(root, links, &to_pods));

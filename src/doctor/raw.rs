@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::served::{Frontend, Wanted};
-use super::{Finding, Subject, proof};
+use super::{Finding, Subject};
 use crate::leftovers::advice::Place;
 use crate::leftovers::early::{Concern, Early, EarlyTable};
 use crate::leftovers::legacy::Table;
+use crate::leftovers::proof;
 use crate::leftovers::tables::EarlyTables;
 use crate::model::Family;
 

@@ -6,9 +6,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::routing::{Link, Route};
 use super::{Finding, Subject};
 use crate::model::Family;
+use crate::routing::{Link, Route};
 
 /// What there is to say about one family. `ranges` are those of cluster IPs, of which one that is given out may be known;
 /// `device` is the interface that has the node's address.
@@ -77,6 +77,9 @@ pub(super) fn device(links: &BTreeMap<u32, Link>, addresses: &[(String, IpAddr)]
 mod tests {
     use super::*;
     use crate::doctor::Grade;
+    use crate::routing::{Hop, Refusal};
+
+    const HOP: Hop = Hop { device: 2, gateway: None, source: None };
 
     #[test]
     fn a_range_without_a_route_is_named() {
@@ -91,10 +94,10 @@ mod tests {
                 answer(to)
             })
         };
-        assert_eq!(found(|_| Ok(Route::By(2)), None), []);
+        assert_eq!(found(|_| Ok(Route::By(HOP)), None), []);
         assert_eq!(*asked.borrow(), [ip("10.96.0.1"), ip("10.9.0.1")]);
         let nowhere = |to: IpAddr| {
-            Ok(if to.to_string().starts_with("10.9.") { Route::Local } else { Route::Nowhere("no route".to_owned()) })
+            Ok(if to.to_string().starts_with("10.9.") { Route::Local } else { Route::Nowhere(Refusal::NoRoute) })
         };
         let findings = found(nowhere, Some("10.96.0.80"));
         assert_eq!(findings.len(), 1, "{findings:?}");
@@ -103,6 +106,6 @@ mod tests {
         assert!(findings[0].fix.ends_with("ip route add 10.96.0.0/12 dev eth0"), "{findings:?}");
         assert_eq!(found(|_| Err(io::ErrorKind::Other.into()), None)[0].grade, Grade::Unread);
         // One that is in no range, or where none is known.
-        assert_eq!(found(|_| Ok(Route::Nowhere(String::new())), Some("172.30.0.1")).len(), 3);
+        assert_eq!(found(|_| Ok(Route::Nowhere(Refusal::NoRoute)), Some("172.30.0.1")).len(), 3);
     }
 }

@@ -3,14 +3,14 @@
 
 #[cfg(test)]
 use super::Grade;
-use super::{Finding, Subject, proof};
+use super::{Finding, Subject};
 use crate::leftovers::advice::{Place, accepting, dropped};
 use crate::leftovers::early::{self, EarlyTable, Target};
 use crate::leftovers::legacy::Table;
 use crate::leftovers::sign::{is_missed, is_sign};
 use crate::leftovers::tables::{EarlyTables, Listed};
 use crate::leftovers::walk::{Chain, Fate, culprit, fate, needed};
-use crate::leftovers::{TABLE, is_chain};
+use crate::leftovers::{TABLE, is_chain, proof};
 use crate::model::{Family, PerFamily};
 
 /// Where packets of Services are forwarded to.

@@ -12,8 +12,10 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::values::{
-    BITWISE_FROM, BITWISE_MASK, BITWISE_TO, CMP_DATA, CMP_OPERATION, CMP_REGISTER, DATA_VALUE, DATA_VERDICT,
-    EXPRESSION_DATA, EXPRESSION_NAME, IMMEDIATE_DATA, VERDICT_CHAIN, VERDICT_CODE, XT_INFO, XT_NAME, be32, inside,
+    BITWISE_FROM, BITWISE_MASK, BITWISE_TO, CMP_AT_LEAST, CMP_AT_MOST, CMP_DATA, CMP_EQUAL, CMP_OPERATION,
+    CMP_REGISTER, DATA_VALUE, DATA_VERDICT, EXPRESSION_DATA, EXPRESSION_NAME, IMMEDIATE_DATA, LOAD_KEY, LOAD_TO,
+    META_L4PROTO, META_MARK, META_NFPROTO, META_OUTPUT_NAME, PAYLOAD_BASE, PAYLOAD_LENGTH, PAYLOAD_OFFSET, PAYLOAD_TO,
+    RANGE_FROM, RANGE_OPERATION, RANGE_REGISTER, RANGE_TO, VERDICT_CHAIN, VERDICT_CODE, XT_INFO, XT_NAME, be32, inside,
     string,
 };
 use crate::netlink::attributes;
@@ -308,27 +310,6 @@ fn ports(text: &str) -> Option<(u16, u16)> {
     Some((first.parse().ok()?, last.parse().ok()?))
 }
 
-const PAYLOAD_TO: u16 = 1;
-const PAYLOAD_BASE: u16 = 2;
-const PAYLOAD_OFFSET: u16 = 3;
-const PAYLOAD_LENGTH: u16 = 4;
-const META_TO: u16 = 1;
-const META_KEY: u16 = 2;
-/// `NFT_META_NFPROTO` and `NFT_META_L4PROTO`.
-const NFPROTO: u32 = 15;
-const L4PROTO: u32 = 16;
-/// `NFT_META_MARK` and `NFT_META_OIFNAME`.
-const MARK: u32 = 3;
-const OUTPUT_NAME: u32 = 7;
-/// `NFT_CMP_*`.
-const EQUAL: u32 = 0;
-const AT_MOST: u32 = 3;
-const AT_LEAST: u32 = 5;
-const RANGE_REGISTER: u16 = 1;
-const RANGE_OPERATION: u16 = 2;
-const RANGE_FROM: u16 = 3;
-const RANGE_TO: u16 = 4;
-
 /// What is in a register: a field of the packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Loaded {
@@ -384,13 +365,13 @@ pub(super) fn rule(expressions: &[u8]) -> EarlyRule {
                 }
             }
             "meta" => {
-                let to = number(META_TO).unwrap_or_default();
+                let to = number(LOAD_TO).unwrap_or_default();
                 registers.remove(&to);
-                match number(META_KEY) {
-                    Some(L4PROTO) => drop(registers.insert(to, Loaded::Protocol)),
-                    Some(NFPROTO) => drop(registers.insert(to, Loaded::Family)),
-                    Some(MARK) => drop(registers.insert(to, Loaded::Mark)),
-                    Some(OUTPUT_NAME) => drop(registers.insert(to, Loaded::Output)),
+                match number(LOAD_KEY) {
+                    Some(META_L4PROTO) => drop(registers.insert(to, Loaded::Protocol)),
+                    Some(META_NFPROTO) => drop(registers.insert(to, Loaded::Family)),
+                    Some(META_MARK) => drop(registers.insert(to, Loaded::Mark)),
+                    Some(META_OUTPUT_NAME) => drop(registers.insert(to, Loaded::Output)),
                     _ => rule.concern.unknown = true,
                 }
             }
@@ -427,23 +408,23 @@ pub(super) fn rule(expressions: &[u8]) -> EarlyRule {
 /// Notes a comparison of a field with a value.
 fn compared(loaded: Option<&Loaded>, operation: Option<u32>, value: &[u8], concern: &mut Concern) {
     let noted = match (loaded, operation) {
-        (Some(Loaded::Destination(is_v6, mask)), Some(EQUAL)) => {
+        (Some(Loaded::Destination(is_v6, mask)), Some(CMP_EQUAL)) => {
             let length =
                 mask.as_ref().map_or(value.len() * 8, |mask| mask.iter().map(|byte| byte.count_ones() as usize).sum());
             let to = network(*is_v6, value, length);
             concern.to = to.or(concern.to);
             to.is_some()
         }
-        (Some(Loaded::Protocol), Some(EQUAL)) => {
+        (Some(Loaded::Protocol), Some(CMP_EQUAL)) => {
             concern.protocol = value.first().copied();
             concern.protocol.is_some()
         }
         (Some(Loaded::Port), Some(operation)) => {
             let (first, last) = concern.ports.unwrap_or((0, u16::MAX));
             let ports = be16(value).and_then(|port| match operation {
-                EQUAL => Some((port, port)),
-                AT_LEAST => Some((port, last)),
-                AT_MOST => Some((first, port)),
+                CMP_EQUAL => Some((port, port)),
+                CMP_AT_LEAST => Some((port, last)),
+                CMP_AT_MOST => Some((first, port)),
                 _ => None,
             });
             concern.ports = ports.or(concern.ports);
@@ -453,7 +434,7 @@ fn compared(loaded: Option<&Loaded>, operation: Option<u32>, value: &[u8], conce
             concern.marked = true;
             true
         }
-        (Some(Loaded::Output), Some(EQUAL)) => {
+        (Some(Loaded::Output), Some(CMP_EQUAL)) => {
             // With the zero at its end it is the whole name.
             let name = value.split(|byte| *byte == 0).next().unwrap_or_default();
             let rest = if value.contains(&0) { "" } else { "*" };
@@ -461,7 +442,7 @@ fn compared(loaded: Option<&Loaded>, operation: Option<u32>, value: &[u8], conce
             true
         }
         // Which family it is, the addresses say.
-        (Some(Loaded::Family), Some(EQUAL)) => true,
+        (Some(Loaded::Family), Some(CMP_EQUAL)) => true,
         _ => false,
     };
     concern.unknown |= !noted;

@@ -10,6 +10,7 @@
 //! * `early`: rules that see packets before they are tracked or translated.
 //! * `advice`: the command that lets Services through a chain that drops. Pure.
 //! * `steps`: changes of tables of others.
+//! * `proof`: rules as their own programs print them.
 //! * `served`: which addresses its rules serve.
 //! * `sign`: what takes the place of kube-proxy's table where Calico looks for it.
 //! * `nft`, `legacy`, `ipvs`, `ipset`, `device`: find and remove, each in its part of the kernel.
@@ -23,6 +24,7 @@ pub(crate) mod legacy;
 mod names;
 mod nft;
 mod plan;
+pub(crate) mod proof;
 mod rules;
 mod served;
 pub(crate) mod sign;
@@ -30,7 +32,7 @@ mod steps;
 pub(crate) mod tables;
 #[cfg(test)]
 mod tests;
-mod values;
+pub(crate) mod values;
 pub(crate) mod walk;
 
 use std::io;

@@ -6,27 +6,16 @@
 use std::collections::BTreeMap;
 
 use super::values::{
-    BITWISE_FROM, BITWISE_MASK, BITWISE_TO, CMP_DATA, CMP_OPERATION, CMP_REGISTER, DATA_VALUE, DATA_VERDICT,
-    EXPRESSION_DATA, EXPRESSION_NAME, IMMEDIATE_DATA, VERDICT_CHAIN, VERDICT_CODE, XT_INFO, XT_NAME, be32, inside,
+    BITWISE_FROM, BITWISE_MASK, BITWISE_OPERATION, BITWISE_TO, BITWISE_XOR, CMP_DATA, CMP_OPERATION, CMP_REGISTER,
+    CT_STATE, CT_STATUS, DATA_VALUE, DATA_VERDICT, EXPRESSION_DATA, EXPRESSION_NAME, IMMEDIATE_DATA, LOAD_KEY, LOAD_TO,
+    LOOKUP_TO, META_MARK, STATUS_DNAT, VERDICT_CHAIN, VERDICT_CODE, XT_INFO, XT_NAME, XT_REVISION, be32, inside,
     string,
 };
 use super::walk::{Does, Match, Rule};
 use crate::netlink::attributes;
 
-const LOOKUP_TO: u16 = 3;
-const BITWISE_XOR: u16 = 5;
-const BITWISE_OPERATION: u16 = 6;
-/// Of `meta` and `ct`.
-const LOAD_TO: u16 = 1;
-const LOAD_KEY: u16 = 2;
-const META_MARK: u32 = 3;
-const CT_STATE: u32 = 0;
-const CT_STATUS: u32 = 2;
-/// `IPS_DST_NAT`.
-const STATUS_DNAT: u32 = 1 << 5;
 /// `NF_CT_STATE_UNTRACKED_BIT`, and what is above: no states of [`state`].
 const NO_STATES: u32 = !((1 << 6) - 1);
-const XT_REVISION: u16 = 2;
 /// `match_flags`, `invert_flags` and `state_mask` in `struct xt_conntrack_mtinfo2` and `xt_conntrack_mtinfo3`, 16 bits each.
 const CONNTRACK_FLAGS: [usize; 3] = [146, 148, 150];
 /// `XT_CONNTRACK_STATE`.

@@ -16,7 +16,7 @@ use rust::{Token, tokens, without_comments_and_text};
 use source::{SourceFile, files_below, is_for_tests, lines_with, source_files};
 
 /// The layers, and which others each may use. There is a use for each of these.
-const LAYERS: [(&str, &[&str]); 29] = [
+const LAYERS: [(&str, &[&str]); 30] = [
     ("model", &[]),
     ("config", &["model", "addresses"]),
     ("source", &["model"]),
@@ -42,7 +42,8 @@ const LAYERS: [(&str, &[&str]); 29] = [
     ("sysctl", &["config"]),
     ("status", &["model", "ruleset", "nftables", "conntrack", "metrics"]),
     ("leftovers", &["netlink"]),
-    ("doctor", &["nftables", "ruleset", "model", "leftovers", "sysctl", "config", "status", "metrics", "netlink"]),
+    ("routing", &["netlink"]),
+    ("doctor", &["nftables", "ruleset", "model", "leftovers", "routing", "sysctl", "config", "status", "metrics"]),
     ("trace", &["nftables", "ruleset", "model", "netlink"]),
     ("cli", &["config", "model", "trace"]),
     ("logging", &["config"]),

@@ -2,22 +2,22 @@
 
 use std::process::Command;
 
-use crate::leftovers::advice::Place;
+use super::advice::Place;
 
 /// Where a rule is.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Rule<'a> {
-    pub(super) place: &'a Place<'a>,
-    pub(super) chain: &'a str,
+pub(crate) struct Rule<'a> {
+    pub(crate) place: &'a Place<'a>,
+    pub(crate) chain: &'a str,
     /// Its number in the chain, from 0.
-    pub(super) nth: usize,
+    pub(crate) nth: usize,
     /// What the program of legacy iptables has printed of the table.
-    pub(super) saved: Option<&'a str>,
+    pub(crate) saved: Option<&'a str>,
 }
 
 impl Rule<'_> {
     /// Its text, with its place. Of nftables, nft is asked, where it is installed.
-    pub(super) fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let text = match (self.place, self.saved) {
             (Place::Nft(..), _) => self.listed().map(|(text, _)| text),
             (Place::Legacy(..), Some(saved)) => of_saved(saved, self.chain, self.nth),
@@ -31,7 +31,7 @@ impl Rule<'_> {
     }
 
     /// A command that takes it out.
-    pub(super) fn deletion(&self, is_of_iptables: bool) -> String {
+    pub(crate) fn deletion(&self, is_of_iptables: bool) -> String {
         let (chain, number) = (self.chain, self.nth + 1);
         match self.place {
             Place::Nft(family, table) if is_of_iptables => {
@@ -56,7 +56,7 @@ impl Rule<'_> {
 }
 
 /// The policy of a base chain.
-pub(super) fn policy(place: &Place<'_>, chain: &str) -> String {
+pub(crate) fn policy(place: &Place<'_>, chain: &str) -> String {
     format!("{}: policy drop", place.chain_name(chain))
 }
 
