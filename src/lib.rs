@@ -14,6 +14,7 @@
 //!     (what is   (what is    (/healthz, (/metrics) (to the    (stale UDP  (of the      (what kube-proxy  (what becomes
 //!      served)    wrong)      checks)               cluster)   flows)      node)         has left)        of packets)
 //!
+//!      firewall (what tables of others do to one packet)  stands on  leftovers and routing (routes, interfaces)
 //!         nftables, conntrack, addresses, leftovers, routing, trace  stand on  netlink  (messages, the one socket)
 //!                                       nftables and netlink  stand on  sys      (what is in C, all unsafe code)
 //! ```
@@ -44,6 +45,7 @@ pub mod diff;
 pub mod doctor;
 pub mod errors;
 pub mod events;
+pub mod firewall;
 pub mod health;
 mod http;
 pub mod keyed;

@@ -238,7 +238,7 @@ fn read_rule(words: &[&str], mark: u32) -> Rule {
 }
 
 /// The states of a list.
-fn states(list: &str) -> Option<u16> {
+pub(crate) fn states(list: &str) -> Option<u16> {
     let bit = |name| {
         Some(match name {
             "INVALID" => state::INVALID,
@@ -255,7 +255,7 @@ fn states(list: &str) -> Option<u16> {
 }
 
 /// The words of a rule; what is quoted is one, with its quotes.
-fn words(rule: &str) -> Vec<&str> {
+pub(crate) fn words(rule: &str) -> Vec<&str> {
     let (mut words, mut start, mut quoted, mut escaped) = (Vec::new(), 0, false, false);
     for (at, sign) in rule.char_indices() {
         match sign {

@@ -14,34 +14,36 @@ use super::walk::{Chain, Rule};
 use crate::netlink::{Builder, Bus, DUMP, Dump, REQUEST, Socket, attributes};
 
 /// `NFNL_SUBSYS_NFTABLES`, the upper byte of a message's type.
-pub(super) const SUBSYSTEM: u16 = 10 << 8;
-const GET_TABLE: u16 = SUBSYSTEM | 1;
-const GET_CHAIN: u16 = SUBSYSTEM | 4;
+pub(crate) const SUBSYSTEM: u16 = 10 << 8;
+pub(crate) const GET_TABLE: u16 = SUBSYSTEM | 1;
+pub(crate) const GET_CHAIN: u16 = SUBSYSTEM | 4;
 const GET_RULE: u16 = SUBSYSTEM | 7;
-const TABLE_NAME: u16 = 1;
-const CHAIN_TABLE: u16 = 1;
-const CHAIN_NAME: u16 = 3;
-const CHAIN_HOOK: u16 = 4;
-const CHAIN_POLICY: u16 = 5;
-const CHAIN_TYPE: u16 = 7;
-const HOOK_NUMBER: u16 = 1;
-const HOOK_PRIORITY: u16 = 2;
+pub(crate) const TABLE_NAME: u16 = 1;
+pub(crate) const CHAIN_TABLE: u16 = 1;
+pub(crate) const CHAIN_NAME: u16 = 3;
+pub(crate) const CHAIN_HOOK: u16 = 4;
+pub(crate) const CHAIN_POLICY: u16 = 5;
+pub(crate) const CHAIN_TYPE: u16 = 7;
+pub(crate) const HOOK_NUMBER: u16 = 1;
+pub(crate) const HOOK_PRIORITY: u16 = 2;
 /// `NF_IP_PRI_NAT_DST`.
 const TRANSLATION: i32 = -100;
 const RULE_TABLE: u16 = 1;
 const RULE_CHAIN: u16 = 2;
 const RULE_HANDLE: u16 = 3;
-const RULE_EXPRESSIONS: u16 = 4;
+pub(crate) const RULE_EXPRESSIONS: u16 = 4;
 /// `NF_DROP`.
-const DROP: u32 = 0;
+pub(crate) const DROP: u32 = 0;
 /// `NFPROTO_*` of the families whose chains see IP packets on their way through the node.
 const FAMILIES: [(u8, &str); 3] = [(1, "inet"), (2, "ip"), (10, "ip6")];
+/// The others.
+const OTHER_FAMILIES: [(u8, &str); 3] = [(3, "arp"), (5, "netdev"), (7, "bridge")];
 /// `NF_INET_*`.
-const HOOKS: [&str; 5] = ["prerouting", "input", "forward", "output", "postrouting"];
+pub(crate) const HOOKS: [&str; 5] = ["prerouting", "input", "forward", "output", "postrouting"];
 /// How often a listing that the kernel interrupted is begun again.
-pub(super) const ATTEMPTS: usize = 5;
+pub(crate) const ATTEMPTS: usize = 5;
 /// Length of `struct nfgenmsg`.
-pub(super) const FAMILY_HEADER: usize = 4;
+pub(crate) const FAMILY_HEADER: usize = 4;
 
 /// Tables, with their chains.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -154,7 +156,7 @@ pub(crate) fn mark_of(table: &str) -> io::Result<Option<u32>> {
 ///
 /// # Errors
 /// Also when rules changed meanwhile: then it is to be listed again.
-pub(super) fn dump_rules(
+pub(crate) fn dump_rules(
     socket: &mut Socket,
     family: &str,
     table: &str,
@@ -256,10 +258,15 @@ impl Listed {
     }
 }
 
+/// A family as nft writes it.
+pub(crate) fn family_name(number: u8) -> Option<&'static str> {
+    FAMILIES.into_iter().chain(OTHER_FAMILIES).find(|(family, _)| *family == number).map(|(_, name)| name)
+}
+
 /// `struct nfgenmsg` for requests about a family.
-pub(super) fn family_header(family: &str) -> [u8; FAMILY_HEADER] {
-    let number = FAMILIES.iter().find(|(_, name)| *name == family).map_or(0, |(number, _)| *number);
-    [number, 0, 0, 0]
+pub(crate) fn family_header(family: &str) -> [u8; FAMILY_HEADER] {
+    let mut all = FAMILIES.into_iter().chain(OTHER_FAMILIES);
+    [all.find(|(_, name)| *name == family).map_or(0, |(number, _)| number), 0, 0, 0]
 }
 
 #[cfg(test)]

@@ -1,0 +1,833 @@
+//! Real packets through rules made by chance: what is said of a packet is what becomes of it.
+//!
+//! Three namespaces in a row, client, node and server, and on the node a table that translates one address, as ours does. nft
+//! makes the rules; whether a packet arrives, its receiver says.
+
+use std::cell::Cell;
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::Path;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use proptest::sample::select;
+use proptest::test_runner::{Config, TestCaseError, TestRunner};
+
+use super::*;
+use crate::testing::netns::{Namespace, fed, ip, nft, set_sysctl, try_nft};
+use crate::testing::replayed;
+
+/// The port that receivers listen at, and the virtual address and port that is translated to that of the server.
+const PORT: u16 = 8080;
+const VIRTUAL_PORT: u16 = 80;
+
+/// What the kernel needs for a packet that passes, at most; and what is waited for one that is dropped.
+const PATIENCE: Duration = Duration::from_secs(2);
+const GLANCE: Duration = Duration::from_millis(2);
+
+/// Where a packet goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// From the client to the node itself.
+    ToNode,
+    /// From the client through the node.
+    Through,
+    /// The same, from an address whose way back is the other device.
+    Astray,
+    /// The same as `Through`, to the virtual address.
+    ToVirtual,
+    /// From the node to the server.
+    FromNode,
+    /// From the node to the virtual address.
+    FromNodeToVirtual,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Sent {
+    kind: Kind,
+    is_v6: bool,
+}
+
+struct Network {
+    client: Namespace,
+    node: Namespace,
+    /// Only kept.
+    _server: Namespace,
+    at_node: [UdpSocket; 2],
+    at_server: [UdpSocket; 2],
+    next_port: Cell<u16>,
+}
+
+fn address(v4: &str, v6: &str, is_v6: bool) -> IpAddr {
+    if is_v6 { v6 } else { v4 }.parse().expect("an address")
+}
+
+fn client(is_v6: bool) -> IpAddr {
+    address("10.1.0.2", "fd01::2", is_v6)
+}
+
+fn server(is_v6: bool) -> IpAddr {
+    address("10.2.0.2", "fd02::2", is_v6)
+}
+
+fn node_to_client(is_v6: bool) -> IpAddr {
+    address("10.1.0.1", "fd01::1", is_v6)
+}
+
+fn node_to_server(is_v6: bool) -> IpAddr {
+    address("10.2.0.1", "fd02::1", is_v6)
+}
+
+fn astray(is_v6: bool) -> IpAddr {
+    address("10.9.0.2", "fd09::2", is_v6)
+}
+
+fn virtual_ip(is_v6: bool) -> IpAddr {
+    address("10.96.0.1", "fd96::1", is_v6)
+}
+
+impl Network {
+    fn new() -> Option<Network> {
+        let (client_ns, node, server_ns) = (Namespace::for_test()?, Namespace::for_test()?, Namespace::for_test()?);
+        node.join("nc", &client_ns, "c");
+        node.join("ns", &server_ns, "s");
+        let up = |device: &str, v4: IpAddr, v6: IpAddr| {
+            ip(&format!("addr add {v4}/24 dev {device}"));
+            ip(&format!("addr add {v6}/64 dev {device} nodad"));
+            ip(&format!("link set {device} up"));
+        };
+        node.run(|| {
+            up("nc", node_to_client(false), node_to_client(true));
+            up("ns", node_to_server(false), node_to_server(true));
+            for setting in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+                set_sysctl(setting, "1").expect("it can be set");
+            }
+            for setting in ["ipv4/conf/all/rp_filter", "ipv4/conf/nc/rp_filter", "ipv4/conf/ns/rp_filter"] {
+                set_sysctl(setting, "0").expect("it can be set");
+            }
+            // What the node sends itself is routed before it is translated.
+            for range in ["10.96.0.0/16", "10.9.0.0/24"] {
+                ip(&format!("route add {range} dev ns"));
+            }
+            for range in ["fd96::/64", "fd09::/64"] {
+                ip(&format!("-6 route add {range} dev ns"));
+            }
+            nft(
+                &["-f", "-"],
+                "table inet ours {
+                    chain arriving {
+                        type nat hook prerouting priority -100;
+                        ip daddr 10.96.0.1 udp dport 80 dnat ip to 10.2.0.2:8080
+                        ip6 daddr fd96::1 udp dport 80 dnat ip6 to [fd02::2]:8080
+                    }
+                    chain sent {
+                        type nat hook output priority -100;
+                        ip daddr 10.96.0.1 udp dport 80 dnat ip to 10.2.0.2:8080
+                        ip6 daddr fd96::1 udp dport 80 dnat ip6 to [fd02::2]:8080
+                    }
+                }",
+            );
+        });
+        client_ns.run(|| {
+            up("c", client(false), client(true));
+            ip(&format!("addr add {}/32 dev lo", astray(false)));
+            ip(&format!("addr add {}/128 dev lo nodad", astray(true)));
+            ip("route add default via 10.1.0.1");
+            ip("-6 route add default via fd01::1");
+        });
+        server_ns.run(|| {
+            up("s", server(false), server(true));
+            ip("route add default via 10.2.0.1");
+            ip("-6 route add default via fd02::1");
+        });
+        let listen = || ["0.0.0.0", "::"].map(|ip| bind(ip.parse().expect("an address"), PORT));
+        let (at_node, at_server) = (node.run(listen), server_ns.run(listen));
+        let network =
+            Network { client: client_ns, node, _server: server_ns, at_node, at_server, next_port: Cell::new(10_000) };
+        // Neighbours are found before any rule is there.
+        for is_v6 in [false, true] {
+            for kind in [Kind::ToNode, Kind::Through, Kind::Astray, Kind::FromNode] {
+                let sent = Sent { kind, is_v6 };
+                let arrives = (0..5).any(|_| network.arrives(sent, network.port(), PATIENCE));
+                assert!(arrives, "{sent:?} arrives without rules");
+            }
+        }
+        Some(network)
+    }
+
+    /// A source port that no packet had: each is the first of its connection.
+    fn port(&self) -> u16 {
+        // Each seventh, so that ports are of all kinds.
+        let port = self.next_port.get();
+        self.next_port.set(if port > 60_000 { 10_000 + port % 7 + 1 } else { port + 7 });
+        port
+    }
+
+    /// Sends a packet; whether it arrives.
+    fn arrives(&self, sent: Sent, port: u16, patience: Duration) -> bool {
+        let Sent { kind, is_v6 } = sent;
+        let (from, source, to) = match kind {
+            Kind::ToNode => (&self.client, client(is_v6), (node_to_client(is_v6), PORT)),
+            Kind::Through => (&self.client, client(is_v6), (server(is_v6), PORT)),
+            Kind::Astray => (&self.client, astray(is_v6), (server(is_v6), PORT)),
+            Kind::ToVirtual => (&self.client, client(is_v6), (virtual_ip(is_v6), VIRTUAL_PORT)),
+            Kind::FromNode => (&self.node, node_to_server(is_v6), (server(is_v6), PORT)),
+            Kind::FromNodeToVirtual => (&self.node, node_to_server(is_v6), (virtual_ip(is_v6), VIRTUAL_PORT)),
+        };
+        let at = if kind == Kind::ToNode { &self.at_node } else { &self.at_server };
+        let receiver = &at[usize::from(is_v6)];
+        let socket = from.run(|| bind(source, port));
+        // A rule that drops what is sent says so at once.
+        if socket.send_to(&port.to_be_bytes(), SocketAddr::from(to)).is_err() {
+            return false;
+        }
+        let end = std::time::Instant::now() + patience;
+        receiver.set_read_timeout(Some(patience)).expect("it can be set");
+        loop {
+            let mut bytes = [0; 16];
+            match receiver.recv(&mut bytes) {
+                Ok(2) if bytes[..2] == port.to_be_bytes() => return true,
+                // One that was late.
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => panic!("cannot receive: {error}"),
+            }
+            if std::time::Instant::now() > end {
+                return false;
+            }
+        }
+    }
+}
+
+fn bind(at: IpAddr, port: u16) -> UdpSocket {
+    let at = SocketAddr::new(at, port);
+    let kind = if at.is_ipv6() { socket2::Domain::IPV6 } else { socket2::Domain::IPV4 };
+    let socket = socket2::Socket::new(kind, socket2::Type::DGRAM, None).expect("a socket");
+    if at.is_ipv6() {
+        socket.set_only_v6(true).expect("it can be set");
+    }
+    socket.bind(&at.into()).expect("the port is free");
+    socket.into()
+}
+
+/// What is said of a packet: `Some(true)` if it arrives, `None` if nobody can tell.
+fn said(tables: &Tables, sent: Sent, port: u16) -> (Option<bool>, Vec<Passage>) {
+    let Sent { kind, is_v6 } = sent;
+    let is_virtual = matches!(kind, Kind::ToVirtual | Kind::FromNodeToVirtual);
+    let is_sent = matches!(kind, Kind::FromNode | Kind::FromNodeToVirtual);
+    let destination = if kind == Kind::ToNode { node_to_client(is_v6) } else { server(is_v6) };
+    let (original_destination, original_port) =
+        if is_virtual { (virtual_ip(is_v6), VIRTUAL_PORT) } else { (destination, PORT) };
+    let hooks: &[Hook] = match kind {
+        Kind::ToNode => &[Hook::Ingress, Hook::Prerouting, Hook::Input],
+        Kind::Through | Kind::Astray | Kind::ToVirtual => {
+            &[Hook::Ingress, Hook::Prerouting, Hook::Forward, Hook::Postrouting, Hook::Egress]
+        }
+        Kind::FromNode | Kind::FromNodeToVirtual => &[Hook::Output, Hook::Postrouting, Hook::Egress],
+    };
+    let name = |name: &str| Some(name.to_owned());
+    let mut packet = Packet {
+        hook: Hook::Prerouting,
+        source: match kind {
+            Kind::Astray => astray(is_v6),
+            _ if is_sent => node_to_server(is_v6),
+            _ => client(is_v6),
+        },
+        source_port: Some(port),
+        destination,
+        destination_port: Some(PORT),
+        protocol: 17,
+        input: name("nc").filter(|_| !is_sent),
+        output: None,
+        mark: Some(0),
+        connection_mark: Some(0),
+        state: State::New,
+        dnat: is_virtual,
+        original_destination,
+        original_port: Some(original_port),
+        translated_by: None,
+    };
+    let (mut passages, mut sure) = (Vec::new(), true);
+    for hook in hooks {
+        packet.hook = *hook;
+        let leaves = !matches!(hook, Hook::Ingress | Hook::Prerouting | Hook::Input);
+        packet.output = name("ns").filter(|_| leaves);
+        let is_ours = is_virtual && matches!(hook, Hook::Prerouting | Hook::Output);
+        packet.translated_by = is_ours.then_some(-100);
+        let passage = tables.meet(&packet);
+        packet.mark = passage.mark;
+        packet.connection_mark = passage.connection_mark;
+        let ends = passage.met.last().is_some_and(|met| met.verdict.is_end());
+        let doubts = |met: &Met| matches!(met.verdict, Verdict::MayDrop { .. } | Verdict::CannotTell { .. });
+        sure &= !passage.met.iter().any(doubts);
+        let tracked = passage.tracked;
+        passages.push(passage);
+        match tracked {
+            _ if ends => return (Some(false).filter(|_| sure || ends), passages),
+            // What is not tracked is not translated, and nobody has the virtual address.
+            Some(false) if is_virtual => return (Some(false), passages),
+            Some(false) => packet.state = State::Untracked,
+            Some(true) => {}
+            None => sure = false,
+        }
+    }
+    (Some(true).filter(|_| sure), passages)
+}
+
+const CONDITIONS: &[&str] = &[
+    "",
+    "meta l4proto udp",
+    "meta l4proto != udp",
+    "meta l4proto != tcp",
+    "udp dport 8080",
+    "udp dport != 8080",
+    "udp dport { 53, 80, 8080-8090 }",
+    "udp dport != { 53, 8000-8100 }",
+    "udp dport 8000-9000",
+    "udp dport != 8000-9000",
+    "udp dport < 8080",
+    "udp dport >= 80",
+    "th dport 80",
+    "udp sport & 3 == 1",
+    "udp sport 10000-30000",
+    "meta mark 0",
+    "meta mark 1",
+    "meta mark & 0x4 == 0x4",
+    "meta mark != 0",
+    "meta mark 1-6",
+    "meta mark & 3 == { 1, 3 }",
+    "ct state new",
+    "ct state established,related",
+    "ct state { new, untracked }",
+    "ct state invalid",
+    "ct state untracked",
+    "ct state != new",
+    "ct status dnat",
+    "ct status & dnat == 0",
+    "ct status & (seen-reply | assured) != 0",
+    "ct direction original",
+    "ct direction reply",
+    "ct mark 0",
+    "ct mark 7",
+    "meta l4proto udp ct original proto-dst 80",
+    "meta l4proto udp ct original proto-src 10000-40000",
+    "ct original protocol udp",
+    "iifname \"nc\"",
+    "iifname \"n*\"",
+    "iifname != \"nc\"",
+    "iifname { \"nc\", \"eth*\" }",
+    "oifname \"ns\"",
+    "oifname { \"ns\", \"lo\" }",
+    "iif \"nc\"",
+    "oif != \"ns\"",
+    "fib daddr type local",
+    "fib daddr type != local",
+    "fib saddr type { local, broadcast }",
+    "udp dport @ports",
+    "udp dport @ranges",
+    "meta l4proto . th dport @pairs",
+    "meta protocol ip6",
+];
+
+const OF_V4: &[&str] = &[
+    "ip saddr 10.1.0.0/24",
+    "ip saddr != 10.1.0.2",
+    "ip daddr 10.2.0.2",
+    "ip daddr { 10.2.0.2, 10.96.0.0/16 }",
+    "ip daddr 10.2.0.1-10.2.0.9",
+    "ip daddr @nets",
+    "ip daddr != @nets",
+    "ip saddr . ip daddr @ways",
+    "ip daddr . udp dport @ends",
+    "ip protocol udp",
+    "ip saddr & 255.255.0.255 == 10.1.0.2",
+    "ip frag-off & 0x1fff != 0",
+    "ip version 4",
+    "ct original ip daddr 10.96.0.1",
+    "ct original ip saddr 10.1.0.0/24",
+    "ct reply ip saddr 10.2.0.2",
+    "meta mark . ip daddr { 0 . 10.2.0.2, 1 . 10.1.0.1 }",
+];
+
+const OF_V6: &[&str] = &[
+    "ip6 saddr fd01::/64",
+    "ip6 daddr fd02::2",
+    "ip6 daddr != { fd02::2, fd96::/64 }",
+    "ip6 daddr fd01::1-fd02::1",
+    "ip6 nexthdr udp",
+    "ct original ip6 daddr fd96::1",
+    "ip6 saddr . udp dport { fd01::2 . 8080, fd02::1 . 1-100 }",
+];
+
+/// Conditions that depend on chance, or on what nobody is told.
+const UNKNOWN: &[&str] =
+    &["numgen random mod 2 0", "meta cpu 0", "limit rate 1/hour burst 1 packets", "meta length > 40", "ip ttl 64"];
+
+const EFFECTS: &[&str] = &[
+    "counter",
+    "meta mark set 1",
+    "meta mark set meta mark | 4",
+    "meta mark set meta mark & 0xfffffffe",
+    "meta mark set meta mark ^ 3",
+    "ct mark set 7",
+    "meta mark set ct mark",
+    "ct mark set meta mark",
+    "meta mark set udp dport map { 80 : 1, 8080 : 6, 1-79 : 2 }",
+];
+
+/// Verdicts that any chain may have; chains u0 to u2 lead to those behind them alone.
+const VERDICTS: &[&str] = &["accept", "drop", "return", "continue", ""];
+
+const LEADING: &[&str] = &[
+    "jump u1",
+    "goto u1",
+    "jump u2",
+    "goto u2",
+    "udp dport vmap { 80 : drop, 8080 : jump u1, 53 : accept }",
+    "udp dport vmap { 1-100 : goto u2, 8000-9000 : return }",
+    "udp dport vmap @verdicts",
+    "meta l4proto . udp dport vmap { udp . 8080 : jump u2, udp . 80 : continue, tcp . 80 : drop }",
+    "meta mark vmap { 0 : jump u1, 1 : drop, * : accept }",
+];
+
+#[derive(Clone)]
+struct Ruleset {
+    text: String,
+    has_unknown: bool,
+}
+
+impl std::fmt::Debug for Ruleset {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("as above")
+    }
+}
+
+/// A rule: conditions, effects and a verdict.
+fn rule(family: &'static str, deep: bool, unknown: bool) -> impl Strategy<Value = (String, bool)> {
+    let mut conditions = CONDITIONS.to_vec();
+    if family != "ip6" {
+        conditions.extend(OF_V4.iter().chain(OF_V4));
+    }
+    if family != "ip" {
+        conditions.extend(OF_V6);
+    }
+    if family == "ip" {
+        conditions.retain(|condition| !condition.contains("ip6"));
+    }
+    let condition = select(conditions);
+    let mut verdicts = VERDICTS.to_vec();
+    if deep {
+        verdicts.extend(LEADING);
+    }
+    let doubt = prop::option::weighted(0.4, select(UNKNOWN)).prop_map(move |doubt| doubt.filter(|_| unknown));
+    let effect = prop::option::weighted(0.3, select(EFFECTS));
+    (prop::collection::vec(condition, 0..3), doubt, effect, select(verdicts)).prop_map(
+        move |(conditions, doubt, effect, verdict)| {
+            let doubt = doubt.filter(|doubt| family == "ip" || !doubt.starts_with("ip "));
+            // nft takes no rule that asks for both families.
+            let is_of = |condition: &&str| condition.contains("ip6");
+            let mut conditions: Vec<&str> = conditions.into_iter().filter(|condition| !condition.is_empty()).collect();
+            if let Some(of_v6) = conditions.first().map(is_of) {
+                conditions.retain(|condition| is_of(condition) == of_v6 || !condition.contains("ip"));
+            }
+            let doubt = doubt.filter(|doubt| !doubt.contains("ip ") || !conditions.iter().any(is_of));
+            let mut words = conditions;
+            words.extend(doubt);
+            words.extend(effect);
+            words.push(verdict);
+            words.retain(|word| !word.is_empty());
+            // A rule has to say something.
+            if words.is_empty() {
+                words.push("counter");
+            }
+            (words.join(" "), doubt.is_some())
+        },
+    )
+}
+
+/// Rules that only chains of these hooks may have.
+const SPECIAL: &[(&str, &[&str])] = &[
+    ("notrack", &["prerouting", "output"]),
+    ("udp dport 80 notrack", &["prerouting", "output"]),
+    ("reject", &["input", "forward", "output"]),
+    ("udp dport 8080 reject", &["input", "forward", "output"]),
+    ("fib saddr . iif oif missing drop", &["prerouting", "input", "forward"]),
+    ("fib saddr oif exists drop", &["prerouting", "input"]),
+    ("fib saddr . mark . iif oif \"nc\" drop", &["prerouting"]),
+];
+
+const HOOKS: [(&str, &[i32]); 5] = [
+    ("prerouting", &[-300, -199, -150, -99, 0, 10]),
+    ("input", &[-150, 0, 50]),
+    ("forward", &[-150, 0, 5]),
+    ("output", &[-300, -150, -50, 0]),
+    ("postrouting", &[-150, 0, 150]),
+];
+
+fn table(nth: usize, unknown: bool) -> impl Strategy<Value = Ruleset> {
+    let of_family = move |family: &'static str| {
+        let base = select(&HOOKS[..]).prop_flat_map(|(hook, priorities)| (Just(hook), select(priorities)));
+        let rules = |deep| prop::collection::vec(rule(family, deep, unknown), 0..6);
+        let special = prop::option::weighted(0.2, select(SPECIAL));
+        let bases = prop::collection::vec((base, prop::bool::weighted(0.15), rules(true), special), 1..4);
+        (bases, rules(true), rules(false)).prop_map(move |(bases, first, second)| {
+            let mut has_unknown = false;
+            let mut text = format!("table {family} t{nth} {{\n");
+            let ends = match family {
+                "ip" => "set nets { type ipv4_addr; flags interval; elements = { 10.2.0.0/24, 10.96.0.1 } }
+                    set ways { type ipv4_addr . ipv4_addr; flags interval; elements = { 10.1.0.0/24 . 10.2.0.0/16, 10.2.0.1 . 10.1.0.0-10.3.0.0 } }
+                    set ends { type ipv4_addr . inet_service; elements = { 10.2.0.2 . 8080, 10.96.0.1 . 80 } }\n",
+                "ip6" => "",
+                _ => "set nets { type ipv4_addr; flags interval; elements = { 10.1.0.0-10.1.0.9, 10.2.0.2 } }
+                    set ways { type ipv4_addr . ipv4_addr; elements = { 10.1.0.2 . 10.2.0.2, 10.2.0.1 . 10.2.0.2 } }
+                    set ends { type ipv4_addr . inet_service; flags interval; elements = { 10.2.0.0/24 . 8000-9000 } }\n",
+            };
+            text += ends;
+            text += "set ports { type inet_service; elements = { 80, 8080 } }
+                set ranges { type inet_service; flags interval; elements = { 1-100, 8081-9000 } }
+                set pairs { type inet_proto . inet_service; elements = { udp . 8080, tcp . 80 } }\n";
+            let mut chain = |name: &str, head: &str, rules: &[(String, bool)], last: Option<&str>| {
+                has_unknown |= rules.iter().any(|(_, unknown)| *unknown);
+                let lines: Vec<&str> = rules.iter().map(|(rule, _)| rule.as_str()).chain(last).collect();
+                format!("chain {name} {{ {head}\n{}\n}}\n", lines.join("\n"))
+            };
+            // Deep chains lead to the last alone.
+            let first: Vec<(String, bool)> = first
+                .into_iter()
+                .map(|(rule, unknown)| (rule.replace(" u1", " u2").replace("@verdicts", "{ 80 : jump u2, 8080 : return }"), unknown))
+                .collect();
+            text += &chain("u2", "", &second, None);
+            text += &chain("u1", "", &first, None);
+            text += "map verdicts { type inet_service : verdict; flags interval; elements = { 80 : jump u1, 8000-8080 : goto u2, 53 : drop } }\n";
+            for (nth, ((hook, priority), drops, rules, special)) in bases.iter().enumerate() {
+                let policy = if *drops { "drop" } else { "accept" };
+                let head = format!("type filter hook {hook} priority {priority}; policy {policy};");
+                let special = special.filter(|(_, hooks)| hooks.contains(hook)).map(|(rule, _)| rule);
+                let special = special.filter(|rule| !rule.contains("notrack") || *priority == -300);
+                text += &chain(&format!("b{nth}"), &head, rules, special);
+            }
+            Ruleset { text: text + "}\n", has_unknown }
+        })
+    };
+    prop_oneof![of_family("inet"), of_family("ip"), of_family("ip6")]
+}
+
+fn packets() -> impl Strategy<Value = Vec<Sent>> {
+    let kind = select(
+        &[Kind::ToNode, Kind::Through, Kind::Astray, Kind::ToVirtual, Kind::FromNode, Kind::FromNodeToVirtual][..],
+    );
+    prop::collection::vec((kind, any::<bool>()).prop_map(|(kind, is_v6)| Sent { kind, is_v6 }), 4..10)
+}
+
+/// How packets fared: dropped, passed, and those of which nobody could tell.
+type Count = [usize; 3];
+
+/// Loads a ruleset by `load`, and compares what is said of packets with what becomes of them; takes it out again by `clear`.
+fn compare(
+    network: &Network,
+    text: &str,
+    has_unknown: bool,
+    packets: &[Sent],
+    count: &Cell<Count>,
+    load: impl Fn(&str) -> io::Result<String> + Send + Sync,
+    clear: impl Fn() + Send,
+) -> Result<(), TestCaseError> {
+    let loaded = network.node.run(|| load(text));
+    prop_assert!(loaded.is_ok(), "{loaded:?}\n{text}");
+    let outcome = (|| {
+        let sent: Vec<(Sent, u16)> = packets.iter().map(|sent| (*sent, network.port())).collect();
+        let said: Vec<_> = network.node.run(|| {
+            let tables = Tables::read(Path::new("/"), &|_, table| table == "ours").expect("they can be read");
+            let said = sent.iter().map(|(sent, port)| said(&tables, *sent, *port)).collect();
+            assert!(tables.is_current().expect("the kernel says so") && tables.unread().is_empty());
+            said
+        });
+        for ((sent, port), (said, passages)) in sent.into_iter().zip(said) {
+            let patience = if said == Some(true) { PATIENCE } else { GLANCE };
+            let arrives = network.arrives(sent, port, patience);
+            let mut counted = count.get();
+            counted[said.map_or(2, usize::from)] += 1;
+            count.set(counted);
+            let shown = || format!("{sent:?} {port}, arrives: {arrives}: {passages:#?}\n{text}");
+            prop_assert!(said.is_none_or(|said| said == arrives), "{}", shown());
+            prop_assert!(said.is_some() || has_unknown, "nobody can tell {}", shown());
+        }
+        Ok(())
+    })();
+    network.node.run(clear);
+    outcome
+}
+
+/// Takes out all tables but ours.
+fn clear() {
+    for line in nft(&["list", "tables"], "").lines().filter(|line| !line.ends_with(" ours")) {
+        nft(&["-f", "-"], &format!("delete {line}"));
+    }
+}
+
+fn runner(cases: u32) -> TestRunner {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(cases);
+    TestRunner::new(replayed(Config { cases, max_shrink_iters: 300, ..Config::default() }, file!()))
+}
+
+#[test]
+fn what_is_said_of_packets_becomes_of_them() {
+    let Some(network) = Network::new() else { return };
+    let count = Cell::new(Count::default());
+    let rulesets = any::<bool>().prop_flat_map(|unknown| (table(0, unknown), prop::option::of(table(1, unknown))));
+    let result = runner(40).run(&(rulesets, packets()), |((first, second), packets)| {
+        let all: Vec<&Ruleset> = std::iter::once(&first).chain(&second).collect();
+        let text: String = all.iter().map(|ruleset| ruleset.text.as_str()).collect();
+        let has_unknown = all.iter().any(|ruleset| ruleset.has_unknown);
+        compare(&network, &text, has_unknown, &packets, &count, |text| try_nft(&["-f", "-"], text), clear)
+    });
+    if let Err(error) = result {
+        panic!("{error}");
+    }
+    let [dropped, passed, unknown] = count.get();
+    assert!(passed > 60 && dropped > 20 && unknown > 2, "{:?}", count.get());
+}
+
+/// Conditions of iptables, and chains at hooks that may not have them.
+const OF_IPTABLES: &[(&str, &[&str])] = &[
+    ("", &[]),
+    ("-s 10.1.0.0/24", &[]),
+    ("! -s 10.1.0.2", &[]),
+    ("-d 10.2.0.2", &[]),
+    ("! -d 10.96.0.0/16", &[]),
+    ("-p udp", &[]),
+    ("! -p tcp", &[]),
+    ("-p tcp --syn", &[]),
+    ("-p udp --dport 8080", &[]),
+    ("-p udp ! --dport 80", &[]),
+    ("-p udp --sport 10000:30000 --dport 1:9000", &[]),
+    ("-p udp -m multiport --dports 80,8000:9000", &[]),
+    ("-p udp -m multiport ! --ports 8080,53", &[]),
+    ("-m conntrack --ctstate NEW", &[]),
+    ("-m conntrack ! --ctstate ESTABLISHED,RELATED", &[]),
+    ("-m conntrack --ctstate INVALID,UNTRACKED", &[]),
+    ("-m conntrack --ctstate DNAT", &[]),
+    ("-m conntrack ! --ctstate DNAT", &[]),
+    ("-m conntrack --ctorigdst 10.96.0.1", &[]),
+    ("-m conntrack ! --ctorigsrc 10.1.0.0/24", &[]),
+    ("-p udp -m conntrack --ctorigdstport 80", &[]),
+    ("-m conntrack --ctproto 17 --ctdir ORIGINAL", &[]),
+    ("-m conntrack --ctdir REPLY", &[]),
+    ("-m state --state NEW", &[]),
+    ("-m mark --mark 1", &[]),
+    ("-m mark ! --mark 0x4/0x4", &[]),
+    ("-m connmark --mark 7", &[]),
+    ("-m connmark ! --mark 0x1/0x1", &[]),
+    ("-m addrtype --dst-type LOCAL", &[]),
+    ("-m addrtype ! --src-type LOCAL --dst-type UNICAST", &[]),
+    ("-m comment --comment \"-j DROP\"", &[]),
+    ("-i nc", &["OUTPUT", "POSTROUTING"]),
+    ("! -i n+", &["OUTPUT", "POSTROUTING"]),
+    ("-o ns", &["PREROUTING", "INPUT"]),
+    ("! -o n+", &["PREROUTING", "INPUT"]),
+];
+
+/// Targets, and the tables that alone may have them.
+const TARGETS: &[(&str, &[&str])] = &[
+    ("-j ACCEPT", &[]),
+    ("-j DROP", &[]),
+    ("-j RETURN", &[]),
+    ("", &[]),
+    ("-j MINE", &[]),
+    ("-g MINE", &[]),
+    ("-j REJECT", &["filter"]),
+    ("-j MARK --set-mark 1", &["mangle"]),
+    ("-j MARK --or-mark 4", &["mangle"]),
+    ("-j MARK --xor-mark 3", &["mangle"]),
+    ("-j CONNMARK --set-mark 7", &["mangle"]),
+    ("-j CONNMARK --save-mark", &["mangle"]),
+    ("-j CONNMARK --restore-mark --nfmask 0xff --ctmask 0x0f", &["mangle"]),
+    ("-j CT --notrack", &["raw"]),
+];
+
+const BASES: &[(&str, &[&str])] = &[
+    ("raw", &["PREROUTING", "OUTPUT"]),
+    ("mangle", &["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"]),
+    ("filter", &["INPUT", "FORWARD", "OUTPUT"]),
+];
+
+/// A table of iptables as iptables-restore takes it.
+fn of_iptables() -> impl Strategy<Value = String> {
+    let condition = prop::collection::vec(select(OF_IPTABLES), 0..2);
+    let line = (condition, select(TARGETS), any::<prop::sample::Index>());
+    let lines = prop::collection::vec(line, 1..8);
+    let own =
+        prop::collection::vec((select(OF_IPTABLES), select(&["-j DROP", "-j ACCEPT", "-j RETURN", ""][..])), 0..3);
+    let policies = prop::collection::vec(prop::bool::weighted(0.1), 5);
+    (select(BASES), lines, own, policies).prop_map(|((table, bases), lines, own, policies)| {
+        let mut text = format!("*{table}\n");
+        for (base, drops) in bases.iter().zip(policies) {
+            text += &format!(":{base} {} [0:0]\n", if drops { "DROP" } else { "ACCEPT" });
+        }
+        text += ":MINE - [0:0]\n";
+        for (conditions, (target, of_tables), base) in lines {
+            let base = base.get(bases);
+            let conditions = conditions.into_iter().filter(|(_, not_at)| !not_at.contains(base));
+            let words: Vec<&str> = conditions.map(|(condition, _)| condition).collect();
+            if of_tables.is_empty() || of_tables.contains(&table) {
+                text += &format!("-A {base} {} {target}\n", words.join(" "));
+            }
+        }
+        for ((condition, not_at), target) in own {
+            // It is led to from everywhere.
+            if not_at.is_empty() {
+                text += &format!("-A MINE {condition} {target}\n");
+            }
+        }
+        text + "COMMIT\n"
+    })
+}
+
+/// The same for iptables, by the program that `restore` is of.
+fn of_program(restore: &str) {
+    if !crate::testing::netns::has(&[restore]) {
+        return;
+    }
+    let Some(network) = Network::new() else { return };
+    let count = Cell::new(Count::default());
+    let result = runner(30).run(&(of_iptables(), of_iptables(), packets()), |(first, second, mut packets)| {
+        packets.iter_mut().for_each(|sent| sent.is_v6 = false);
+        let text = first + &second;
+        let load = |text: &str| fed(&mut std::process::Command::new(restore), text);
+        let empty = || {
+            for (table, bases) in BASES {
+                let chains: String = bases.iter().map(|base| format!(":{base} ACCEPT [0:0]\n")).collect();
+                load(&format!("*{table}\n{chains}COMMIT\n")).expect("it can be emptied");
+            }
+        };
+        compare(&network, &text, false, &packets, &count, load, empty)
+    });
+    if let Err(error) = result {
+        panic!("{error}");
+    }
+    let [dropped, passed, _] = count.get();
+    assert!(passed > 40 && dropped > 20, "{:?}", count.get());
+}
+
+#[test]
+fn what_is_said_of_legacy_iptables_becomes_of_packets() {
+    of_program("iptables-legacy-restore");
+}
+
+#[test]
+fn what_is_said_of_iptables_nft_becomes_of_packets() {
+    of_program("iptables-nft-restore");
+}
+
+/// The base chains that are met on the whole way, with what they do.
+fn met(network: &Network, sent: Sent) -> (Option<bool>, Vec<(String, Verdict)>) {
+    let port = network.port();
+    let (said, passages) = network.node.run(|| {
+        let tables = Tables::read(Path::new("/"), &|_, table| table == "ours").expect("they can be read");
+        said(&tables, sent, port)
+    });
+    let patience = if said == Some(true) { PATIENCE } else { GLANCE };
+    let arrives = network.arrives(sent, port, patience);
+    assert!(said.is_none_or(|said| said == arrives), "{sent:?} {arrives}: {passages:#?}");
+    let all = passages.into_iter().flat_map(|passage| passage.met);
+    (said, all.map(|met| (met.chain, met.verdict)).collect())
+}
+
+#[test]
+fn chains_are_met_in_the_order_of_the_kernel_and_named() {
+    let Some(network) = Network::new() else { return };
+    let through = Sent { kind: Kind::Through, is_v6: false };
+    let load = |text: &str| network.node.run(|| drop(nft(&["-f", "-"], text)));
+    let clear = || network.node.run(clear);
+
+    // Of two at the same priority the younger is called first.
+    load("table inet a { chain older { type filter hook forward priority 0; udp dport 8080 counter drop;\n}\n}");
+    load("table ip b { chain younger { type filter hook forward priority 0; udp dport 8080 counter drop;\n}\n}");
+    let (said, chains) = met(&network, through);
+    let [(chain, Verdict::Drops(rule))] = &chains[..] else { panic!("{chains:?}") };
+    assert_eq!((said, chain.as_str(), rule.nth), (Some(false), "younger", Some(0)));
+    assert!(rule.text.starts_with("chain ip b younger, rule 1: udp dport 8080 counter packets "), "{rule:?}");
+    let counted = network.node.run(|| nft(&["list", "chain", "ip", "b", "younger"], ""));
+    assert!(counted.contains("counter packets 1"), "{counted}");
+    clear();
+
+    // A policy; a rule that nobody can tell; an accept that ends one chain alone.
+    load("table inet a { chain f { type filter hook forward priority 1; policy drop;\n}\n}");
+    load("table inet b { chain g { type filter hook forward priority 0; accept;\n}\n}");
+    let (said, chains) = met(&network, through);
+    let [(_, Verdict::Passes), (chain, Verdict::DropsByPolicy(rule))] = &chains[..] else { panic!("{chains:?}") };
+    assert_eq!((said, chain.as_str(), rule.text.as_str()), (Some(false), "f", "chain inet a f: policy drop"));
+    clear();
+    load("table inet a { chain f { type filter hook forward priority 1; limit rate over 5/hour drop;\n}\n}");
+    let (said, chains) = met(&network, through);
+    let [(_, Verdict::MayDrop { rule, why })] = &chains[..] else { panic!("{chains:?}") };
+    assert_eq!((said, why.as_str(), rule.nth), (None, "it has a limit", Some(0)));
+    assert!(rule.text.contains("limit rate over 5/hour"), "{rule:?}");
+    clear();
+
+    // A table that sleeps has no hooks.
+    load("table inet a { flags dormant; chain f { type filter hook forward priority 1; policy drop;\n}\n}");
+    assert_eq!(met(&network, through), (Some(true), vec![]));
+    clear();
+
+    // Devices have hooks of their own.
+    for (family, hook, device, lost) in
+        [("netdev", "ingress", "nc", true), ("netdev", "ingress", "ns", false), ("inet", "ingress", "nc", true)]
+    {
+        load(&format!(
+            "table {family} d {{ chain i {{ type filter hook {hook} device {device} priority 0; ip daddr 10.2.0.0/16 udp dport 8080 drop;\n}}\n}}"
+        ));
+        let (said, chains) = met(&network, through);
+        assert_eq!((said, chains.len()), (Some(!lost), usize::from(lost)), "{family} {device}: {chains:?}");
+        clear();
+    }
+    load("table netdev d { chain e { type filter hook egress device ns priority 0; ip protocol udp drop;\n}\n}");
+    let (said, chains) = met(&network, through);
+    assert!(said == Some(false) && matches!(chains[..], [(_, Verdict::Drops(_))]), "{chains:?}");
+    clear();
+
+    // Families that no packet is taken through.
+    load("table bridge b { chain f { type filter hook forward priority 0; policy drop;\n}\n}");
+    load("table arp a { chain i { type filter hook input priority 0; policy accept;\n}\n}");
+    let unexamined = network.node.run(|| Tables::read(Path::new("/"), &|_, _| false).map(|tables| tables.unexamined()));
+    assert_eq!(unexamined.expect("they can be read"), ["chain bridge b f"]);
+}
+
+#[test]
+fn who_translates_first_is_named() {
+    let Some(network) = Network::new() else { return };
+    let to_virtual = Sent { kind: Kind::ToVirtual, is_v6: false };
+    let chain = |hook: &str, priority: i32, rule: &str| {
+        let text = format!("table ip x {{ chain n {{ type nat hook {hook} priority {priority}; {rule};\n}}\n}}");
+        network.node.run(|| drop(nft(&["-f", "-"], &text)));
+    };
+    let met = |arrives: bool| {
+        let port = network.port();
+        let (_, passages) = network.node.run(|| {
+            let tables = Tables::read(Path::new("/"), &|_, table| table == "ours").expect("they can be read");
+            said(&tables, to_virtual, port)
+        });
+        assert_eq!(network.arrives(to_virtual, port, if arrives { PATIENCE } else { GLANCE }), arrives);
+        network.node.run(clear);
+        passages.into_iter().flat_map(|passage| passage.met).map(|met| met.verdict).collect::<Vec<_>>()
+    };
+    // Ahead of ours, to a port where nobody listens.
+    chain("prerouting", -110, "udp dport 80 dnat to 10.2.0.2:9");
+    let verdicts = met(false);
+    assert!(
+        matches!(&verdicts[..], [Verdict::NatElsewhere(rule)] if rule.text.contains("dnat to 10.2.0.2:9")),
+        "{verdicts:?}"
+    );
+    chain("prerouting", -110, "udp dport 81 redirect to :9");
+    assert_eq!(met(true), [Verdict::Passes]);
+    // Behind ours it is not asked.
+    chain("prerouting", -90, "udp dport 80 dnat to 10.2.0.2:9");
+    assert_eq!(met(true), []);
+    chain("postrouting", 0, "ct status dnat masquerade");
+    let verdicts = met(true);
+    assert!(matches!(&verdicts[..], [Verdict::NatElsewhere(rule)] if rule.text.contains("masquerade")), "{verdicts:?}");
+    chain("prerouting", -110, "meta cpu 99 udp dport 80 dnat to 10.2.0.2:9");
+    let verdicts = met(true);
+    assert!(matches!(&verdicts[..], [Verdict::CannotTell { rule: Some(_), .. }]), "{verdicts:?}");
+}
