@@ -8,9 +8,8 @@ use clap::builder::BoolishValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::config::{FLAGS, OUR_FLAGS, Overrides, Setting};
-use crate::model::Protocol;
+use crate::model::{Destination, Protocol, Source};
 use crate::secrets::shown;
-use crate::trace::{Destination, Source};
 
 const EXIT_STATUS: &str = "\
 Exit status: 0 on success and when stopped by SIGTERM or SIGINT; 1 on any error, for values that cannot be used, and when

@@ -6,6 +6,7 @@
 //! reach, [`scheduler`] how one of them is chosen.
 
 pub mod claims;
+mod destination;
 mod endpoint;
 mod event;
 pub mod faults;
@@ -19,6 +20,7 @@ mod seen;
 mod service;
 pub mod store;
 
+pub use destination::{Destination, Source};
 pub use endpoint::{Conditions, Endpoint, Hints, Slice, SlicePort};
 pub use event::{Event, Kind, ObjectRef, RefKind, Reject};
 pub use ids::{Family, FrontendAt, FrontendKey, ObjectName, PerFamily, Protocol, ServicePortName};

@@ -11,7 +11,6 @@
 
 mod connections;
 mod decode;
-mod destination;
 mod expressions;
 mod hook;
 mod live;
@@ -30,7 +29,6 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::sleep_until;
 
 use connections::{Connection, Connections, End, Tables};
-pub use destination::{Destination, Source};
 pub use live::TraceError;
 use live::{Ears, Heard, Tracing};
 use report::{About, Report, Summary};
@@ -38,7 +36,7 @@ use rules::{Rule, Rules};
 pub use services::NoTarget;
 use services::Services;
 
-use crate::model::{Family, Protocol};
+use crate::model::{Destination, Family, Protocol, Source};
 use crate::nftables::KernelError;
 use crate::ruleset::names::TableName;
 

@@ -8,10 +8,9 @@ use std::time::{Duration, Instant};
 use arcstr::ArcStr;
 
 use super::connections::Connection;
-use super::destination::Destination;
 use super::live::Targets;
 use super::table::Target;
-use crate::model::{Family, FrontendAt, ObjectName, Protocol};
+use crate::model::{Destination, Family, FrontendAt, ObjectName, Protocol};
 use crate::nftables::{Kernel as _, KernelError, LinuxKernel};
 use crate::ruleset::base;
 use crate::ruleset::names::{SetName, TableName};

@@ -1,11 +1,11 @@
-//! What a trace is asked for: the words of the command line, read.
+//! Where connections come from and go to, in the words of the command line.
 
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 use ipnet::IpNet;
 
-use crate::model::ObjectName;
+use super::ObjectName;
 
 /// Where connections go.
 #[derive(Debug, Clone, PartialEq, Eq)]
