@@ -256,3 +256,44 @@ fn named<T: Display + Ord>(lines: &mut Vec<String>, what: &str, names: &BTreeSet
     };
     lines.push(format!("{what}: {first}{more}"));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diff::{Operation, Transaction};
+    use crate::nftables::in_memory::InMemoryKernel;
+
+    #[test]
+    fn whether_a_table_has_to_count_is_known_to_its_daemon_alone() {
+        let said = |counters| FrameState {
+            pods: None,
+            mark: 1,
+            masquerade_all: false,
+            service_cidrs: Vec::new(),
+            node_ports_everywhere: true,
+            stray_cluster_ips: false,
+            affinity: false,
+            keeps_ports: false,
+            counters,
+        };
+        for counters in [false, true] {
+            let Frame { sets, chains, elements } = base::frame(&facts(TableName::NODE, Family::V4, &said(counters)));
+            let mut transaction = Transaction::new(Family::V4);
+            let operations = &mut transaction.operations;
+            operations.push(Operation::AddTable);
+            operations.extend(sets.into_iter().map(Operation::AddSet));
+            operations.extend(chains.iter().cloned().map(Operation::AddChain));
+            operations.extend(chains.into_iter().filter(|chain| !chain.rules.is_empty()).map(Operation::AddRules));
+            transaction.elements(Operation::AddElements, elements);
+            let mut kernel = InMemoryKernel::new();
+            kernel.commit(&transaction).expect("a table can be made");
+            let mut damage = |said: Option<&FrameState>| {
+                Seen::read(&mut kernel, Family::V4, said).expect("it can be read").shape().damage
+            };
+            assert_eq!(damage(Some(&said(counters))), [""; 0]);
+            assert_eq!(damage(None), [""; 0]);
+            let other = ["sets that are defined otherwise: service-ips, service-nodeports"];
+            assert_eq!(damage(Some(&said(!counters))), other);
+        }
+    }
+}
