@@ -6,6 +6,7 @@ mod cleanup;
 mod connections;
 mod daemon_status;
 mod flagz;
+mod frontend_counts;
 mod guard;
 mod instance;
 mod linger;

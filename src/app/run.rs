@@ -28,7 +28,8 @@ use super::reload::{self, File, follow};
 use super::signals::Signals;
 use super::take_over::{OnNode, TakeOver};
 use super::{
-    beside, converter, daemon_configuration, facts, flagz, guard, instance, linger, one_shot, service_manager,
+    beside, converter, daemon_configuration, facts, flagz, frontend_counts, guard, instance, linger, one_shot,
+    service_manager,
 };
 use crate::addresses;
 use crate::cli::{Cli, RunArgs};
@@ -150,7 +151,7 @@ pub(super) fn run(args: RunArgs) -> anyhow::Result<()> {
 async fn supervise(
     config: Config,
     file: Option<File>,
-    (kernel, ownership): (LinuxKernel, Ownership),
+    (mut kernel, ownership): (LinuxKernel, Ownership),
     first_words: Vec<Notice>,
     (take_over, flags): (bool, BTreeMap<String, String>),
     mut signals: Signals,
@@ -174,6 +175,9 @@ async fn supervise(
     let (owned, is_owned) = watch::channel(false);
     let table = kernel.table();
     let metrics = Arc::new(Metrics::new());
+    if config.count_connections {
+        frontend_counts::count(&mut kernel, &metrics)?;
+    }
     let others = [
         take_over.then_some(Awaited::TakeOver),
         config.healthz_bind_address.map(Awaited::HealthPort),

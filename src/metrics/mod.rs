@@ -2,8 +2,11 @@
 //!
 //! * [`TABLE`]: all metrics, with kube-proxy's names where kube-proxy has the same.
 //! * [`Metrics`]: their values. Whoever does something counts it; nothing here knows what is counted.
+//! * [`Connections`]: what counters say that begin anew now and then, added up.
 //! * `serve`: the metrics port, with kube-proxy's paths, and [`daemon::PATH`].
 
+mod bounded;
+mod connections;
 pub mod daemon;
 mod readings;
 mod server;
@@ -22,6 +25,8 @@ use prometheus::{
 
 use crate::model::{Family, PerFamily};
 
+pub use bounded::{FORGOTTEN, MOST_SERIES, OTHER};
+pub use connections::{Connections, FrontendOf};
 pub(crate) use server::serve;
 pub use table::{Definition, Stability, TABLE, Type};
 pub use zpages::ZPages;
@@ -95,6 +100,8 @@ pub struct Metrics {
     pub affinity_clients: PerFamily<Gauge>,
     /// How many it can.
     pub affinity_clients_limit: PerFamily<Gauge>,
+    /// Connections to each frontend, where they are counted.
+    pub connections: Connections,
 
     healthz: CounterVec,
     livez: CounterVec,
@@ -151,6 +158,7 @@ impl Metrics {
             health_checks_failing: table.gauge(&table::HEALTH_CHECKS_FAILING),
             affinity_clients: table.gauge(&table::AFFINITY_CLIENTS),
             affinity_clients_limit: table.gauge(&table::AFFINITY_CLIENTS_LIMIT),
+            connections: Connections::new(),
             healthz,
             livez,
             requests: table.counters(&table::REQUESTS),
@@ -217,6 +225,7 @@ impl Metrics {
     pub fn text(&self) -> String {
         let mut families = self.registry.gather();
         families.extend(readings::read());
+        families.extend(self.connections.family());
         families.sort_by(|a, b| a.name().cmp(b.name()));
         encode(&families)
     }

@@ -105,6 +105,7 @@ pub(crate) async fn serve(
 async fn exposition(State(shared): State<Arc<Shared>>) -> Response {
     let start = readings::start_time().map_or(0, |time| time as u64).to_string();
     let headers = [(header::CONTENT_TYPE, EXPOSITION), (HeaderName::from_static("process-start-time-unix"), &start)];
+    shared.metrics.connections.refresh().await;
     (headers, shared.exposition.text(|| shared.metrics.text()).await).into_response()
 }
 

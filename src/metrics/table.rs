@@ -183,6 +183,8 @@ table! {
         "Clients that the kernel remembers for Services with session affinity, all together.";
     AFFINITY_CLIENTS_LIMIT: Gauge, Alpha, "nftproxyd_affinity_clients_limit", ["ip_family"],
         "Clients that the kernel can remember.";
+    SERVICE_CONNECTIONS: Counter, Alpha, "nftproxyd_service_connections_total", ["namespace", "service", "port", "frontend"],
+        "New connections to an address and port of a Service, where they are counted (nftables.countConnections).";
     CONNTRACK_ENTRIES: Gauge, Alpha, "nftproxyd_conntrack_entries", [],
         "Connections that the kernel tracks in this network namespace.";
     CONNTRACK_LIMIT: Gauge, Alpha, "nftproxyd_conntrack_entries_limit", [],

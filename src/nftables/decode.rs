@@ -208,6 +208,7 @@ mod tests {
     use super::*;
     use crate::diff::{Operation, Transaction};
     use crate::netlink::messages;
+    use crate::nftables::counts::counts;
     use crate::nftables::encode::encode;
     use crate::ruleset::names::By;
     use crate::ruleset::names::{Masquerade, Pick, SetName, TableName};
@@ -345,10 +346,12 @@ mod tests {
         for message in messages(bytes).map_while(Result::ok) {
             is_of_table(&message, 2, "nftproxyd");
             elements(&message, family, set).count();
+            counts(&message, family, set.name).count();
             covers(message.attributes(), message.attributes(), &[]);
         }
         // The same bytes behind a header that says what they are.
         let message = Message { kind: uapi::SUBSYSTEM | 12, flags: 0, sequence: 0, port: 0, payload: bytes };
         elements(&message, family, set).count();
+        counts(&message, family, set.name).count();
     }
 }

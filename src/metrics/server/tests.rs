@@ -6,8 +6,8 @@ use serde::Deserialize;
 
 use super::*;
 use crate::http::bind;
-use crate::metrics::{Stability, TABLE, Type};
-use crate::model::Family;
+use crate::metrics::{FrontendOf, Stability, TABLE, Type};
+use crate::model::{Family, FrontendAt, FrontendKey, ObjectName, Protocol};
 use crate::testing::http::{Client, request};
 use crate::testing::in_network_namespace_async;
 
@@ -41,6 +41,10 @@ fn metrics() -> Arc<Metrics> {
     metrics.sync_duration[Family::V4].observe(0.003);
     metrics.no_local_endpoints[1][Family::V4].set(7.0);
     metrics.healthz_answered(503);
+    let (service, port) = (ObjectName::new("shop", "web").expect("a name"), "http".into());
+    let at = FrontendAt::Address([10, 96, 0, 80].into());
+    let key = FrontendKey { at, protocol: Protocol::Tcp, port: 80.try_into().expect("not 0") };
+    metrics.connections.read([(FrontendOf { service, port, key }, 7)], Instant::now());
     Arc::new(metrics)
 }
 

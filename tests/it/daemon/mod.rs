@@ -5,6 +5,7 @@
 mod api;
 mod back;
 mod commands;
+mod counted;
 mod credentials;
 mod crowd;
 mod doctor;

@@ -16,7 +16,7 @@ use crate::support::packet::Protocol;
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// A node in which every address of these ranges is its own: clients and endpoints.
-fn node() -> Option<Node> {
+pub(super) fn node() -> Option<Node> {
     let node = Node::new()?;
     for range in ["10.77.0.0/16", "10.78.0.0/24", "fd77::/64", "fd78::/64"] {
         let family = if range.contains(':') { "-6" } else { "-4" };
@@ -26,7 +26,7 @@ fn node() -> Option<Node> {
 }
 
 /// The address of a client, as long as there are no more than 60,000.
-fn client(v6: bool, index: u16) -> IpAddr {
+pub(super) fn client(v6: bool, index: u16) -> IpAddr {
     let [high, low] = (index + 257).to_be_bytes();
     if v6 { Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 1, index + 1).into() } else { Ipv4Addr::new(10, 77, high, low).into() }
 }
@@ -42,7 +42,7 @@ fn endpoint(v6: bool, index: u8) -> SocketAddr {
 }
 
 /// A socket of an address that is in a range of the node.
-fn bound(at: SocketAddr) -> io::Result<UdpSocket> {
+pub(super) fn bound(at: SocketAddr) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(at), Type::DGRAM, None)?;
     match at {
         SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
@@ -53,7 +53,7 @@ fn bound(at: SocketAddr) -> io::Result<UdpSocket> {
 }
 
 /// Endpoints that answer with their number, and with the port that they see of the client.
-fn serve(node: &Node, v6: bool, endpoints: u8) {
+pub(super) fn serve(node: &Node, v6: bool, endpoints: u8) {
     for index in 0..endpoints {
         node.world.run(move || {
             let server = bound(endpoint(v6, index)).expect("an endpoint can listen");
@@ -94,7 +94,7 @@ fn ask_up_to(times: u32, from: SocketAddr, to: SocketAddr) -> (u8, bool) {
 }
 
 /// What these clients' new flows reach, one after the other.
-fn asked(node: &Node, flows: impl IntoIterator<Item = (IpAddr, SocketAddr)>) -> Vec<u8> {
+pub(super) fn asked(node: &Node, flows: impl IntoIterator<Item = (IpAddr, SocketAddr)>) -> Vec<u8> {
     asked_up_to(1, node, flows)
 }
 
@@ -125,7 +125,7 @@ fn assert_turns(reached: &[u8], endpoints: usize, what: &str) {
 }
 
 /// A Service of UDP port 53 with these annotations.
-fn udp(name: &str, cluster_ip: &str, annotations: &Value) -> Value {
+pub(super) fn udp(name: &str, cluster_ip: &str, annotations: &Value) -> Value {
     let port = json!({"name": "dns", "port": 53, "targetPort": 7777, "protocol": "UDP"});
     let mut service = service("shop", name, &[ip(cluster_ip)], &json!({"ports": [port]}));
     service["metadata"]["annotations"] = annotations.clone();
@@ -143,7 +143,7 @@ fn weighted(service: &str, number: usize, endpoints: &[SocketAddr], weight: &str
 }
 
 /// A Service with one slice of endpoints for each weight.
-fn with_weights(name: &str, cluster_ip: &str, scheduler: &str, weights: &[&str]) -> Vec<Value> {
+pub(super) fn with_weights(name: &str, cluster_ip: &str, scheduler: &str, weights: &[&str]) -> Vec<Value> {
     let v6 = cluster_ip.contains(':');
     let mut objects = vec![udp(name, cluster_ip, &json!({"nftproxyd.io/scheduler": scheduler}))];
     objects.extend(
