@@ -20,6 +20,8 @@ mod packet;
 mod rule;
 mod step;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod view;
 mod walk;
 mod xt;
