@@ -23,10 +23,10 @@
 //! back, and no two files use each other. `source` turns what it reads into model values at once, so that no full
 //! Kubernetes object is kept, and nobody else but `events` sees Kubernetes' types. `ruleset` uses `model`, `diff` uses
 //! both, `nftables` uses all three, and `sync` the whole line. `config` is what the configuration file and the flags come
-//! to, `balance` (pure) how connections are shared by how many are open, `sysctl` what is set below `/proc`, `http` how
-//! all ports are served. Everybody may use `errors`, `keyed` (tables of values that hold their own key), `secrets` (what may
-//! be shown of them), `threads` (which makes all of them), `yaml` (texts as Kubernetes reads them) and `printable` (texts of
-//! others, for a line of the log); only `app` knows everybody.
+//! to, `balance` (pure) how connections are shared by how many are open, `sysctl` what is set below `/proc`, `listening`
+//! who listens on this node, `http` how all ports are served. Everybody may use `errors`, `keyed` (tables of values that
+//! hold their own key), `secrets` (what may be shown of them), `threads` (which makes all of them), `yaml` (texts as
+//! Kubernetes reads them) and `printable` (texts of others, for a line of the log); only `app` knows everybody.
 //!
 //! Whether the proxy is in line with what is wanted has one answer, [`sync::Standing`] of each family: log, readiness,
 //! take-over, health, `status` and metrics ask it.
@@ -50,6 +50,7 @@ pub mod health;
 mod http;
 pub mod keyed;
 pub mod leftovers;
+pub mod listening;
 mod logging;
 pub mod metrics;
 pub mod model;

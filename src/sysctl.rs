@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use crate::config::Conntrack;
 
 /// Where the settings of connection tracking are, below the root.
-pub(crate) const NETFILTER: &str = "proc/sys/net/netfilter";
+const NETFILTER: &str = "proc/sys/net/netfilter";
 /// Buckets of the table of connections, below the root: a sysctl, for which CAP_NET_ADMIN is enough, and a parameter of
 /// the module, which is root's alone. Either may be on a read-only file system.
 const BUCKETS: &str = "proc/sys/net/netfilter/nf_conntrack_buckets";
@@ -163,6 +163,31 @@ fn count_of_list(list: &str) -> Option<u32> {
     })
 }
 
+/// How many connections are tracked, and how many may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tracked {
+    /// `nf_conntrack_count`, of this network namespace.
+    pub count: u64,
+    /// `nf_conntrack_max`.
+    pub max: u64,
+}
+
+impl Tracked {
+    /// Whether packets of new connections are dropped, unless another is given up for them.
+    pub fn is_full(self) -> bool {
+        self.count >= self.max
+    }
+}
+
+/// How many connections are tracked.
+///
+/// # Errors
+/// The kernel does not say: connection tracking is not loaded.
+pub fn tracked(root: &Path) -> io::Result<Tracked> {
+    let read = |name: &str| read_number(&root.join(NETFILTER).join(name));
+    Ok(Tracked { count: read("nf_conntrack_count")?, max: read("nf_conntrack_max")? })
+}
+
 /// The text of a file of one line, without white space around it.
 pub(crate) fn read_text(path: &Path) -> io::Result<String> {
     Ok(fs::read_to_string(path)?.trim().to_owned())
@@ -181,6 +206,17 @@ mod tests {
     use crate::testing::in_network_namespace;
     use crate::testing::netns::skip;
     use crate::testing::root;
+
+    #[test]
+    fn a_full_table_is_seen() {
+        for (count, max, is_full) in [("9", "10", false), ("10", "10", true), ("11", "10", true)] {
+            let (of_count, of_max) =
+                (format!("{NETFILTER}/nf_conntrack_count"), format!("{NETFILTER}/nf_conntrack_max"));
+            let root = root(&[(&of_count, count), (&of_max, max)]);
+            assert_eq!(tracked(root.path()).expect("it is there").is_full(), is_full, "{count} of {max}");
+        }
+        assert!(tracked(root(&[]).path()).is_err());
+    }
 
     fn asked(max_per_core: Option<u32>, min: Option<u32>) -> Conntrack {
         Conntrack { max_per_core, min, ..Conntrack::default() }

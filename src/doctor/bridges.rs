@@ -6,27 +6,21 @@ use std::path::Path;
 
 use super::{Finding, Subject};
 use crate::model::{Family, PerFamily};
-use crate::routing::Link;
+use crate::routing::{BRIDGE_SETTINGS, Link, bridge_setting, shows_to_filters};
 use crate::sysctl::read_number;
-
-/// There while the module `br_netfilter` is loaded.
-const BRIDGE: &str = "proc/sys/net/bridge";
 
 /// What there is to say about the bridges that lead to pods, by the family of the pods.
 pub(super) fn judge(root: &Path, links: &BTreeMap<u32, Link>, to_pods: &PerFamily<BTreeSet<u32>>) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let is_loaded = root.join(BRIDGE).exists();
+    let is_loaded = root.join(BRIDGE_SETTINGS).exists();
     for family in Family::ALL {
         let bridges = to_pods[family].iter().filter_map(|index| Some((index, links.get(index)?)));
         let bridges = bridges.filter(|(_, link)| link.kind == "bridge");
-        let of_family = usize::from(family == Family::V6);
-        let name = ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"][of_family];
-        let value = read_number(&root.join(BRIDGE).join(name));
+        let name = bridge_setting(family);
+        let value = read_number(&root.join(BRIDGE_SETTINGS).join(name));
         let unseen: Vec<&str> = bridges
             .clone()
-            .filter(|(_, link)| {
-                !(is_loaded && (link.calls[of_family] || value.as_ref().is_ok_and(|value| *value == 1)))
-            })
+            .filter(|(_, link)| !shows_to_filters(root, link, family).unwrap_or(false))
             .map(|(_, link)| link.name.as_str())
             .collect();
         if unseen.is_empty() {
@@ -52,14 +46,14 @@ pub(super) fn judge(root: &Path, links: &BTreeMap<u32, Link>, to_pods: &PerFamil
                     "modprobe br_netfilter && {set}; for every start: echo br_netfilter > /etc/modules-load.d/br_netfilter.conf"
                 ),
             )
-            .proof(format!("/{BRIDGE} is not there: module br_netfilter is not loaded")),
+            .proof(format!("/{BRIDGE_SETTINGS} is not there: module br_netfilter is not loaded")),
             Ok(value) => Finding::check(Subject::Bridges, what, set).proof(format!("net.bridge.{name} = {value}")),
             Err(error) => Finding::unread(
                 Subject::Bridges,
                 format!("nobody can tell whether {family} packets between ports of bridge {} meet connection tracking", unseen.join(", ")),
                 format!("sysctl net.bridge.{name}; it should be 1"),
             )
-            .proof(format!("/{BRIDGE}/{name}: {error}")),
+            .proof(format!("/{BRIDGE_SETTINGS}/{name}: {error}")),
         });
     }
     findings
@@ -89,7 +83,7 @@ mod tests {
         for (values, link, expected) in cases {
             let root = tempfile::tempdir().expect("a folder");
             if let Some([v4, v6]) = values {
-                let folder = root.path().join(BRIDGE);
+                let folder = root.path().join(BRIDGE_SETTINGS);
                 fs::create_dir_all(&folder).expect("a folder");
                 fs::write(folder.join("bridge-nf-call-iptables"), v4).expect("a file");
                 fs::write(folder.join("bridge-nf-call-ip6tables"), v6).expect("a file");

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{Finding, Subject};
 use crate::leftovers::NET;
-use crate::sysctl::{NETFILTER, read_number, read_text};
+use crate::sysctl::{Tracked, read_text, tracked};
 
 /// Of the limit, in percent: above it, connections are likely to be refused at the next peak.
 const FULL: u64 = 90;
@@ -12,8 +12,7 @@ const FULL: u64 = 90;
 /// Is there room for connections, and have any been lost?
 /// `wanted` is the limit that is configured; 0 leaves it alone.
 pub(super) fn connections(root: &Path, wanted: u64) -> Vec<Finding> {
-    let read = |name: &str| read_number(&root.join(NETFILTER).join(name)).ok();
-    let (Some(count), Some(max)) = (read("nf_conntrack_count"), read("nf_conntrack_max")) else {
+    let Ok(Tracked { count, max }) = tracked(root) else {
         return vec![Finding::unread(
             Subject::Connections,
             "the kernel does not say how many connections it tracks",

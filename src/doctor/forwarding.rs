@@ -1,9 +1,9 @@
 //! Whether the kernel passes packets on, and from whom it takes them: settings below `net.ipv4` and `net.ipv6`.
 
-use std::fs;
 use std::path::Path;
 
 use super::{Finding, Subject};
+use crate::routing::{devices_with, of_device};
 use crate::sysctl::read_number;
 
 const IPV4: &str = "proc/sys/net/ipv4";
@@ -51,7 +51,7 @@ pub(super) fn forwarding(root: &Path, v6_served: bool) -> Vec<Finding> {
 /// Interfaces whose packets are not passed on although those of others are. Of IPv4 alone: with IPv6 the setting of all
 /// decides, and that of an interface is about router advertisements (Documentation/networking/ip-sysctl.rst).
 fn devices(root: &Path) -> Option<Finding> {
-    let off = with_value(root, "forwarding", |value, _| value == 0);
+    let off = devices_with(root, "forwarding", |value, _| value == 0);
     let commands: Vec<_> = off.iter().map(|(name, _)| format!("{}=1", setting(name, "forwarding"))).collect();
     let names = off.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
     let finding = Finding::check(
@@ -67,12 +67,12 @@ fn devices(root: &Path) -> Option<Finding> {
 
 /// Which interfaces drop packets whose way back is another?
 pub(super) fn reverse_path_filter(root: &Path) -> Vec<Finding> {
-    if of(root, "all", "rp_filter").is_none() {
+    if of_device(root, "all", "rp_filter").is_none() {
         let what = "nobody can tell whether interfaces filter by reverse path";
         return vec![Finding::unread(Subject::ReversePath, what, "sysctl -a -r '\\.rp_filter'")];
     }
     // The higher of the two is in force.
-    let strict = with_value(root, "rp_filter", |value, all| value.max(all) == 1);
+    let strict = devices_with(root, "rp_filter", |value, all| value.max(all) == 1);
     if strict.is_empty() {
         return vec![Finding::ok(Subject::ReversePath, "no interface filters by reverse path strictly")];
     }
@@ -91,13 +91,13 @@ pub(super) fn reverse_path_filter(root: &Path) -> Vec<Finding> {
 /// leaves it so. `is_guarded` is whether the rule is there with which kube-proxy and kubelet keep them from it.
 pub(super) fn route_localnet(root: &Path, is_guarded: bool) -> Vec<Finding> {
     const NAME: &str = "route_localnet";
-    let all = of(root, "all", NAME);
+    let all = of_device(root, "all", NAME);
     if all.is_none() {
         let what = "nobody can tell whether addresses of 127.0.0.0/8 are routed";
         return vec![Finding::unread(Subject::RouteLocalnet, what, "sysctl net.ipv4.conf.all.route_localnet")];
     }
     // Either is enough.
-    let mut on = with_value(root, NAME, |value, _| value == 1);
+    let mut on = devices_with(root, NAME, |value, _| value == 1);
     if all == Some(1) {
         on = vec![("all".to_owned(), 1)];
     }
@@ -117,25 +117,6 @@ pub(super) fn route_localnet(root: &Path, is_guarded: bool) -> Vec<Finding> {
     vec![on.iter().fold(finding, |finding, (name, value)| finding.proof(format!("{} = {value}", setting(name, NAME))))]
 }
 
-fn of(root: &Path, device: &str, name: &str) -> Option<u64> {
-    read_number(&root.join(IPV4).join("conf").join(device).join(name)).ok()
-}
-
-/// The interfaces whose setting, beside that of all, is so; loopback is none.
-fn with_value(root: &Path, name: &str, is: impl Fn(u64, u64) -> bool) -> Vec<(String, u64)> {
-    let folder = root.join(IPV4).join("conf");
-    let all = of(root, "all", name).unwrap_or(0);
-    let devices = fs::read_dir(folder).into_iter().flatten().flatten();
-    let devices = devices.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let devices = devices.filter(|device| !["all", "default", "lo"].contains(&device.as_str()));
-    let mut found: Vec<_> = devices
-        .filter_map(|device| of(root, &device, name).map(|value| (device, value)))
-        .filter(|(_, value)| is(*value, all))
-        .collect();
-    found.sort();
-    found
-}
-
 /// What sysctl calls the setting of an interface.
 fn setting(device: &str, name: &str) -> String {
     format!("net.ipv4.conf.{}.{name}", device.replace('.', "/"))
@@ -143,6 +124,8 @@ fn setting(device: &str, name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::super::Grade;
     use super::super::testing::grades;
     use super::*;

@@ -1,89 +1,15 @@
 //! Processes of this node that listen where Services are served: whoever comes to the port from outside comes to the
 //! Service, and not to them.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::{self, BufReader};
-use std::net::{IpAddr, SocketAddr};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
-
-use procfs::net::{TcpNetEntries, TcpState, UdpNetEntries, UdpState};
-use procfs::process::{FDTarget, all_processes_with_root};
-use procfs::{FromBufReadSI, current_system_info};
 
 use super::served::{Frontend, Served};
 use super::{Finding, Subject};
-use crate::leftovers::NET;
-use crate::model::{Family, PerFamily, Protocol};
+use crate::listening::{Listener, list, processes};
+use crate::model::{Family, PerFamily};
 use crate::printable::printable;
-
-/// A socket that listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Listener {
-    pub(super) protocol: Protocol,
-    pub(super) at: SocketAddr,
-    pub(super) inode: u64,
-}
-
-impl Listener {
-    /// Whether it would hear of connections to this address and port, if no Service had them.
-    fn hears(&self, address: IpAddr, port: u16) -> bool {
-        self.at.port() == port && (self.at.ip() == address || self.is_everywhere(Family::of(address)))
-    }
-
-    /// Whether it listens on all addresses of a family. One of IPv6 has those of IPv4 as well, unless it has said otherwise,
-    /// which is not to be seen.
-    fn is_everywhere(&self, family: Family) -> bool {
-        self.at.ip().is_unspecified() && (self.at.is_ipv6() || family == Family::V4)
-    }
-}
-
-/// All that listen in this network namespace, on TCP and UDP.
-///
-/// # Errors
-/// A file cannot be read.
-pub(super) fn list(root: &Path) -> io::Result<Vec<Listener>> {
-    let mut all = Vec::new();
-    for name in ["tcp", "tcp6"] {
-        let entries = read(root, name)?.map_or_else(Vec::new, |TcpNetEntries(entries)| entries);
-        let listening = entries.into_iter().filter(|entry| entry.state == TcpState::Listen);
-        all.extend(listening.map(|entry| (Protocol::Tcp, entry.local_address, entry.inode)));
-    }
-    for name in ["udp", "udp6"] {
-        let entries = read(root, name)?.map_or_else(Vec::new, |UdpNetEntries(entries)| entries);
-        let unconnected = entries.into_iter().filter(|entry| entry.state == UdpState::Close);
-        all.extend(unconnected.map(|entry| (Protocol::Udp, entry.local_address, entry.inode)));
-    }
-    Ok(all.into_iter().map(|(protocol, at, inode)| Listener { protocol, at, inode }).collect())
-}
-
-/// `None` without IPv6: then there are no files of it.
-fn read<T: FromBufReadSI>(root: &Path, name: &str) -> io::Result<Option<T>> {
-    let file = match File::open(root.join(NET).join(name)) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound && name.ends_with('6') => return Ok(None),
-        Err(error) => return Err(io::Error::new(error.kind(), format!("/proc/net/{name}: {error}"))),
-    };
-    T::from_buf_read(BufReader::new(file), current_system_info())
-        .map(Some)
-        .map_err(|error| io::Error::other(format!("/proc/net/{name}: {error}")))
-}
-
-/// The processes that have these sockets, by inode: `process 17 (sshd)`. Those that may not be looked at are left out.
-fn processes(root: &Path, inodes: &BTreeSet<u64>) -> BTreeMap<u64, String> {
-    let mut named = BTreeMap::new();
-    for process in all_processes_with_root(root.join("proc")).into_iter().flatten().flatten() {
-        for descriptor in process.fd().into_iter().flatten().flatten() {
-            if let FDTarget::Socket(inode) = descriptor.target
-                && inodes.contains(&inode)
-            {
-                let name = process.stat().map(|stat| stat.comm).unwrap_or_default();
-                named.entry(inode).or_insert_with(|| format!("process {} ({})", process.pid, printable(&name)));
-            }
-        }
-    }
-    named
-}
 
 /// What there is to say about those who listen, where something is served; what is served at the node's addresses without a
 /// listener too. `everywhere` is whether all addresses of a family accept node ports.
@@ -185,6 +111,8 @@ pub(super) fn own_addresses(served: &PerFamily<Served>) -> Option<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::leftovers::NET;
+    use crate::model::Protocol;
 
     fn listener(protocol: Protocol, at: &str) -> Listener {
         Listener { protocol, at: at.parse().expect("an address and a port"), inode: 7 }

@@ -16,7 +16,7 @@ use rust::{Token, tokens, without_comments_and_text};
 use source::{SourceFile, files_below, is_for_tests, lines_with, source_files};
 
 /// The layers, and which others each may use. There is a use for each of these.
-const LAYERS: [(&str, &[&str]); 31] = [
+const LAYERS: [(&str, &[&str]); 35] = [
     ("model", &[]),
     ("config", &["model", "addresses"]),
     ("source", &["model"]),
@@ -42,9 +42,13 @@ const LAYERS: [(&str, &[&str]); 31] = [
     ("sysctl", &["config"]),
     ("status", &["model", "ruleset", "nftables", "conntrack", "metrics"]),
     ("leftovers", &["netlink"]),
-    ("routing", &["netlink"]),
+    ("routing", &["model", "sysctl", "netlink"]),
+    ("listening", &["model", "leftovers"]),
     ("firewall", &["model", "leftovers", "routing", "netlink"]),
-    ("doctor", &["nftables", "ruleset", "model", "leftovers", "routing", "sysctl", "config", "status", "metrics"]),
+    (
+        "doctor",
+        &["nftables", "ruleset", "model", "leftovers", "listening", "routing", "sysctl", "config", "status", "metrics"],
+    ),
     ("trace", &["nftables", "ruleset", "model", "netlink"]),
     ("cli", &["config", "model"]),
     ("logging", &["config"]),
