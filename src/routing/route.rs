@@ -72,8 +72,7 @@ pub struct Hop {
 /// Why a packet is sent nowhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// There is no route. For what has come in, the kernel says the same of a route of type `unreachable`, and where the
-    /// interface does not forward.
+    /// There is no route.
     NoRoute,
     /// A route says so, with an answer.
     Unreachable,
@@ -81,8 +80,11 @@ pub enum Refusal {
     Prohibited,
     /// A route says so, silently.
     Blackhole,
+    /// There is a route, but what comes in by the interface is not passed on. Said of IPv4 alone: of IPv6, the kernel asks
+    /// for that later, see [`super::forwards`].
+    NotForwarded,
     /// The source of a packet that has come in is none: its way back is another interface and that is filtered, or it is an
-    /// address of this node, of loopback or of nobody.
+    /// address of this node, of loopback or of nobody. Said of IPv4 alone.
     Source,
 }
 
@@ -93,6 +95,7 @@ impl fmt::Display for Refusal {
             Refusal::Unreachable => "unreachable",
             Refusal::Prohibited => "prohibit",
             Refusal::Blackhole => "blackhole",
+            Refusal::NotForwarded => "not forwarded",
             Refusal::Source => "source refused",
         })
     }
@@ -114,8 +117,23 @@ pub enum Route {
 /// # Errors
 /// The kernel does not say; no interface has the index.
 pub fn route(question: &Question) -> io::Result<Route> {
-    let route = ask(question)?;
-    Ok(route.map_or_else(Route::Nowhere, |(_, route)| route))
+    let refusal = match ask(question)? {
+        Ok((_, route)) => return Ok(route),
+        Err(refusal) => refusal,
+    };
+    if question.input.is_none() || question.destination.is_ipv6() {
+        return Ok(Route::Nowhere(refusal));
+    }
+    // The kernel says the same of what a route refuses and of what it does not take from there: whether it is the route,
+    // what the node would send itself tells.
+    let sent = ask(&Question { input: None, source: None, ..*question })?.err();
+    Ok(Route::Nowhere(match (refusal, sent) {
+        (Refusal::Blackhole, Some(Refusal::Blackhole)) => Refusal::Blackhole,
+        (Refusal::Blackhole, _) => Refusal::Source,
+        (Refusal::NoRoute | Refusal::Unreachable, Some(of_route)) => of_route,
+        (Refusal::NoRoute | Refusal::Unreachable, None) => Refusal::NotForwarded,
+        (refusal, _) => refusal,
+    }))
 }
 
 /// What an address is to this node, as `RTN_*` of include/uapi/linux/rtnetlink.h; an address of others that cannot be
@@ -145,12 +163,11 @@ fn ask(question: &Question) -> io::Result<Result<(u8, Route), Refusal>> {
     match asked.map_err(|error| (error.raw_os_error().map(Errno::from_raw), error)) {
         Ok(_) => found.ok_or_else(|| io::Error::other("no answer about a route")),
         Err((Some(Errno::ENETUNREACH), _)) => Ok(Err(Refusal::NoRoute)),
-        Err((Some(Errno::EHOSTUNREACH), _)) if question.input.is_some() => Ok(Err(Refusal::NoRoute)),
         Err((Some(Errno::EHOSTUNREACH), _)) => Ok(Err(Refusal::Unreachable)),
         Err((Some(Errno::EACCES), _)) => Ok(Err(Refusal::Prohibited)),
-        // Before Linux 6.14 the kernel told the filter (EXDEV) from other sources that cannot be.
-        Err((Some(Errno::EINVAL | Errno::EXDEV), _)) if question.input.is_some() => Ok(Err(Refusal::Source)),
-        // What the kernel says of a route of type blackhole.
+        // Older kernels told the filter from other sources that cannot be.
+        Err((Some(Errno::EXDEV), _)) => Ok(Err(Refusal::Source)),
+        // What the kernel says of a route of type blackhole, and of sources.
         Err((Some(Errno::EINVAL), _)) => Ok(Err(Refusal::Blackhole)),
         Err((_, error)) => Err(error),
     }
@@ -305,7 +322,9 @@ mod tests {
                 set_sysctl(setting, "0").expect("it can be set");
             }
             set_sysctl("ipv4/ip_forward", "1").expect("it can be set");
-            ip("route add unreachable 203.0.113.0/26");
+            for refusing in ["unreachable 203.0.113.0/26", "blackhole 203.0.113.64/26", "prohibit 203.0.113.128/26"] {
+                ip(&format!("route add {refusing}"));
+            }
             let of = |source: &str, destination: &str| {
                 let question = Question::to(parsed(destination));
                 route(&Question { source: Some(parsed(source)), input: Some(a), ..question }).expect("it can be asked")
@@ -314,7 +333,9 @@ mod tests {
             let by_b = |route: Route| matches!(route, Route::By(hop) if hop.device == b);
             assert!(by_b(of("192.0.2.7", "198.51.100.7")));
             assert_eq!(of("192.0.2.7", "198.51.100.1"), Route::Local);
-            assert_eq!(of("192.0.2.7", "203.0.113.1"), nowhere(Refusal::NoRoute));
+            assert_eq!(of("192.0.2.7", "203.0.113.1"), nowhere(Refusal::Unreachable));
+            assert_eq!(of("192.0.2.7", "203.0.113.65"), nowhere(Refusal::Blackhole));
+            assert_eq!(of("192.0.2.7", "203.0.113.129"), nowhere(Refusal::Prohibited));
             assert_eq!(of("192.0.2.7", "10.9.9.9"), nowhere(Refusal::NoRoute));
             // A source whose way back is another device passes, and is refused where that is filtered.
             assert!(by_b(of("198.51.100.8", "198.51.100.7")));
@@ -329,8 +350,38 @@ mod tests {
                 assert_eq!(of(source, "198.51.100.7"), nowhere(Refusal::Source), "{source}");
             }
             set_sysctl("ipv4/conf/va/forwarding", "0").expect("it can be set");
-            assert_eq!(of("192.0.2.7", "198.51.100.7"), nowhere(Refusal::NoRoute));
+            assert_eq!(of("192.0.2.7", "198.51.100.7"), nowhere(Refusal::NotForwarded));
+            assert_eq!(of("192.0.2.7", "10.9.9.9"), nowhere(Refusal::NoRoute));
             assert_eq!(of("192.0.2.7", "198.51.100.1"), Route::Local, "what is for the node comes in all the same");
+        });
+    }
+
+    #[test]
+    fn of_ipv6_the_route_alone_is_asked_for() {
+        in_network_namespace(|| {
+            let (a, b) = devices();
+            ip("addr add fd01::1/64 dev va nodad");
+            ip("addr add fd02::1/64 dev vb nodad");
+            for refusing in ["unreachable fd08::/64", "blackhole fd07::/64", "prohibit fd06::/64"] {
+                ip(&format!("-6 route add {refusing}"));
+            }
+            for input in [None, Some(a)] {
+                let of = |destination: &str| {
+                    let source = input.map(|_| parsed("fd01::7"));
+                    let question = Question { source, input, ..Question::to(parsed(destination)) };
+                    route(&question).expect("it can be asked")
+                };
+                assert!(matches!(of("fd02::7"), Route::By(hop) if hop.device == b && hop.gateway.is_none()));
+                assert_eq!(of("fd02::1"), Route::Local);
+                for (destination, refusal) in [
+                    ("fd09::1", Refusal::NoRoute),
+                    ("fd08::1", Refusal::Unreachable),
+                    ("fd07::1", Refusal::Blackhole),
+                    ("fd06::1", Refusal::Prohibited),
+                ] {
+                    assert_eq!(of(destination), Route::Nowhere(refusal), "{destination} {input:?}");
+                }
+            }
         });
     }
 
