@@ -51,8 +51,7 @@ struct Sent {
 struct Network {
     client: Namespace,
     node: Namespace,
-    /// Only kept.
-    _server: Namespace,
+    server: Namespace,
     at_node: [UdpSocket; 2],
     at_server: [UdpSocket; 2],
     next_port: Cell<u16>,
@@ -143,7 +142,7 @@ impl Network {
         let listen = || ["0.0.0.0", "::"].map(|ip| bind(ip.parse().expect("an address"), PORT));
         let (at_node, at_server) = (node.run(listen), server_ns.run(listen));
         let network =
-            Network { client: client_ns, node, _server: server_ns, at_node, at_server, next_port: Cell::new(10_000) };
+            Network { client: client_ns, node, server: server_ns, at_node, at_server, next_port: Cell::new(10_000) };
         // Neighbours are found before any rule is there.
         for is_v6 in [false, true] {
             for kind in [Kind::ToNode, Kind::Through, Kind::Astray, Kind::FromNode] {
@@ -830,4 +829,60 @@ fn who_translates_first_is_named() {
     chain("prerouting", -110, "meta cpu 99 udp dport 80 dnat to 10.2.0.2:9");
     let verdicts = met(true);
     assert!(matches!(&verdicts[..], [Verdict::CannotTell { rule: Some(_), .. }]), "{verdicts:?}");
+}
+
+#[test]
+fn the_first_packet_of_tcp_is_one_that_opens() {
+    let Some(network) = Network::new() else { return };
+    let at = SocketAddr::new(server(false), PORT);
+    let _listener = network.server.run(|| std::net::TcpListener::bind(at).expect("the port is free"));
+    let packet = Packet {
+        hook: Hook::Forward,
+        source: client(false),
+        source_port: None,
+        destination: server(false),
+        destination_port: Some(PORT),
+        protocol: 6,
+        input: Some("nc".to_owned()),
+        output: Some("ns".to_owned()),
+        mark: Some(0),
+        connection_mark: Some(0),
+        state: State::New,
+        dnat: false,
+        original_destination: server(false),
+        original_port: Some(PORT),
+        translated_by: None,
+    };
+    for (condition, drops) in [
+        ("tcp flags & (fin | syn | rst | ack) == syn", Some(true)),
+        ("tcp flags & (fin | syn | rst | ack) != syn", Some(false)),
+        ("tcp flags syn", Some(true)),
+        ("tcp flags ack", Some(false)),
+        ("tcp flags & (syn | ack) == syn | ack", Some(false)),
+        ("ct state new", Some(true)),
+        ("ct state established", Some(false)),
+        ("tcp sport 1-65535", None),
+        ("tcp window > 0", None),
+    ] {
+        let text = format!(
+            "table inet a {{\nchain f {{\ntype filter hook forward priority 0;\ntcp dport {PORT} {condition} drop\n}}\n}}\n"
+        );
+        let met = network.node.run(|| {
+            nft(&["-f", "-"], &text);
+            Tables::read(Path::new("/"), &|_, table| table == "ours").expect("they can be read").meet(&packet).met
+        });
+        let said = match &met[..] {
+            [Met { verdict: Verdict::Drops(_), .. }] => Some(true),
+            [Met { verdict: Verdict::Passes, .. }] => Some(false),
+            [Met { verdict: Verdict::MayDrop { .. }, .. }] => None,
+            _ => panic!("{condition}: {met:?}"),
+        };
+        assert_eq!(said, drops, "{condition}: {met:?}");
+        if let Some(drops) = drops {
+            let patience = if drops { Duration::from_millis(100) } else { PATIENCE };
+            let opened = network.client.run(|| std::net::TcpStream::connect_timeout(&at, patience));
+            assert_eq!(opened.is_err(), drops, "{condition}: {opened:?}");
+        }
+        network.node.run(clear);
+    }
 }
