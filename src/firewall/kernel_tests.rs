@@ -90,7 +90,16 @@ impl Network {
         let (client_ns, node, server_ns) = (Namespace::for_test()?, Namespace::for_test()?, Namespace::for_test()?);
         node.join("nc", &client_ns, "c");
         node.join("ns", &server_ns, "s");
+        // Neighbours are known for good: rules that drop would keep them from being found again.
+        let link_address =
+            |device: &str| format!("02:00:00:00:00:{:02x}", device.bytes().map(u32::from).sum::<u32>() % 256);
+        let know = |device: &str, peer: &str, addresses: [IpAddr; 2]| {
+            for address in addresses {
+                ip(&format!("neigh replace {address} lladdr {} dev {device} nud permanent", link_address(peer)));
+            }
+        };
         let up = |device: &str, v4: IpAddr, v6: IpAddr| {
+            ip(&format!("link set {device} address {}", link_address(device)));
             ip(&format!("addr add {v4}/24 dev {device}"));
             ip(&format!("addr add {v6}/64 dev {device} nodad"));
             ip(&format!("link set {device} up"));
@@ -98,6 +107,8 @@ impl Network {
         node.run(|| {
             up("nc", node_to_client(false), node_to_client(true));
             up("ns", node_to_server(false), node_to_server(true));
+            know("nc", "c", [false, true].map(client));
+            know("ns", "s", [false, true].map(server));
             for setting in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
                 set_sysctl(setting, "1").expect("it can be set");
             }
@@ -129,6 +140,7 @@ impl Network {
         });
         client_ns.run(|| {
             up("c", client(false), client(true));
+            know("c", "nc", [false, true].map(node_to_client));
             ip(&format!("addr add {}/32 dev lo", astray(false)));
             ip(&format!("addr add {}/128 dev lo nodad", astray(true)));
             ip("route add default via 10.1.0.1");
@@ -136,6 +148,7 @@ impl Network {
         });
         server_ns.run(|| {
             up("s", server(false), server(true));
+            know("s", "ns", [false, true].map(node_to_server));
             ip("route add default via 10.2.0.1");
             ip("-6 route add default via fd02::1");
         });
@@ -143,7 +156,7 @@ impl Network {
         let (at_node, at_server) = (node.run(listen), server_ns.run(listen));
         let network =
             Network { client: client_ns, node, server: server_ns, at_node, at_server, next_port: Cell::new(10_000) };
-        // Neighbours are found before any rule is there.
+        // Devices take a moment.
         for is_v6 in [false, true] {
             for kind in [Kind::ToNode, Kind::Through, Kind::Astray, Kind::FromNode] {
                 let sent = Sent { kind, is_v6 };
