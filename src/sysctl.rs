@@ -125,6 +125,21 @@ pub fn list(failures: &[Unset]) -> String {
     failures.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
+/// Has the kernel count the packets and bytes of each connection that begins from now on. What cannot be set, or keeps the
+/// kernel from telling of connections that end, is one warning.
+pub fn account(root: &Path) {
+    let folder = root.join(NETFILTER);
+    match change(&folder.join("nf_conntrack_acct"), 1, |_| false) {
+        Ok(Some(old)) => info!("net.netfilter.nf_conntrack_acct = 1 (was {old})"),
+        Ok(None) => {}
+        Err(error) => warn!("packets and bytes are not counted: net.netfilter.nf_conntrack_acct = 1 ({error})"),
+    }
+    // It is others' too, what they hear of it depends on its value. 1 and 2, the default since Linux 5.19, both do.
+    if read_number(&folder.join("nf_conntrack_events")).is_ok_and(|events| events == 0) {
+        warn!("no connection is accounted for: net.netfilter.nf_conntrack_events is 0, so the kernel tells of none");
+    }
+}
+
 /// Writes a number to a file that holds another one, unless that may stay, and returns what was there if it has changed.
 fn change(path: &Path, value: u64, may_stay: impl Fn(u64) -> bool) -> io::Result<Option<u64>> {
     let old = read_number(path)?;
@@ -204,6 +219,7 @@ mod tests {
 
     use super::*;
     use crate::testing::in_network_namespace;
+    use crate::testing::log::captured;
     use crate::testing::netns::skip;
     use crate::testing::root;
 
@@ -243,6 +259,25 @@ mod tests {
             let expected = expected.map(|(connections, may_lower)| Limit { connections, may_lower });
             assert_eq!(limit(&asked(max_per_core, min), cpus), expected, "{max_per_core:?} {min:?} {cpus}");
         }
+    }
+
+    #[test]
+    fn packets_and_bytes_are_counted_where_that_is_asked_for() {
+        let root = tempfile::tempdir().expect("a folder");
+        let folder = root.path().join(NETFILTER);
+        let said = |acct: &str, events: &str| {
+            fs::create_dir_all(&folder).expect("a folder");
+            fs::write(folder.join("nf_conntrack_acct"), acct).expect("a file");
+            fs::write(folder.join("nf_conntrack_events"), events).expect("a file");
+            let said = captured(|| account(root.path()));
+            assert_eq!(fs::read_to_string(folder.join("nf_conntrack_acct")).expect("a file").trim(), "1");
+            said
+        };
+        assert!(said("0\n", "2\n").contains("nf_conntrack_acct = 1 (was 0)"));
+        assert_eq!(said("1\n", "1\n"), "");
+        assert!(said("1\n", "0\n").contains("no connection is accounted for"));
+        let said = captured(|| account(&root.path().join("nowhere")));
+        assert!(said.contains("packets and bytes are not counted"), "{said}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Builds the parts and wires them together; the only module that knows all of them.
 
+mod accounting;
 mod after_kube_proxy;
 mod beside;
 mod cleanup;

@@ -20,7 +20,7 @@ use super::connections::Connections;
 use super::daemon_status::{Start, count_followed, daemon_status};
 use super::listen::listen_unless;
 use super::look_around::look_around;
-use super::observers::{self, Checks, Known, Observers, Published, Standings};
+use super::observers::{self, Accounting, Checks, Known, Ledger, Observers, Published, Standings};
 use super::ownership::{LastSync, Ownership, given_up};
 use super::ports::{self, BindPolicy};
 use super::ready::{Awaited, Readiness};
@@ -28,8 +28,8 @@ use super::reload::{self, File, follow};
 use super::signals::Signals;
 use super::take_over::{OnNode, TakeOver};
 use super::{
-    beside, converter, daemon_configuration, facts, flagz, frontend_counts, guard, instance, linger, one_shot,
-    service_manager,
+    accounting, beside, converter, daemon_configuration, facts, flagz, frontend_counts, guard, instance, linger,
+    one_shot, service_manager,
 };
 use crate::addresses;
 use crate::cli::{Cli, RunArgs};
@@ -316,8 +316,11 @@ async fn supervise(
     };
     let steps = OnNode { table, mark, beside };
     let take_over = take_over.then(|| TakeOver::spawn(steps, readiness.clone(), nudge)).transpose()?;
-    let published =
-        Published { health, metrics, readiness, standings, known, owned, checks: checks_sender, events: events_out };
+    let (ledger, (wanted, is_wanted)) = (Ledger::default(), watch::channel(false));
+    accounting::account(ledger.clone(), is_wanted, Arc::clone(&metrics))?;
+    let accounting = Accounting::new(config.accounting, ledger, wanted);
+    let (checks, events) = (checks_sender, events_out);
+    let published = Published { health, metrics, readiness, standings, known, accounting, owned, checks, events };
     let observers = Observers::new(take_over, attempted_sender, config.clone(), published)?;
     let (pulse, heartbeat) = service_manager::heartbeat();
     tasks.spawn(async move {

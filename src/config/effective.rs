@@ -59,6 +59,7 @@ pub fn effective(config: &Config) -> Value {
         "metricsBindAddress": config.metrics_bind_address.to_string(),
         "mode": "nftables",
         "nftables": {
+            "accounting": config.accounting,
             "countConnections": config.count_connections,
             "masqueradeAll": config.masquerade_all,
             "masqueradeBit": config.masquerade_bit,

@@ -121,12 +121,15 @@ pub(super) const FIELDS: &[(&str, Type, Use)] = &[
     ("serviceProxyName", String, Honoured),
     ("nftables.scheduler", String, Honoured),
     ("nftables.countConnections", Bool, Honoured),
+    ("nftables.accounting", Bool, Honoured),
 ];
 
 /// A field that kube-proxy does not have: which Services are served.
 pub(super) const SERVICE_PROXY_NAME: &str = "serviceProxyName";
 /// Another one: how endpoints are chosen.
 pub(super) const SCHEDULER: &str = "nftables.scheduler";
+/// Another one: whether all connections are accounted for.
+pub(super) const ACCOUNTING: &str = "nftables.accounting";
 /// Another one: whether frontends count.
 pub(super) const COUNT_CONNECTIONS: &str = "nftables.countConnections";
 

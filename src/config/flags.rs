@@ -44,10 +44,11 @@ pub(super) const METRICS_PORT: &str = "metrics-port";
 
 const SCHEDULER: &str = "scheduler";
 const COUNT_CONNECTIONS: &str = "count-connections";
+const ACCOUNTING: &str = "accounting";
 /// Those that kube-proxy does not have.
-pub(crate) const OURS: [&str; 2] = [SCHEDULER, COUNT_CONNECTIONS];
+pub(crate) const OURS: [&str; 3] = [SCHEDULER, COUNT_CONNECTIONS, ACCOUNTING];
 
-/// Every flag of kube-proxy, and two of ours, `--scheduler` and `--count-connections`, but those that the command line has a meaning of its own for (`--config`, `--master`,
+/// Every flag of kube-proxy, and three of ours, `--scheduler`, `--count-connections` and `--accounting`, but those that the command line has a meaning of its own for (`--config`, `--master`,
 /// `--hostname-override`, `--write-config-to`, `--cleanup`, `--init-only`, `--version`, `--help`).
 pub const FLAGS: &[Flag] = &[
     beating("v", &["logging.verbosity"], "LEVEL", "Say more in the log: 2 for each sync, 5 for each transaction"),
@@ -113,6 +114,12 @@ pub const FLAGS: &[Flag] = &[
         &["nftables.countConnections"],
         "",
         "Count the connections to each address and port of a Service",
+    ),
+    beating(
+        ACCOUNTING,
+        &["nftables.accounting"],
+        "",
+        "Account for the connections of all Services by endpoint: packets and bytes",
     ),
     flag(
         "iptables-masquerade-bit",

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::fields::{COUNT_CONNECTIONS, Fields, SCHEDULER, SERVICE_PROXY_NAME};
+use super::fields::{ACCOUNTING, COUNT_CONNECTIONS, Fields, SCHEDULER, SERVICE_PROXY_NAME};
 use super::flags::Flags;
 use super::{Config, ConfigError, DetectLocal, Loaded, NodePortAddresses, Overrides, Problem, Source};
 use crate::model::parse;
@@ -151,6 +151,7 @@ impl Resolver<'_> {
             masquerade_all,
             scheduler: scheduler?,
             count_connections: self.fields.bool(COUNT_CONNECTIONS),
+            accounting: self.fields.bool(ACCOUNTING),
             min_sync_period,
             sync_period,
             allow_external_ips,

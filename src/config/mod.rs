@@ -65,6 +65,9 @@ pub struct Config {
     pub scheduler: Scheduler,
     /// `countConnections`, `--count-connections`: each frontend counts its connections, which costs each of them a little.
     pub count_connections: bool,
+    /// `accounting`, `--accounting`: the connections of all Services are accounted for by endpoint, not only of those that ask
+    /// for it.
+    pub accounting: bool,
     /// `minSyncPeriod` of the selected mode: least time from the end of one sync to the beginning of the next. Zero
     /// unless set (kube-proxy waits for a second), at most an hour.
     pub min_sync_period: Duration,

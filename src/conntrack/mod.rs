@@ -11,15 +11,18 @@
 //!
 //! * [`plan`](Frontends): which entries are stale. Pure.
 //! * [`open`](Open): how many connections are open, which is asked for by Services that are shared by that. Pure.
+//! * [`ended`](Accounts): whose the connections were that have ended. Pure.
 //! * [`netlink`](Conntrack): lists, counts and deletes entries. I/O.
 //! * [`worker`](Worker): does it on a thread of its own, so that a large table of connections delays no rule.
 
+mod ended;
 mod netlink;
 mod open;
 mod plan;
 mod worker;
 
-pub use netlink::{Conntrack, Flows, FlowsError, Look, Swept};
+pub use ended::{Accounts, Ended, Traffic};
+pub use netlink::{Conntrack, Ends, Flows, FlowsError, Look, Swept};
 pub use open::{Counted, Open, PERIOD, period};
 pub use plan::{Flow, Frontends, Rule, Tuple, Zones, stale, stranded};
 pub use worker::{Sweep, Worker};

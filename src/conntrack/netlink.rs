@@ -1,5 +1,6 @@
 //! Lists and deletes the kernel's entries over ctnetlink (include/uapi/linux/netfilter/nfnetlink_conntrack.h).
 
+mod ended;
 mod open;
 
 use std::io;
@@ -8,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use nix::errno::Errno;
 use nix::libc;
 
+pub use ended::Ends;
 pub use open::Look;
 
 use super::plan::{Flow, Tuple, Zones};

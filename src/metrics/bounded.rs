@@ -57,14 +57,15 @@ impl<K: Ord, const N: usize> Bounded<K, N> {
         self.own.retain(|_, own| now.saturating_duration_since(own.seen) < FORGOTTEN);
     }
 
-    /// The series of one metric, each with a value for each label and a number of counts; none if there is none.
-    pub(super) fn family(
+    /// The series of one metric; `None` if there is none. A key has a value for each label but for those at the end, of which
+    /// `counts` makes one or several series.
+    pub(super) fn families(
         &self,
         definition: &Definition,
         labels: impl Fn(&K) -> Vec<String>,
-        value: impl Fn(&[u64; N]) -> u64,
+        counts: impl Fn(&[u64; N]) -> Vec<(Vec<&'static str>, u64)>,
     ) -> Option<MetricFamily> {
-        let metric = |labels: Vec<(&str, String)>, counts: &[u64; N]| {
+        let metric = |labels: Vec<(&str, String)>, count: u64| {
             let pair = |(name, value): (&str, String)| {
                 let mut pair = LabelPair::default();
                 pair.set_name(name.to_owned());
@@ -73,21 +74,25 @@ impl<K: Ord, const N: usize> Bounded<K, N> {
             };
             let mut counter = Counter::default();
             // Exact up to 2^53.
-            counter.set_value(value(counts) as f64);
+            counter.set_value(count as f64);
             let mut metric = Metric::default();
             metric.set_label(labels.into_iter().map(pair).collect());
             metric.set_counter(counter);
             metric
         };
-        let own = self
-            .own
-            .iter()
-            .map(|(key, own)| metric(definition.labels.iter().copied().zip(labels(key)).collect(), &own.counts));
-        let others = self.others.iter().map(|counts| {
-            let last = definition.labels.iter().next_back().copied();
-            metric(last.into_iter().map(|name| (name, OTHER.to_owned())).collect(), counts)
-        });
-        let metrics: Vec<Metric> = own.chain(others).collect();
+        let mut metrics = Vec::new();
+        let own = self.own.iter().map(|(key, own)| (Some(key), &own.counts));
+        for (key, sums) in own.chain(self.others.iter().map(|sums| (None, sums))) {
+            for (last, count) in counts(sums) {
+                let (of_key, of_counts) = definition.labels.split_at(definition.labels.len() - last.len());
+                let mut all: Vec<(&str, String)> = match key {
+                    Some(key) => of_key.iter().copied().zip(labels(key)).collect(),
+                    None => of_key.last().map(|name| (*name, OTHER.to_owned())).into_iter().collect(),
+                };
+                all.extend(of_counts.iter().copied().zip(last.into_iter().map(str::to_owned)));
+                metrics.push(metric(all, count));
+            }
+        }
         if metrics.is_empty() {
             return None;
         }
@@ -139,10 +144,10 @@ mod tests {
         let labels = |key: &u32| vec![String::new(), String::new(), String::new(), key.to_string()];
         let mut all = Bounded::<u32, 1>::new(1);
         let definition = &super::super::table::SERVICE_CONNECTIONS;
-        assert!(all.family(definition, labels, |[count]| *count).is_none());
+        assert!(all.families(definition, labels, |[count]| vec![(Vec::new(), *count)]).is_none());
         all.add(9, [3], Instant::now());
         all.add(8, [4], Instant::now());
-        let family = all.family(definition, labels, |[count]| *count).expect("there are two");
+        let family = all.families(definition, labels, |[count]| vec![(Vec::new(), *count)]).expect("there are two");
         let text = super::super::encode(&[family]);
         let series: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
         let name = "nftproxyd_service_connections_total";

@@ -79,7 +79,7 @@ impl Connections {
         let labels = |FrontendOf { service, port, key }: &FrontendOf| {
             vec![service.namespace().to_owned(), service.name().to_owned(), port.to_string(), key.to_string()]
         };
-        self.tally().series.family(&table::SERVICE_CONNECTIONS, labels, |[connections]| *connections)
+        self.tally().series.families(&table::SERVICE_CONNECTIONS, labels, |[count]| vec![(Vec::new(), *count)])
     }
 
     fn tally(&self) -> MutexGuard<'_, Tally> {

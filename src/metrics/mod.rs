@@ -8,6 +8,7 @@
 mod bounded;
 mod connections;
 pub mod daemon;
+mod endpoints;
 mod readings;
 mod server;
 pub mod services;
@@ -16,7 +17,7 @@ mod zpages;
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -27,6 +28,7 @@ use crate::model::{Family, PerFamily};
 
 pub use bounded::{FORGOTTEN, MOST_SERIES, OTHER};
 pub use connections::{Connections, FrontendOf};
+pub use endpoints::{EndpointOf, Endpoints, Had};
 pub(crate) use server::serve;
 pub use table::{Definition, Stability, TABLE, Type};
 pub use zpages::ZPages;
@@ -102,6 +104,10 @@ pub struct Metrics {
     pub affinity_clients_limit: PerFamily<Gauge>,
     /// Connections to each frontend, where they are counted.
     pub connections: Connections,
+    /// What ended connections to each endpoint had, where that is accounted for.
+    pub endpoints: Endpoints,
+    /// Times that ends of connections were lost.
+    pub accounting_lost: Counter,
 
     healthz: CounterVec,
     livez: CounterVec,
@@ -159,6 +165,8 @@ impl Metrics {
             affinity_clients: table.gauge(&table::AFFINITY_CLIENTS),
             affinity_clients_limit: table.gauge(&table::AFFINITY_CLIENTS_LIMIT),
             connections: Connections::new(),
+            endpoints: Endpoints::new(),
+            accounting_lost: table.counters(&table::ACCOUNTING_LOST).with_label_values(NONE),
             healthz,
             livez,
             requests: table.counters(&table::REQUESTS),
@@ -226,6 +234,7 @@ impl Metrics {
         let mut families = self.registry.gather();
         families.extend(readings::read());
         families.extend(self.connections.family());
+        families.extend(self.endpoints.families(Instant::now()));
         families.sort_by(|a, b| a.name().cmp(b.name()));
         encode(&families)
     }

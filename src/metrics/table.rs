@@ -185,6 +185,14 @@ table! {
         "Clients that the kernel can remember.";
     SERVICE_CONNECTIONS: Counter, Alpha, "nftproxyd_service_connections_total", ["namespace", "service", "port", "frontend"],
         "New connections to an address and port of a Service, where they are counted (nftables.countConnections).";
+    ENDPOINT_CONNECTIONS: Counter, Alpha, "nftproxyd_endpoint_connections_total", ["namespace", "service", "port", "endpoint"],
+        "Connections to an endpoint of a Service that have ended, where they are accounted for.";
+    ENDPOINT_PACKETS: Counter, Alpha, "nftproxyd_endpoint_packets_total", ["namespace", "service", "port", "endpoint", "direction"],
+        "Packets of these connections, from clients (original) and back (reply).";
+    ENDPOINT_BYTES: Counter, Alpha, "nftproxyd_endpoint_bytes_total", ["namespace", "service", "port", "endpoint", "direction"],
+        "Bytes of these connections with IP headers, from clients (original) and back (reply).";
+    ACCOUNTING_LOST: Counter, Alpha, "nftproxyd_accounting_lost_total", [],
+        "Times that the kernel told of ended connections faster than they were read: some are missing.";
     CONNTRACK_ENTRIES: Gauge, Alpha, "nftproxyd_conntrack_entries", [],
         "Connections that the kernel tracks in this network namespace.";
     CONNTRACK_LIMIT: Gauge, Alpha, "nftproxyd_conntrack_entries_limit", [],

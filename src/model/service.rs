@@ -52,6 +52,8 @@ pub struct Service {
     /// The slots of its Maglev tables, by an annotation: one of [`MAGLEV_SIZES`](super::scheduler::MAGLEV_SIZES). `None`: by
     /// the number of endpoints.
     pub maglev_size: Option<u16>,
+    /// Whether its connections are accounted for by endpoint, by an annotation.
+    pub accounting: bool,
     /// `spec.healthCheckNodePort` of a LoadBalancer Service with external policy Local.
     pub health_check_node_port: Option<NonZeroU16>,
     /// `metadata.creationTimestamp` in seconds since 1970; the older of two Services that claim the same address and

@@ -214,6 +214,7 @@ mod tests {
             affinity: None,
             scheduler: None,
             maglev_size: None,
+            accounting: false,
             health_check_node_port: None,
             created: 1,
         }

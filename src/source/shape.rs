@@ -49,6 +49,7 @@ const METADATA: Shape = Fields(&[
             (spread::KUBE_ROUTER_FLAGS, Whole),
             (spread::CILIUM_ALGORITHM, Whole),
             (spread::MAGLEV_SIZE, Whole),
+            (spread::ACCOUNTING, Whole),
             (spread::WEIGHT, Whole),
             (spread::CILIUM_WEIGHT, Whole),
         ]),

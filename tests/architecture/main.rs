@@ -16,7 +16,7 @@ use rust::{Token, tokens, without_comments_and_text};
 use source::{SourceFile, files_below, is_for_tests, lines_with, source_files};
 
 /// The layers, and which others each may use. There is a use for each of these.
-const LAYERS: [(&str, &[&str]); 35] = [
+const LAYERS: [(&str, &[&str]); 32] = [
     ("model", &[]),
     ("config", &["model", "addresses"]),
     ("source", &["model"]),

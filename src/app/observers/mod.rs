@@ -1,5 +1,6 @@
 //! Tells conntrack, health, metrics and the health checks of Services about each sync.
 
+mod accounting;
 mod checks;
 mod counting;
 mod flows;
@@ -15,6 +16,7 @@ use anyhow::Context;
 use tokio::sync::{oneshot, watch};
 use tracing::warn;
 
+pub(super) use self::accounting::{Accounting, Ledger};
 pub(super) use self::checks::{Checks, serve_health_checks};
 use self::counting::Counting;
 pub(super) use self::known::{Facts, Known, frame_state};
@@ -49,6 +51,7 @@ pub(super) struct Observers {
     standings: Standings,
     unserved: Unserved,
     spreading: Spreading,
+    accounting: Accounting,
     known: Known,
     owned: watch::Sender<bool>,
     /// Until kube-proxy's leftovers are removed, if that is to be done.
@@ -66,6 +69,7 @@ pub(super) struct Published {
     pub(super) readiness: Readiness,
     pub(super) standings: Standings,
     pub(super) known: Known,
+    pub(super) accounting: Accounting,
     /// Whether nobody else can change any of the tables.
     pub(super) owned: watch::Sender<bool>,
     pub(super) checks: watch::Sender<Checks>,
@@ -79,7 +83,7 @@ impl Observers {
         config: Config,
         published: Published,
     ) -> anyhow::Result<Observers> {
-        let Published { health, metrics, readiness, standings, known, owned, checks, events } = published;
+        let Published { health, metrics, readiness, standings, known, accounting, owned, checks, events } = published;
         let conntrack = Conntrack::open().context("cannot use connection tracking")?;
         let counted = Arc::clone(&metrics);
         let count = move |pass: &Sweep| {
@@ -98,6 +102,7 @@ impl Observers {
             standings,
             unserved: Unserved::default(),
             spreading: Spreading(events),
+            accounting,
             known,
             owned,
             take_over,
@@ -177,6 +182,7 @@ impl<K: Kernel> Observer<K> for Observers {
         }
         self.counting.synced(engine, report);
         self.spreading.synced(report);
+        self.accounting.synced(engine, report);
         let news = self.unserved.update(engine, report);
         for family in Family::ALL.into_iter().filter(|family| news[*family]) {
             self.standings.unserved(family, self.unserved.named(engine, family));

@@ -46,6 +46,7 @@ fn what_kubeadm_writes() {
         service_proxy_name: None,
         scheduler: Scheduler::Random,
         count_connections: false,
+        accounting: false,
         node_name: "host-a".to_owned(),
         source: Source::Api { kubeconfig: "/var/lib/kube-proxy/kubeconfig.conf".into(), master: None },
         bind_address: Ipv4Addr::UNSPECIFIED.into(),

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::*;
 use crate::http::bind;
-use crate::metrics::{FrontendOf, Stability, TABLE, Type};
+use crate::metrics::{EndpointOf, FrontendOf, Had, Stability, TABLE, Type};
 use crate::model::{Family, FrontendAt, FrontendKey, ObjectName, Protocol};
 use crate::testing::http::{Client, request};
 use crate::testing::in_network_namespace_async;
@@ -45,6 +45,9 @@ fn metrics() -> Arc<Metrics> {
     let at = FrontendAt::Address([10, 96, 0, 80].into());
     let key = FrontendKey { at, protocol: Protocol::Tcp, port: 80.try_into().expect("not 0") };
     metrics.connections.read([(FrontendOf { service, port, key }, 7)], Instant::now());
+    let (service, port) = (ObjectName::new("shop", "web").expect("a name"), "http".into());
+    let endpoint = ([10, 1, 0, 1], 8080).into();
+    metrics.endpoints.ended(EndpointOf { service, port, endpoint }, Had::default(), Instant::now());
     Arc::new(metrics)
 }
 

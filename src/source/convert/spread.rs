@@ -18,6 +18,8 @@ pub const KUBE_ROUTER_FLAGS: &str = "kube-router.io/service.schedflags";
 pub const CILIUM_ALGORITHM: &str = "service.cilium.io/lb-algorithm";
 /// Ours, on a Service: how many slots its Maglev tables have.
 pub const MAGLEV_SIZE: &str = "nftproxyd.io/maglev-table-size";
+/// Ours, on a Service: whether its connections are accounted for.
+pub const ACCOUNTING: &str = "nftproxyd.io/accounting";
 /// Ours, on an EndpointSlice: the weight of its endpoints.
 pub const WEIGHT: &str = "nftproxyd.io/weight";
 /// Cilium's, with the same meaning.
@@ -69,6 +71,18 @@ pub(super) fn maglev_size(metadata: &ObjectMeta, rejects: &mut Vec<Reject>) -> O
     size
 }
 
+/// Whether a Service's connections are accounted for by endpoint.
+pub(super) fn accounting(metadata: &ObjectMeta, rejects: &mut Vec<Reject>) -> bool {
+    let Some(text) = metadata.annotations.as_ref().and_then(|annotations| annotations.get(ACCOUNTING)) else {
+        return false;
+    };
+    text.trim().parse().unwrap_or_else(|_| {
+        let reason = format_args!("{} is neither true nor false; nothing is accounted for", shown(text));
+        rejects.push(Reject::new(field(ACCOUNTING), reason));
+        false
+    })
+}
+
 /// The weight of a slice's endpoints.
 pub(super) fn weight(metadata: &ObjectMeta, rejects: &mut Vec<Reject>) -> u16 {
     let annotations = metadata.annotations.as_ref();
@@ -102,6 +116,20 @@ mod tests {
         let mut rejects = Vec::new();
         let found = of(&metadata(annotations), &mut rejects);
         (found, rejects.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn accounting_is_true_or_false() {
+        let name = ACCOUNTING;
+        for (annotations, found) in
+            [(&[] as Annotations<'_>, false), (&[(name, "true")], true), (&[(name, " false ")], false)]
+        {
+            assert_eq!(read(accounting, annotations), (found, Vec::new()));
+        }
+        let (found, rejects) = read(accounting, &[(name, "yes")]);
+        assert!(!found);
+        let said = "metadata.annotations[nftproxyd.io/accounting]: \"yes\" is neither true nor false; nothing is accounted for";
+        assert_eq!(rejects, [said]);
     }
 
     #[test]

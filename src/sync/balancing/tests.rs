@@ -42,6 +42,7 @@ fn service(text: &str, last: u8, scheduler: Option<Scheduler>) -> Event {
         affinity: None,
         scheduler,
         maglev_size: None,
+        accounting: false,
         health_check_node_port: None,
         created: 0,
     })

@@ -81,6 +81,7 @@ pub(crate) fn plain_service(index: u16) -> Service {
         affinity: None,
         scheduler: None,
         maglev_size: None,
+        accounting: false,
         health_check_node_port: None,
         created: 0,
     }
@@ -448,6 +449,7 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
                 affinity,
                 scheduler,
                 maglev_size: Some(251),
+                accounting: false,
                 health_check_node_port: None,
                 created,
             }

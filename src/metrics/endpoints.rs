@@ -1,0 +1,112 @@
+//! What connections to each endpoint had, once they have ended.
+
+use std::net::SocketAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use arcstr::ArcStr;
+use prometheus::proto::MetricFamily;
+
+use super::bounded::{Bounded, MOST_SERIES};
+use super::table;
+use crate::model::ObjectName;
+
+/// An endpoint of a port of a Service.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EndpointOf {
+    /// The Service.
+    pub service: ObjectName,
+    /// The name of its port; may be empty.
+    pub port: ArcStr,
+    /// The endpoint.
+    pub endpoint: SocketAddr,
+}
+
+/// What a connection had, from the client and back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Had {
+    /// Packets.
+    pub packets: [u64; 2],
+    /// Bytes with the IP header.
+    pub bytes: [u64; 2],
+}
+
+/// The values of the label `direction`.
+const DIRECTIONS: [&str; 2] = ["original", "reply"];
+
+/// The sums of all connections that have ended.
+#[derive(Debug)]
+pub struct Endpoints(Mutex<Bounded<EndpointOf, 5>>);
+
+impl Endpoints {
+    pub(super) fn new() -> Endpoints {
+        // Each has five series.
+        Endpoints(Mutex::new(Bounded::new(MOST_SERIES / 5)))
+    }
+
+    /// A connection to an endpoint has ended.
+    pub fn ended(&self, endpoint: EndpointOf, had: Had, now: Instant) {
+        let ([packets, packets_back], [bytes, bytes_back]) = (had.packets, had.bytes);
+        self.sums().add(endpoint, [1, packets, packets_back, bytes, bytes_back], now);
+    }
+
+    pub(super) fn families(&self, now: Instant) -> Vec<MetricFamily> {
+        let labels = |EndpointOf { service, port, endpoint }: &EndpointOf| {
+            vec![service.namespace().to_owned(), service.name().to_owned(), port.to_string(), endpoint.to_string()]
+        };
+        let both = |at: usize| {
+            move |counts: &[u64; 5]| {
+                DIRECTIONS.iter().zip(&counts[at..]).map(|(it, count)| (vec![*it], *count)).collect()
+            }
+        };
+        let mut sums = self.sums();
+        sums.forget(now);
+        let families = [
+            sums.families(&table::ENDPOINT_CONNECTIONS, labels, |counts| vec![(Vec::new(), counts[0])]),
+            sums.families(&table::ENDPOINT_PACKETS, labels, both(1)),
+            sums.families(&table::ENDPOINT_BYTES, labels, both(3)),
+        ];
+        families.into_iter().flatten().collect()
+    }
+
+    fn sums(&self) -> MutexGuard<'_, Bounded<EndpointOf, 5>> {
+        // Each step leaves it whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_are_added_up_by_endpoint_and_those_beyond_the_limit_together() {
+        let (all, now) = (Endpoints(Mutex::new(Bounded::new(1))), Instant::now());
+        let endpoint = |text: &str| EndpointOf {
+            service: ObjectName::new("shop", "web").expect("a name"),
+            port: "http".into(),
+            endpoint: text.parse().expect("a socket address"),
+        };
+        assert!(all.families(now).is_empty());
+        let had = Had { packets: [3, 2], bytes: [300, 5_000] };
+        all.ended(endpoint("10.1.0.1:80"), had, now);
+        all.ended(endpoint("10.1.0.1:80"), had, now);
+        all.ended(endpoint("[fd00::1]:80"), had, now);
+        let text = super::super::encode(&all.families(now));
+        let series: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("nftproxyd_endpoint_")).collect();
+        let of = r#"{namespace="shop",service="web",port="http",endpoint="10.1.0.1:80""#;
+        let expected = [
+            format!("connections_total{of}}} 2"),
+            r#"connections_total{endpoint="other"} 1"#.to_owned(),
+            format!(r#"packets_total{of},direction="original"}} 6"#),
+            format!(r#"packets_total{of},direction="reply"}} 4"#),
+            r#"packets_total{endpoint="other",direction="original"} 3"#.to_owned(),
+            r#"packets_total{endpoint="other",direction="reply"} 2"#.to_owned(),
+            format!(r#"bytes_total{of},direction="original"}} 600"#),
+            format!(r#"bytes_total{of},direction="reply"}} 10000"#),
+            r#"bytes_total{endpoint="other",direction="original"} 300"#.to_owned(),
+            r#"bytes_total{endpoint="other",direction="reply"} 5000"#.to_owned(),
+        ];
+        assert_eq!(series, expected);
+    }
+}
