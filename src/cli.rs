@@ -180,6 +180,18 @@ pub struct StatusArgs {
     /// status is 3 where there is no such frontend
     #[arg(value_name = "WHAT")]
     pub what: Option<String>,
+    /// The last changes instead, from the memory of the daemon: when it heard of each, what was written, and after what time
+    /// the kernel had it
+    #[arg(long, conflicts_with_all = ["rate", "watch"])]
+    pub history: bool,
+    /// Look twice, a second apart, and say how many new connections a second there are
+    #[arg(long, conflicts_with = "watch")]
+    pub rate: bool,
+    /// Look again and again, every so many seconds [default: 2], until Ctrl-C or q; it sorts by new connections (r), connections
+    /// (c) or name (n)
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
+          value_parser = clap::value_parser!(u16).range(1..=3600), conflicts_with = "output")]
+    pub watch: Option<u16>,
     /// How to print it
     #[arg(short = 'o', long, value_enum, default_value_t = Output::Table)]
     pub output: Output,

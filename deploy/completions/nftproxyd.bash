@@ -1309,12 +1309,16 @@ _nftproxyd() {
             return 0
             ;;
         nftproxyd__subcmd__status)
-            opts="-o -h --output --service-proxy-name --metrics-bind-address --help"
+            opts="-o -h --history --rate --watch --output --service-proxy-name --metrics-bind-address --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --watch)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --output)
                     COMPREPLY=($(compgen -W "table json" -- "${cur}"))
                     return 0

@@ -296,10 +296,13 @@ complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l config-sy
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l boot-id-file -d '' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l machine-id-file -d '' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -l watch -d 'Look again and again, every so many seconds [default: 2], until Ctrl-C or q; it sorts by new connections (r), connections (c) or name (n)' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -s o -l output -d 'How to print it' -r -f -a "table\t'For people'
 json\t'For programs'"
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -l service-proxy-name -d 'Of a proxy with this name' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -l metrics-bind-address -d 'Where the daemon serves /metrics, to be asked for its health [default: 127.0.0.1:10249, or 127.0.0.1:10349 of a proxy with a name]' -r
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -l history -d 'The last changes instead, from the memory of the daemon: when it heard of each, what was written, and after what time the kernel had it'
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -l rate -d 'Look twice, a second apart, and say how many new connections a second there are'
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand trace" -l proto -d 'Only this protocol' -r -f -a "tcp\t'TCP'
 udp\t'UDP'

@@ -26,6 +26,7 @@ mod signals;
 mod status;
 mod take_over;
 mod trace;
+mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

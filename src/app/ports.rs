@@ -127,7 +127,7 @@ mod tests {
                 Arc::clone(&metrics),
                 tokio::sync::watch::channel(String::new()).1,
                 status,
-                ZPages { status: Box::new(String::new), flags: Default::default() },
+                ZPages { status: Box::new(String::new), flags: Default::default(), history: Box::new(Vec::new) },
                 Services(Box::new(|_, _| false)),
             )
             .await;

@@ -20,7 +20,7 @@ use super::connections::Connections;
 use super::daemon_status::{Start, count_followed, daemon_status};
 use super::listen::listen_unless;
 use super::look_around::look_around;
-use super::observers::{self, Accounting, Checks, Known, Ledger, Observers, Published, Standings};
+use super::observers::{self, Accounting, Checks, History, Known, Ledger, Observers, Published, Standings};
 use super::ownership::{LastSync, Ownership, given_up};
 use super::ports::{self, BindPolicy};
 use super::ready::{Awaited, Readiness};
@@ -55,6 +55,9 @@ const EVENTS_WAITING: usize = 4_096;
 
 /// Questions of people that wait for the engine, until others are told to come again.
 const QUESTIONS_WAITING: usize = 4;
+
+/// So many of the last changes are on `/statusz`.
+const NEWEST: usize = 10;
 
 /// How many names of servers are looked up at the same time: one that is slow does not keep back the others.
 const NAMES_AT_ONCE: usize = 2;
@@ -270,6 +273,7 @@ async fn supervise(
     let budget = Budget::of_process();
     let server = CheckServer::nowhere(health.clone(), budget.clone());
     let known = Known::default();
+    let history = History::default();
     let (counted, said) = (Arc::clone(&metrics), events_out.clone());
     tasks.spawn(observers::serve_health_checks(checks, server, counted, name, said, known.clone()));
     let hard_fail = config.bind_address_hard_fail;
@@ -292,11 +296,14 @@ async fn supervise(
     };
     let zpages = {
         let status = status.clone();
+        let newest = history.clone();
         let page = move || {
             let daemon = status();
-            status::daemon_text(&daemon) + &status::unserved_text(&daemon)
+            let changes = status::history_text(&newest.last(NEWEST));
+            format!("{}{}\nlast changes\n{changes}", status::daemon_text(&daemon), status::unserved_text(&daemon))
         };
-        ZPages { status: Box::new(page), flags }
+        let history = history.clone();
+        ZPages { status: Box::new(page), flags, history: Box::new(move || history.last(usize::MAX)) }
     };
     // To one that serves beside another, the other's rules are no leftovers.
     if table == TableName::NODE {
@@ -318,9 +325,18 @@ async fn supervise(
     let take_over = take_over.then(|| TakeOver::spawn(steps, readiness.clone(), nudge)).transpose()?;
     let (ledger, (wanted, is_wanted)) = (Ledger::default(), watch::channel(false));
     accounting::account(ledger.clone(), is_wanted, Arc::clone(&metrics))?;
-    let accounting = Accounting::new(config.accounting, ledger, wanted);
-    let (checks, events) = (checks_sender, events_out);
-    let published = Published { health, metrics, readiness, standings, known, accounting, owned, checks, events };
+    let published = Published {
+        health,
+        metrics,
+        readiness,
+        standings,
+        known,
+        accounting: Accounting::new(config.accounting, ledger, wanted),
+        history,
+        owned,
+        checks: checks_sender,
+        events: events_out,
+    };
     let observers = Observers::new(take_over, attempted_sender, config.clone(), published)?;
     let (pulse, heartbeat) = service_manager::heartbeat();
     tasks.spawn(async move {

@@ -3,17 +3,22 @@
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 
+use super::watch;
 use crate::cli::{Output, StatusArgs};
 use crate::config::{METRICS_PORT, METRICS_PORT_BESIDE};
 use crate::nftables::LinuxKernel;
 use crate::ruleset::names::TableName;
-use crate::status::{self, AskError, Filter, Picture};
+use crate::status::{self, AskError, Filter, Picture, Seen};
 
 /// The exit status where there is nothing of what was asked for.
 const NOTHING: u8 = 3;
+
+/// From one look to the other with `--rate`.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
 /// So many notes below the table of all frontends.
 const MOST_NOTES: usize = 20;
@@ -25,18 +30,40 @@ pub(super) fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
         None => Filter::All,
     };
     let table = super::table(args.service_proxy_name.as_deref());
-    let mut kernel = LinuxKernel::of(table)?;
-    let families = kernel.tables()?;
     let port = if table == TableName::NODE { METRICS_PORT } else { METRICS_PORT_BESIDE };
     let address = args.metrics_bind_address.unwrap_or_else(|| SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    if args.history {
+        let changes =
+            runtime.block_on(status::ask_history(address)).map_err(|error| anyhow::anyhow!("daemon {error}"))?;
+        let changes = status::changes_of(changes, &filter);
+        let changes = changes.context("--history: of NAMESPACE or NAMESPACE/NAME, or of all")?;
+        let text = match args.output {
+            Output::Table => status::history_text(&changes),
+            Output::Json => serde_json::to_string_pretty(&changes).context("cannot write JSON")? + "\n",
+        };
+        io::stdout().write_all(text.as_bytes()).context("cannot write")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut kernel = LinuxKernel::of(table)?;
+    let families = kernel.tables()?;
     let daemon = runtime.block_on(status::ask(address));
     // A daemon that has no table yet says what it waits for.
     let no_table = || anyhow::anyhow!("there is no table {table}: nothing is proxied on this node");
     if families.is_empty() && daemon.is_err() {
         return Err(no_table());
     }
-    let mut picture = status::look(&mut kernel, &families, &filter, daemon.as_ref().ok())?;
+    if let Some(seconds) = args.watch {
+        let every = Duration::from_secs(seconds.into());
+        return runtime.block_on(watch::watch(kernel, &filter, address, every)).map(|()| ExitCode::SUCCESS);
+    }
+    let mut seen = Seen::default();
+    let mut picture =
+        status::look(&mut kernel, &families, &filter, daemon.as_ref().ok(), args.rate.then_some(&mut seen))?;
+    if args.rate {
+        std::thread::sleep(BETWEEN_LOOKS);
+        picture = status::look(&mut kernel, &families, &filter, daemon.as_ref().ok(), Some(&mut seen))?;
+    }
     let known = match &daemon {
         Ok(_) => runtime.block_on(status::ask_known(address, &filter, &picture.frontends)),
         Err(_) => Ok(Vec::new()),
@@ -47,7 +74,7 @@ pub(super) fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     };
     status::add_known(&mut picture.frontends, &known);
     let tables = status::tables(&mut kernel, daemon.as_ref().ok())?;
-    let Picture { frontends, node_ports } = &picture;
+    let Picture { frontends, node_ports, since } = &picture;
     let is_known = !known.is_empty();
     let nothing = frontends.is_empty() && filter != Filter::All;
     let text = match args.output {
@@ -64,8 +91,8 @@ pub(super) fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
             let most = if filter == Filter::All { MOST_NOTES } else { usize::MAX };
             let notes = status::notes(frontends, &known, most);
             let space = if notes.is_empty() { "" } else { "\n" };
-            let table = if nothing { String::new() } else { status::table(frontends) };
-            format!("{head}\n{table}{space}{notes}\n{}", status::totals(frontends))
+            let table = if nothing { String::new() } else { status::table(&picture) };
+            format!("{head}\n{table}{space}{notes}\n{}", status::totals(&picture))
         }
         Output::Json => {
             let status = serde_json::json!({
@@ -74,6 +101,7 @@ pub(super) fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
                 "servicesError": unknown,
                 "tables": tables,
                 "nodePorts": node_ports,
+                "newWithinSeconds": since.map(|since| since.as_secs_f64()),
                 "frontends": frontends,
                 // Of all they would be as much again.
                 "services": (filter != Filter::All).then_some(known),

@@ -9,6 +9,7 @@ mod bounded;
 mod connections;
 pub mod daemon;
 mod endpoints;
+pub mod history;
 mod readings;
 mod server;
 pub mod services;

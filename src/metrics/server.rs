@@ -14,6 +14,7 @@ use tokio::sync::watch::Receiver;
 use tokio::task::yield_now;
 
 use super::daemon::{self, Daemon};
+use super::history;
 use super::services::{self, Services};
 use super::zpages::ZPages;
 use super::{Metrics, readings};
@@ -59,7 +60,7 @@ impl Exposition {
 }
 
 /// Answers for ever on `/metrics`, `/metrics/slis`, `/proxyMode`, `/healthz`, `/healthz/ping`, `/configz`, `/statusz`, `/flagz`,
-/// [`daemon::PATH`] and [`services::PATH`].
+/// [`daemon::PATH`], [`services::PATH`] and [`history::PATH`].
 ///
 /// `configz` is the body of `/configz`: the configuration in force at the time, as JSON. `/healthz` only says that somebody answers;
 /// whether the proxy works is told on the health port, and by `status`.
@@ -74,6 +75,7 @@ pub(crate) async fn serve(
 ) {
     let zpages = Arc::new(zpages);
     let flagz = Arc::clone(&zpages);
+    let changes = Arc::clone(&zpages);
     let services = Arc::new(services);
     let status = Arc::new(status);
     let status = move || {
@@ -93,6 +95,7 @@ pub(crate) async fn serve(
         .route("/statusz", any(async move |headers: HeaderMap| zpages.statusz(&headers)))
         .route("/flagz", any(async move |headers: HeaderMap| flagz.flagz(&headers)))
         .route(daemon::PATH, any(status))
+        .route(history::PATH, any(async move || body(StatusCode::OK, JSON, changes.history())))
         .route(
             services::PATH,
             any(async move |RawQuery(query): RawQuery| services.page(&query.unwrap_or_default()).await),

@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 
+use super::history::Change;
 use super::readings;
 use crate::yaml;
 
@@ -37,15 +38,21 @@ const NOT_ACCEPTABLE: &str = r#"{
   "code": 406
 }"#;
 
-/// What the two pages tell.
+/// What these pages tell.
 pub struct ZPages {
     /// What is below the head of `/statusz`, for people.
     pub status: Box<dyn Fn() -> String + Send + Sync>,
     /// The flags of the command line and their values.
     pub flags: BTreeMap<String, String>,
+    /// The last changes, the oldest first.
+    pub history: Box<dyn Fn() -> Vec<Change> + Send + Sync>,
 }
 
 impl ZPages {
+    pub(super) fn history(&self) -> String {
+        serde_json::to_string(&(self.history)()).expect("a structure of texts and numbers")
+    }
+
     pub(super) fn statusz(&self, headers: &HeaderMap) -> Response {
         let started = readings::start_time().map_or(0, |seconds| seconds as i64);
         let started = Timestamp::from_second(started).unwrap_or(Timestamp::UNIX_EPOCH);

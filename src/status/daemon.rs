@@ -11,6 +11,7 @@ use hyper::client::conn::http1;
 use hyper::header::HOST;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -77,8 +78,12 @@ pub async fn ask(metrics: SocketAddr) -> Result<Daemon, AskError> {
 /// # Errors
 /// See [`AskError`].
 pub async fn ask_services(metrics: SocketAddr, query: &Query) -> Result<Vec<ServiceFacts>, AskError> {
-    let path = format!("{}?{query}", services::PATH);
-    let asked = timeout(PATIENCE_FOR_ALL, exchange(local(metrics), &path, LONGEST_OF_ALL)).await;
+    ask_page(metrics, &format!("{}?{query}", services::PATH)).await
+}
+
+/// Asks for a list.
+pub(super) async fn ask_page<T: DeserializeOwned>(metrics: SocketAddr, path: &str) -> Result<Vec<T>, AskError> {
+    let asked = timeout(PATIENCE_FOR_ALL, exchange(local(metrics), path, LONGEST_OF_ALL)).await;
     let answer = asked.map_err(io::Error::from).and_then(|answer| answer);
     let (status, body) = answer.map_err(|error| AskError::NotReached(metrics, error))?;
     match status {
@@ -452,7 +457,8 @@ mod tests {
 
             let listener = bind(address).expect("free");
             let configz = tokio::sync::watch::channel(String::new()).1;
-            let zpages = metrics::ZPages { status: Box::new(String::new), flags: BTreeMap::new() };
+            let zpages =
+                metrics::ZPages { status: Box::new(String::new), flags: BTreeMap::new(), history: Box::new(Vec::new) };
             let metrics = Metrics::new().into();
             let serving = tokio::spawn(metrics::serve(
                 listener,

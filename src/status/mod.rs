@@ -3,15 +3,19 @@
 
 mod daemon;
 mod filter;
+mod history;
 mod known;
 mod one;
 mod protection;
+mod seen;
 mod shape;
 mod show;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
+use std::time::{Duration, Instant};
 
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 use serde::Serialize;
@@ -20,11 +24,14 @@ pub use self::daemon::{
     AskError, ask, ask_services, daemon_text, kinds_text, kube_proxy_has_synced, kube_proxy_mode, unserved_text,
 };
 pub use self::filter::Filter;
+pub use self::history::{ask_history, changes_of, history_text};
 pub use self::known::{add_known, ask_known};
-pub use self::one::{Seen, look_at, of_service, one};
+pub use self::one::{Found, look_at, of_service, one};
 pub use self::protection::{Protected, TableStatus, tables, tables_text};
+pub use self::seen::Seen;
 pub use self::shape::{Shape, frame, shape};
 pub use self::show::{node_ports_text, notes, table, totals};
+pub use self::watch::{Order, View, frame_text};
 use crate::conntrack::{Conntrack, Flow, FlowsError};
 use crate::metrics::daemon::Daemon;
 use crate::model::{Family, FrontendAt, FrontendKey, Protocol, TrafficPolicy};
@@ -116,14 +123,28 @@ pub struct EndpointStatus {
     pub weight: Option<u16>,
     /// How it is, as the daemon says.
     pub state: Option<EndpointState>,
+    /// Connections that were not there at the look before; `None` of a first look.
+    pub new_connections: Option<usize>,
 }
 
 impl EndpointStatus {
     /// One that has these slots of so many.
     fn new(address: SocketAddr, slots: usize, of: usize) -> EndpointStatus {
         let (pod, node, weight, state) = (None, None, None, None);
-        let (connections, unanswered, removed) = (0, 0, false);
-        EndpointStatus { address, slots, of, connections, unanswered, removed, pod, node, weight, state }
+        let (connections, unanswered, removed, new_connections) = (0, 0, false, None);
+        EndpointStatus {
+            address,
+            slots,
+            of,
+            connections,
+            unanswered,
+            removed,
+            pod,
+            node,
+            weight,
+            state,
+            new_connections,
+        }
     }
 }
 
@@ -156,6 +177,8 @@ pub struct Picture {
     pub frontends: Vec<FrontendStatus>,
     /// By family, `IPv4` and `IPv6`.
     pub node_ports: BTreeMap<String, NodePortsStatus>,
+    /// Since the look before, if there was one.
+    pub since: Option<Duration>,
 }
 
 /// Status could not be read.
@@ -195,11 +218,12 @@ const ATTEMPTS: usize = 5;
 /// # Errors
 /// The tables or the connections cannot be read.
 pub fn read(kernel: &mut impl Kernel, families: &[Family]) -> Result<Vec<FrontendStatus>, StatusError> {
-    Ok(look(kernel, families, &Filter::All, None)?.frontends)
+    Ok(look(kernel, families, &Filter::All, None, None)?.frontends)
 }
 
 /// Reads what is asked for. A daemon says whether all addresses accept node ports. Other families are not read, nor
-/// connections where there is nobody who could have some; the sets of a table can only be read as a whole.
+/// connections where there is nobody who could have some; the sets of a table can only be read as a whole. With `seen` it is told
+/// which connections are new since the last look.
 ///
 /// # Errors
 /// The tables or the connections cannot be read.
@@ -208,8 +232,10 @@ pub fn look(
     families: &[Family],
     filter: &Filter,
     daemon: Option<&Daemon>,
+    mut seen: Option<&mut Seen>,
 ) -> Result<Picture, StatusError> {
-    let mut picture = Picture::default();
+    let since = seen.as_mut().and_then(|seen| seen.begin(Instant::now()));
+    let mut picture = Picture { since, ..Picture::default() };
     let mut conntrack = None;
     for &family in families.iter().filter(|family| filter.concerns(**family)) {
         let (mut frontends, addresses) = Frontends::read(kernel, family)?;
@@ -225,7 +251,13 @@ pub fn look(
                 Some(open) => open,
                 none => none.insert(Conntrack::open()?),
             };
-            conntrack.each(family, &mut |flow| frontends.count(flow))?;
+            conntrack.each(family, &mut |flow| frontends.count(flow, seen.as_deref_mut()))?;
+        }
+        if picture.since.is_some() {
+            let endpoints = frontends.0.values_mut().flat_map(|frontend| &mut frontend.endpoints);
+            endpoints.for_each(|endpoint| {
+                endpoint.new_connections.get_or_insert(0);
+            });
         }
         picture.node_ports.insert(family.to_string(), node_ports);
         picture.frontends.extend(frontends.0.into_values());
@@ -269,7 +301,8 @@ impl Frontends {
         Ok(Frontends(seen.map(|(key, seen)| (key, frontend(&key, &seen))).collect()))
     }
 
-    fn count(&mut self, flow: &Flow) {
+    /// Counts a connection, if it is one of theirs.
+    fn count(&mut self, flow: &Flow, seen: Option<&mut Seen>) {
         let Some(protocol) = Protocol::from_number(flow.protocol) else { return };
         let (to, endpoint) = (flow.original.destination, flow.reply.source);
         let Some(port) = NonZeroU16::new(to.port()) else { return };
@@ -285,21 +318,19 @@ impl Frontends {
             return;
         };
         let Some(frontend) = self.0.get_mut(&key) else { return };
-        match frontend.endpoints.binary_search_by_key(&endpoint, |it| it.address) {
-            Ok(index) => {
-                let found = &mut frontend.endpoints[index];
-                found.connections += 1;
-                found.unanswered += usize::from(!flow.answered);
-            }
+        let index = match frontend.endpoints.binary_search_by_key(&endpoint, |it| it.address) {
+            Ok(index) => index,
             Err(index) => {
-                let gone = EndpointStatus {
-                    connections: 1,
-                    unanswered: usize::from(!flow.answered),
-                    removed: true,
-                    ..EndpointStatus::new(endpoint, 0, 0)
-                };
+                let gone = EndpointStatus { removed: true, ..EndpointStatus::new(endpoint, 0, 0) };
                 frontend.endpoints.insert(index, gone);
+                index
             }
+        };
+        let found = &mut frontend.endpoints[index];
+        found.connections += 1;
+        found.unanswered += usize::from(!flow.answered);
+        if seen.is_some_and(|seen| seen.is_new(flow)) {
+            *found.new_connections.get_or_insert(0) += 1;
         }
     }
 }
@@ -309,13 +340,13 @@ impl Frontends {
 /// damaged: while the kernel resizes a hash table it may leave elements out.
 fn settled(
     mut look: impl FnMut() -> Result<(Contents, bool), KernelError>,
-) -> Result<BTreeMap<FrontendKey, Seen>, KernelError> {
+) -> Result<BTreeMap<FrontendKey, Found>, KernelError> {
     let mut seen_before = false;
     let mut attempt = 1;
     loop {
         let (contents, undisturbed) = look()?;
-        let seen = contents.frontends.into_iter().map(|(key, elements)| (key, Seen::of(&key, elements)));
-        let mut seen: BTreeMap<FrontendKey, Seen> = seen.collect();
+        let seen = contents.frontends.into_iter().map(|(key, elements)| (key, Found::of(&key, elements)));
+        let mut seen: BTreeMap<FrontendKey, Found> = seen.collect();
         let damaged = seen.values().any(|seen| seen.damaged);
         if !damaged || (undisturbed && seen_before) {
             return Ok(seen);
@@ -330,8 +361,8 @@ fn settled(
 }
 
 /// What is seen of a frontend, without its connections.
-fn frontend(key: &FrontendKey, seen: &Seen) -> FrontendStatus {
-    let Seen { frontend: found, damaged } = seen;
+pub fn frontend(key: &FrontendKey, seen: &Found) -> FrontendStatus {
+    let Found { frontend: found, damaged } = seen;
     let action = found.as_ref().map(|frontend| &frontend.action);
     // Where both kinds of clients may go to an endpoint, those from inside count.
     let mut endpoints: BTreeMap<SocketAddr, (usize, usize)> = BTreeMap::new();

@@ -17,7 +17,7 @@ use crate::ruleset::types::{Element, Key, Value};
 
 /// What is seen of a frontend.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seen {
+pub struct Found {
     /// The frontend that its elements were written for, or that they come closest to; `None` if they lead to none.
     pub frontend: Option<Frontend>,
     /// Whether its elements are not exactly what nftproxyd writes for any frontend. Never set while changes go on that may be
@@ -25,12 +25,12 @@ pub struct Seen {
     pub damaged: bool,
 }
 
-impl Seen {
+impl Found {
     /// What the elements of a frontend say.
-    pub(super) fn of(key: &FrontendKey, elements: FrontendElements) -> Seen {
+    pub(super) fn of(key: &FrontendKey, elements: FrontendElements) -> Found {
         match elements.read(key) {
-            Ok(frontend) => Seen { frontend: Some(frontend), damaged: false },
-            Err(damaged) => Seen { frontend: damaged.resembles, damaged: true },
+            Ok(frontend) => Found { frontend: Some(frontend), damaged: false },
+            Err(damaged) => Found { frontend: damaged.resembles, damaged: true },
         }
     }
 }
@@ -41,7 +41,7 @@ impl Seen {
 ///
 /// # Errors
 /// The kernel cannot be asked, or somebody else has put something there that means nothing to us.
-pub fn look_at(kernel: &mut impl Kernel, key: &FrontendKey) -> Result<Option<Seen>, KernelError> {
+pub fn look_at(kernel: &mut impl Kernel, key: &FrontendKey) -> Result<Option<Found>, KernelError> {
     // What was changed before does not count.
     kernel.undisturbed(key.family())?;
     let mut seen = settled(|| {
@@ -64,7 +64,7 @@ pub fn one(kernel: &mut impl Kernel, key: &FrontendKey) -> Result<Option<Fronten
         without_others(kernel, key, &mut flows)?;
     }
     let mut frontends = Frontends([(*key, status_of(key, &seen))].into());
-    flows.iter().for_each(|flow| frontends.count(flow));
+    flows.iter().for_each(|flow| frontends.count(flow, None));
     Ok(frontends.0.remove(key))
 }
 

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::time::Duration;
 
-use super::{EndpointState, EndpointStatus, FrontendStatus, NodePortsStatus, Policy};
+use super::{EndpointState, EndpointStatus, FrontendStatus, NodePortsStatus, Picture, Policy};
 use crate::metrics::services::ServiceFacts;
 use crate::printable::printable;
 
@@ -21,22 +22,25 @@ const HEADINGS: [&str; COLUMNS] = [
     "SHARE",
     "CONNECTIONS",
     "UNANSWERED",
+    "NEW/S",
 ];
-const COLUMNS: usize = 12;
+const COLUMNS: usize = 13;
 /// The columns of which what is the same as on the line above is left out.
 const OF_FRONTEND: usize = 5;
 /// Those that are left out where there is nothing to say in them.
 const POD: usize = 6;
 const NODE: usize = 7;
 const WEIGHT: usize = 8;
+const NEW: usize = 12;
 
 /// A table: one line for each endpoint; what is the same as on the line above is left out.
-pub fn table(frontends: &[FrontendStatus]) -> String {
+pub fn table(picture: &Picture) -> String {
+    let Picture { frontends, since, .. } = picture;
     let mut lines: Vec<[String; COLUMNS]> = vec![HEADINGS.map(str::to_owned)];
     for frontend in frontends {
         let mut left = left(frontend);
         for endpoint in &frontend.endpoints {
-            lines.push(line(left, right(endpoint)));
+            lines.push(line(left, right(endpoint, *since)));
             left = Default::default();
         }
         if frontend.endpoints.is_empty() {
@@ -44,22 +48,41 @@ pub fn table(frontends: &[FrontendStatus]) -> String {
         }
     }
     let is_told = |column: usize| match column {
-        POD | NODE => lines.iter().skip(1).any(|line| line[column] != "-"),
+        POD | NODE | NEW => lines.iter().skip(1).any(|line| line[column] != "-"),
         WEIGHT => lines.iter().skip(1).any(|line| !["-", "1"].contains(&&*line[column])),
         _ => true,
     };
     let columns: Vec<usize> = (0..COLUMNS).filter(|column| is_told(*column)).collect();
-    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; COLUMNS] = std::array::from_fn(width);
+    let told = lines.iter().map(|line| columns.iter().map(|column| line[*column].clone()).collect::<Vec<String>>());
+    cell_table(&told.collect::<Vec<_>>())
+}
+
+/// Lines whose cells stand below each other.
+pub(super) fn cell_table<L: AsRef<[String]>>(lines: &[L]) -> String {
+    let mut widths: Vec<usize> = Vec::new();
+    for line in lines {
+        let line = line.as_ref();
+        widths.resize(widths.len().max(line.len()), 0);
+        line.iter().zip(&mut widths).for_each(|(cell, width)| *width = (*width).max(cell.chars().count()));
+    }
     let mut text = String::new();
-    for line in &lines {
+    for line in lines {
         let mut row = String::new();
-        for &column in &columns {
-            let _ = write!(row, "{:width$}  ", line[column], width = widths[column]);
+        for (cell, width) in line.as_ref().iter().zip(&widths) {
+            let _ = write!(row, "{cell:width$}  ");
         }
         let _ = writeln!(text, "{}", row.trim_end());
     }
     text
+}
+
+/// How many a second there were in this time.
+#[expect(clippy::cast_precision_loss, reason = "it is rounded anyway")]
+pub(super) fn per_second(number: Option<usize>, time: Option<Duration>) -> String {
+    match (number, time) {
+        (Some(number), Some(time)) if !time.is_zero() => format!("{:.1}", number as f64 / time.as_secs_f64()),
+        _ => "-".to_owned(),
+    }
 }
 
 fn line(left: [String; OF_FRONTEND], right: [String; COLUMNS - OF_FRONTEND]) -> [String; COLUMNS] {
@@ -110,7 +133,7 @@ fn scheduler(frontend: &FrontendStatus) -> &str {
     }
 }
 
-fn right(endpoint: &EndpointStatus) -> [String; COLUMNS - OF_FRONTEND] {
+fn right(endpoint: &EndpointStatus, since: Option<Duration>) -> [String; COLUMNS - OF_FRONTEND] {
     let state = match (endpoint.removed, endpoint.state) {
         (true, _) => " (removed)",
         (false, Some(EndpointState::NotReady)) => " (not ready)",
@@ -126,6 +149,7 @@ fn right(endpoint: &EndpointStatus) -> [String; COLUMNS - OF_FRONTEND] {
         share(endpoint),
         endpoint.connections.to_string(),
         endpoint.unanswered.to_string(),
+        per_second(endpoint.new_connections, since),
     ]
 }
 
@@ -189,7 +213,8 @@ pub fn node_ports_text(frontends: &[FrontendStatus], node_ports: &BTreeMap<Strin
 }
 
 /// One line: how many there are of all.
-pub fn totals(frontends: &[FrontendStatus]) -> String {
+pub fn totals(picture: &Picture) -> String {
+    let Picture { frontends, since, .. } = picture;
     let services: BTreeSet<&str> =
         frontends.iter().map(|it| it.service.split(':').next().unwrap_or_default()).collect();
     let with = |policy: Policy| frontends.iter().filter(|frontend| frontend.policy == policy).count();
@@ -197,18 +222,30 @@ pub fn totals(frontends: &[FrontendStatus]) -> String {
         frontend.endpoints.iter().filter(|it| it.slots > 0).map(|it| (&*frontend.service, it.address))
     });
     let serving: BTreeSet<(&str, SocketAddr)> = serving.collect();
-    let (mut connections, mut unanswered) = (0, 0);
+    let (mut connections, mut unanswered, mut new) = (0, 0, 0);
     for endpoint in frontends.iter().flat_map(|frontend| &frontend.endpoints) {
         connections += endpoint.connections;
         unanswered += endpoint.unanswered;
+        new += endpoint.new_connections.unwrap_or(0);
     }
+    let fates = [
+        (with(Policy::Refused), "refused"),
+        (with(Policy::Dropped), "dropped"),
+        (with(Policy::DroppedOutside), "dropped from outside"),
+    ];
+    let fates = fates.iter().filter(|(number, _)| *number > 0).map(|(number, fate)| format!("{number} {fate}"));
+    let fates = match fates.collect::<Vec<_>>().join(", ") {
+        none if none.is_empty() => none,
+        some => format!(" ({some})"),
+    };
+    let rate = match since {
+        Some(_) => format!(", {} new a second", per_second(Some(new), *since)),
+        None => String::new(),
+    };
     format!(
-        "total: {}, {} ({} refused, {} dropped, {} dropped from outside), {}, {} ({unanswered} unanswered)\n",
+        "total: {}, {}{fates}, {}, {} ({unanswered} unanswered){rate}\n",
         counted(services.len(), "Service"),
         counted(frontends.len(), "frontend"),
-        with(Policy::Refused),
-        with(Policy::Dropped),
-        with(Policy::DroppedOutside),
         counted(serving.len(), "endpoint"),
         counted(connections, "connection"),
     )

@@ -70,7 +70,7 @@ fn kernel(frontends: &[(&str, Frontend)]) -> InMemoryKernel {
 fn table_of(kernel: &mut impl Kernel, connections: &[[&str; 2]]) -> Vec<FrontendStatus> {
     let mut frontends = Frontends::of(kernel, Family::V4).expect("a kernel in memory can be read");
     for [to, endpoint] in connections {
-        frontends.count(&Flow::translated(Protocol::Tcp, ["203.0.113.7:4000", to, endpoint]));
+        frontends.count(&Flow::translated(Protocol::Tcp, ["203.0.113.7:4000", to, endpoint]), None);
     }
     let mut all: Vec<FrontendStatus> = frontends.0.into_values().collect();
     all.sort();
@@ -123,12 +123,13 @@ b/ranges     tcp 192.0.2.8:80    refused, ranges  -          -         -        
 b/turns      tcp 192.0.2.9:80    Cluster          rr         -         10.1.0.1:8080            66.7%   0            0
                                                                        10.2.0.1:8080            33.3%   0            0
 ";
-    assert_eq!(table(&all), expected);
+    let picture = |frontends| Picture { frontends, ..Picture::default() };
+    assert_eq!(table(&picture(all.clone())), expected);
     let json = serde_json::to_value(&all[4]).expect("it can be written");
     assert_eq!(json["endpoints"][0]["connections"], 2);
     assert_eq!((&json["policy"], &json["affinitySeconds"]), (&"Cluster".into(), &10800.into()));
     assert_eq!(json["damaged"], false);
-    assert_eq!(table(&[]).lines().count(), 1);
+    assert_eq!(table(&picture(vec![])).lines().count(), 1);
 }
 
 /// The policies and the damage that are said of a table.
@@ -227,7 +228,7 @@ fn one_frontend_is_seen_as_among_all() {
     let mut whole = kernel(&all);
     for (at, frontend) in &all {
         let seen = look_at(&mut whole, &key(at)).expect("it can be read").expect("it is there");
-        assert_eq!(seen, Seen { frontend: Some(frontend.clone()), damaged: false }, "{at}");
+        assert_eq!(seen, Found { frontend: Some(frontend.clone()), damaged: false }, "{at}");
     }
     assert_eq!(look_at(&mut whole, &key("10.96.0.9:80")).expect("it can be read"), None);
     let keys = |service: &str, port: Option<&str>| {
@@ -369,9 +370,10 @@ a/web:http  tcp 10.96.0.1:80  Cluster          wlc        -         10.1.0.1:808
 b/ranges    tcp 192.0.2.8:80  refused, ranges  -          -         -                         -      -     -       -      -            -
 c/else      tcp 10.96.0.3:80  dropped          -          -         -                         -      -     -       -      -            -
 ";
+    let picture = Picture { frontends: all.clone(), ..Picture::default() };
     let squeezed =
         |text: &str| text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>();
-    assert_eq!(squeezed(&table(&all)), squeezed(expected));
+    assert_eq!(squeezed(&table(&picture)), squeezed(expected));
     let expected = "\
 b/ranges: tcp 192.0.2.1:80 belongs to z/first
 c/else: tcp 192.0.2.1:80 belongs to z/first
@@ -380,9 +382,9 @@ b/ranges tcp 192.0.2.8:80: only from 192.0.2.99/32, 203.0.113.0/24
 ";
     assert_eq!(notes(&all, &facts, 9), expected);
     assert!(notes(&all, &facts, 1).ends_with("\nand 3 more such lines: ask for a Service or a namespace\n"));
-    let total = "total: 3 Services, 3 frontends (1 refused, 1 dropped, 0 dropped from outside), 2 endpoints, \
+    let total = "total: 3 Services, 3 frontends (1 refused, 1 dropped), 2 endpoints, \
                  1 connection (1 unanswered)\n";
-    assert_eq!(totals(&all), total);
+    assert_eq!(totals(&picture), total);
 }
 
 #[test]
@@ -398,4 +400,48 @@ fn which_addresses_accept_node_ports_is_said() {
     assert_eq!(said(Some(true), &[]), "nodeports IPv4: at all addresses of the node but loopback\n");
     assert_eq!(said(Some(false), &[]), "nodeports IPv4: at NO address of the node (nodePortAddresses)\n");
     assert!(said(None, &[]).contains("only the daemon can tell"));
+}
+
+#[test]
+fn a_frame_is_sorted_and_fits() {
+    let mut kernel = kernel(&[
+        ("10.96.0.1:80", frontend("a/few", forward(&["10.1.0.1:8080"], None))),
+        ("10.96.0.2:80", frontend("b/many", forward(&["10.1.0.2:8080"], None))),
+        ("10.96.0.3:80", frontend("c/none", Action::Reject)),
+    ]);
+    let mut frontends = Frontends::of(&mut kernel, Family::V4).expect("it can be read");
+    let (mut seen, start) = (Seen::default(), Instant::now());
+    let mut look = |frontends: &mut Frontends, at, flows: &[(&str, &str, &str)]| {
+        let since = seen.begin(start + Duration::from_secs(at));
+        for (client, to, endpoint) in flows {
+            frontends.count(&Flow::translated(Protocol::Tcp, [client, to, endpoint]), Some(&mut seen));
+        }
+        since
+    };
+    let (few, many) = (("10.96.0.1:80", "10.1.0.1:8080"), ("10.96.0.2:80", "10.1.0.2:8080"));
+    let flow = |client, (to, endpoint)| (client, to, endpoint);
+    let old = ["192.0.2.1:1", "192.0.2.1:2", "192.0.2.1:3"].map(|client| flow(client, many));
+    assert_eq!(look(&mut frontends, 0, &old), None);
+    let mut frontends = Frontends::of(&mut kernel, Family::V4).expect("it can be read");
+    let with_new = [old.to_vec(), vec![flow("192.0.2.1:4", few)]].concat();
+    let since = look(&mut frontends, 2, &with_new);
+    let picture = Picture { frontends: frontends.0.into_values().collect(), since, ..Picture::default() };
+    let frame = |order, size| frame_text(&picture, &View { head: "daemon    well\n", order, changes: &[], size });
+    let names = |order| -> Vec<String> {
+        let text = frame(order, None);
+        let rows = text.lines().skip_while(|line| !line.starts_with("NEW/S")).skip(1);
+        rows.map(|row| row.split_whitespace().nth(4).unwrap_or_default().to_owned()).collect()
+    };
+    assert_eq!(names(Order::Rate), ["a/few", "b/many", "c/none"]);
+    assert_eq!(names(Order::Connections), ["b/many", "a/few", "c/none"]);
+    assert_eq!(names(Order::Name), ["a/few", "b/many", "c/none"]);
+    let text = frame(Order::Rate, None);
+    assert!(text.contains("\n0.5    1            1           1          a/few "), "half a connection a second: {text}");
+    assert!(text.contains("4 connections (4 unanswered), 0.5 new a second\n"), "{text}");
+    for (width, height) in [(200, 50), (40, 10), (10, 4), (1, 1)] {
+        let text = frame(Order::Rate, Some((width, height)));
+        assert!(text.lines().count() <= height, "{height}: {text}");
+        assert!(text.lines().all(|line| line.chars().count() <= width), "{width}: {text}");
+        assert!(height < 10 || text.lines().any(|line| line.contains("q quit")), "{text}");
+    }
 }

@@ -97,7 +97,7 @@ fn compare_frontends(engine: &mut Engine<LinuxKernel>) -> usize {
         frontends += written.len();
         for (key, frontend) in written {
             let seen = status::look_at(engine.kernel(), &key).expect("an answer").expect("it is there");
-            assert_eq!(seen, status::Seen { frontend: Some(frontend.clone()), damaged: false }, "{key}");
+            assert_eq!(seen, status::Found { frontend: Some(frontend.clone()), damaged: false }, "{key}");
             let one = status::one(engine.kernel(), &key).expect("an answer").expect("it is there");
             assert!(all.contains(&one), "{key}: {one:?}");
             let port_name = Some(&*frontend.port_name);

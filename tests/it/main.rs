@@ -28,3 +28,4 @@ mod random;
 mod scenarios;
 mod support;
 mod sync;
+mod watch;

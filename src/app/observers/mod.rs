@@ -4,6 +4,7 @@ mod accounting;
 mod checks;
 mod counting;
 mod flows;
+mod history;
 mod known;
 mod spreading;
 mod standings;
@@ -19,6 +20,8 @@ use tracing::warn;
 pub(super) use self::accounting::{Accounting, Ledger};
 pub(super) use self::checks::{Checks, serve_health_checks};
 use self::counting::Counting;
+pub(super) use self::history::History;
+use self::history::Recorder;
 pub(super) use self::known::{Facts, Known, frame_state};
 use self::spreading::Spreading;
 pub(super) use self::standings::{FamilyStanding, Standings};
@@ -53,6 +56,7 @@ pub(super) struct Observers {
     spreading: Spreading,
     accounting: Accounting,
     known: Known,
+    recorder: Recorder,
     owned: watch::Sender<bool>,
     /// Until kube-proxy's leftovers are removed, if that is to be done.
     take_over: Option<TakeOver>,
@@ -70,6 +74,7 @@ pub(super) struct Published {
     pub(super) standings: Standings,
     pub(super) known: Known,
     pub(super) accounting: Accounting,
+    pub(super) history: History,
     /// Whether nobody else can change any of the tables.
     pub(super) owned: watch::Sender<bool>,
     pub(super) checks: watch::Sender<Checks>,
@@ -83,7 +88,8 @@ impl Observers {
         config: Config,
         published: Published,
     ) -> anyhow::Result<Observers> {
-        let Published { health, metrics, readiness, standings, known, accounting, owned, checks, events } = published;
+        let Published { health, metrics, readiness, standings, known, accounting, history, owned, checks, events } =
+            published;
         let conntrack = Conntrack::open().context("cannot use connection tracking")?;
         let counted = Arc::clone(&metrics);
         let count = move |pass: &Sweep| {
@@ -104,6 +110,7 @@ impl Observers {
             spreading: Spreading(events),
             accounting,
             known,
+            recorder: Recorder::new(history),
             owned,
             take_over,
             attempted: Some(attempted),
@@ -139,6 +146,7 @@ impl Observers {
 impl<K: Kernel> Observer<K> for Observers {
     fn hears(&mut self, engine: &Engine<K>, event: &Event) {
         self.counting.hears(engine, event);
+        self.recorder.hears(engine, event);
         self.spreading.hears(engine.store(), event);
         if let Event::ListDone(kind) = event {
             self.readiness.comes(Awaited::FirstList(*kind));
@@ -147,6 +155,7 @@ impl<K: Kernel> Observer<K> for Observers {
 
     fn queued(&mut self, engine: &Engine<K>) {
         self.counting.queued(engine);
+        self.recorder.queued(engine);
         for family in Family::ALL {
             if engine.is_family_behind(family) {
                 self.health.change_queued(family);
@@ -181,6 +190,7 @@ impl<K: Kernel> Observer<K> for Observers {
             }
         }
         self.counting.synced(engine, report);
+        self.recorder.synced(engine, report);
         self.spreading.synced(report);
         self.accounting.synced(engine, report);
         let news = self.unserved.update(engine, report);

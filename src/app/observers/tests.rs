@@ -314,6 +314,7 @@ async fn run_with<F: Future<Output = ()>>(min_sync_period: Duration, script: imp
         spreading: Spreading(Events::nowhere()),
         accounting: Accounting::new(false, Ledger::default(), watch::channel(false).0),
         known: Known::default(),
+        recorder: Recorder::default(),
         owned: watch::channel(false).0,
         take_over: Some(take_over),
         attempted: Some(attempted_sender),

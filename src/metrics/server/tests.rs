@@ -78,7 +78,7 @@ fn zpages() -> ZPages {
     let status = || "daemon    nftproxyd 0.0.0, healthy\n".to_owned();
     let flags = [("cleanup", "false"), ("v", "2"), ("write-config-to", "")];
     let flags = flags.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-    ZPages { status: Box::new(status), flags }
+    ZPages { status: Box::new(status), flags, history: Box::new(Vec::new) }
 }
 
 async fn with_server(test: impl AsyncFnOnce(&str, Arc<Metrics>)) {
@@ -121,6 +121,7 @@ fn paths_are_those_of_kube_proxy() {
                 ("GET", "/healthz/ping", 200, PLAIN, "ok"),
                 ("GET", "/configz", 200, JSON, r#"{"kubeproxy.config.k8s.io":{}}"#),
                 ("GET", "/nftproxyd/status", 200, JSON, STATUS),
+                ("GET", "/nftproxyd/history", 200, JSON, "[]"),
                 ("GET", "/", 404, PLAIN, "404 page not found\n"),
                 ("GET", "/livez", 404, PLAIN, "404 page not found\n"),
                 ("GET", "/readyz", 404, PLAIN, "404 page not found\n"),

@@ -42,6 +42,7 @@ fn service(text: &str, last: u8) -> Service {
         affinity: Some(600),
         scheduler: None,
         maglev_size: None,
+        accounting: false,
         health_check_node_port: None,
         created: i64::from(last),
     }
@@ -140,7 +141,7 @@ fn daemon() -> Daemon {
 /// A metrics port whose questions are answered by this.
 async fn with_page(ask: AskOwner, test: impl AsyncFnOnce()) {
     let listener = bind(ADDRESS.parse().expect("an address")).expect("free");
-    let zpages = ZPages { status: Box::new(String::new), flags: BTreeMap::new() };
+    let zpages = ZPages { status: Box::new(String::new), flags: BTreeMap::new(), history: Box::new(Vec::new) };
     let configz = tokio::sync::watch::channel(String::new()).1;
     let metrics = Arc::new(Metrics::new());
     let serving = tokio::spawn(serve(listener, Budget::default(), metrics, configz, daemon, zpages, Services(ask)));

@@ -53,7 +53,7 @@ mod tests {
                 kernel.commit(&Transaction { family: Family::V4, operations }).expect("it can be done");
                 let mut counts = || kernel.frontend_counts(Family::V4).expect("an answer").pop().map(|it| it.packets);
                 let before = counts();
-                (before, kernel.find(&key, 3))
+                (before, kernel.packets_find(&key, 3))
             };
             let elements = || elements(&key, &frontend).into_iter().map(|(_, element)| element).collect();
             let set = SetName::ServiceNodeports;

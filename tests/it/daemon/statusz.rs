@@ -18,6 +18,11 @@ fn lonely(name: &str, cluster_ip: &str, patch: &Value) -> Value {
 fn wait_for_page(node: &mut Node, what: &str, parts: &[&str], absent: &[&str]) {
     node.eventually(what, |node| {
         let page = health::get(node, METRICS, "/statusz")?.ok_or("nobody listens")?.body;
+        // Below is what has changed.
+        let (page, changes) = page.split_once("\nlast changes\n").ok_or("no changes")?;
+        if !changes.contains(" shop/") || !changes.contains(": written in ") {
+            return Err(format!("no change: {changes}"));
+        }
         let has = |part: &&&str| page.contains(**part);
         match parts.iter().find(|part| !has(part)).or(absent.iter().find(has)) {
             Some(part) => Err(format!("{part:?}: {page}")),
