@@ -45,6 +45,7 @@ pub enum Command {
     #[command(args_override_self = true, after_help = GRADES)]
     Doctor(Box<DoctorArgs>),
     /// List every frontend with its policy, endpoints and open connections, as the kernel has them
+    #[command(after_help = COLUMNS)]
     Status(StatusArgs),
     /// Say what becomes of connections to an address or a Service while they are made, and who drops those that are dropped
     #[command(args_override_self = true, after_help = TRACED, allow_missing_positional = true)]
@@ -172,6 +173,45 @@ pub struct CleanupArgs {
     #[arg(long, requires = "after_kube_proxy")]
     pub stay: bool,
 }
+
+/// What `status` shows.
+const COLUMNS: &str = "\
+POLICY says what becomes of new connections:
+  Cluster          any endpoint
+  Local            endpoints on this node only; at external addresses, clients inside of the
+                   cluster may go to any
+  dropped outside  those from outside are dropped: no endpoint is on this node
+  refused          no endpoint
+  dropped          the policy is Local, and no endpoint is on this node
+  unknown          the elements of the table do not tell
+\", ranges\": only the sources that are named below the table; \", damaged\": somebody else has
+changed elements. SCHEDULER is how an endpoint is chosen, SHARE an endpoint's part of new
+connections. POD, NODE, WEIGHT, endpoints that are not ready, and why something is not served
+are asked of the daemon; all else is in the kernel, whether or not a daemon runs. WEIGHT is
+shown where one is not 1. CONNECTIONS are those that the kernel tracks, also, for up to two
+minutes, those that one side has closed; UNANSWERED those of them to which the endpoint has
+said nothing yet: many of them mean that it is not reached. NEW/S is how many were not there
+at the look before, by the second: those of UDP, too, as soon as the first packet has come.
+
+# nftproxyd status --watch 1
+daemon    nftproxyd 0.1.0, healthy
+IPv4      in sync; last synced 4 s ago
+IPv6      in sync; last synced 4 s ago
+sorted by new connections a second; new connections are counted in connection tracking
+total: 2 Services, 8 frontends, 10 endpoints, 29 connections (29 unanswered), 10.0 new a second
+
+NEW/S  CONNECTIONS  UNANSWERED  ENDPOINTS  SERVICE        FRONTEND
+10.0   29           29          3          shop/web:http  tcp 10.96.0.80:80
+0.0    0            0           2          shop/dns:dns   udp 10.96.0.53:53
+
+# nftproxyd status --history shop/web
+2026-11-30 18:27:39.240 EndpointSlice shop/web-ipv4: written in 1364 us (10 operations, 784
+bytes, kernel 91 us)
+
+The exit status is 0; 1 where there is no table or it cannot be read; 2 of a wrong command
+line; 3 where there is no frontend of what is asked for. JSON has daemon, daemonError,
+servicesError, tables, nodePorts, newWithinSeconds, frontends and, of what is asked for,
+services: what the daemon knows of them, as on /nftproxyd/services.";
 
 /// Options of `status`.
 #[derive(Debug, Clone, Args)]
