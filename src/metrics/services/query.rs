@@ -4,10 +4,13 @@ use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
-use percent_encoding::percent_decode_str;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use crate::model::{Family, FrontendAt, FrontendKey, ObjectName, Protocol};
 use crate::printable::printable;
+
+/// What no name has that the API server allows; in comments of tables others may write anything.
+const ODD: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'/');
 
 /// Which Services are asked for, as the query of an URL says it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,11 +91,11 @@ impl Query {
 }
 
 impl fmt::Display for Query {
-    /// As [`Query::parse`] reads it. Names that the API server allows need no escaping.
+    /// As [`Query::parse`] reads it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Query::All => Ok(()),
-            Query::Name(name) => write!(f, "name={name}"),
+            Query::Name(name) => write!(f, "name={}", utf8_percent_encode(name.as_str(), ODD)),
             Query::Address(address) => write!(f, "address={address}"),
             Query::Frontend { address, port, protocol } => {
                 match address {
@@ -123,6 +126,8 @@ mod tests {
         for text in texts {
             assert_eq!(Query::parse(text).expect(text).to_string(), text);
         }
+        let odd = Query::Name(ObjectName::new("shop", "a&b=c#%é").expect("a name"));
+        assert_eq!(Query::parse(&odd.to_string()), Ok(odd));
         assert_eq!(Query::parse("name=shop%2Fweb"), Query::parse("name=shop/web"));
         assert_eq!(Query::parse("nodePort=1").expect("read").keys().len(), 6);
         assert_eq!(Query::parse("address=fd00::1&port=80&protocol=tcp").expect("read").keys().len(), 1);
