@@ -193,6 +193,12 @@ minutes, those that one side has closed; UNANSWERED those of them to which the e
 said nothing yet: many of them mean that it is not reached. NEW/S is how many were not there
 at the look before, by the second: those of UDP, too, as soon as the first packet has come.
 
+Where frontends count (nftables.countConnections), CONNS is all connections since the frontend's
+element was made, which a change of its endpoints does anew, and CONNS/S how many came since the
+look before, by the second. Both count repetitions of what is refused or dropped, too. A line
+of --rate and --watch says whether new connections of frontends are from their counters or
+from connection tracking; those of endpoints always are from connection tracking.
+
 # nftproxyd status --watch 1
 daemon    nftproxyd 0.1.0, healthy
 IPv4      in sync; last synced 4 s ago
@@ -210,8 +216,8 @@ bytes, kernel 91 us)
 
 The exit status is 0; 1 where there is no table or it cannot be read; 2 of a wrong command
 line; 3 where there is no frontend of what is asked for. JSON has daemon, daemonError,
-servicesError, tables, nodePorts, newWithinSeconds, frontends and, of what is asked for,
-services: what the daemon knows of them, as on /nftproxyd/services.";
+servicesError, tables, nodePorts, newWithinSeconds, newConnectionsFrom (by family: counters
+or conntrack), frontends and, of what is asked for, services: what the daemon knows of them, as on /nftproxyd/services.";
 
 /// Options of `status`.
 #[derive(Debug, Clone, Args)]

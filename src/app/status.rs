@@ -74,7 +74,7 @@ pub(super) fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     };
     status::add_known(&mut picture.frontends, &known);
     let tables = status::tables(&mut kernel, daemon.as_ref().ok())?;
-    let Picture { frontends, node_ports, since } = &picture;
+    let Picture { frontends, node_ports, since, new_from } = &picture;
     let is_known = !known.is_empty();
     let nothing = frontends.is_empty() && filter != Filter::All;
     let text = match args.output {
@@ -87,6 +87,9 @@ pub(super) fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
                 head.push_str(&format!("pods      the daemon {error}\n"));
             }
             head += &status::tables_text(&tables);
+            if since.is_some() {
+                head.push_str(&format!("rate      new connections are counted {}\n", status::new_from_text(&picture)));
+            }
             head += &status::node_ports_text(frontends, node_ports);
             let most = if filter == Filter::All { MOST_NOTES } else { usize::MAX };
             let notes = status::notes(frontends, &known, most);
@@ -102,6 +105,8 @@ pub(super) fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
                 "tables": tables,
                 "nodePorts": node_ports,
                 "newWithinSeconds": since.map(|since| since.as_secs_f64()),
+                // Of endpoints it is always connection tracking.
+                "newConnectionsFrom": since.map(|_| new_from),
                 "frontends": frontends,
                 // Of all they would be as much again.
                 "services": (filter != Filter::All).then_some(known),

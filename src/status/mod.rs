@@ -30,13 +30,14 @@ pub use self::one::{Found, look_at, of_service, one};
 pub use self::protection::{Protected, TableStatus, tables, tables_text};
 pub use self::seen::Seen;
 pub use self::shape::{Shape, frame, shape};
-pub use self::show::{node_ports_text, notes, table, totals};
+pub use self::show::{new_from_text, node_ports_text, notes, table, totals};
 pub use self::watch::{Order, View, frame_text};
 use crate::conntrack::{Conntrack, Flow, FlowsError};
 use crate::metrics::daemon::Daemon;
 use crate::model::{Family, FrontendAt, FrontendKey, Protocol, TrafficPolicy};
 use crate::nftables::{Kernel, KernelError};
 use crate::ruleset::base;
+use crate::ruleset::counted::FrontendCount;
 use crate::ruleset::frontend::Action;
 use crate::ruleset::names::SetName;
 use crate::ruleset::ranges::Range;
@@ -78,6 +79,12 @@ pub struct FrontendStatus {
     pub configured_scheduler: Option<String>,
     /// Why its connections are refused or dropped, as the daemon says.
     pub unserved: Option<String>,
+    /// Connections since its element was made, as the element's counter says, and repetitions of those that were refused or
+    /// dropped; `None` where the maps do not count.
+    pub counted: Option<u64>,
+    /// Those since the look before: by the counter, or where the maps do not count, those of its endpoints together; `None` of a
+    /// first look.
+    pub new_connections: Option<u64>,
 }
 
 /// What becomes of new connections to a frontend.
@@ -124,7 +131,7 @@ pub struct EndpointStatus {
     /// How it is, as the daemon says.
     pub state: Option<EndpointState>,
     /// Connections that were not there at the look before; `None` of a first look.
-    pub new_connections: Option<usize>,
+    pub new_connections: Option<u64>,
 }
 
 impl EndpointStatus {
@@ -170,6 +177,16 @@ pub struct NodePortsStatus {
     pub addresses: Vec<IpAddr>,
 }
 
+/// Where frontends' new connections are taken from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum NewFrom {
+    /// The counters of their elements.
+    Counters,
+    /// Connection tracking.
+    Conntrack,
+}
+
 /// What is in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Picture {
@@ -179,6 +196,8 @@ pub struct Picture {
     pub node_ports: BTreeMap<String, NodePortsStatus>,
     /// Since the look before, if there was one.
     pub since: Option<Duration>,
+    /// Where new connections are taken from, by family, `IPv4` and `IPv6`; nothing of one without frontends.
+    pub new_from: BTreeMap<String, NewFrom>,
 }
 
 /// Status could not be read.
@@ -253,12 +272,11 @@ pub fn look(
             };
             conntrack.each(family, &mut |flow| frontends.count(flow, seen.as_deref_mut()))?;
         }
-        if picture.since.is_some() {
-            let endpoints = frontends.0.values_mut().flat_map(|frontend| &mut frontend.endpoints);
-            endpoints.for_each(|endpoint| {
-                endpoint.new_connections.get_or_insert(0);
-            });
-        }
+        // The daemon knows whether there is anything to read.
+        let may_count = frame(daemon, family).is_none_or(|frame| frame.counters);
+        let counts = if may_count { kernel.frontend_counts(family)? } else { Vec::new() };
+        let new_from = frontends.finish(counts, seen.as_deref_mut(), picture.since.is_some());
+        picture.new_from.extend(new_from.map(|new_from| (family.to_string(), new_from)));
         picture.node_ports.insert(family.to_string(), node_ports);
         picture.frontends.extend(frontends.0.into_values());
     }
@@ -299,6 +317,29 @@ impl Frontends {
     fn settled(look: impl FnMut() -> Result<(Contents, bool), KernelError>) -> Result<Frontends, KernelError> {
         let seen = settled(look)?.into_iter();
         Ok(Frontends(seen.map(|(key, seen)| (key, frontend(&key, &seen))).collect()))
+    }
+
+    /// Adds what counters say, and when all connections are counted, how many are new if there was a look before. Where there
+    /// are counters, they say it of frontends; of endpoints they know nothing.
+    fn finish(&mut self, counts: Vec<FrontendCount>, mut seen: Option<&mut Seen>, again: bool) -> Option<NewFrom> {
+        let new_from = if counts.is_empty() { NewFrom::Conntrack } else { NewFrom::Counters };
+        for frontend in self.0.values_mut() {
+            if again {
+                let new =
+                    frontend.endpoints.iter_mut().map(|endpoint| *endpoint.new_connections.get_or_insert(0)).sum();
+                frontend.new_connections = Some(new).filter(|_| new_from == NewFrom::Conntrack);
+            }
+        }
+        // While the kernel resizes a hash table, one may be listed twice.
+        let counts: BTreeMap<FrontendKey, u64> = counts.into_iter().map(|count| (count.key, count.packets)).collect();
+        for (key, count) in counts {
+            // Also of those that nobody asks for now.
+            let come = seen.as_deref_mut().map(|seen| seen.come(key, count));
+            if let Some(frontend) = self.0.get_mut(&key) {
+                (frontend.counted, frontend.new_connections) = (Some(count), come.filter(|_| again));
+            }
+        }
+        Some(new_from).filter(|_| !self.0.is_empty())
     }
 
     /// Counts a connection, if it is one of theirs.
@@ -400,6 +441,8 @@ pub fn frontend(key: &FrontendKey, seen: &Found) -> FrontendStatus {
             .and_then(|frontend| Some(frontend.allowed_sources.as_ref()?.iter().map(range_text).collect())),
         configured_scheduler: None,
         unserved: None,
+        counted: None,
+        new_connections: None,
     }
 }
 

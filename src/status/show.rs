@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::{EndpointState, EndpointStatus, FrontendStatus, NodePortsStatus, Picture, Policy};
+use super::{EndpointState, EndpointStatus, FrontendStatus, NewFrom, NodePortsStatus, Picture, Policy};
 use crate::metrics::services::ServiceFacts;
 use crate::printable::printable;
 
@@ -15,6 +15,8 @@ const HEADINGS: [&str; COLUMNS] = [
     "POLICY",
     "SCHEDULER",
     "AFFINITY",
+    "CONNS",
+    "CONNS/S",
     "ENDPOINT",
     "POD",
     "NODE",
@@ -24,21 +26,23 @@ const HEADINGS: [&str; COLUMNS] = [
     "UNANSWERED",
     "NEW/S",
 ];
-const COLUMNS: usize = 13;
+const COLUMNS: usize = 15;
 /// The columns of which what is the same as on the line above is left out.
-const OF_FRONTEND: usize = 5;
+const OF_FRONTEND: usize = 7;
 /// Those that are left out where there is nothing to say in them.
-const POD: usize = 6;
-const NODE: usize = 7;
-const WEIGHT: usize = 8;
-const NEW: usize = 12;
+const CONNS: usize = 5;
+const CONNS_NEW: usize = 6;
+const POD: usize = 8;
+const NODE: usize = 9;
+const WEIGHT: usize = 10;
+const NEW: usize = 14;
 
 /// A table: one line for each endpoint; what is the same as on the line above is left out.
 pub fn table(picture: &Picture) -> String {
     let Picture { frontends, since, .. } = picture;
     let mut lines: Vec<[String; COLUMNS]> = vec![HEADINGS.map(str::to_owned)];
     for frontend in frontends {
-        let mut left = left(frontend);
+        let mut left = left(frontend, *since);
         for endpoint in &frontend.endpoints {
             lines.push(line(left, right(endpoint, *since)));
             left = Default::default();
@@ -48,7 +52,7 @@ pub fn table(picture: &Picture) -> String {
         }
     }
     let is_told = |column: usize| match column {
-        POD | NODE | NEW => lines.iter().skip(1).any(|line| line[column] != "-"),
+        CONNS | CONNS_NEW | POD | NODE | NEW => lines.iter().skip(1).any(|line| !["-", ""].contains(&&*line[column])),
         WEIGHT => lines.iter().skip(1).any(|line| !["-", "1"].contains(&&*line[column])),
         _ => true,
     };
@@ -76,9 +80,28 @@ pub(super) fn cell_table<L: AsRef<[String]>>(lines: &[L]) -> String {
     text
 }
 
+pub(super) fn number(number: Option<u64>) -> String {
+    number.map_or_else(|| "-".to_owned(), |number| number.to_string())
+}
+
+/// Where new connections are taken from, in words.
+pub fn new_from_text(picture: &Picture) -> String {
+    let mut families = picture.new_from.iter();
+    let name = |new_from: &NewFrom| match new_from {
+        NewFrom::Counters => "by counters of the frontends",
+        NewFrom::Conntrack => "in connection tracking",
+    };
+    let Some((_, first)) = families.next() else { return "nowhere: there is no frontend".to_owned() };
+    if families.all(|(_, other)| other == first) {
+        return name(first).to_owned();
+    }
+    let each = picture.new_from.iter().map(|(family, new_from)| format!("{} ({family})", name(new_from)));
+    each.collect::<Vec<_>>().join(", ")
+}
+
 /// How many a second there were in this time.
 #[expect(clippy::cast_precision_loss, reason = "it is rounded anyway")]
-pub(super) fn per_second(number: Option<usize>, time: Option<Duration>) -> String {
+pub(super) fn per_second(number: Option<u64>, time: Option<Duration>) -> String {
     match (number, time) {
         (Some(number), Some(time)) if !time.is_zero() => format!("{:.1}", number as f64 / time.as_secs_f64()),
         _ => "-".to_owned(),
@@ -90,7 +113,7 @@ fn line(left: [String; OF_FRONTEND], right: [String; COLUMNS - OF_FRONTEND]) -> 
     std::array::from_fn(|_| cells.next().unwrap_or_default())
 }
 
-fn left(frontend: &FrontendStatus) -> [String; OF_FRONTEND] {
+fn left(frontend: &FrontendStatus, since: Option<Duration>) -> [String; OF_FRONTEND] {
     let mut policy = match frontend.policy {
         Policy::Cluster => "Cluster",
         Policy::Local => "Local",
@@ -113,6 +136,9 @@ fn left(frontend: &FrontendStatus) -> [String; OF_FRONTEND] {
         policy,
         printable(scheduler(frontend)).into_owned(),
         affinity.unwrap_or_else(|| "-".to_owned()),
+        number(frontend.counted),
+        // Without a counter its endpoints have it.
+        per_second(frontend.new_connections.filter(|_| frontend.counted.is_some()), since),
     ]
 }
 
@@ -222,11 +248,11 @@ pub fn totals(picture: &Picture) -> String {
         frontend.endpoints.iter().filter(|it| it.slots > 0).map(|it| (&*frontend.service, it.address))
     });
     let serving: BTreeSet<(&str, SocketAddr)> = serving.collect();
-    let (mut connections, mut unanswered, mut new) = (0, 0, 0);
+    let (mut connections, mut unanswered) = (0, 0);
+    let new = frontends.iter().filter_map(|frontend| frontend.new_connections).sum();
     for endpoint in frontends.iter().flat_map(|frontend| &frontend.endpoints) {
         connections += endpoint.connections;
         unanswered += endpoint.unanswered;
-        new += endpoint.new_connections.unwrap_or(0);
     }
     let fates = [
         (with(Policy::Refused), "refused"),

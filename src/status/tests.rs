@@ -11,6 +11,7 @@ use crate::ruleset::names::By;
 use crate::ruleset::names::Masquerade;
 use crate::ruleset::ranges::Range;
 use crate::ruleset::slots::Slots;
+use crate::ruleset::types::SetDef;
 
 /// A key: an address with a port, or only the port.
 fn key(at: &str) -> FrontendKey {
@@ -425,7 +426,9 @@ fn a_frame_is_sorted_and_fits() {
     let mut frontends = Frontends::of(&mut kernel, Family::V4).expect("it can be read");
     let with_new = [old.to_vec(), vec![flow("192.0.2.1:4", few)]].concat();
     let since = look(&mut frontends, 2, &with_new);
-    let picture = Picture { frontends: frontends.0.into_values().collect(), since, ..Picture::default() };
+    assert_eq!(frontends.finish(Vec::new(), Some(&mut seen), true), Some(NewFrom::Conntrack));
+    let new_from = [("IPv4".to_owned(), NewFrom::Conntrack)].into();
+    let picture = Picture { frontends: frontends.0.into_values().collect(), since, new_from, ..Picture::default() };
     let frame = |order, size| frame_text(&picture, &View { head: "daemon    well\n", order, changes: &[], size });
     let names = |order| -> Vec<String> {
         let text = frame(order, None);
@@ -438,10 +441,76 @@ fn a_frame_is_sorted_and_fits() {
     let text = frame(Order::Rate, None);
     assert!(text.contains("\n0.5    1            1           1          a/few "), "half a connection a second: {text}");
     assert!(text.contains("4 connections (4 unanswered), 0.5 new a second\n"), "{text}");
+    assert!(text.contains("; new connections are counted in connection tracking\n"), "{text}");
     for (width, height) in [(200, 50), (40, 10), (10, 4), (1, 1)] {
         let text = frame(Order::Rate, Some((width, height)));
         assert!(text.lines().count() <= height, "{height}: {text}");
         assert!(text.lines().all(|line| line.chars().count() <= width), "{width}: {text}");
         assert!(height < 10 || text.lines().any(|line| line.contains("q quit")), "{text}");
     }
+}
+
+#[test]
+fn frontends_that_count_say_it_themselves() {
+    let mut kernel = InMemoryKernel::new();
+    let counting = |set: SetName| SetDef { counter: set.is_entry(), ..base::set(set) };
+    let sets = SetName::ALL.into_iter().map(|set| Operation::AddSet(counting(set)));
+    let operations = [Operation::AddTable].into_iter().chain(sets).collect();
+    kernel.commit(&Transaction { family: Family::V4, operations }).expect("a table can be made");
+    let all = [
+        ("10.96.0.1:80", frontend("a/web", forward(&["10.1.0.1:8080"], None))),
+        ("10.96.0.2:80", frontend("b/none", Action::Reject)),
+    ];
+    for (at, frontend) in &all {
+        elements(&key(at), frontend).into_iter().for_each(|(set, element)| kernel.put(Family::V4, set, element));
+    }
+    let (mut seen, start) = (Seen::default(), Instant::now());
+    let mut look = |kernel: &mut InMemoryKernel, at| {
+        let mut frontends = Frontends::of(kernel, Family::V4).expect("it can be read");
+        let since = seen.begin(start + Duration::from_secs(at));
+        // Connection tracking has one more each time, which the counters do not know.
+        let client = format!("192.0.2.1:{}", 1_000 + at);
+        let flow = Flow::translated(Protocol::Tcp, [&client, "10.96.0.1:80", "10.1.0.1:8080"]);
+        frontends.count(&flow, Some(&mut seen));
+        let counts = kernel.frontend_counts(Family::V4).expect("they can be read");
+        let new_from = frontends.finish(counts, Some(&mut seen), since.is_some());
+        let new_from = new_from.map(|new_from| ("IPv4".to_owned(), new_from)).into_iter().collect();
+        Picture { frontends: frontends.0.into_values().collect(), since, new_from, ..Picture::default() }
+    };
+    assert!(kernel.packets_find(&key("10.96.0.1:80"), 40));
+    let first = look(&mut kernel, 0);
+    let said =
+        |picture: &Picture| -> Vec<_> { picture.frontends.iter().map(|it| (it.counted, it.new_connections)).collect() };
+    assert_eq!(said(&first), [(Some(40), None), (Some(0), None)]);
+    assert!(kernel.packets_find(&key("10.96.0.1:80"), 5) && kernel.packets_find(&key("10.96.0.2:80"), 3));
+    let second = look(&mut kernel, 2);
+    assert_eq!(said(&second), [(Some(45), Some(5)), (Some(3), Some(3))]);
+    assert_eq!(second.frontends[0].endpoints[0].new_connections, Some(1), "it has no counter");
+    let squeezed =
+        |text: &str| text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>();
+    assert_eq!(
+        squeezed(&table(&second)),
+        [
+            "SERVICE FRONTEND POLICY SCHEDULER AFFINITY CONNS CONNS/S ENDPOINT SHARE CONNECTIONS UNANSWERED NEW/S",
+            "a/web tcp 10.96.0.1:80 Cluster - - 45 2.5 10.1.0.1:8080 100.0% 1 1 0.5",
+            "b/none tcp 10.96.0.2:80 refused - - 3 1.5 - - - - -",
+        ]
+    );
+    assert!(totals(&second).ends_with(", 4.0 new a second\n"), "{}", totals(&second));
+    let frame = frame_text(&second, &View { head: "", order: Order::Rate, changes: &[], size: None });
+    let frame = squeezed(&frame);
+    assert_eq!(
+        frame[0],
+        "sorted by new connections a second; new connections are counted by counters of the frontends"
+    );
+    assert_eq!(
+        frame[3..5],
+        ["NEW/S CONNS CONNECTIONS UNANSWERED ENDPOINTS SERVICE FRONTEND", "2.5 45 1 1 1 a/web tcp 10.96.0.1:80"]
+    );
+    let json = serde_json::to_value(&second.new_from).expect("it can be written");
+    assert_eq!(json, serde_json::json!({"IPv4": "counters"}));
+    let mut mixed = second.new_from.clone();
+    mixed.insert("IPv6".to_owned(), NewFrom::Conntrack);
+    let mixed = new_from_text(&Picture { new_from: mixed, ..Picture::default() });
+    assert_eq!(mixed, "by counters of the frontends (IPv4), in connection tracking (IPv6)");
 }

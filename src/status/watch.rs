@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 
-use super::show::{at, cell_table, per_second, totals};
+use super::show::{at, cell_table, new_from_text, number, per_second, totals};
 use super::{FrontendStatus, Picture, history_text};
 use crate::metrics::history::Change;
 use crate::printable::printable;
@@ -32,6 +32,9 @@ pub struct View<'a> {
     pub size: Option<(usize, usize)>,
 }
 
+/// The column that is left out where frontends do not count.
+const CONNS: usize = 1;
+
 /// So many of the last changes are shown, if there is room.
 const CHANGES: usize = 5;
 
@@ -49,23 +52,30 @@ pub fn frame_text(picture: &Picture, view: &View<'_>) -> String {
         Order::Name => "name",
     };
     let mut above: Vec<String> = view.head.lines().map(str::to_owned).collect();
-    above.push(format!("sorted by {order}; new connections are counted in connection tracking"));
+    above.push(format!("sorted by {order}; new connections are counted {}", new_from_text(picture)));
     above.push(totals(picture).trim_end().to_owned());
     above.push(String::new());
+    let is_counted = frontends.iter().any(|frontend| frontend.counted.is_some());
     let rows = frontends.iter().map(|frontend| {
         let serving = frontend.endpoints.iter().filter(|endpoint| endpoint.slots > 0).count();
         let unanswered: usize = frontend.endpoints.iter().map(|endpoint| endpoint.unanswered).sum();
-        [
-            per_second(picture.since.map(|_| new(frontend)), picture.since),
+        let cells = [
+            per_second(frontend.new_connections, picture.since),
+            number(frontend.counted),
             connections(frontend).to_string(),
             unanswered.to_string(),
             serving.to_string(),
             printable(&frontend.service).into_owned(),
             at(frontend),
-        ]
+        ];
+        cells.to_vec()
     });
-    let headings = ["NEW/S", "CONNECTIONS", "UNANSWERED", "ENDPOINTS", "SERVICE", "FRONTEND"].map(str::to_owned);
-    let table = cell_table(&std::iter::once(headings).chain(rows).collect::<Vec<_>>());
+    let headings = ["NEW/S", "CONNS", "CONNECTIONS", "UNANSWERED", "ENDPOINTS", "SERVICE", "FRONTEND"];
+    let mut lines: Vec<Vec<String>> = std::iter::once(headings.map(str::to_owned).to_vec()).chain(rows).collect();
+    if !is_counted {
+        lines.iter_mut().for_each(|line| drop(line.remove(CONNS)));
+    }
+    let table = cell_table(&lines);
     let newest = &view.changes[view.changes.len().saturating_sub(CHANGES)..];
     let mut below: Vec<String> = Vec::new();
     if !newest.is_empty() {
@@ -92,6 +102,6 @@ fn connections(frontend: &FrontendStatus) -> usize {
     frontend.endpoints.iter().map(|endpoint| endpoint.connections).sum()
 }
 
-fn new(frontend: &FrontendStatus) -> usize {
-    frontend.endpoints.iter().filter_map(|endpoint| endpoint.new_connections).sum()
+fn new(frontend: &FrontendStatus) -> u64 {
+    frontend.new_connections.unwrap_or(0)
 }

@@ -1,13 +1,16 @@
 //! Connections to frontends as the metrics have them, with packets.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::sleep;
+use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::schedulers::{asked, bound, client, node, serve, udp, with_weights};
-use super::{Node, ip, socket, yaml};
+use super::{Node, ip, run_to_end, socket, yaml};
 use crate::support::http;
 
 const METRIC: &str = "nftproxyd_service_connections_total";
@@ -172,4 +175,61 @@ fn node_ports_and_refused_connections_are_counted_too() {
 
 fn socket_of_none() -> SocketAddr {
     socket("172.30.9.2:53")
+}
+
+/// What `status --rate` says of shop/a, in words and as JSON, while flows go on.
+fn rate(node: &Node) -> (String, Value) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nftproxyd"));
+    command.args(["status", "shop/a", "--rate", "-o", "json"]).stdout(Stdio::piped());
+    let mut child = node.world.spawn(command).expect("it can be started");
+    for round in 0.. {
+        // Between the two looks at least one of them begins.
+        flows(node, 1_000 + round, 1);
+        if child.try_wait().expect("it can be asked").is_some() {
+            break;
+        }
+        sleep(Duration::from_millis(50));
+    }
+    let output = child.wait_with_output().expect("it ends");
+    let json = serde_json::from_slice(&output.stdout).expect("JSON");
+    let text = run_to_end(node, true, &["status", "shop/a", "--rate"]).stdout;
+    (text, json)
+}
+
+#[test]
+fn status_takes_the_rate_from_counters_where_there_are_some() {
+    let Some(mut node) = node() else { return };
+    serve(&node, false, 1);
+    node.write("a.yaml", &yaml(&with_weights("a", ADDRESS, "random", &["1"])));
+    node.start(&json!({"nftables": {"countConnections": true}}));
+    node.wait_for_log("it is served", |line| line.contains("in sync"));
+    flows(&node, 0, 17);
+    // What connection tracking forgets was counted.
+    node.world.flush_conntrack().expect("they can be deleted");
+    let status = run_to_end(&node, true, &["status", "shop/a", "-o", "json"]).stdout;
+    let status: Value = serde_json::from_str(&status).expect("JSON");
+    assert_eq!(status["frontends"][0]["counted"], 17, "{status}");
+    assert_eq!(status["frontends"][0]["endpoints"][0]["connections"], 0, "{status}");
+    assert_eq!(status["newConnectionsFrom"], Value::Null, "nothing is new at a first look");
+    let (text, json) = rate(&node);
+    assert!(text.contains("\nrate      new connections are counted by counters of the frontends\n"), "{text}");
+    assert!(text.contains("  CONNS  CONNS/S  ENDPOINT  "), "{text}");
+    assert_eq!(json["newConnectionsFrom"], json!({"IPv4": "counters"}), "{json}");
+    let new = json["frontends"][0]["newConnections"].as_u64().expect("a number");
+    let counted = json["frontends"][0]["counted"].as_u64().expect("a number");
+    assert!((1..=counted - 17).contains(&new), "{json}");
+
+    // Without counters.
+    node.stop();
+    node.start(&json!({}));
+    node.wait_for_log("it is served", |line| line.contains("in sync"));
+    let (text, json) = rate(&node);
+    assert!(text.contains("\nrate      new connections are counted in connection tracking\n"), "{text}");
+    assert!(!text.contains("CONNS"), "{text}");
+    assert_eq!(json["newConnectionsFrom"], json!({"IPv4": "conntrack"}), "{json}");
+    let frontend = &json["frontends"][0];
+    assert_eq!(frontend["counted"], Value::Null, "{json}");
+    assert!(frontend["newConnections"].as_u64().is_some_and(|new| new > 0), "{json}");
+    assert_eq!(frontend["newConnections"], frontend["endpoints"][0]["newConnections"], "{json}");
+    node.stop();
 }
