@@ -1,7 +1,7 @@
 //! The command line.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::builder::BoolishValueParser;
@@ -47,6 +47,9 @@ pub enum Command {
     /// List every frontend with its policy, endpoints and open connections, as the kernel has them
     #[command(after_help = COLUMNS)]
     Status(StatusArgs),
+    /// Say what becomes of a connection to a Service, and why: what this node's tables, routes and connections make of it
+    #[command(args_override_self = true, after_help = VERDICTS, allow_missing_positional = true)]
+    Explain(Box<ExplainArgs>),
     /// Say what becomes of connections to an address or a Service while they are made, and who drops those that are dropped
     #[command(args_override_self = true, after_help = TRACED, allow_missing_positional = true)]
     Trace(Box<TraceArgs>),
@@ -248,6 +251,63 @@ pub struct StatusArgs {
     /// proxy with a name]
     #[arg(long, value_name = "IP:PORT")]
     pub metrics_bind_address: Option<SocketAddr>,
+}
+
+/// What a report of `explain` means. The statuses are those of `explain::Verdict`.
+const VERDICTS: &str = "\
+A connection that would begin now is followed by what the kernel has: the tables of nftproxyd and of
+others, routes, connections. Nothing is sent, unless --probe is given. The last line says what becomes
+of it, and why; of several the gravest decides the exit status:
+  REACHED                it comes to an endpoint, as far as this node can tell    0
+  REFUSED                its sender is told: a reset, an ICMP error, no route     3
+  DROPPED                it is lost                                               4
+  NOT OURS               no Service that is served here, or others translate it   5
+  NOBODY CAN TELL        it depends on what cannot be known                       6
+  REACHED, NOT ANSWERED  the endpoint has answered no connection, or no attempt   7
+1 is an error, such as no permission; 2 a wrong command line.
+
+Not seen: chains of bridge and arp tables, XDP and tc, IPVS, and what other nodes do.
+
+JSON is a list of objects with packet, service, is, facts, way, endpoints, causes and verdict.";
+
+/// Options of `explain`.
+#[derive(Debug, Clone, Args)]
+pub struct ExplainArgs {
+    /// The address of the client [default: this node]
+    #[arg(value_name = "FROM")]
+    pub from: Option<IpAddr>,
+    /// ADDRESS or ADDRESS:PORT, IPv6 in brackets, of a Service, the node or anything else; or NAMESPACE/NAME or
+    /// NAMESPACE/NAME:PORT of a Service, wherever it is served here
+    #[arg(value_name = "TO")]
+    pub to: Destination,
+    /// The protocol [default: those of what is there; tcp where there is nothing]
+    #[arg(long = "proto", value_enum, value_name = "PROTOCOL")]
+    pub protocol: Option<L4Protocol>,
+    /// The interface that packets of the client come in by [default: that of the route back to it]
+    #[arg(long, value_name = "INTERFACE", requires = "from")]
+    pub arriving_by: Option<String>,
+    /// Connect to each endpoint from this node, by TCP, and say who does not answer within a second
+    #[arg(long, conflicts_with = "manifests")]
+    pub probe: bool,
+    /// How to print it
+    #[arg(short = 'o', long, value_enum, default_value_t = LineOutput::Text)]
+    pub output: LineOutput,
+    /// Of a proxy with this name
+    #[arg(long, value_name = "NAME")]
+    pub service_proxy_name: Option<String>,
+    /// Where the daemon serves /metrics, to be asked for what the kernel does not have [default: 127.0.0.1:10249, or
+    /// 127.0.0.1:10349 of a proxy with a name]
+    #[arg(long, value_name = "IP:PORT")]
+    pub metrics_bind_address: Option<SocketAddr>,
+    /// Go by the rules that would be installed for the manifests in DIR, instead of this node's; needs no root
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
+    /// With --manifests, a KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1)
+    #[arg(long, value_name = "FILE", requires = "manifests")]
+    pub config: Option<PathBuf>,
+    /// With --manifests, the name of the node
+    #[arg(long, value_name = "NAME", requires = "manifests")]
+    pub hostname_override: Option<String>,
 }
 
 /// What `trace` finds and what it cannot see. The statuses are those of `trace::report`.

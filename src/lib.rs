@@ -14,6 +14,7 @@
 //!     (what is   (what is    (/healthz, (/metrics) (to the    (stale UDP  (of the      (what kube-proxy  (what becomes
 //!      served)    wrong)      checks)               cluster)   flows)      node)         has left)        of packets)
 //!
+//!      explain (what becomes of a packet, and why)  stands on  status, nftables, conntrack, routing and firewall
 //!      firewall (what tables of others do to one packet)  stands on  leftovers and routing (routes, interfaces)
 //!         nftables, conntrack, addresses, leftovers, routing, trace  stand on  netlink  (messages, the one socket)
 //!                                       nftables and netlink  stand on  sys      (what is in C, all unsafe code)
@@ -45,6 +46,7 @@ pub mod diff;
 pub mod doctor;
 pub mod errors;
 pub mod events;
+pub mod explain;
 pub mod firewall;
 pub mod health;
 mod http;

@@ -100,6 +100,7 @@ complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -f -a "render" -d 'Pri
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -f -a "check-config" -d 'Say whether a configuration file can be used, what in it has no effect, and how the API server is reached'
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -f -a "doctor" -d 'Look for what keeps Services on this node from working, and say how to mend it; changes nothing'
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -f -a "status" -d 'List every frontend with its policy, endpoints and open connections, as the kernel has them'
+complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -f -a "explain" -d 'Say what becomes of a connection to a Service, and why: what this node\'s tables, routes and connections make of it'
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -f -a "trace" -d 'Say what becomes of connections to an address or a Service while they are made, and who drops those that are dropped'
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -f -a "cleanup" -d 'Remove nftproxyd\'s tables from the kernel, and nothing else'
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
@@ -304,6 +305,19 @@ complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -l metrics-b
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -l history -d 'The last changes instead, from the memory of the daemon: when it heard of each, what was written, and after what time the kernel had it'
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -l rate -d 'Look twice, a second apart, and say how many new connections a second there are'
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand explain" -l proto -d 'The protocol [default: those of what is there; tcp where there is nothing]' -r -f -a "tcp\t'TCP'
+udp\t'UDP'
+sctp\t'SCTP'"
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand explain" -l arriving-by -d 'The interface that packets of the client come in by [default: that of the route back to it]' -r
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand explain" -s o -l output -d 'How to print it' -r -f -a "text\t'For people'
+json\t'For programs: an object on each line'"
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand explain" -l service-proxy-name -d 'Of a proxy with this name' -r
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand explain" -l metrics-bind-address -d 'Where the daemon serves /metrics, to be asked for what the kernel does not have [default: 127.0.0.1:10249, or 127.0.0.1:10349 of a proxy with a name]' -r
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand explain" -l manifests -d 'Go by the rules that would be installed for the manifests in DIR, instead of this node\'s; needs no root' -r -F
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand explain" -l config -d 'With --manifests, a KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1)' -r -F
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand explain" -l hostname-override -d 'With --manifests, the name of the node' -r
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand explain" -l probe -d 'Connect to each endpoint from this node, by TCP, and say who does not answer within a second'
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand explain" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand trace" -l proto -d 'Only this protocol' -r -f -a "tcp\t'TCP'
 udp\t'UDP'
 sctp\t'SCTP'"
@@ -319,11 +333,12 @@ complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand cleanup" -l kube-pro
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand cleanup" -l after-kube-proxy -d 'Wait until the kube-proxy of this node has written its rules and they serve what the tables serve: no connection fails in between'
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand cleanup" -l stay -d 'Then wait to be stopped: for a container, which would be started again and again'
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand cleanup" -s h -l help -d 'Print help'
-complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status trace cleanup help" -f -a "run" -d 'Proxy the Services of a cluster, or of a folder of manifests, until stopped; the rules stay when it stops'
-complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status trace cleanup help" -f -a "render" -d 'Print the nft script of what would be installed for a folder of manifests; needs no root'
-complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status trace cleanup help" -f -a "check-config" -d 'Say whether a configuration file can be used, what in it has no effect, and how the API server is reached'
-complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status trace cleanup help" -f -a "doctor" -d 'Look for what keeps Services on this node from working, and say how to mend it; changes nothing'
-complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status trace cleanup help" -f -a "status" -d 'List every frontend with its policy, endpoints and open connections, as the kernel has them'
-complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status trace cleanup help" -f -a "trace" -d 'Say what becomes of connections to an address or a Service while they are made, and who drops those that are dropped'
-complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status trace cleanup help" -f -a "cleanup" -d 'Remove nftproxyd\'s tables from the kernel, and nothing else'
-complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status trace cleanup help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status explain trace cleanup help" -f -a "run" -d 'Proxy the Services of a cluster, or of a folder of manifests, until stopped; the rules stay when it stops'
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status explain trace cleanup help" -f -a "render" -d 'Print the nft script of what would be installed for a folder of manifests; needs no root'
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status explain trace cleanup help" -f -a "check-config" -d 'Say whether a configuration file can be used, what in it has no effect, and how the API server is reached'
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status explain trace cleanup help" -f -a "doctor" -d 'Look for what keeps Services on this node from working, and say how to mend it; changes nothing'
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status explain trace cleanup help" -f -a "status" -d 'List every frontend with its policy, endpoints and open connections, as the kernel has them'
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status explain trace cleanup help" -f -a "explain" -d 'Say what becomes of a connection to a Service, and why: what this node\'s tables, routes and connections make of it'
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status explain trace cleanup help" -f -a "trace" -d 'Say what becomes of connections to an address or a Service while they are made, and who drops those that are dropped'
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status explain trace cleanup help" -f -a "cleanup" -d 'Remove nftproxyd\'s tables from the kernel, and nothing else'
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand help; and not __fish_seen_subcommand_from run render check-config doctor status explain trace cleanup help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

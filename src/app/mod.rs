@@ -6,6 +6,7 @@ mod beside;
 mod cleanup;
 mod connections;
 mod daemon_status;
+mod explain;
 mod flagz;
 mod frontend_counts;
 mod guard;
@@ -55,6 +56,7 @@ pub fn main(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Doctor(args) => return one_shot::doctor(&args),
         Command::Status(args) => return status::status(&args),
+        Command::Explain(args) => return explain::explain(&args),
         Command::Trace(args) => return trace::trace(&args),
         Command::Run(args) => run::run(*args),
         Command::Render(args) => render::render(&args),

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Context;
 
 use super::{configuration, converter, facts};
-use crate::cli::RenderArgs;
+use crate::cli::{NodeArgs, RenderArgs};
 use crate::model::{Event, Family};
 use crate::nftables::in_memory::InMemoryKernel;
 use crate::printable::printable;
@@ -16,12 +17,22 @@ use crate::source::file;
 use crate::sync::Engine;
 
 /// Prints the script on standard output, and what could not be used of the manifests on standard error.
-///
-/// The node's addresses are those of its Node object, since the script may be for another machine.
 pub(super) fn render(args: &RenderArgs) -> anyhow::Result<()> {
-    let config = configuration(&args.node, Some(args.manifests.clone()))?.config;
+    let engine = load(&args.manifests, &args.node)?;
+    let mut script = String::new();
+    for family in Family::ALL {
+        script.push_str(&text::ruleset(&engine.ruleset(family)));
+    }
+    io::stdout().write_all(script.as_bytes()).context("cannot write the script")
+}
+
+/// An engine that has installed the manifests, in memory.
+///
+/// The node's addresses are those of its Node object, since it may be another machine.
+pub(super) fn load(manifests: &Path, node: &NodeArgs) -> anyhow::Result<Engine<InMemoryKernel>> {
+    let config = configuration(node, Some(manifests.to_owned()))?.config;
     let mut engine = Engine::new(InMemoryKernel::new(), facts(&config));
-    file::load_once(&args.manifests, &config.node_name, converter(&config), &mut |event| {
+    file::load_once(manifests, &config.node_name, converter(&config), &mut |event| {
         if let Event::Rejects { object, rejects } = &event {
             rejects.iter().for_each(|reject| eprintln!("{}", printable(&format!("{object}: {reject}"))));
         }
@@ -36,9 +47,5 @@ pub(super) fn render(args: &RenderArgs) -> anyhow::Result<()> {
         "the ruleset contradicts itself: {}",
         report.error_text()
     );
-    let mut script = String::new();
-    for family in Family::ALL {
-        script.push_str(&text::ruleset(&engine.ruleset(family)));
-    }
-    io::stdout().write_all(script.as_bytes()).context("cannot write the script")
+    Ok(engine)
 }

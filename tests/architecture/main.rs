@@ -16,7 +16,7 @@ use rust::{Token, tokens, without_comments_and_text};
 use source::{SourceFile, files_below, is_for_tests, lines_with, source_files};
 
 /// The layers, and which others each may use. There is a use for each of these.
-const LAYERS: [(&str, &[&str]); 32] = [
+const LAYERS: [(&str, &[&str]); 33] = [
     ("model", &[]),
     ("config", &["model", "addresses"]),
     ("source", &["model"]),
@@ -50,6 +50,21 @@ const LAYERS: [(&str, &[&str]); 32] = [
         &["nftables", "ruleset", "model", "leftovers", "listening", "routing", "sysctl", "config", "status", "metrics"],
     ),
     ("trace", &["nftables", "ruleset", "model", "netlink"]),
+    (
+        "explain",
+        &[
+            "nftables",
+            "ruleset",
+            "model",
+            "conntrack",
+            "status",
+            "metrics",
+            "firewall",
+            "routing",
+            "listening",
+            "sysctl",
+        ],
+    ),
     ("cli", &["config", "model"]),
     ("logging", &["config"]),
 ];

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Ended, Node, PATIENCE, difference, run_to_end, web, write_everything, yaml};
+use super::{Ended, NODE_IP, NODE_NAME, Node, PATIENCE, difference, run_to_end, web, write_everything, yaml};
 
 /// What every failure has in common: it is said once, on stderr, and nothing has panicked.
 fn assert_fails(what: &str, ended: &Ended, status: i32, words: &[&str]) {
@@ -184,6 +184,41 @@ fn what_is_rendered_without_root_is_what_the_daemon_installs() {
     let line = node.wait_for_log("in sync", |line| line.contains(" in sync services="));
     assert!(line.contains("operations=0 "), "{line}");
     node.stop();
+}
+
+/// Without root and without a node: by what would be installed.
+#[test]
+fn manifests_are_explained_without_root() {
+    let Some(node) = Node::new() else { return };
+    let nodes = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE_NAME},
+        "status": {"addresses": [{"type": "InternalIP", "address": NODE_IP}]}});
+    let mut objects = web("web", "172.30.0.1", &["10.1.0.1:8080", "10.1.0.2:8080"]);
+    objects[0]["spec"]["type"] = "NodePort".into();
+    objects[0]["spec"]["ports"][0]["nodePort"] = 30080.into();
+    objects.push(web("empty", "172.30.0.2", &["10.1.0.9:8080"]).remove(0));
+    objects.push(nodes);
+    node.write("all.yaml", &yaml(&objects));
+    let folder = node.folder().display().to_string();
+    for (what, status, words) in [
+        (
+            "172.30.0.1:80",
+            0,
+            &["(this node) -> 172.30.0.1:80 tcp", "shop/web:", "cluster IP", "10.1.0.2:8080", "=> REACHED"][..],
+        ),
+        ("203.0.113.7 192.0.2.10:30080", 0, &["node port", "masquerades it", "=> REACHED"]),
+        ("203.0.113.7 shop/empty", 3, &["=> REFUSED: it has no endpoint"]),
+        ("203.0.113.7 127.0.0.1:30080", 5, &["not served on loopback addresses", "fix: connect to 192.0.2.10:30080"]),
+        ("203.0.113.7 198.51.100.1:80", 5, &["=> NOT OURS: no Service has 198.51.100.1"]),
+        ("shop/nothing", 1, &["nothing in the tables is of Service shop/nothing"]),
+        ("2001:db8::1 172.30.0.1:80", 1, &["2001:db8::1 and 172.30.0.1 are of different families"]),
+    ] {
+        let mut arguments = vec!["explain", "--manifests", &folder, "--hostname-override", NODE_NAME];
+        arguments.extend(what.split(' '));
+        let ended = run_to_end(&node, false, &arguments);
+        assert_eq!(ended.status, Some(status), "{what}: {ended:?}");
+        let text = format!("{}{}", ended.stdout, ended.stderr);
+        words.iter().for_each(|word| assert!(text.contains(word), "{what}: {word}\n{text}"));
+    }
 }
 
 #[test]

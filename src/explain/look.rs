@@ -1,0 +1,362 @@
+//! Finds out what has to be known to explain a packet: of our own table, and of what the daemon says.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU16;
+
+use super::error::ExplainError;
+use super::facts::{DaemonFacts, Facts, Remembered, Table};
+use super::judge;
+use super::node::{Node, Place};
+use super::question::Asked;
+use super::report::Explanation;
+use crate::metrics::daemon::{Daemon, Pods};
+use crate::metrics::services::{Query, ServiceFacts};
+use crate::model::{Destination, Family, FrontendAt, FrontendKey, ObjectName, Protocol};
+use crate::nftables::{Kernel, KernelError, Rules};
+use crate::ruleset::base;
+use crate::ruleset::elements::element_key;
+use crate::ruleset::eval::{Origin, Packet};
+use crate::ruleset::kept;
+use crate::ruleset::names::{ChainName, SetName};
+use crate::ruleset::types::{Chain, Element, Key, Statement, Value};
+use crate::status;
+
+/// What is asked.
+#[derive(Debug, Clone)]
+pub struct Question {
+    /// The client; this node, if it is not said.
+    pub from: Option<IpAddr>,
+    /// Where it connects to.
+    pub to: Destination,
+    /// The protocol; that of what is there, if it is not said.
+    pub protocol: Option<Protocol>,
+    /// The interface that the packet comes in by; that of the route back to the client, if it is not said.
+    pub arriving_by: Option<String>,
+    /// Whether endpoints are connected to.
+    pub probe: bool,
+}
+
+/// Who knows what the kernel does not.
+pub struct Informants<'a> {
+    /// What the daemon says of itself; else why it does not.
+    pub daemon: Result<Daemon, String>,
+    /// Asks it for Services; none where it does not answer.
+    pub services: &'a mut dyn FnMut(&Query) -> Vec<ServiceFacts>,
+    /// Of which node is asked.
+    pub place: Place<'a>,
+}
+
+/// One packet of a question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Target {
+    to: SocketAddr,
+    protocol: Protocol,
+}
+
+/// Explains all packets that a question is about: one, or one for each address and port of a Service.
+///
+/// # Errors
+/// See [`ExplainError`].
+pub fn explain(
+    kernel: &mut impl Kernel,
+    question: &Question,
+    informants: &mut Informants<'_>,
+) -> Result<Vec<Explanation>, ExplainError> {
+    let node = Node::read(kernel.table(), informants.place)?;
+    if let Some(name) = question.arriving_by.as_ref().filter(|name| node.is_here() && !node.has_interface(name)) {
+        return Err(ExplainError::NoInterface(name.clone()));
+    }
+    let targets = targets(kernel, question, &node, informants)?;
+    let mut all = Vec::new();
+    for target in targets {
+        let facts = look(kernel, question, target, &node, informants)?;
+        all.push(judge::judge(&facts));
+    }
+    Ok(all)
+}
+
+/// The packets that a question is about.
+fn targets(
+    kernel: &mut impl Kernel,
+    question: &Question,
+    node: &Node,
+    informants: &mut Informants<'_>,
+) -> Result<Vec<Target>, ExplainError> {
+    let wanted = |protocol: Protocol| question.protocol.is_none_or(|wanted| wanted == protocol);
+    match &question.to {
+        Destination::Address { address, port: Some(port) } => {
+            let Some(port) = NonZeroU16::new(*port) else { return Ok(Vec::new()) };
+            let of = |protocol| Target { to: SocketAddr::new(*address, port.get()), protocol };
+            if let Some(protocol) = question.protocol {
+                return Ok(vec![of(protocol)]);
+            }
+            let mut found = Vec::new();
+            for protocol in Protocol::ALL {
+                let here = [FrontendAt::Address(*address), FrontendAt::NodePort(Family::of(*address))];
+                for at in &here[..if node.is_local(*address) { 2 } else { 1 }] {
+                    let key = FrontendKey { at: *at, protocol, port };
+                    if !found.contains(&of(protocol)) && has(kernel, &key)? {
+                        found.push(of(protocol));
+                    }
+                }
+            }
+            Ok(if found.is_empty() { vec![of(Protocol::Tcp)] } else { found })
+        }
+        Destination::Address { address, port: None } => {
+            let mut found: BTreeSet<Target> = at_address(kernel, *address)?
+                .into_iter()
+                .filter(|key| wanted(key.protocol))
+                .map(|key| Target { to: SocketAddr::new(*address, key.port.get()), protocol: key.protocol })
+                .collect();
+            if found.is_empty() {
+                // Of an address without a Service, every port is as good as this one.
+                let protocol = question.protocol.unwrap_or(Protocol::Tcp);
+                found.insert(Target { to: SocketAddr::new(*address, 80), protocol });
+            }
+            Ok(found.into_iter().collect())
+        }
+        Destination::Service { name, port } => {
+            // A name of a port has a letter.
+            let number: Option<u16> = port.as_ref().and_then(|port| port.parse().ok());
+            let port_name = port.as_deref().filter(|_| number.is_none());
+            let mut found = Vec::new();
+            for family in Family::ALL {
+                if question.from.is_some_and(|from| Family::of(from) != family) {
+                    continue;
+                }
+                for key in status::of_service(kernel, family, name, port_name)? {
+                    let address = match key.at {
+                        FrontendAt::Address(address) => Some(address),
+                        FrontendAt::NodePort(family) => accepting(kernel, family, node)?.into_iter().next(),
+                    };
+                    let is_meant = number.is_none_or(|number| key.port.get() == number);
+                    let to = address.filter(|_| is_meant).map(|address| SocketAddr::new(address, key.port.get()));
+                    found.extend(to.map(|to| Target { to, protocol: key.protocol }));
+                }
+            }
+            found.retain(|target| wanted(target.protocol));
+            if found.is_empty() {
+                return Err(no_service(name, port.as_deref(), node, informants));
+            }
+            Ok(found)
+        }
+    }
+}
+
+fn no_service(name: &ObjectName, port: Option<&str>, node: &Node, informants: &mut Informants<'_>) -> ExplainError {
+    let known = (informants.services)(&Query::Name(name.clone()));
+    let why = match (&informants.daemon, known.is_empty()) {
+        (Err(_), _) if !node.is_here() => ": no manifest has it with a cluster IP".to_owned(),
+        (Err(why), _) => format!(" (the daemon could tell more, but: {why})"),
+        (Ok(_), true) => ": there is no such Service, or it has no cluster IP".to_owned(),
+        (Ok(_), false) => ", though the daemon knows it: see nftproxyd doctor".to_owned(),
+    };
+    let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+    ExplainError::NoService(format!("{name}{port}"), why)
+}
+
+fn has(kernel: &mut impl Kernel, key: &FrontendKey) -> Result<bool, KernelError> {
+    let set = match key.at {
+        FrontendAt::Address(_) => SetName::ServiceIps,
+        FrontendAt::NodePort(_) => SetName::ServiceNodeports,
+    };
+    let found = kernel.find(key.family(), &base::set(set), &[element_key(key)])?;
+    Ok(found.iter().any(Option::is_some))
+}
+
+/// The frontends that Services have at an address. All entries of the family are read, once for each question.
+fn at_address(kernel: &mut impl Kernel, address: IpAddr) -> Result<Vec<FrontendKey>, KernelError> {
+    Ok(whose(kernel, address)?.into_iter().map(|(key, _)| key).collect())
+}
+
+/// The same with whose they are.
+fn whose(kernel: &mut impl Kernel, address: IpAddr) -> Result<Vec<(FrontendKey, String)>, KernelError> {
+    let mut found = Vec::new();
+    let family = Family::of(address);
+    kernel.read_elements(family, &base::set(SetName::ServiceIps), &mut |element| {
+        let Some(element) = element else { return found.clear() };
+        if let [Value::Address(at), Value::Protocol(protocol), Value::Port(port)] = element.key.as_slice()
+            && *at == address
+            && let Some(port) = NonZeroU16::new(*port)
+        {
+            let key = FrontendKey { at: FrontendAt::Address(address), protocol: *protocol, port };
+            found.push((key, element.comment.as_deref().unwrap_or("?").to_owned()));
+        }
+    })?;
+    Ok(found)
+}
+
+/// The addresses of the node that accept node ports, those that somebody would use first.
+fn accepting(kernel: &mut impl Kernel, family: Family, node: &Node) -> Result<Vec<IpAddr>, KernelError> {
+    let rules = Rules::read(kernel, family)?;
+    accepting_by(kernel, family, node, rules.as_ref().map(Rules::chains).unwrap_or_default())
+}
+
+fn accepting_by(
+    kernel: &mut impl Kernel,
+    family: Family,
+    node: &Node,
+    chains: &[Chain],
+) -> Result<Vec<IpAddr>, KernelError> {
+    let asks = |statement: &Statement| matches!(statement, Statement::InSet { set: SetName::NodeportIps, .. });
+    if !statements(chains, ChainName::NatPrerouting).any(asks) {
+        return Ok(node.usual_addresses(family));
+    }
+    let listed = kernel.elements(family, &base::set(SetName::NodeportIps))?;
+    let address = |element: &Element| match element.key.as_slice() {
+        [Value::Address(address)] => Some(*address),
+        _ => None,
+    };
+    Ok(listed.iter().filter_map(address).collect())
+}
+
+fn statements(chains: &[Chain], name: ChainName) -> impl Iterator<Item = &Statement> {
+    chains.iter().filter(move |chain| chain.name == name).flat_map(|chain| &chain.rules).flat_map(|it| &it.statements)
+}
+
+fn look(
+    kernel: &mut impl Kernel,
+    question: &Question,
+    target: Target,
+    node: &Node,
+    informants: &mut Informants<'_>,
+) -> Result<Facts, ExplainError> {
+    let Target { to, protocol } = target;
+    let family = Family::of(to.ip());
+    let asked = asked(question, target, node)?;
+    let rules = Rules::read(kernel, family)?;
+    let chains = rules.as_ref().map(Rules::chains).unwrap_or_default();
+    let packet = Packet {
+        source: asked.from,
+        destination: to.ip(),
+        protocol,
+        port: to.port(),
+        origin: if asked.from_this_node {
+            Origin::Node
+        } else {
+            Origin::Arrives(asked.arrives_by.as_deref().map(Into::into))
+        },
+    };
+    let port = NonZeroU16::new(to.port()).unwrap_or(NonZeroU16::MIN);
+    let key = |at| FrontendKey { at, protocol, port };
+    let (by_address, by_port) = (key(FrontendAt::Address(to.ip())), key(FrontendAt::NodePort(family)));
+    let no_table = rules.as_ref().is_none_or(Rules::is_dormant);
+    let table = match &rules {
+        None => Table::Absent,
+        Some(rules) if rules.is_dormant() => Table::Dormant,
+        Some(_) if !node.is_here() => Table::OfManifests,
+        Some(_) => {
+            let shape = status::shape(kernel, family, informants.daemon.as_ref().ok())?;
+            Table::There(shape.damage.into_iter().chain(shape.foreign).collect())
+        }
+    };
+    let accepting = accepting_by(kernel, family, node, chains)?;
+    let mut frontend = if no_table { None } else { status::look_at(kernel, &by_address)? };
+    let mut found_by = by_address;
+    let mut node_port = None;
+    if !no_table && frontend.is_none() && node.is_local(to.ip()) {
+        node_port = status::look_at(kernel, &by_port)?;
+        if accepting.contains(&to.ip()) {
+            (frontend, found_by) = (node_port.take(), by_port);
+        }
+    }
+    let neighbours = if frontend.is_none() && !no_table && !node.is_local(to.ip()) {
+        let one = |(key, service): (FrontendKey, String)| (key.port.get(), key.protocol.name(), service);
+        whose(kernel, to.ip())?.into_iter().map(one).collect()
+    } else {
+        Vec::new()
+    };
+    let client = kept::key(asked.from, to.ip(), protocol, port);
+    let has_affinity =
+        frontend.as_ref().and_then(|seen| seen.frontend.as_ref()).is_some_and(|it| it.action.affinity().is_some());
+    let remembered = if has_affinity { kernel.client(family, &client)? } else { None };
+    let remembered = remembered.map(|kept| Remembered {
+        endpoint: SocketAddr::new(kept.client.backend.address, kept.client.backend.port.get()),
+        seconds_left: kept.expires.as_secs(),
+    });
+    let source: Key = [Value::Address(asked.from)].into_iter().collect();
+    let local_endpoint =
+        !no_table && kernel.find(family, &base::set(SetName::LocalEndpoints), &[source])?.iter().any(Option::is_some);
+    let is_cluster_ip: Key = [Value::Address(to.ip())].into_iter().collect();
+    let is_cluster_ip = !no_table
+        && kernel.find(family, &base::set(SetName::ClusterIps), &[is_cluster_ip])?.iter().any(Option::is_some);
+    let in_service_cidr = statements(chains, ChainName::NatPrerouting).find_map(|statement| match statement {
+        Statement::DestinationIn { net, negated: false } if net.contains(&to.ip()) => Some(*net),
+        _ => None,
+    });
+    let mark = statements(chains, ChainName::NatPostrouting).find_map(|statement| match statement {
+        Statement::MarkHas(bits) => Some(*bits),
+        _ => None,
+    });
+    let trace = match (&rules, no_table) {
+        (Some(rules), false) => {
+            let local = node.local();
+            Some(rules.tracer(kernel, &local).and_then(|tracer| tracer.trace(&packet)))
+        }
+        _ => None,
+    };
+    let service = frontend.as_ref().or(node_port.as_ref()).and_then(|seen| seen.frontend.as_ref());
+    let service = service.and_then(|it| (informants.services)(&Query::Name(it.service.clone())).into_iter().next());
+    let is_pod = if local_endpoint {
+        Some("it is an endpoint on this node".to_owned())
+    } else {
+        let ranges = informants.daemon.iter().flat_map(|daemon| &daemon.pod_cidrs);
+        let range = ranges.into_iter().find(|range| range.contains(&asked.from));
+        range.map(|range| format!("it is in podCIDRs {range} of this Node"))
+    };
+    let forwards = trace.as_ref().and_then(|trace| trace.as_ref().ok());
+    let node_facts =
+        if node.is_here() { Some(node.look(&asked, protocol, forwards, mark, question.probe)?) } else { None };
+    Ok(Facts {
+        own: kernel.table(),
+        local_at: node.interface_of(to.ip()),
+        table,
+        trace,
+        frontend: frontend.map(|seen| status::frontend(&found_by, &seen)),
+        is_cluster_ip,
+        neighbours,
+        node_port: node_port.map(|seen| status::frontend(&by_port, &seen)),
+        accepting,
+        in_service_cidr,
+        remembered,
+        service,
+        daemon: informants.daemon.as_ref().map(|daemon| daemon_facts(daemon, family)).map_err(Clone::clone),
+        is_pod,
+        node: node_facts,
+        asked,
+    })
+}
+
+/// The packet: whom it comes from, and by which interface.
+fn asked(question: &Question, Target { to, protocol }: Target, node: &Node) -> Result<Asked, ExplainError> {
+    let from = match question.from {
+        Some(from) if Family::of(from) != Family::of(to.ip()) => return Err(ExplainError::Families(from, to.ip())),
+        Some(from) => from,
+        None => node.own_source(to.ip()).unwrap_or(match to.ip() {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        }),
+    };
+    let from_this_node = question.from.is_none_or(|from| node.is_local(from));
+    let arrives_by = match &question.arriving_by {
+        _ if from_this_node => None,
+        Some(name) => Some(name.clone()),
+        None => node.arrives_by(from),
+    };
+    Ok(Asked { from, from_this_node, arrives_by, to, protocol: protocol.name() })
+}
+
+fn daemon_facts(daemon: &Daemon, family: Family) -> DaemonFacts {
+    let frame = status::frame(Some(daemon), family);
+    let follows_all = daemon.not_followed().next().is_none();
+    DaemonFacts {
+        not_followed: if follows_all { String::new() } else { status::kinds_text(daemon) },
+        pods_are: frame.and_then(|frame| frame.pods.as_ref()).map(|pods| match pods {
+            Pods::Source(net) => format!("pods have {net}"),
+            Pods::Interface(name) => format!("pods come in by {name}"),
+            Pods::InterfacePrefix(prefix) => format!("pods come in by {prefix}*"),
+        }),
+        masquerade_all: frame.is_some_and(|frame| frame.masquerade_all),
+    }
+}
