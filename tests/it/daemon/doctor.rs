@@ -74,14 +74,14 @@ fn doctor(node: &Node) -> Report {
 }
 
 /// Runs a line of a shell in the node.
-fn try_sh(node: &Node, line: &str) -> Output {
+pub(super) fn try_sh(node: &Node, line: &str) -> Output {
     let mut command = Command::new("sh");
     command.args(["-c", line]);
     node.world.run(move || command.output()).expect("there is a shell")
 }
 
 #[track_caller]
-fn sh(node: &Node, line: &str) {
+pub(super) fn sh(node: &Node, line: &str) {
     let output = try_sh(node, line);
     assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
 }
@@ -103,7 +103,7 @@ fn healthy(config: &Value) -> Option<Node> {
     Some(node)
 }
 
-fn sysctls(node: &Node) {
+pub(super) fn sysctls(node: &Node) {
     sh(node, "sysctl -q -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
 }
 

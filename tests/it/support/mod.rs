@@ -3,6 +3,7 @@
 pub(crate) mod canary;
 pub(crate) mod cluster;
 pub(crate) mod daemon;
+pub(crate) mod explained;
 pub(crate) mod http;
 pub(crate) mod judge;
 pub(crate) mod namespace;

@@ -27,6 +27,11 @@ pub(crate) trait Proxy {
     /// Whether it runs.
     fn alive(&mut self) -> bool;
 
+    /// Whether `explain` has to say of packets what becomes of them.
+    fn is_explained(&self) -> bool {
+        false
+    }
+
     /// What it has said.
     fn log(&self) -> String;
 
@@ -78,6 +83,10 @@ impl Proxy for WithManifests {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.to_string()),
             _ => Ok(()),
         }
+    }
+
+    fn is_explained(&self) -> bool {
+        true
     }
 
     fn alive(&mut self) -> bool {

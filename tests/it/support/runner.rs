@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::canary::Canary;
+use super::explained;
 use super::http::{self, Answer};
 use super::judge::judge;
 use super::nft_versions;
@@ -192,11 +193,16 @@ impl Run<'_> {
         endpoints: usize,
         judge: impl Fn(&Outcome) -> Result<(), String>,
     ) -> Result<(), String> {
-        let mut result = judge(&self.world.probe(probe, endpoints, Look::QUICK));
+        let look = |world: &mut World, look| {
+            let outcome = world.probe(probe, endpoints, look);
+            judge(&outcome)?;
+            if self.proxy.is_explained() { explained::agrees(world, probe, &outcome) } else { Ok(()) }
+        };
+        let mut result = look(self.world, Look::QUICK);
         for pause in self.patience.further_looks {
             if result.is_err() {
                 sleep(pause);
-                result = judge(&self.world.probe(probe, endpoints, Look::PATIENT));
+                result = look(self.world, Look::PATIENT);
             }
         }
         result
