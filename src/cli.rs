@@ -202,6 +202,12 @@ look before, by the second. Both count repetitions of what is refused or dropped
 of --rate and --watch says whether new connections of frontends are from their counters or
 from connection tracking; those of endpoints always are from connection tracking.
 
+Where a Service asks for accounting (annotation nftproxyd.io/accounting, nftables.accounting), the
+daemon is asked on its metrics port, at /nftproxyd/accounting, what the connections to each
+endpoint had that have ended, through all frontends of the port together: ENDED is how many, INPKTS
+and INBYTES what came from clients, OUTPKTS and OUTBYTES what went back. At most 400 endpoints of
+the node have totals. Connections that are open are not in them.
+
 # nftproxyd status --watch 1
 daemon    nftproxyd 0.1.0, healthy
 IPv4      in sync; last synced 4 s ago
@@ -219,7 +225,7 @@ bytes, kernel 91 us)
 
 The exit status is 0; 1 where there is no table or it cannot be read; 2 of a wrong command
 line; 3 where there is no frontend of what is asked for. JSON has daemon, daemonError,
-servicesError, tables, nodePorts, newWithinSeconds, newConnectionsFrom (by family: counters
+servicesError, accountingError, tables, nodePorts, newWithinSeconds, newConnectionsFrom (by family: counters
 or conntrack), frontends and, of what is asked for, services: what the daemon knows of them, as on /nftproxyd/services.";
 
 /// Options of `status`.

@@ -68,11 +68,15 @@ pub(super) fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
         Ok(_) => runtime.block_on(status::ask_known(address, &filter, &picture.frontends)),
         Err(_) => Ok(Vec::new()),
     };
-    let (known, unknown) = match known {
-        Ok(known) => (known, None),
-        Err(error) => (Vec::new(), Some(error.to_string())),
-    };
+    let (known, unknown) = known.map_or_else(|error| (Vec::new(), Some(error.to_string())), |known| (known, None));
     status::add_known(&mut picture.frontends, &known);
+    let accounted = match &daemon {
+        Ok(_) => runtime.block_on(status::ask_accounted(address)),
+        Err(_) => Ok(Vec::new()),
+    };
+    let (accounted, unaccounted) =
+        accounted.map_or_else(|error| (Vec::new(), Some(error.to_string())), |accounted| (accounted, None));
+    status::add_accounted(&mut picture.frontends, &accounted);
     let tables = status::tables(&mut kernel, daemon.as_ref().ok())?;
     let Picture { frontends, node_ports, since, new_from } = &picture;
     let is_known = !known.is_empty();
@@ -85,6 +89,9 @@ pub(super) fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
             };
             if let Some(error) = &unknown {
                 head.push_str(&format!("pods      the daemon {error}\n"));
+            }
+            if let Some(error) = &unaccounted {
+                head.push_str(&format!("totals    the daemon {error}\n"));
             }
             head += &status::tables_text(&tables);
             if since.is_some() {
@@ -102,6 +109,7 @@ pub(super) fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
                 "daemon": daemon.as_ref().ok(),
                 "daemonError": daemon.as_ref().err().map(AskError::to_string),
                 "servicesError": unknown,
+                "accountingError": unaccounted,
                 "tables": tables,
                 "nodePorts": node_ports,
                 "newWithinSeconds": since.map(|since| since.as_secs_f64()),

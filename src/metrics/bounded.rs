@@ -52,6 +52,11 @@ impl<K: Ord, const N: usize> Bounded<K, N> {
         }
     }
 
+    /// Those that have a series of their own, sorted.
+    pub(super) fn own(&self) -> impl Iterator<Item = (&K, &[u64; N])> {
+        self.own.iter().map(|(key, own)| (key, &own.counts))
+    }
+
     /// Forgets those that have not been there for a while.
     pub(super) fn forget(&mut self, now: Instant) {
         self.own.retain(|_, own| now.saturating_duration_since(own.seen) < FORGOTTEN);

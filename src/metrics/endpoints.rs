@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use arcstr::ArcStr;
 use prometheus::proto::MetricFamily;
+use serde::{Deserialize, Serialize};
 
 use super::bounded::{Bounded, MOST_SERIES};
 use super::table;
@@ -31,6 +32,40 @@ pub struct Had {
     pub bytes: [u64; 2],
 }
 
+/// Where [`EndpointTotals`] are served on the metrics port, as a list of those that have series of their own.
+pub const PATH: &str = "/nftproxyd/accounting";
+
+/// What all connections to an endpoint had that have ended since the process began to account for them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointTotals {
+    /// `namespace/name`.
+    pub service: String,
+    /// The name of its port; may be empty.
+    pub port: String,
+    /// The endpoint.
+    pub endpoint: SocketAddr,
+    /// What there was.
+    #[serde(flatten)]
+    pub totals: Totals,
+}
+
+/// Sums of connections that have ended; *in* is from clients, *out* back to them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Totals {
+    /// How many.
+    pub ended: u64,
+    /// Their packets.
+    pub packets_in: u64,
+    /// Those back.
+    pub packets_out: u64,
+    /// Their bytes, with IP headers.
+    pub bytes_in: u64,
+    /// Those back.
+    pub bytes_out: u64,
+}
+
 /// The values of the label `direction`.
 const DIRECTIONS: [&str; 2] = ["original", "reply"];
 
@@ -48,6 +83,22 @@ impl Endpoints {
     pub fn ended(&self, endpoint: EndpointOf, had: Had, now: Instant) {
         let ([packets, packets_back], [bytes, bytes_back]) = (had.packets, had.bytes);
         self.sums().add(endpoint, [1, packets, packets_back, bytes, bytes_back], now);
+    }
+
+    /// The totals of each endpoint that has series of its own, sorted.
+    pub(super) fn totals(&self, now: Instant) -> Vec<EndpointTotals> {
+        let mut sums = self.sums();
+        sums.forget(now);
+        let totals = |(of, counts): (&EndpointOf, &[u64; 5])| {
+            let &[ended, packets_in, packets_out, bytes_in, bytes_out] = counts;
+            EndpointTotals {
+                service: of.service.to_string(),
+                port: of.port.to_string(),
+                endpoint: of.endpoint,
+                totals: Totals { ended, packets_in, packets_out, bytes_in, bytes_out },
+            }
+        };
+        sums.own().map(totals).collect()
     }
 
     pub(super) fn families(&self, now: Instant) -> Vec<MetricFamily> {
@@ -108,5 +159,9 @@ mod tests {
             r#"bytes_total{endpoint="other",direction="reply"} 5000"#.to_owned(),
         ];
         assert_eq!(series, expected);
+        let totals = serde_json::to_value(all.totals(now)).expect("it can be written");
+        let expected = serde_json::json!([{"service": "shop/web", "port": "http", "endpoint": "10.1.0.1:80",
+            "ended": 2, "packetsIn": 6, "packetsOut": 4, "bytesIn": 600, "bytesOut": 10_000}]);
+        assert_eq!(totals, expected, "those of others are nobody's");
     }
 }

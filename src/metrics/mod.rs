@@ -8,7 +8,7 @@
 mod bounded;
 mod connections;
 pub mod daemon;
-mod endpoints;
+pub mod endpoints;
 pub mod history;
 mod readings;
 mod server;

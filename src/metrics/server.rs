@@ -14,6 +14,7 @@ use tokio::sync::watch::Receiver;
 use tokio::task::yield_now;
 
 use super::daemon::{self, Daemon};
+use super::endpoints;
 use super::history;
 use super::services::{self, Services};
 use super::zpages::ZPages;
@@ -60,7 +61,7 @@ impl Exposition {
 }
 
 /// Answers for ever on `/metrics`, `/metrics/slis`, `/proxyMode`, `/healthz`, `/healthz/ping`, `/configz`, `/statusz`, `/flagz`,
-/// [`daemon::PATH`], [`services::PATH`] and [`history::PATH`].
+/// [`daemon::PATH`], [`services::PATH`], [`history::PATH`] and [`endpoints::PATH`].
 ///
 /// `configz` is the body of `/configz`: the configuration in force at the time, as JSON. `/healthz` only says that somebody answers;
 /// whether the proxy works is told on the health port, and by `status`.
@@ -96,6 +97,7 @@ pub(crate) async fn serve(
         .route("/flagz", any(async move |headers: HeaderMap| flagz.flagz(&headers)))
         .route(daemon::PATH, any(status))
         .route(history::PATH, any(async move || body(StatusCode::OK, JSON, changes.history())))
+        .route(endpoints::PATH, any(accounting))
         .route(
             services::PATH,
             any(async move |RawQuery(query): RawQuery| services.page(&query.unwrap_or_default()).await),
@@ -110,6 +112,11 @@ async fn exposition(State(shared): State<Arc<Shared>>) -> Response {
     let headers = [(header::CONTENT_TYPE, EXPOSITION), (HeaderName::from_static("process-start-time-unix"), &start)];
     shared.metrics.connections.refresh().await;
     (headers, shared.exposition.text(|| shared.metrics.text()).await).into_response()
+}
+
+async fn accounting(State(shared): State<Arc<Shared>>) -> Response {
+    let totals = shared.metrics.endpoints.totals(Instant::now());
+    body(StatusCode::OK, JSON, serde_json::to_string(&totals).expect("a list of texts and numbers"))
 }
 
 /// What service levels are computed from; `DELETE` sets it back.

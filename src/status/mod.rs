@@ -1,6 +1,7 @@
 //! `nftproxyd status`: every frontend with its policy, its endpoints and their open connections, read from the kernel: what
 //! it says is what packets meet, whether or not a daemon runs. What only a daemon knows is asked of it.
 
+mod accounted;
 mod daemon;
 mod filter;
 mod history;
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 use serde::Serialize;
 
+pub use self::accounted::{add_accounted, ask_accounted};
 pub use self::daemon::{
     AskError, ask, ask_services, daemon_text, kinds_text, kube_proxy_has_synced, kube_proxy_mode, unserved_text,
 };
@@ -34,6 +36,7 @@ pub use self::show::{new_from_text, node_ports_text, notes, table, totals};
 pub use self::watch::{Order, View, frame_text};
 use crate::conntrack::{Conntrack, Flow, FlowsError};
 use crate::metrics::daemon::Daemon;
+use crate::metrics::endpoints::Totals;
 use crate::model::{Family, FrontendAt, FrontendKey, Protocol, TrafficPolicy};
 use crate::nftables::{Kernel, KernelError};
 use crate::ruleset::base;
@@ -132,13 +135,16 @@ pub struct EndpointStatus {
     pub state: Option<EndpointState>,
     /// Connections that were not there at the look before; `None` of a first look.
     pub new_connections: Option<u64>,
+    /// What its connections had that have ended, through all frontends of the port, as a daemon says that accounts for them.
+    pub totals: Option<Totals>,
 }
 
 impl EndpointStatus {
     /// One that has these slots of so many.
     fn new(address: SocketAddr, slots: usize, of: usize) -> EndpointStatus {
         let (pod, node, weight, state) = (None, None, None, None);
-        let (connections, unanswered, removed, new_connections) = (0, 0, false, None);
+        let (connections, unanswered, removed) = (0, 0, false);
+        let (new_connections, totals) = (None, None);
         EndpointStatus {
             address,
             slots,
@@ -151,6 +157,7 @@ impl EndpointStatus {
             weight,
             state,
             new_connections,
+            totals,
         }
     }
 }

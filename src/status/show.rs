@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::{EndpointState, EndpointStatus, FrontendStatus, NewFrom, NodePortsStatus, Picture, Policy};
+use crate::metrics::endpoints::Totals;
 use crate::metrics::services::ServiceFacts;
 use crate::printable::printable;
 
@@ -25,8 +26,13 @@ const HEADINGS: [&str; COLUMNS] = [
     "CONNECTIONS",
     "UNANSWERED",
     "NEW/S",
+    "ENDED",
+    "INPKTS",
+    "OUTPKTS",
+    "INBYTES",
+    "OUTBYTES",
 ];
-const COLUMNS: usize = 15;
+const COLUMNS: usize = 20;
 /// The columns of which what is the same as on the line above is left out.
 const OF_FRONTEND: usize = 7;
 /// Those that are left out where there is nothing to say in them.
@@ -36,6 +42,8 @@ const POD: usize = 8;
 const NODE: usize = 9;
 const WEIGHT: usize = 10;
 const NEW: usize = 14;
+/// The last ones are those of accounting.
+const ENDED: usize = 15;
 
 /// A table: one line for each endpoint; what is the same as on the line above is left out.
 pub fn table(picture: &Picture) -> String {
@@ -52,7 +60,9 @@ pub fn table(picture: &Picture) -> String {
         }
     }
     let is_told = |column: usize| match column {
-        CONNS | CONNS_NEW | POD | NODE | NEW => lines.iter().skip(1).any(|line| !["-", ""].contains(&&*line[column])),
+        CONNS | CONNS_NEW | POD | NODE | NEW | ENDED.. => {
+            lines.iter().skip(1).any(|line| !["-", ""].contains(&&*line[column]))
+        }
         WEIGHT => lines.iter().skip(1).any(|line| !["-", "1"].contains(&&*line[column])),
         _ => true,
     };
@@ -166,6 +176,7 @@ fn right(endpoint: &EndpointStatus, since: Option<Duration>) -> [String; COLUMNS
         (false, Some(EndpointState::Terminating)) => " (terminating)",
         (false, Some(EndpointState::Ready) | None) => "",
     };
+    let total = |of: fn(&Totals) -> u64| number(endpoint.totals.as_ref().map(of));
     let name = |name: &Option<String>| name.as_deref().map_or_else(|| "-".to_owned(), |it| printable(it).into_owned());
     [
         format!("{}{state}", endpoint.address),
@@ -176,6 +187,11 @@ fn right(endpoint: &EndpointStatus, since: Option<Duration>) -> [String; COLUMNS
         endpoint.connections.to_string(),
         endpoint.unanswered.to_string(),
         per_second(endpoint.new_connections, since),
+        total(|totals| totals.ended),
+        total(|totals| totals.packets_in),
+        total(|totals| totals.packets_out),
+        total(|totals| totals.bytes_in),
+        total(|totals| totals.bytes_out),
     ]
 }
 

@@ -371,6 +371,29 @@ a/web:http  tcp 10.96.0.1:80  Cluster          wlc        -         10.1.0.1:808
 b/ranges    tcp 192.0.2.8:80  refused, ranges  -          -         -                         -      -     -       -      -            -
 c/else      tcp 10.96.0.3:80  dropped          -          -         -                         -      -     -       -      -            -
 ";
+    // Of the port of this name only, and of an address that it has.
+    let accounted = |port: &str, endpoint: &str, ended: u64| {
+        serde_json::json!({"service": "a/web", "port": port, "endpoint": endpoint, "ended": ended,
+            "packetsIn": 30, "packetsOut": 20, "bytesIn": 3_000, "bytesOut": 50_000})
+    };
+    let sums = serde_json::json!([
+        accounted("http", "10.2.0.1:8080", 7),
+        accounted("admin", "10.1.0.1:8080", 8),
+        accounted("http", "10.3.0.1:8080", 9),
+    ]);
+    let sums: Vec<crate::metrics::endpoints::EndpointTotals> = serde_json::from_value(sums).expect("totals");
+    let mut with_totals = all.clone();
+    add_accounted(&mut with_totals, &sums);
+    let text = table(&Picture { frontends: with_totals, ..Picture::default() });
+    let tail = |line: usize| -> Vec<&str> {
+        let mut cells: Vec<&str> =
+            text.lines().nth(line).unwrap_or_default().split_whitespace().rev().take(5).collect();
+        cells.reverse();
+        cells
+    };
+    assert_eq!(tail(0), ["ENDED", "INPKTS", "OUTPKTS", "INBYTES", "OUTBYTES"], "{text}");
+    assert_eq!((tail(1), tail(2)), (vec!["-"; 5], vec!["-"; 5]), "{text}");
+    assert_eq!(tail(3), ["7", "30", "20", "3000", "50000"], "{text}");
     let picture = Picture { frontends: all.clone(), ..Picture::default() };
     let squeezed =
         |text: &str| text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>();

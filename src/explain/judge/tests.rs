@@ -46,6 +46,7 @@ fn well() -> Facts {
         weight: None,
         state: None,
         new_connections: None,
+        totals: None,
     };
     let arrives_by = Some("eth0".to_owned());
     Facts {

@@ -122,6 +122,7 @@ fn paths_are_those_of_kube_proxy() {
                 ("GET", "/configz", 200, JSON, r#"{"kubeproxy.config.k8s.io":{}}"#),
                 ("GET", "/nftproxyd/status", 200, JSON, STATUS),
                 ("GET", "/nftproxyd/history", 200, JSON, "[]"),
+                ("GET", "/nftproxyd/accounting", 200, JSON, ACCOUNTED),
                 ("GET", "/", 404, PLAIN, "404 page not found\n"),
                 ("GET", "/livez", 404, PLAIN, "404 page not found\n"),
                 ("GET", "/readyz", 404, PLAIN, "404 page not found\n"),
@@ -367,3 +368,6 @@ async fn those_who_ask_at_the_same_time_get_one_text() {
     assert!(all.iter().all(|text| text == "1"), "{all:?}");
     assert_eq!((ask().await, ask().await), ("2".into(), "3".into()), "it is not older than the question");
 }
+
+/// One connection, of which the kernel counted nothing.
+const ACCOUNTED: &str = r#"[{"service":"shop/web","port":"http","endpoint":"10.1.0.1:8080","ended":1,"packetsIn":0,"packetsOut":0,"bytesIn":0,"bytesOut":0}]"#;

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::schedulers::{asked, client, node, serve, with_weights};
-use super::{Node, socket, yaml};
+use super::{Node, run_to_end, socket, yaml};
 use crate::netns::set_sysctl;
 use crate::support::http;
 
@@ -75,6 +75,17 @@ fn connections_are_accounted_for_by_endpoint_where_a_service_asks_for_it() {
     };
     assert_eq!(series(&node, "packets_total"), directions([5, 5]));
     assert_eq!(series(&node, "bytes_total"), directions([5 * 29, 5 * 31]));
+    let status = |what: &str| -> Value {
+        serde_json::from_str(&run_to_end(&node, true, &["status", what, "-o", "json"]).stdout).expect("JSON")
+    };
+    let json = status("shop/a");
+    let totals = json!({"ended": 5, "packetsIn": 5, "packetsOut": 5, "bytesIn": 5 * 29, "bytesOut": 5 * 31});
+    let endpoints = &json["frontends"][0]["endpoints"];
+    assert_eq!([&endpoints[0]["totals"], &endpoints[1]["totals"]], [&totals, &totals], "{json}");
+    let json = status("shop/b");
+    assert_eq!(json["frontends"][0]["endpoints"][0]["totals"], Value::Null, "it asks for none: {json}");
+    let text = run_to_end(&node, true, &["status", "shop/a"]).stdout;
+    assert!(text.contains("  ENDED  INPKTS  OUTPKTS  INBYTES  OUTBYTES\n"), "{text}");
 
     // Nobody asks any more.
     node.replace("a.yaml", &service("a", 1, None));
