@@ -10,6 +10,8 @@
 //! error of that alone: where its memory happens to be can make a node up to 1 % slower than its equal for a whole run.
 //! Nothing passes or fails here.
 //!
+//! The daemon is measured a second time with frontends that count their connections, beside the one without.
+//!
 //! For each scheduler a Service that asks for it is added; and where the kernel has IPVS, and `ipvsadm` is there, its
 //! schedulers are measured beside them. A table of its own is of flows of one UDP datagram, to both families.
 //!
@@ -34,7 +36,7 @@ use nix::unistd::Pid;
 
 use flows::Flows;
 use network::Network;
-use report::{FlowReport, Report, Turn};
+use report::{COUNTING, FlowReport, Report, Turn};
 use rules::{Cluster, Rules, Running};
 use traffic::Path;
 
@@ -117,6 +119,7 @@ fn measure(cluster: &Cluster, options: &Options) {
     let mut all: Vec<(&str, Rules)> =
         vec![("tracking only", Rules::Tracking), ("tracking only, again", Rules::Tracking)];
     all.push(("nftproxyd", Rules::Nftproxyd(options.nftproxyd.clone())));
+    all.push((COUNTING, Rules::Counting(options.nftproxyd.clone())));
     all.extend(options.other.clone().map(|path| ("other nftproxyd", Rules::Nftproxyd(path))));
     for path in &options.rules {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("rules");

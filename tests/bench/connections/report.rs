@@ -6,6 +6,10 @@ use std::time::Duration;
 /// What flows by the other schedulers are compared with.
 const AT_RANDOM: &str = "Service by random";
 
+/// What the daemon is called whose frontends count, and the one that it is compared with.
+pub(crate) const COUNTING: &str = "nftproxyd, counters";
+const NOT_COUNTING: &str = "nftproxyd";
+
 /// What one path did in one round.
 pub(crate) struct Turn {
     /// Of one connection.
@@ -82,13 +86,13 @@ impl fmt::Display for Report<'_> {
                 self.ratio(path, 0, |turn| turn.round_trips),
             )?;
         }
-        for other in ["kube-proxy", "other nftproxyd"] {
+        for other in [COUNTING, "kube-proxy", "other nftproxyd"] {
             if !self.names.iter().any(|(rules, _)| *rules == other) {
                 continue;
             }
             writeln!(f, "\n| nftproxyd / {other} | new connections | round trips |\n|---|---|---|")?;
             for (path, (rules, to)) in self.names.iter().enumerate() {
-                if let ("nftproxyd", Some(base)) = (*rules, self.same_destination(path, other)) {
+                if let (NOT_COUNTING, Some(base)) = (*rules, self.same_destination(path, other)) {
                     let connections = self.ratio(path, base, |turn| turn.connections);
                     let round_trips = self.ratio(path, base, |turn| turn.round_trips);
                     writeln!(f, "| {to} | {connections} | {round_trips} |")?;
@@ -145,6 +149,24 @@ impl fmt::Display for FlowReport<'_> {
                     Ratio::of(turns.iter().zip(bases).map(|(turn, base)| turn.as_secs_f64() / base.as_secs_f64()));
                 write!(f, " {} ns |", median(turns.iter().copied()).as_nanos())?;
                 if bases.is_empty() { write!(f, " |")? } else { write!(f, " {ratio} |")? }
+            }
+            writeln!(f)?;
+        }
+        writeln!(
+            f,
+            "\n| one-packet flow: {COUNTING} / {NOT_COUNTING} | IPv4 | IPv4, external IP | IPv6 |\n|---|---:|---:|---:|"
+        )?;
+        for (number, (rules, to)) in self.names.iter().enumerate() {
+            let base = self.names.iter().position(|(whose, other)| *whose == NOT_COUNTING && other == to);
+            let (COUNTING, Some(base)) = (*rules, base) else { continue };
+            write!(f, "| {to} |")?;
+            for (turns, bases) in self.turns[number].iter().zip(&self.turns[base]) {
+                if turns.is_empty() || bases.is_empty() {
+                    write!(f, " |")?;
+                    continue;
+                }
+                let rounds = turns.iter().zip(bases);
+                write!(f, " {} |", Ratio::of(rounds.map(|(turn, base)| turn.as_secs_f64() / base.as_secs_f64())))?;
             }
             writeln!(f)?;
         }

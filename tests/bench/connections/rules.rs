@@ -18,6 +18,8 @@ pub(crate) enum Rules {
     Tracking,
     /// A build of this project's daemon.
     Nftproxyd(PathBuf),
+    /// The same, and its frontends count their connections.
+    Counting(PathBuf),
     /// A build of kube-proxy, in this mode.
     KubeProxy(PathBuf, String),
     /// A file for `nft -f`, which need not have all of the Services.
@@ -78,7 +80,7 @@ impl Rules {
     fn scheduled(&self, cluster: &Cluster) -> Vec<Scheduled> {
         match self {
             Rules::Tracking | Rules::File(_) => Vec::new(),
-            Rules::Nftproxyd(_) => cluster.scheduled(),
+            Rules::Nftproxyd(_) | Rules::Counting(_) => cluster.scheduled(),
             Rules::KubeProxy(..) => cluster.scheduled().into_iter().filter(|it| it.scheduler == "random").collect(),
             Rules::Ipvs => Scheduled::all(&OF_IPVS, cluster.services, cluster.endpoints),
         }
@@ -99,7 +101,7 @@ impl Rules {
                 return track();
             }
             Rules::File(path) => return load(Command::new("nft").arg("-f").arg(path)),
-            Rules::Nftproxyd(path) => (path, Some("run")),
+            Rules::Nftproxyd(path) | Rules::Counting(path) => (path, Some("run")),
             Rules::KubeProxy(path, _) => (path, None),
         };
         let api = Api::start(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has free ports"));
@@ -130,6 +132,9 @@ impl Rules {
         });
         if cluster.knows_pods {
             text["clusterCIDR"] = json!(format!("{PODS},{PODS_V6}"));
+        }
+        if let Rules::Counting(_) = self {
+            text["nftables"] = json!({"countConnections": true});
         }
         if let Rules::KubeProxy(_, mode) = self {
             text["mode"] = json!(mode);
