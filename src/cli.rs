@@ -187,6 +187,7 @@ POLICY says what becomes of new connections:
   refused          no endpoint
   dropped          the policy is Local, and no endpoint is on this node
   unknown          the elements of the table do not tell
+
 \", ranges\": only the sources that are named below the table; \", damaged\": somebody else has
 changed elements. SCHEDULER is how an endpoint is chosen, SHARE an endpoint's part of new
 connections. POD, NODE, WEIGHT, endpoints that are not ready, and why something is not served
@@ -207,17 +208,6 @@ daemon is asked on its metrics port, at /nftproxyd/accounting, what the connecti
 endpoint had that have ended, through all frontends of the port together: ENDED is how many, INPKTS
 and INBYTES what came from clients, OUTPKTS and OUTBYTES what went back. At most 400 endpoints of
 the node have totals. Connections that are open are not in them.
-
-# nftproxyd status --watch 1
-daemon    nftproxyd 0.1.0, healthy
-IPv4      in sync; last synced 4 s ago
-IPv6      in sync; last synced 4 s ago
-sorted by new connections a second; new connections are counted in connection tracking
-total: 2 Services, 8 frontends, 10 endpoints, 29 connections (29 unanswered), 10.0 new a second
-
-NEW/S  CONNECTIONS  UNANSWERED  ENDPOINTS  SERVICE        FRONTEND
-10.0   29           29          3          shop/web:http  tcp 10.96.0.80:80
-0.0    0            0           2          shop/dns:dns   udp 10.96.0.53:53
 
 # nftproxyd status --history shop/web
 2026-11-30 18:27:39.240 EndpointSlice shop/web-ipv4: written in 1364 us (10 operations, 784
@@ -261,9 +251,13 @@ pub struct StatusArgs {
 
 /// What a report of `explain` means. The statuses are those of `explain::Verdict`.
 const VERDICTS: &str = "\
-A connection that would begin now is followed by what the kernel has: the tables of nftproxyd and of
-others, routes, connections. Nothing is sent, unless --probe is given. The last line says what becomes
-of it, and why; of several the gravest decides the exit status:
+A connection that would begin now is followed through what the kernel has: the tables of nftproxyd
+and of others, routes, connections. Nothing is sent, unless --probe is given. A line for each place
+that it passes, each endpoint that it may go to, with its share of new connections, its pod, the
+device of the route, whom it sees as the client, and the connections that it has and has not
+answered; the last line says what becomes of it, and why.
+
+Of several the gravest decides the exit status:
   REACHED                it comes to an endpoint, as far as this node can tell    0
   REFUSED                its sender is told: a reset, an ICMP error, no route     3
   DROPPED                it is lost                                               4

@@ -3,6 +3,9 @@
 //!
 //! `NFTPROXYD_UPDATE=1 cargo test --test cli` writes them.
 
+#[path = "support/broken.rs"]
+mod broken;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -27,6 +30,50 @@ fn completions() -> Vec<File> {
     shells.into_iter().map(file).collect()
 }
 
+/// What subcommands have printed, by the name of the file in `testdata/terminal`, and what that is an example of. That they print
+/// it still, `tests/it/shown.rs` sees to.
+const EXAMPLES: [(&str, &str, &str); 5] = [
+    ("explain", "explain-served", "A client outside of the cluster, and a cluster IP that is served:"),
+    ("explain", "explain-dropped", "The same, where a table of somebody else drops what goes to one of the endpoints:"),
+    ("explain", "explain-local", "externalTrafficPolicy Local, and no endpoint on this node:"),
+    ("explain", "explain-node-port", "A node port on an address of the node that accepts none:"),
+    ("status", "status-watch", "On a terminal with 100 columns, while connections are made; an endpoint has gone:"),
+];
+
+/// A line of a man page that shows this text.
+fn roff(line: &str) -> String {
+    let escaped = line.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq");
+    let is_request = escaped.starts_with('.');
+    if is_request { format!("\\&{escaped}\n") } else { format!("{escaped}\n") }
+}
+
+/// The section of examples of a subcommand; empty if there are none.
+fn examples(subcommand: &str) -> String {
+    let mut section = String::new();
+    for (_, file, caption) in EXAMPLES.iter().filter(|(of, ..)| *of == subcommand) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/terminal").join(file).with_extension("txt");
+        let shown = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let lines = shown.trim_end().lines().flat_map(broken::broken);
+        let lines: String = lines.map(roff).collect();
+        section += &format!(".PP\n{}.PP\n.nf\n{lines}.fi\n", roff(caption));
+    }
+    if section.is_empty() { section } else { format!(".SH EXAMPLES\n{section}") }
+}
+
+/// The page with the paragraphs of its section EXTRA, which is what the help ends with, kept as they are where they are tables
+/// or were printed: those with columns. man(1) would fill their lines.
+fn with_tables(page: &str) -> String {
+    let (begin, end) = (".SH EXTRA\n", "\n.SH VERSION\n");
+    let Some((before, rest)) = page.split_once(begin) else { return page.to_owned() };
+    let (extra, after) = rest.split_once(end).expect("the version is last");
+    let kept = |paragraph: &str| match paragraph.contains("  ") || paragraph.starts_with("# ") {
+        true => format!(".nf\n{paragraph}\n.fi"),
+        false => paragraph.to_owned(),
+    };
+    let paragraphs: Vec<String> = extra.split("\n\n").map(kept).collect();
+    format!("{before}{begin}{}{end}{after}", paragraphs.join("\n.PP\n"))
+}
+
 /// One for each subcommand: `nftproxyd(8)` itself is written by hand, and says what they have in common.
 fn man_pages() -> Vec<File> {
     let mut command = definition();
@@ -42,7 +89,9 @@ fn man_pages() -> Vec<File> {
             .manual("nftproxyd");
         let mut text = Vec::new();
         page.render(&mut text).expect("a vector takes everything");
-        (Path::new("man").join(format!("{name}.8")), text)
+        let text = with_tables(&String::from_utf8(text).expect("it is text"));
+        let text = text.replace(".SH VERSION\n", &format!("{}.SH VERSION\n", examples(subcommand.get_name())));
+        (Path::new("man").join(format!("{name}.8")), text.into_bytes())
     };
     subcommands.map(page).collect()
 }

@@ -26,6 +26,7 @@ mod pages;
 mod properties;
 mod random;
 mod scenarios;
+mod shown;
 mod support;
 mod sync;
 mod watch;

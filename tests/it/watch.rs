@@ -24,7 +24,7 @@ fn node() -> Option<World> {
 }
 
 /// A terminal and the program on it.
-struct Terminal {
+pub(crate) struct Terminal {
     child: Child,
     keys: File,
     shown: Receiver<Vec<u8>>,
@@ -34,8 +34,9 @@ struct Terminal {
 }
 
 impl Terminal {
-    fn start(world: &World, args: &[&str]) -> Terminal {
-        let size = Winsize { ws_row: 20, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+    /// Columns and lines are its size.
+    pub(crate) fn start(world: &World, (columns, lines): (u16, u16), args: &[&str]) -> Terminal {
+        let size = Winsize { ws_row: lines, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         let OpenptyResult { master, slave } = openpty(Some(&size), None).expect("a terminal");
         let mut command = Command::new(PROGRAM);
         let side = || Stdio::from(slave.try_clone().expect("a descriptor"));
@@ -54,19 +55,35 @@ impl Terminal {
         Terminal { child, keys: File::from(master), shown, text: String::new(), line: slave }
     }
 
-    /// Waits until this is shown, after what was waited for before.
-    fn wait_for(&mut self, what: &str) {
+    /// Waits until this is shown, after what was waited for before. Returns what was in between.
+    pub(crate) fn wait_for(&mut self, what: &str) -> String {
         let end = Instant::now() + PATIENCE;
         loop {
             if let Some(at) = self.text.find(what) {
-                self.text.drain(..at + what.len());
-                return;
+                let rest = self.text.split_off(at + what.len());
+                let mut before = std::mem::replace(&mut self.text, rest);
+                before.truncate(at);
+                return before;
             }
             match self.shown.recv_timeout(end.saturating_duration_since(Instant::now())) {
                 Ok(bytes) => self.text.push_str(&String::from_utf8_lossy(&bytes)),
                 Err(error) => panic!("{what:?} is not shown ({error}): {:?}", self.text),
             }
         }
+    }
+
+    /// The lines of the next frame.
+    pub(crate) fn frame(&mut self) -> Vec<String> {
+        self.wait_for("\x1b[H");
+        let drawn = self.wait_for("\x1b[J").replace("\x1b[K", "");
+        drawn.lines().map(|line| line.trim_end_matches('\r').to_owned()).collect()
+    }
+
+    /// Types `q`, and waits for the end.
+    pub(crate) fn quit(&mut self) {
+        self.keys.write_all(b"q").expect("it can be typed");
+        let status = self.child.wait().expect("it ends");
+        assert!(status.success(), "{status}");
     }
 
     /// Whether lines are gathered, and shown as they are typed.
@@ -89,7 +106,7 @@ fn the_terminal_is_left_as_it_was() {
         .expect("it can start");
     daemon.wait_for_log(|line| line.contains("in sync"), PATIENCE).expect("it syncs");
     for end in ["q", "SIGINT", "SIGTERM"] {
-        let mut terminal = Terminal::start(&world, &["status", "--watch", "1"]);
+        let mut terminal = Terminal::start(&world, (80, 20), &["status", "--watch", "1"]);
         terminal.wait_for("\x1b[?1049h\x1b[?25l\x1b[H");
         terminal.wait_for("sorted by new connections a second");
         terminal.wait_for("\x1b[J");
