@@ -1,8 +1,12 @@
 //! The documentation names every field, flag, metric and endpoint of kube-proxy, each in the place where it is looked
-//! for; the picture of the measurements shows what their table says; links lead somewhere; and the front page stays short.
+//! for; the pictures show what was measured and what was printed; links lead somewhere; and the front page stays short.
 
+#[path = "support/broken.rs"]
+mod broken;
 #[path = "bench/picture.rs"]
 mod picture;
+#[path = "support/terminal.rs"]
+mod terminal;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,6 +18,9 @@ use serde_yaml::Value;
 
 /// Whoever has five minutes reads no more.
 const MAX_LINES: usize = 250;
+
+/// Bytes of a picture of a terminal.
+const MAX_PICTURE: usize = 30_000;
 
 const README: &str = include_str!("../README.md");
 const BENCHMARK: &str = include_str!("bench/README.md");
@@ -147,7 +154,7 @@ fn the_numbers_of_the_front_page_were_measured() {
     }
 }
 
-// --- the picture ---------------------------------------------------------------------------------------------------
+// --- pictures -----------------------------------------------------------------------------------------------------
 
 /// As the tables write a time: `0.24 ms`, `5.0 s`.
 fn milliseconds(cell: &str) -> f64 {
@@ -205,6 +212,70 @@ fn pictures_have_room_for_every_time() {
     // One time only, and that on a mark: there is a scale nevertheless, and no place that is not a number.
     let text = svg(vec![row("the same", 1.0, 1.0)]);
     assert!(!text.contains("NaN") && !text.contains("inf"), "{text}");
+}
+
+/// What the program has printed, by the name of the file in `testdata/terminal`, and for those who cannot see it. That it prints
+/// that still, `tests/it/shown.rs` sees to.
+const TERMINALS: [(&str, &str); 2] = [
+    (
+        "explain-dropped",
+        "nftproxyd explain: of three endpoints of a Service, one is behind a rule of another table that drops",
+    ),
+    (
+        "status-watch",
+        "nftproxyd status --watch: addresses of Services by new connections a second, and the last changes",
+    ),
+];
+
+/// `NFTPROXYD_UPDATE=1 cargo test --test readme` draws them.
+#[test]
+fn the_pictures_of_terminals_show_what_was_printed() {
+    for (name, title) in TERMINALS {
+        let printed = root().join("testdata/terminal").join(name).with_extension("txt");
+        let printed = fs::read_to_string(&printed).unwrap_or_else(|error| panic!("{}: {error}", printed.display()));
+        let svg = terminal::svg(title, &printed);
+        assert!(svg.len() < MAX_PICTURE, "{name}: {} bytes", svg.len());
+        let path = root().join("deploy").join(name).with_extension("svg");
+        if std::env::var_os("NFTPROXYD_UPDATE").is_some() {
+            fs::write(&path, &svg).expect("it can be written");
+        }
+        let found = fs::read_to_string(&path).unwrap_or_default();
+        assert!(found == svg, "{} is out of step: NFTPROXYD_UPDATE=1 cargo test --test readme", path.display());
+        assert!(README.contains(&format!("](deploy/{name}.svg)")), "{name} is not on the front page");
+    }
+}
+
+#[test]
+fn terminals_are_drawn_as_they_are() {
+    let long = format!("=> DROPPED: {}", "x".repeat(broken::COLUMNS));
+    let svg =
+        terminal::svg("a & b", &format!("# typed <it>\n\n  NAME    SHARE\n  é-1     50.0%\n{long}\n=> REACHED\n\n"));
+    let texts: Vec<&str> = svg.lines().filter(|line| line.starts_with("<text")).collect();
+    let [typed, name, share, pod, half, dropped, goes_on, reached] = &texts[..] else { panic!("{texts:#?}") };
+    assert!(svg.contains("<title id=\"title\">a &amp; b</title>"), "{svg}");
+    assert!(typed.contains("class=\"typed\"") && typed.contains("># typed &lt;it&gt;</text>"), "{typed}");
+    let x = |text: &str| text.split_once(" x=\"").and_then(|(_, rest)| rest.split_once('"')).map(|(x, _)| x.to_owned());
+    assert!(name.contains("heading") && name.contains(">NAME<") && share.contains(">SHARE<"), "{name} {share}");
+    assert_eq!((x(name), x(share)), (x(pod), x(half)), "columns are straight");
+    assert_ne!(x(name), x(share));
+    assert!(dropped.contains("\"bad\"") && dropped.contains(">=&gt; DROPPED:<"), "{dropped}");
+    assert!(goes_on.contains("\"bad\"") && goes_on.contains(&"x".repeat(broken::COLUMNS)), "{goes_on}");
+    assert!(reached.contains("\"good\"") && svg.ends_with("</text>\n</svg>\n"), "{reached}");
+}
+
+#[test]
+fn long_lines_are_broken_at_blanks() {
+    let columns = broken::COLUMNS;
+    let fits = "é".repeat(columns);
+    assert_eq!(broken::broken(&fits), [&*fits]);
+    assert_eq!(broken::broken(""), [""]);
+    let words = format!("{} b c", "a".repeat(columns - 2));
+    assert_eq!(broken::broken(&words), [&words[..columns], "c"]);
+    let word = "a".repeat(2 * columns + 1);
+    assert_eq!(broken::broken(&word), [&word[..columns], &word[..columns], "a"]);
+    // Nothing but the blanks that it begins with is before the word.
+    let indented = format!("   {word}");
+    assert_eq!(broken::broken(&indented)[0], &indented[..columns]);
 }
 
 // --- pages ---------------------------------------------------------------------------------------------------------
