@@ -268,7 +268,13 @@ Of several the gravest decides the exit status:
 
 Not seen: chains of bridge and arp tables, XDP and tc, IPVS, and what other nodes do.
 
-JSON is a list of objects with packet, service, is, facts, way, endpoints, causes and verdict.";
+JSON is a list of objects with packet, service, is, facts, way, endpoints, causes and verdict. A
+cause has reason, effect, endpoint, what and fix. Reasons: no-endpoints, endpoints-not-ready,
+internal-traffic-policy, external-traffic-policy, source-ranges, remembered-endpoint-gone,
+no-such-port, free-cluster-ip, endpoint-does-not-answer, foreign-rule, foreign-rule-unclear,
+translated-elsewhere, kube-proxy-leftover, not-forwarded, reverse-path, connections-full, bridge,
+pod-masqueraded, node-port-address, listener, no-route-to-endpoint, no-route-to-service, no-table,
+damaged-table, daemon-down, not-followed, local-address and no-service.";
 
 /// Options of `explain`.
 #[derive(Debug, Clone, Args)]
@@ -383,7 +389,7 @@ impl From<L4Protocol> for Protocol {
 pub enum LineOutput {
     /// For people
     Text,
-    /// For programs: an object on each line
+    /// For programs
     Json,
 }
 
@@ -404,7 +410,9 @@ kernel, forwarding, reverse-path, bridges, connections, affinity, route, pod-ran
 health-checks, service-addresses, route-localnet, firewall, raw, kube-proxy, calico and nft.
 
 The daemon looks once by itself, when it has started: what is to check or wrong is a warning in
-its log, and all together one Event FoundByDoctor of the Node.";
+its log, and all together one Event FoundByDoctor of the Node.
+
+What becomes of the connections of one client to one Service, nftproxyd-explain(8) says.";
 
 /// Options of `doctor`.
 #[derive(Debug, Clone, Args)]

@@ -122,3 +122,25 @@ fn completions_are_in_step() {
 fn man_pages_are_in_step() {
     check(man_pages());
 }
+
+/// Names in JSON are a part of the interface. The enum is read as text: it has nothing that lists it.
+#[test]
+fn the_help_of_explain_has_every_reason() {
+    let source = include_str!("../src/explain/report.rs");
+    let (_, rest) = source.split_once("pub enum Reason {").expect("the reasons");
+    let (variants, _) = rest.split_once("\n}").expect("they end");
+    let names =
+        variants.lines().map(str::trim).filter_map(|line| line.strip_suffix(',')).filter(|line| !line.starts_with('/'));
+    let kebab = |name: &str| {
+        let word =
+            |c: char| if c.is_ascii_uppercase() { format!("-{}", c.to_ascii_lowercase()) } else { c.to_string() };
+        name.chars().map(word).collect::<String>().trim_start_matches('-').to_owned()
+    };
+    let reasons: Vec<String> = names.map(kebab).collect();
+    assert!(reasons.len() > 20, "{reasons:?}");
+    let help = definition().find_subcommand("explain").and_then(|it| it.get_after_help()).expect("a help").to_string();
+    let (_, list) = help.split_once("Reasons: ").expect("a list");
+    let said: Vec<&str> =
+        list.trim_end_matches('.').split([',', '\n', ' ']).filter(|word| !["", "and"].contains(word)).collect();
+    assert_eq!(said, reasons, "src/cli.rs, VERDICTS");
+}

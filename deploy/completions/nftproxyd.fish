@@ -310,7 +310,7 @@ udp\t'UDP'
 sctp\t'SCTP'"
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand explain" -l arriving-by -d 'The interface that packets of the client come in by [default: that of the route back to it]' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand explain" -s o -l output -d 'How to print it' -r -f -a "text\t'For people'
-json\t'For programs: an object on each line'"
+json\t'For programs'"
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand explain" -l service-proxy-name -d 'Of a proxy with this name' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand explain" -l metrics-bind-address -d 'Where the daemon serves /metrics, to be asked for what the kernel does not have [default: 127.0.0.1:10249, or 127.0.0.1:10349 of a proxy with a name]' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand explain" -l manifests -d 'Go by the rules that would be installed for the manifests in DIR, instead of this node\'s; needs no root' -r -F
@@ -324,7 +324,7 @@ sctp\t'SCTP'"
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand trace" -l count -d 'End after so many connections' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand trace" -l seconds -d 'End after so many seconds' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand trace" -s o -l output -d 'How to print it' -r -f -a "text\t'For people'
-json\t'For programs: an object on each line'"
+json\t'For programs'"
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand trace" -l service-proxy-name -d 'Of a proxy with this name' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand trace" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand cleanup" -l service-proxy-name -d 'Remove the tables of a proxy with this name instead' -r
