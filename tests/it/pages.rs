@@ -79,7 +79,14 @@ fn every_command_of_the_page_does_what_it_says() {
     // They say what the page says of them.
     for (command, expected) in [
         ("nftproxyd status", "shop/web:http"),
-        ("nftproxyd status | grep --after-context=2 'shop/web.* 10.96.0.80:80 '", "10.124.0.13:8080"),
+        ("nftproxyd status 10.96.0.80:80", "10.124.0.13:8080"),
+        ("timeout --preserve-status 2 nftproxyd status --watch 1", "sorted by new connections a second"),
+        ("nftproxyd status shop/web --history", "Service shop/web: written in "),
+        ("nftproxyd explain 10.125.0.2 10.96.0.80:80", "=> REACHED"),
+        (
+            "nftproxyd explain --manifests testdata/demo --hostname-override node-1 10.125.0.2 shop/web",
+            "10.125.0.2 -> 192.0.2.80:80 tcp",
+        ),
         ("nft list map ip nftproxyd endpoints | grep '10.96.0.80 . tcp . 80 '", "10.124.0.12 . 8080"),
         ("nft list map ip nftproxyd service-nodeports", "tcp . 30080"),
         ("nft list set ip nftproxyd nodeport-ips", "10.125.0.1"),
