@@ -266,7 +266,8 @@ Of several the gravest decides the exit status:
   REACHED, NOT ANSWERED  the endpoint has answered no connection, or no attempt   7
 1 is an error, such as no permission; 2 a wrong command line.
 
-Not seen: chains of bridge and arp tables, XDP and tc, IPVS, and what other nodes do.
+What is followed is the first packet. Not seen: answers and later packets, chains of bridge and arp
+tables, XDP and tc, IPVS, and what other nodes do.
 
 JSON is a list of objects with packet, service, is, facts, way, endpoints, causes and verdict. A
 cause has reason, effect, endpoint, what and fix. Reasons: no-endpoints, endpoints-not-ready,

@@ -17,6 +17,9 @@ pub enum ExplainError {
     /// Source and destination are of different families.
     #[error("{0} and {1} are of different families")]
     Families(IpAddr, IpAddr),
+    /// No packet comes from such an address.
+    #[error("{0} is no address of a client: it is unspecified, of all (broadcast), or of a group (multicast)")]
+    NoSource(IpAddr),
     /// The packet cannot come in by this.
     #[error("there is no interface {0}")]
     NoInterface(String),

@@ -332,6 +332,9 @@ fn look(
 fn asked(question: &Question, Target { to, protocol }: Target, node: &Node) -> Result<Asked, ExplainError> {
     let from = match question.from {
         Some(from) if Family::of(from) != Family::of(to.ip()) => return Err(ExplainError::Families(from, to.ip())),
+        Some(from) if from.is_unspecified() || from.is_multicast() || is_broadcast(from) => {
+            return Err(ExplainError::NoSource(from));
+        }
         Some(from) => from,
         None => node.own_source(to.ip()).unwrap_or(match to.ip() {
             IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -345,6 +348,10 @@ fn asked(question: &Question, Target { to, protocol }: Target, node: &Node) -> R
         None => node.arrives_by(from),
     };
     Ok(Asked { from, from_this_node, arrives_by, to, protocol: protocol.name() })
+}
+
+fn is_broadcast(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V4(ip) if ip.is_broadcast())
 }
 
 fn daemon_facts(daemon: &Daemon, family: Family) -> DaemonFacts {

@@ -5,7 +5,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::error::ExplainError;
 use super::facts::{Does, Met, NodeFacts, ToEndpoint, Way};
@@ -23,6 +23,12 @@ use crate::{listening, sysctl, threads};
 
 /// How long an attempt to connect may take.
 const PROBE: Duration = Duration::from_secs(1);
+/// The device of loopback.
+const LOOPBACK: &str = "lo";
+/// For so long endpoints are looked at: each is taken past all rules of others.
+const LONGEST: Duration = Duration::from_secs(10);
+const CHANGED: &str = "a rule of others may change the packet's addresses or ports on its way";
+const UNKNOWN_MARK: &str = "the packet's mark, which routes may depend on: a rule of others may set it";
 /// So many endpoints are connected to at the same time.
 const PROBES_AT_ONCE: usize = 32;
 
@@ -163,13 +169,24 @@ impl Node {
                 return Ok(facts);
             }
         }
-        let untouched = self.packet(asked, protocol, None, first_hook(asked));
+        let mut untouched = self.packet(asked, protocol, None, first_hook(asked));
+        // The kernel routes what it sends before any chain sees it.
+        untouched.output = match &facts.first_route {
+            Some(Way::By(device, _)) => Some(device.clone()),
+            Some(Way::Local) => Some(LOOPBACK.to_owned()),
+            _ => None,
+        };
+        let first_device = untouched.output.clone();
         let ours = if trace.is_some() { Some(DESTINATION_PRIORITY) } else { None };
         if !asked.from_this_node {
             let ingress = firewall::Packet { hook: Hook::Ingress, ..untouched.clone() };
             facts.before.extend(self.meet(&ingress).met.into_iter().map(|met| told(Hook::Ingress, met)));
         }
-        let first = self.meet(&untouched).met.into_iter();
+        let passage = self.meet(&untouched);
+        if !passage.intact {
+            facts.unread.push((CHANGED.to_owned(), true));
+        }
+        let first = passage.met.into_iter();
         let is_before = |met: &firewall::Met| ours.is_none_or(|ours| met.priority < ours);
         facts.before.extend(first.filter(is_before).map(|met| told(untouched.hook, met)));
         if facts.before.iter().any(Met::ends) {
@@ -177,9 +194,22 @@ impl Node {
         }
         if let Some(Trace { outcome: Outcome::Forward(reached), .. }) = trace {
             let counts = counts(asked, protocol)?;
-            for it in reached {
+            let until = Instant::now() + LONGEST;
+            for (nth, it) in reached.iter().enumerate() {
+                if Instant::now() > until {
+                    let left =
+                        format!("the way to {} of {} endpoints: it takes too long", reached.len() - nth, reached.len());
+                    facts.unread.push((left, true));
+                    break;
+                }
                 let mut to = counts.get(&it.endpoint).cloned().unwrap_or_default();
-                self.to_endpoint(asked, protocol, it.endpoint, mark.filter(|_| it.masqueraded), &mut to)?;
+                let mark = mark.filter(|_| it.masqueraded);
+                let doubt = self.to_endpoint((asked, protocol, first_device.as_deref()), it.endpoint, mark, &mut to)?;
+                if let Some(doubt) = doubt
+                    && !facts.unread.iter().any(|(what, _)| *what == doubt)
+                {
+                    facts.unread.push((doubt.to_owned(), true));
+                }
                 if !it.masqueraded {
                     facts.bridge = facts.bridge.or_else(|| self.bridge(asked, it.endpoint.ip()));
                 }
@@ -194,7 +224,8 @@ impl Node {
 
     fn first_route(&self, asked: &Asked, protocol: Protocol) -> Result<Way, ExplainError> {
         let transport = Some((protocol.number(), 0, asked.to.port()));
-        let question = Question { transport, ..Question::to(asked.to.ip()) };
+        let source = Some(asked.from).filter(|from| self.is_local(*from) && !from.is_unspecified());
+        let question = Question { transport, source, ..Question::to(asked.to.ip()) };
         Ok(match routing::route(&question).map_err(|error| ExplainError::Node("a route", error))? {
             Route::By(hop) => self.by(hop),
             Route::Local => Way::Local,
@@ -210,16 +241,28 @@ impl Node {
     /// The way to an endpoint, and the chains of others on it.
     fn to_endpoint(
         &self,
-        asked: &Asked,
-        protocol: Protocol,
+        (asked, protocol, first_device): (&Asked, Protocol, Option<&str>),
         endpoint: SocketAddr,
         mark: Option<u32>,
         to: &mut ToEndpoint,
-    ) -> Result<(), ExplainError> {
+    ) -> Result<Option<&'static str>, ExplainError> {
+        let mut packet = self.packet(asked, protocol, Some(endpoint), first_hook(asked));
+        packet.output = first_device.map(str::to_owned);
+        let passage = self.meet(&packet);
+        carry(&mut packet, &passage);
+        let mut doubt = (!passage.intact).then_some(CHANGED);
+        // What comes behind our chain on the same hook, and does not meet what it masquerades with its mark unless it looks.
+        let met = passage.met.into_iter().filter(|met| met.priority >= DESTINATION_PRIORITY);
+        to.met.extend(met.map(|met| told(packet.hook, met)));
+        packet.mark = packet.mark.map(|found| found | mark.unwrap_or(0));
+        if packet.mark.is_none() {
+            doubt = doubt.or(Some(UNKNOWN_MARK));
+        }
+        packet.output = None;
         let input = asked.arrives_by.as_deref().and_then(|name| self.index(name));
         let question = Question {
             source: Some(asked.from).filter(|from| !asked.from_this_node || self.is_local(*from)),
-            mark: mark.unwrap_or(0),
+            mark: packet.mark.unwrap_or(0),
             input,
             transport: Some((protocol.number(), 0, endpoint.port())),
             ..Question::to(endpoint.ip())
@@ -239,13 +282,6 @@ impl Node {
                 self.not_forwarded(asked, endpoint.ip()).unwrap_or_else(|| Way::Nowhere(why.to_string()))
             }
         };
-        let mut packet = self.packet(asked, protocol, Some(endpoint), first_hook(asked));
-        let passage = self.meet(&packet);
-        carry(&mut packet, &passage);
-        // What comes behind our chain on the same hook, and does not meet what it masquerades with its mark unless it looks.
-        let met = passage.met.into_iter().filter(|met| met.priority >= DESTINATION_PRIORITY);
-        to.met.extend(met.map(|met| told(packet.hook, met)));
-        packet.mark = packet.mark.map(|found| found | mark.unwrap_or(0));
         let mut hooks = Vec::new();
         match &way {
             Way::By(device, _) => {
@@ -257,7 +293,9 @@ impl Node {
             }
             Way::Local => {
                 if asked.from_this_node {
-                    packet.input = Some("lo".to_owned());
+                    // It leaves by loopback, and comes in again.
+                    hooks.extend([Hook::Postrouting, Hook::Egress, Hook::Ingress, Hook::Prerouting]);
+                    packet.output = Some(LOOPBACK.to_owned());
                 }
                 hooks.push(Hook::Input);
             }
@@ -268,11 +306,17 @@ impl Node {
             if hook == Hook::Postrouting {
                 packet.translated_by = Some(SOURCE_PRIORITY);
             }
+            if hook == Hook::Ingress {
+                (packet.input, packet.output) = (packet.output.take(), None);
+            }
             if to.met.iter().any(Met::ends) {
                 break;
             }
             let passage = self.meet(&packet);
             carry(&mut packet, &passage);
+            if !passage.intact {
+                doubt = doubt.or(Some(CHANGED));
+            }
             to.met.extend(passage.met.into_iter().map(|met| told(hook, met)));
             if hook == Hook::Postrouting {
                 // It is masqueraded, and no longer asks for it.
@@ -280,7 +324,7 @@ impl Node {
             }
         }
         to.way = Some(way);
-        Ok(())
+        Ok(doubt)
     }
 
     fn packet(&self, asked: &Asked, protocol: Protocol, endpoint: Option<SocketAddr>, hook: Hook) -> firewall::Packet {
@@ -310,6 +354,7 @@ impl Node {
             mark: packet.mark,
             connection_mark: packet.connection_mark,
             tracked: Some(packet.state != State::Untracked),
+            intact: true,
         };
         self.others.as_ref().map_or(none, |tables| tables.meet(packet))
     }

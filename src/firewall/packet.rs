@@ -175,4 +175,6 @@ pub struct Passage {
     pub connection_mark: Option<u32>,
     /// Whether it is tracked; `None` where it is not known.
     pub tracked: Option<bool>,
+    /// Whether its addresses and ports surely are what the packet said: rules can write them.
+    pub intact: bool,
 }

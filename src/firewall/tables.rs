@@ -137,7 +137,13 @@ pub(super) fn meet(
         Three::Yes => Some(false),
         Three::Maybe => None,
     };
-    Passage { met, mark: carried.mark.number(), connection_mark: carried.connection_mark.number(), tracked }
+    Passage {
+        met,
+        mark: carried.mark.number(),
+        connection_mark: carried.connection_mark.number(),
+        tracked,
+        intact: carried.intact,
+    }
 }
 
 /// What to say about a way; `is_sure` is whether the packet surely comes there.

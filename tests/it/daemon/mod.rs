@@ -35,6 +35,7 @@ mod trace;
 mod trial;
 mod unread;
 mod unsteady;
+mod ways;
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
