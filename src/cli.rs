@@ -273,9 +273,9 @@ JSON is a list of objects with packet, service, is, facts, way, endpoints, cause
 cause has reason, effect, endpoint, what and fix. Reasons: no-endpoints, endpoints-not-ready,
 internal-traffic-policy, external-traffic-policy, source-ranges, remembered-endpoint-gone,
 no-such-port, free-cluster-ip, endpoint-does-not-answer, foreign-rule, foreign-rule-unclear,
-translated-elsewhere, kube-proxy-leftover, not-forwarded, reverse-path, connections-full, bridge,
-pod-masqueraded, node-port-address, listener, no-route-to-endpoint, no-route-to-service, no-table,
-damaged-table, daemon-down, not-followed, local-address and no-service.";
+translated-elsewhere, kube-proxy-leftover, not-forwarded, reverse-path, interface-unknown, unread,
+connections-full, bridge, pod-masqueraded, node-port-address, listener, no-route-to-endpoint,
+no-route-to-service, no-table, damaged-table, daemon-down, not-followed, local-address and no-service.";
 
 /// Options of `explain`.
 #[derive(Debug, Clone, Args)]
