@@ -6,7 +6,7 @@
 //!
 //! * `question`, `facts`: the packet, and what has to be known of it. Values.
 //! * `judge`: what the facts come to. Pure. `report`, `text`: that, for programs and for people. Pure.
-//! * `look`, `node`: find out the facts. `manifests`: the same for what would be installed, without a kernel.
+//! * `look`, `node`: find out the facts; of what manifests come to, without a kernel, those of our table alone.
 
 mod error;
 mod facts;
