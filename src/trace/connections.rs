@@ -113,6 +113,8 @@ pub(crate) struct Connections {
     next: u64,
     /// How many are taken in.
     most: u64,
+    /// Whether no more are.
+    closed: bool,
     /// By the number of the buffer.
     packets: BTreeMap<u32, u64>,
     /// Headers of packets that somebody else has traced before they came to our rule, by the number of the buffer.
@@ -129,6 +131,7 @@ impl Connections {
             open: BTreeMap::new(),
             next: 0,
             most,
+            closed: false,
             packets: BTreeMap::new(),
             heads: BTreeMap::new(),
             gap: false,
@@ -137,12 +140,17 @@ impl Connections {
 
     /// Takes in no more connections.
     pub(crate) fn close(&mut self) {
-        self.most = self.next;
+        self.closed = true;
     }
 
     /// Whether all that are taken in have come to their end.
     pub(crate) fn is_done(&self) -> bool {
-        self.next == self.most && self.open.is_empty()
+        (self.closed || self.is_full()) && self.open.is_empty()
+    }
+
+    /// Whether there were as many as are taken in.
+    pub(crate) fn is_full(&self) -> bool {
+        self.next == self.most
     }
 
     /// Takes in a step.
@@ -220,7 +228,7 @@ impl Connections {
         let head = self.heads.remove(&step.id);
         let Some((flow, input)) = step.flow.map(|flow| (flow, step.input)).or(head) else { return };
         let known = self.packets.get(&step.id).and_then(|key| self.open.get(key));
-        if self.next == self.most || known.is_some_and(|packet| packet.connection.flow.is(&flow)) {
+        if self.closed || self.is_full() || known.is_some_and(|packet| packet.connection.flow.is(&flow)) {
             return;
         }
         let hook = if input.is_some() { Hook::Prerouting } else { Hook::Output };

@@ -16,6 +16,8 @@ const META_TRACE: u32 = 12;
 const NETWORK: u32 = 1;
 /// `NFT_PAYLOAD_TRANSPORT_HEADER`.
 const TRANSPORT: u32 = 2;
+/// What an expression that counts is called.
+pub(super) const COUNTER: &str = "counter";
 /// `RTN_LOCAL`.
 const LOCAL: u32 = 2;
 
@@ -193,6 +195,11 @@ pub(super) fn limit(rate: u32) -> Nest {
         (4, Value::Number(0)),
     ];
     Nest::new("limit", data)
+}
+
+/// `counter`.
+pub(super) fn counter() -> Nest {
+    Nest::new(COUNTER, [(1, Value::Long(0)), (2, Value::Long(0))])
 }
 
 /// `add @SET { KEY timeout TIME }` of the key in the registers.

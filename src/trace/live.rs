@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use tokio::io::unix::AsyncFd;
 
 use super::decode::Step;
+use super::limit;
 use super::table::{self, PREFIX, Target, Wanted};
 use crate::model::Family;
 use crate::netlink::{Builder, Bus, DUMP, REQUEST, Socket, asynchronous, find, messages};
@@ -127,6 +128,17 @@ impl Tracing {
     /// The families that have one.
     pub(crate) fn families(&self) -> &[Family] {
         &self.families
+    }
+
+    /// How many packets that open connections came, and were not let pass by the limit. Of a connection that is tried again
+    /// there are several.
+    pub(crate) fn over_limit(&mut self) -> Result<u64, TraceError> {
+        let mut all = 0;
+        for family in &self.families {
+            let over = limit::over(&mut self.socket, &self.name, *family);
+            all += over.map_err(TraceError::at("read how much the limit has kept from being traced"))?;
+        }
+        Ok(all)
     }
 
     fn commit(&mut self, batch: impl FnOnce(&str, u32) -> (Vec<u8>, u32)) -> io::Result<()> {
@@ -268,7 +280,8 @@ mod tests {
                     format!("{name} saddr != {from} return"),
                     format!("{name} saddr . th sport . {name} daddr . th dport . meta l4proto @seen return"),
                     "@th,96,8 != 0x1 return".to_owned(),
-                    "limit rate 25/second burst 25 packets".to_owned(),
+                    "counter packets 0 bytes 0 limit rate 25/second burst 25 packets counter packets 0 bytes 0 "
+                        .to_owned(),
                     "meta nftrace set 1".to_owned(),
                     format!("{address} . tcp . 80 timeout 1m42s"),
                     "type filter hook prerouting priority -2147483648; policy accept;".to_owned(),

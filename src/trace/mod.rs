@@ -3,6 +3,7 @@
 //! * `destination`: what is asked for. Pure.
 //! * `services`: whose addresses and ports are, read from the tables that serve.
 //! * `table`, `expressions`: the table that has packets traced, as messages. `hook`: its chains. Pure.
+//! * `limit`: how much the limit of the table has not let pass.
 //! * `live`: the table in the kernel, and the socket that hears of packets.
 //! * `decode`, `packet`: messages about packets, read. Pure.
 //! * `connections`: from steps of packets to what has become of connections. Pure.
@@ -13,6 +14,7 @@ mod connections;
 mod decode;
 mod expressions;
 mod hook;
+mod limit;
 mod live;
 mod packet;
 mod report;
@@ -157,6 +159,8 @@ impl Trace {
                 self.connections.close();
             }
         }
+        let over_limit = self.tracing.over_limit()?;
+        self.summary.over_limit(over_limit, self.connections.is_full());
         drop(self.tracing);
         let text = match form {
             Form::Text => self.summary.text(),

@@ -11,6 +11,7 @@ use super::connections::{Connection, Culprit, End};
 use super::decode::Tracking;
 use super::hook::{End as HookEnd, Hook, Watch};
 use super::rules::Rule;
+use super::table::RATE;
 use crate::model::Protocol;
 use crate::printable::printable;
 use crate::ruleset::names::ChainName;
@@ -286,6 +287,11 @@ pub(crate) struct Summary {
     by: BTreeMap<String, usize>,
     /// Whether messages of the kernel were lost.
     messages_lost: bool,
+    /// How many packets that open connections were not traced, because there were more of them than are.
+    over_limit: u64,
+    /// Whether as many connections as were asked for were traced, so that nobody has asked for those.
+    #[serde(skip)]
+    is_full: bool,
 }
 
 impl Summary {
@@ -308,6 +314,11 @@ impl Summary {
         self.messages_lost = true;
     }
 
+    /// Notes how many packets the limit has not let pass, and whether there were as many connections as were asked for.
+    pub(crate) fn over_limit(&mut self, packets: u64, is_full: bool) {
+        (self.over_limit, self.is_full) = (packets, is_full);
+    }
+
     fn count(&self, outcomes: &[Outcome]) -> usize {
         outcomes.iter().filter_map(|outcome| self.outcomes.get(outcome)).sum()
     }
@@ -316,7 +327,10 @@ impl Summary {
     pub(crate) fn exit_status(&self) -> u8 {
         if self.count(&[Outcome::Dropped, Outcome::Rejected, Outcome::Lost]) > 0 {
             Summary::FAILED
-        } else if self.connections > 0 && self.count(&[Outcome::Left, Outcome::Delivered]) == self.connections {
+        } else if self.connections > 0
+            && self.count(&[Outcome::Left, Outcome::Delivered]) == self.connections
+            && (self.over_limit == 0 || self.is_full)
+        {
             0
         } else {
             Summary::UNKNOWN
@@ -339,6 +353,14 @@ impl Summary {
         let _ = writeln!(text, " (exit status {})", self.exit_status());
         if self.messages_lost {
             text.push_str("   some messages of the kernel were lost: too many packets for this machine are traced\n");
+        }
+        if self.over_limit > 0 {
+            let packets = if self.over_limit == 1 {
+                "packet that opens a connection was"
+            } else {
+                "packets that open connections were"
+            };
+            let _ = writeln!(text, "   {} more {packets} not looked at: the limit is {RATE} a second", self.over_limit);
         }
         text
     }
@@ -507,9 +529,30 @@ mod tests {
         assert!(of_three.text().contains("messages of the kernel were lost"));
         let json: serde_json::Value = serde_json::from_str(&of_three.json().expect("JSON")).expect("JSON");
         let wanted = serde_json::json!({"exitStatus": 3, "summary": {
-            "connections": 3, "outcomes": {"left": 1, "dropped": 2}, "by": {"inet fw in": 2}, "messagesLost": true
+            "connections": 3, "outcomes": {"left": 1, "dropped": 2}, "by": {"inet fw in": 2}, "messagesLost": true, "overLimit": 0
         }});
         assert_eq!(json, wanted);
         assert_eq!(Summary::default().text(), "=> no connection came (exit status 4)\n");
+    }
+
+    #[test]
+    fn what_was_not_looked_at_is_said_and_is_no_success() {
+        let summary = |end, packets, is_full| {
+            let mut summary = Summary::default();
+            summary.add(&Report::new(&connection(end), about()));
+            summary.over_limit(packets, is_full);
+            summary
+        };
+        let more = "   870 more packets that open connections were not looked at: the limit is 25 a second\n";
+        let over = summary(End::Left(None), 870, false);
+        assert_eq!(over.text(), format!("=> 1 connection: 1 left (exit status 4)\n{more}"));
+        let json: serde_json::Value = serde_json::from_str(&over.json().expect("JSON")).expect("JSON");
+        assert_eq!((&json["summary"]["overLimit"], &json["exitStatus"]), (&870.into(), &4.into()));
+        // As many as were asked for: nobody has asked for the others, which are said all the same.
+        let full = summary(End::Left(None), 870, true);
+        assert_eq!(full.text(), format!("=> 1 connection: 1 left (exit status 0)\n{more}"));
+        assert_eq!(summary(dropped(1, "fw", "in", None), 870, false).exit_status(), 3);
+        assert_eq!(summary(End::Left(None), 0, false).text(), "=> 1 connection: 1 left (exit status 0)\n");
+        assert!(summary(End::Left(None), 1, false).text().contains("1 more packet that opens a connection was not"));
     }
 }

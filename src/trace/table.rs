@@ -10,7 +10,7 @@
 //!     ip saddr != FROM return
 //!     ip saddr . th sport . ip daddr . th dport . meta l4proto @seen return
 //!     tcp flags & (fin | syn | rst | ack) != syn return, and the like for SCTP
-//!     limit rate R/second burst B packets add @seen { ... } meta nftrace set 1
+//!     counter limit rate R/second burst B packets counter add @seen { ... } meta nftrace set 1
 //! chain HOOK-first, HOOK-last  (all hooks)  are empty: that a packet has come there is a message
 //! ```
 //!
@@ -292,7 +292,8 @@ impl Batch {
             }
         }
         // What is above the limit is not remembered: it may be traced when it comes again.
-        let mut rule = vec![expr::limit(RATE)];
+        // The first counter has what came, the second what was let pass.
+        let mut rule = vec![expr::counter(), expr::limit(RATE), expr::counter()];
         rule.extend(seen);
         rule.push(expr::add_to("seen", wanted.time));
         rule.extend(expr::have_traced());
