@@ -324,18 +324,21 @@ the endpoint that it was sent to. Below it is what became of that packet: left b
 to this node, dropped or rejected by a rule of nftables, or lost elsewhere, and between which hooks.
 
 Exit status: 0 connections came, and all got through; 3 some were dropped, rejected or lost; 4 none
-came, or nobody can tell what became of some; 1 on any error; 2 on a wrong command line.
+came, or nobody can tell what became of some, as where there were more than are traced; 1 on any
+error; 2 on a wrong command line.
 
 Not seen: what is dropped before nftables (XDP, tc, chains at a device's ingress) or by the endpoint;
-who has dropped in legacy iptables; connections above 25 a second; and connections that are open
-already, but for the next packet of those over UDP. What is traced is in a table of its own, which
+who has dropped in legacy iptables; connections above 25 a second, whose first packets (of one that
+is tried again each) are counted and said at the end; and connections that are open already, but for the next packet of those over UDP. What is traced is in a table of its own, which
 goes with the program (before Linux 5.12 one that was killed leaves it, and it traces nothing after
 S seconds). With legacy iptables the kernel may also log what is traced.
 
 JSON is an object on each line: time, protocol, client, destination, input, service, endpoint,
 endpointBy, masqueraded, masqueradedAs, outcome (left, delivered, dropped, rejected, taken, lost or
 unknown), output, by (family, table, chain, handle and rule), behind and notes; null where it is
-not known. The last has summary and exitStatus.";
+not known. The last has summary (connections, outcomes, by, messagesLost, and overLimit: how many
+first packets were not traced; where as many connections as --count were, they are no reason for 4)
+and exitStatus.";
 
 /// Options of `trace`.
 #[derive(Debug, Clone, Args)]
