@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use super::daemon::ask_page;
+use super::daemon::{OF_ALL, ask_page};
 use super::{AskError, FrontendStatus};
 use crate::metrics::endpoints::{EndpointTotals, PATH, Totals};
 use crate::model::ObjectName;
@@ -14,7 +14,7 @@ use crate::ruleset::frontend::comment;
 /// # Errors
 /// See [`AskError`].
 pub async fn ask_accounted(metrics: SocketAddr) -> Result<Vec<EndpointTotals>, AskError> {
-    ask_page(metrics, PATH).await
+    ask_page(metrics, PATH, OF_ALL).await
 }
 
 /// Adds it to the endpoints of frontends. All frontends of a port of a Service have the same: the kernel tells of an end at an

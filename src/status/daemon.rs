@@ -1,12 +1,13 @@
 //! What only the daemon knows, asked of its metrics port.
 
+use std::error::Error as _;
 use std::fmt::Write as _;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::{BodyExt as _, Empty};
 use hyper::client::conn::http1;
 use hyper::header::HOST;
 use hyper::{Request, StatusCode};
@@ -15,17 +16,21 @@ use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::patient::{Limits, Patient};
 use crate::metrics::daemon::{Daemon, FamilyState, Followed, FrontendsState, PATH, Standing};
 use crate::metrics::services::{self, Query, ServiceFacts};
 use crate::printable::printable;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// More than any answer has.
-const LONGEST: usize = 16 << 20;
-/// How long a list of Services may take, and get: that of 44,000 has some 50 MB.
-const PATIENCE_FOR_ALL: Duration = Duration::from_secs(20);
-const LONGEST_OF_ALL: usize = 256 << 20;
+/// More than any answer about one thing has.
+const OF_ONE: Limits = Limits { first: PATIENCE, whole: PATIENCE, longest: 16 << 20 };
+/// Of a list of Services: that of 44,000 has some 50 MB, and is made before its first byte is sent.
+pub(super) const OF_ALL: Limits =
+    Limits { first: Duration::from_secs(20), whole: Duration::from_secs(20), longest: 128 << 20 };
+
+/// What the metrics of nftproxyd have, and those of nobody else.
+const OURS: &str = "nftproxyd_build_info{";
 
 /// The daemon has not said how it is.
 #[derive(Debug, thiserror::Error)]
@@ -33,14 +38,12 @@ pub enum AskError {
     /// Nobody answers.
     #[error("not reached at {0} ({1})")]
     NotReached(SocketAddr, #[source] io::Error),
-    /// nftproxyd answers, of a version without [`PATH`].
-    #[error(
-        "at {0} is an older nftproxyd, which does not say how it is (it has no {PATH}): restart it with this version"
-    )]
-    Older(SocketAddr),
+    /// nftproxyd answers, of a version without this path.
+    #[error("at {0} is an older nftproxyd, which does not say how it is (it has no {1}): restart it with this version")]
+    Older(SocketAddr, String),
     /// nftproxyd answers, of a version that says it in another way.
-    #[error("at {0} is an nftproxyd of another version, whose {PATH} cannot be read ({1}): use its own status")]
-    OtherForm(SocketAddr, #[source] serde_json::Error),
+    #[error("at {0} is an nftproxyd of another version, whose {1} cannot be read ({2}): use its own status")]
+    OtherForm(SocketAddr, String, #[source] serde_json::Error),
     /// Somebody else answers.
     #[error("at {0} is not nftproxyd")]
     Stranger(SocketAddr),
@@ -66,9 +69,9 @@ pub async fn ask(metrics: SocketAddr) -> Result<Daemon, AskError> {
     // kube-proxy has the same port, and answers 404 as well.
     let (_, exposition) = get("/metrics").await?;
     match read {
-        _ if !exposition.contains("nftproxyd_build_info{") => Err(AskError::Stranger(metrics)),
-        Err(error) if status == StatusCode::OK => Err(AskError::OtherForm(metrics, error)),
-        _ => Err(AskError::Older(metrics)),
+        _ if !exposition.contains(OURS) => Err(AskError::Stranger(metrics)),
+        Err(error) if status == StatusCode::OK => Err(AskError::OtherForm(metrics, PATH.to_owned(), error)),
+        _ => Err(AskError::Older(metrics, PATH.to_owned())),
     }
 }
 
@@ -78,17 +81,31 @@ pub async fn ask(metrics: SocketAddr) -> Result<Daemon, AskError> {
 /// # Errors
 /// See [`AskError`].
 pub async fn ask_services(metrics: SocketAddr, query: &Query) -> Result<Vec<ServiceFacts>, AskError> {
-    ask_page(metrics, &format!("{}?{query}", services::PATH)).await
+    let limits = if matches!(query, Query::All) { OF_ALL } else { OF_ONE };
+    ask_page(metrics, &format!("{}?{query}", services::PATH), limits).await
 }
 
 /// Asks for a list.
-pub(super) async fn ask_page<T: DeserializeOwned>(metrics: SocketAddr, path: &str) -> Result<Vec<T>, AskError> {
-    let asked = timeout(PATIENCE_FOR_ALL, exchange(local(metrics), path, LONGEST_OF_ALL)).await;
-    let answer = asked.map_err(io::Error::from).and_then(|answer| answer);
-    let (status, body) = answer.map_err(|error| AskError::NotReached(metrics, error))?;
-    match status {
-        StatusCode::OK => serde_json::from_str(&body).map_err(|error| AskError::OtherForm(metrics, error)),
-        StatusCode::NOT_FOUND => Err(AskError::Older(metrics)),
+pub(super) async fn ask_page<T: DeserializeOwned>(
+    metrics: SocketAddr,
+    path: &str,
+    limits: Limits,
+) -> Result<Vec<T>, AskError> {
+    let not_reached = |error| AskError::NotReached(metrics, error);
+    let (status, body) = exchange(local(metrics), path, limits).await.map_err(not_reached)?;
+    let read = serde_json::from_str(&body);
+    if status == StatusCode::OK
+        && let Ok(list) = read
+    {
+        return Ok(list);
+    }
+    let (_, exposition) = get(local(metrics), "/metrics").await.map_err(not_reached)?;
+    if !exposition.contains(OURS) {
+        return Err(AskError::Stranger(metrics));
+    }
+    match (status, read) {
+        (StatusCode::OK, Err(error)) => Err(AskError::OtherForm(metrics, path.to_owned(), error)),
+        (StatusCode::NOT_FOUND, _) => Err(AskError::Older(metrics, path.to_owned())),
         _ => Err(AskError::NoAnswer(metrics, printable(body.trim_end()).into_owned())),
     }
 }
@@ -128,22 +145,30 @@ fn local(mut address: SocketAddr) -> SocketAddr {
 
 /// The status and the body of an answer.
 async fn get(address: SocketAddr, path: &str) -> io::Result<(StatusCode, String)> {
-    timeout(PATIENCE, exchange(address, path, LONGEST)).await?
+    exchange(address, path, OF_ONE).await
 }
 
-async fn exchange(address: SocketAddr, path: &str, longest: usize) -> io::Result<(StatusCode, String)> {
-    let stream = TokioIo::new(TcpStream::connect(address).await?);
+async fn exchange(address: SocketAddr, path: &str, limits: Limits) -> io::Result<(StatusCode, String)> {
+    let stream = timeout(limits.first, TcpStream::connect(address)).await??;
+    let stream = TokioIo::new(Patient::new(stream, limits));
     let (mut sender, connection) = http1::handshake(stream).await.map_err(io::Error::other)?;
     let request = Request::get(path).header(HOST, address.to_string()).body(Empty::<Bytes>::new());
     let request = request.map_err(io::Error::other)?;
     let answer = async move {
-        let (head, body) = sender.send_request(request).await.map_err(io::Error::other)?.into_parts();
-        let bytes = Limited::new(body, longest).collect().await.map_err(io::Error::other)?.to_bytes();
+        let (head, body) = sender.send_request(request).await.map_err(of_hyper)?.into_parts();
+        let bytes = body.collect().await.map_err(of_hyper)?.to_bytes();
         Ok((head.status, String::from_utf8(bytes.into()).map_err(io::Error::other)?))
     };
     // The connection has to be driven meanwhile. It ends when the sender has gone with the answer.
-    let (_, answer) = tokio::join!(connection, answer);
-    answer
+    let (driven, answer) = tokio::join!(connection, answer);
+    // Why the connection has ended says more than that it has.
+    answer.map_err(|error| driven.err().map_or(error, of_hyper))
+}
+
+/// What hyper says, or better, what has made it say so.
+fn of_hyper(error: hyper::Error) -> io::Error {
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+    cause.map(|cause| io::Error::new(cause.kind(), cause.to_string())).unwrap_or_else(|| io::Error::other(error))
 }
 
 /// For people, some lines.
@@ -473,6 +498,74 @@ mod tests {
             let everywhere = SocketAddr::new([0; 4].into(), 10249);
             assert_eq!(ask(everywhere).await.expect("it is nftproxyd"), daemon());
             serving.abort();
+        });
+    }
+
+    /// Sends this for ever to whoever asks; nothing at all where it is empty.
+    fn endless(address: SocketAddr, head: &'static str, more: &'static str) {
+        use std::io::{Read as _, Write as _};
+        let listener = std::net::TcpListener::bind(address).expect("free");
+        std::thread::spawn(move || {
+            while let Ok((mut stream, _)) = listener.accept() {
+                let more = more.repeat(if more.is_empty() { 0 } else { 65_536 / more.len() });
+                std::thread::spawn(move || {
+                    // What comes before it is asked for is an error of another kind.
+                    let _ = stream.read(&mut [0; 4096]);
+                    let _ = stream.write_all(head.as_bytes());
+                    while stream.write_all(more.as_bytes()).is_ok() {
+                        if more.is_empty() {
+                            std::thread::sleep(Duration::from_secs(60));
+                        }
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn an_answer_without_an_end_has_one() {
+        in_network_namespace_async(async || {
+            for (port, head, more, reason) in [
+                (1, "", "HTTP/1.1 100 Continue\r\n\r\n", "too long"),
+                (2, "HTTP/1.1 200 OK\r\n\r\n", "[[[[", "the answer is too long"),
+                (3, "", "", "it takes too long"),
+            ] {
+                let address = SocketAddr::new([127, 0, 0, 1].into(), port);
+                endless(address, head, more);
+                let begun = std::time::Instant::now();
+                let error = crate::status::ask_history(address).await.expect_err("it is endless").to_string();
+                let of_history = begun.elapsed();
+                assert!(error.contains(reason), "{port}: {error}");
+                let error = ask(address).await.expect_err("it is endless").to_string();
+                let of_status = begun.elapsed() - of_history;
+                assert!(error.contains("too long"), "{port}: {error}");
+                let limit = Duration::from_secs(6);
+                assert!(of_history < limit && of_status < limit, "{port}: {of_history:?} {of_status:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn who_cannot_answer_is_told_by_what_was_asked() {
+        in_network_namespace_async(async || {
+            const OURS: &str = "nftproxyd_build_info{version=\"0.1.0\"} 1\n";
+            for (status, exposition, expected) in [
+                (200, OURS, "whose /nftproxyd/history cannot be read"),
+                (404, OURS, "it has no /nftproxyd/history"),
+                (200, "", "is not nftproxyd"),
+                (404, "", "is not nftproxyd"),
+            ] {
+                let listener = bind("127.0.0.1:0".parse().expect("an address")).expect("free");
+                let address = listener.local_addr().expect("it listens");
+                let status = StatusCode::from_u16(status).expect("a status code");
+                let app = axum::Router::new()
+                    .route("/metrics", axum::routing::any(async move || exposition))
+                    .fallback(async move || (status, "{}"));
+                let serving = tokio::spawn(crate::http::serve(listener, app, Budget::default()));
+                let error = crate::status::ask_history(address).await.expect_err(expected).to_string();
+                serving.abort();
+                assert!(error.contains(expected), "{error}");
+            }
         });
     }
 

@@ -2,18 +2,23 @@
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use super::daemon::ask_page;
+use super::patient::Limits;
 use super::{AskError, Filter};
 use crate::metrics::history::{Change, Outcome, PATH};
 use crate::printable::printable;
+
+/// Of the memory of the daemon, which has 300 changes of some 400 bytes, where no reason of a failure is long.
+const LIMITS: Limits = Limits { first: Duration::from_secs(2), whole: Duration::from_secs(5), longest: 4 << 20 };
 
 /// Asks the daemon whose metrics port has this address for the last changes, the oldest first.
 ///
 /// # Errors
 /// See [`AskError`].
 pub async fn ask_history(metrics: SocketAddr) -> Result<Vec<Change>, AskError> {
-    ask_page(metrics, PATH).await
+    ask_page(metrics, PATH, LIMITS).await
 }
 
 /// Those that concern what is asked for: a namespace, a Service, or all. Of an address the history knows nothing: `None`.

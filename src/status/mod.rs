@@ -7,6 +7,7 @@ mod filter;
 mod history;
 mod known;
 mod one;
+mod patient;
 mod protection;
 mod seen;
 mod shape;
