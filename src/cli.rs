@@ -226,7 +226,7 @@ pub struct StatusArgs {
     #[arg(value_name = "WHAT")]
     pub what: Option<String>,
     /// The last changes instead, from the memory of the daemon: when it heard of each, what was written, and after what time
-    /// the kernel had it
+    /// the kernel had it. Where there is none, that is said, and the exit status is 0
     #[arg(long, conflicts_with_all = ["rate", "watch"])]
     pub history: bool,
     /// Look twice, a second apart, and say how many new connections a second there are

@@ -17,6 +17,9 @@ use crate::status::{self, AskError, Filter, Picture, Seen};
 /// The exit status where there is nothing of what was asked for.
 const NOTHING: u8 = 3;
 
+/// The exit status of a command line that is wrong, as the parser has it.
+const WRONG_COMMAND_LINE: u8 = 2;
+
 /// From one look to the other with `--rate`.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
@@ -26,7 +29,13 @@ const MOST_NOTES: usize = 20;
 /// Says what the node does with Services, or with those that are asked for.
 pub(super) fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     let filter = match &args.what {
-        Some(what) => Filter::parse(what).map_err(anyhow::Error::msg)?,
+        Some(what) => match Filter::parse(what) {
+            Ok(filter) => filter,
+            Err(error) => {
+                eprintln!("error: {error}");
+                return Ok(WRONG_COMMAND_LINE.into());
+            }
+        },
         None => Filter::All,
     };
     let table = super::table(args.service_proxy_name.as_deref());
@@ -43,6 +52,10 @@ pub(super) fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
             Output::Json => serde_json::to_string_pretty(&changes).context("cannot write JSON")? + "\n",
         };
         io::stdout().write_all(text.as_bytes()).context("cannot write")?;
+        if changes.is_empty() {
+            let of = args.what.as_deref().map(|what| format!(" of {what}")).unwrap_or_default();
+            eprintln!("the daemon remembers no change{of}");
+        }
         return Ok(ExitCode::SUCCESS);
     }
     let mut kernel = LinuxKernel::of(table)?;

@@ -11,7 +11,7 @@ use super::signals::Signals;
 use crate::cli::{LineOutput, TraceArgs};
 use crate::config::Logging;
 use crate::logging;
-use crate::trace::{Form, Question, Trace};
+use crate::trace::{Error, Form, Question, Trace};
 
 /// Traces, until it is over or stopped. The exit status is that of what was found.
 pub(super) fn trace(args: &TraceArgs) -> anyhow::Result<ExitCode> {
@@ -44,7 +44,11 @@ pub(super) fn trace(args: &TraceArgs) -> anyhow::Result<ExitCode> {
             let mut stdout = io::stdout().lock();
             stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush())
         };
-        anyhow::Ok(trace.run(form, write, signals.stop()).await?)
+        match trace.run(form, write, signals.stop()).await {
+            // Nobody reads any more: it is over, as `status --watch` is then.
+            Err(Error::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(0),
+            status => anyhow::Ok(status?),
+        }
     })?;
     Ok(status.into())
 }

@@ -164,4 +164,14 @@ fn without_a_terminal_frames_follow_each_other() {
     assert!(history.lines().all(|line| line.contains("shop/dns")) && history.lines().count() == 3, "{history}");
     let json: serde_json::Value = serde_json::from_str(&run(&["status", "--history", "-o", "json"])).expect("JSON");
     assert_eq!(json[0]["result"], "written", "{json}");
+    // Nothing is said to be nothing, and who reads no more is no error.
+    let mut command = Command::new(PROGRAM);
+    command.args(["status", "--history", "nosuch/x"]);
+    let none = world.run(move || command.output()).expect("it can be started");
+    let said = String::from_utf8_lossy(&none.stderr).into_owned();
+    assert!(none.status.success() && said.ends_with("remembers no change of nosuch/x\n"), "{said}");
+    let mut command = Command::new("bash");
+    command.args(["-o", "pipefail", "-c", &format!("{PROGRAM} trace --seconds 1 shop/web | true")]);
+    let piped = world.run(move || command.output()).expect("it can be started");
+    assert!(piped.status.success(), "{}", String::from_utf8_lossy(&piped.stderr));
 }

@@ -335,6 +335,9 @@ fn it_works_without_a_daemon_and_says_what_it_cannot_do() {
     failed(&["trace", "172.30.1.1"], false, 1, "no permission");
     failed(&["trace", "web"], true, 2, "NAMESPACE/NAME");
     failed(&["trace"], true, 2, "<TO>");
+    for wrong in ["*:99999", "*:0", "a/b/c"] {
+        failed(&["status", wrong], true, 2, "is none of NAMESPACE");
+    }
     failed(&["trace", "--seconds", "1", "172.30.1.1"], true, 4, "=> no connection came (exit status 4)");
     assert!(!node.nft(&["list", "tables"]).expect("a list").contains("trace"), "nothing is left");
 }
