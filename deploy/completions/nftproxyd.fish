@@ -302,7 +302,7 @@ complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -s o -l outp
 json\t'For programs'"
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -l service-proxy-name -d 'Of a proxy with this name' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -l metrics-bind-address -d 'Where the daemon serves /metrics, to be asked for its health [default: 127.0.0.1:10249, or 127.0.0.1:10349 of a proxy with a name]' -r
-complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -l history -d 'The last changes instead, from the memory of the daemon: when it heard of each, what was written, and after what time the kernel had it'
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -l history -d 'The last changes instead, from the memory of the daemon: when it heard of each, what was written, and after what time the kernel had it. Where there is none, that is said, and the exit status is 0'
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -l rate -d 'Look twice, a second apart, and say how many new connections a second there are'
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand status" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand explain" -l proto -d 'The protocol [default: those of what is there; tcp where there is nothing]' -r -f -a "tcp\t'TCP'
