@@ -183,7 +183,7 @@ impl Node {
             facts.before.extend(self.meet(&ingress).met.into_iter().map(|met| told(Hook::Ingress, met)));
         }
         let passage = self.meet(&untouched);
-        if !passage.intact {
+        if is_changed(&passage) {
             facts.unread.push((CHANGED.to_owned(), true));
         }
         let first = passage.met.into_iter();
@@ -250,7 +250,7 @@ impl Node {
         packet.output = first_device.map(str::to_owned);
         let passage = self.meet(&packet);
         carry(&mut packet, &passage);
-        let mut doubt = (!passage.intact).then_some(CHANGED);
+        let mut doubt = is_changed(&passage).then_some(CHANGED);
         // What comes behind our chain on the same hook, and does not meet what it masquerades with its mark unless it looks.
         let met = passage.met.into_iter().filter(|met| met.priority >= DESTINATION_PRIORITY);
         to.met.extend(met.map(|met| told(packet.hook, met)));
@@ -314,7 +314,7 @@ impl Node {
             }
             let passage = self.meet(&packet);
             carry(&mut packet, &passage);
-            if !passage.intact {
+            if is_changed(&passage) {
                 doubt = doubt.or(Some(CHANGED));
             }
             to.met.extend(passage.met.into_iter().map(|met| told(hook, met)));
@@ -423,6 +423,12 @@ impl Node {
             format!("client and endpoint are behind bridge {device}, whose answers pass connection tracking by")
         })
     }
+}
+
+/// Whether a rule may write the packet's header. One that translates it is told anyhow.
+fn is_changed(passage: &Passage) -> bool {
+    let translates = |met: &firewall::Met| matches!(met.verdict, Verdict::NatElsewhere(_) | Verdict::CannotTell { .. });
+    !passage.intact && !passage.met.iter().any(translates)
 }
 
 /// What a packet carries from one hook to the next.
