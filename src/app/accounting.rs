@@ -24,8 +24,12 @@ use crate::{sysctl, threads};
 /// # Errors
 /// There is no thread to be had.
 pub(super) fn account(ledger: Ledger, mut wanted: watch::Receiver<bool>, metrics: Arc<Metrics>) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     threads::spawn("accounting", move || {
+        // Made here: without the thread, nobody could drop it where tasks run.
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_io().build() {
+            Ok(runtime) => runtime,
+            Err(error) => return warn!("connections cannot be accounted for: {error}"),
+        };
         runtime.block_on(async move {
             let mut lost = Told::default();
             while wanted.wait_for(|wanted| *wanted).await.is_ok() {
