@@ -2,19 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::IpAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
 
 use crate::cli::{ExplainArgs, LineOutput, NodeArgs};
-use crate::config::{METRICS_PORT, METRICS_PORT_BESIDE};
 use crate::explain::{self, Explanation, Informants, Place, Question};
 use crate::metrics::services::{Node, Query, ServiceFacts};
 use crate::model::Family;
 use crate::nftables::LinuxKernel;
-use crate::ruleset::names::TableName;
 use crate::status;
 
 /// Says what becomes of connections. The exit status is that of the gravest.
@@ -41,8 +39,7 @@ pub(super) fn explain(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
 
 fn here(args: &ExplainArgs, question: &Question) -> anyhow::Result<Vec<Explanation>> {
     let table = super::table(args.service_proxy_name.as_deref());
-    let port = if table == TableName::NODE { METRICS_PORT } else { METRICS_PORT_BESIDE };
-    let address = args.metrics_bind_address.unwrap_or_else(|| SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port));
+    let address = args.metrics_bind_address.unwrap_or_else(|| super::metrics_address(table));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     let daemon = runtime.block_on(status::ask(address)).map_err(|error| error.to_string());
     let answers = daemon.is_ok();

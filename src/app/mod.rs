@@ -29,6 +29,7 @@ mod take_over;
 mod trace;
 mod watch;
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -115,6 +116,12 @@ fn converter(config: &Config) -> Arc<Converter> {
 /// The tables of a proxy with this name, or of the one that serves the node.
 fn table(service_proxy_name: Option<&str>) -> TableName {
     service_proxy_name.map_or(TableName::NODE, TableName::of_proxy)
+}
+
+/// Where the daemon of these tables serves its metrics, unless it was told otherwise.
+fn metrics_address(table: TableName) -> SocketAddr {
+    let port = if table == TableName::NODE { config::METRICS_PORT } else { config::METRICS_PORT_BESIDE };
+    SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port)
 }
 
 fn facts(config: &Config) -> Facts {

@@ -1,7 +1,6 @@
 //! `nftproxyd status`.
 
 use std::io::{self, Write};
-use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -9,9 +8,7 @@ use anyhow::Context;
 
 use super::watch;
 use crate::cli::{Output, StatusArgs};
-use crate::config::{METRICS_PORT, METRICS_PORT_BESIDE};
 use crate::nftables::LinuxKernel;
-use crate::ruleset::names::TableName;
 use crate::status::{self, AskError, Filter, Picture, Seen};
 
 /// The exit status where there is nothing of what was asked for.
@@ -39,8 +36,7 @@ pub(super) fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
         None => Filter::All,
     };
     let table = super::table(args.service_proxy_name.as_deref());
-    let port = if table == TableName::NODE { METRICS_PORT } else { METRICS_PORT_BESIDE };
-    let address = args.metrics_bind_address.unwrap_or_else(|| SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port));
+    let address = args.metrics_bind_address.unwrap_or_else(|| super::metrics_address(table));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     if args.history {
         let changes =

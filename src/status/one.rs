@@ -116,7 +116,7 @@ pub fn of_service(
         }
     };
     let mut keys = BTreeSet::new();
-    for set in [SetName::ServiceIps, SetName::ServiceNodeports] {
+    for set in SetName::ENTRIES {
         let mut of_set = BTreeSet::new();
         kernel.read_elements(family, &base::set(set), &mut |element| match element {
             None => of_set.clear(),

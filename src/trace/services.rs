@@ -12,9 +12,10 @@ use super::live::Targets;
 use super::table::Target;
 use crate::model::{Destination, Family, FrontendAt, ObjectName, Protocol};
 use crate::nftables::{Kernel as _, KernelError, LinuxKernel};
+use crate::routing;
 use crate::ruleset::base;
 use crate::ruleset::names::{SetName, TableName};
-use crate::ruleset::types::Value;
+use crate::ruleset::read::frontend_key;
 
 /// All Services are gone through again after this pause at the earliest.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -66,30 +67,21 @@ impl Services {
         let (families, mut names) = (self.kernel.tables()?, BTreeMap::new());
         for family in families.iter().copied() {
             self.kernel.undisturbed(family)?;
-            for set in [SetName::ServiceIps, SetName::ServiceNodeports] {
+            for set in SetName::ENTRIES {
                 let mut found = Vec::new();
                 self.kernel.read_elements(family, &base::set(set), &mut |element| match element {
-                    Some(element) => found.push((element.key, element.comment)),
+                    Some(element) => {
+                        let key = frontend_key(family, set, &element);
+                        found.extend(key.map(|it| (it.at, it.protocol, it.port.get())).zip(element.comment));
+                    }
                     None => found.clear(),
                 })?;
-                for (key, comment) in found {
-                    let (at, rest) = match key.as_slice() {
-                        [Value::Address(address), rest @ ..] => (FrontendAt::Address(*address), rest),
-                        rest => (FrontendAt::NodePort(family), rest),
-                    };
-                    if let ([Value::Protocol(protocol), Value::Port(port)], Some(comment)) = (rest, comment) {
-                        names.insert((at, *protocol, *port), comment);
-                    }
-                }
+                names.extend(found);
             }
         }
         (self.families, self.names) = (families, names);
         // Where they cannot be listed node ports have no name.
-        let addresses = nix::ifaddrs::getifaddrs().into_iter().flatten().filter_map(|device| {
-            let address = device.address?;
-            let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
-            v4.or_else(|| Some(IpAddr::V6(address.as_sockaddr_in6()?.ip())))
-        });
+        let addresses = routing::local_addresses().into_iter().flatten().map(|(_, address)| address);
         self.local = addresses.filter(|address| !address.is_loopback()).collect();
         Ok(())
     }

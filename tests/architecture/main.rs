@@ -49,7 +49,7 @@ const LAYERS: [(&str, &[&str]); 33] = [
         "doctor",
         &["nftables", "ruleset", "model", "leftovers", "listening", "routing", "sysctl", "config", "status", "metrics"],
     ),
-    ("trace", &["nftables", "ruleset", "model", "netlink"]),
+    ("trace", &["nftables", "ruleset", "model", "netlink", "routing"]),
     (
         "explain",
         &[
