@@ -12,13 +12,14 @@ use super::question::Asked;
 use super::report::Explanation;
 use crate::metrics::daemon::{Daemon, Pods};
 use crate::metrics::services::{Query, ServiceFacts};
-use crate::model::{Destination, Family, FrontendAt, FrontendKey, ObjectName, Protocol};
+use crate::model::{Destination, Family, FrontendAt, FrontendKey, ObjectName, PerFamily, Protocol};
 use crate::nftables::{Kernel, KernelError, Rules};
 use crate::ruleset::base;
 use crate::ruleset::elements::element_key;
 use crate::ruleset::eval::{Origin, Packet};
 use crate::ruleset::kept;
 use crate::ruleset::names::{ChainName, SetName};
+use crate::ruleset::read::frontend_key;
 use crate::ruleset::types::{Chain, Element, Key, Statement, Value};
 use crate::status;
 
@@ -67,10 +68,12 @@ pub fn explain(
     if let Some(name) = question.arriving_by.as_ref().filter(|name| node.is_here() && !node.has_interface(name)) {
         return Err(ExplainError::NoInterface(name.clone()));
     }
-    let targets = targets(kernel, question, &node, informants)?;
+    let mut owns = Owns::default();
+    let targets = targets(kernel, question, &node, informants, &mut owns)?;
     let mut all = Vec::new();
     for target in targets {
-        let facts = look(kernel, question, target, &node, informants)?;
+        let own = owns.of(Family::of(target.to.ip()), kernel, &node, informants.daemon.as_ref().ok())?;
+        let facts = look(kernel, question, target, &node, informants, own)?;
         all.push(judge::judge(&facts));
     }
     Ok(all)
@@ -82,6 +85,7 @@ fn targets(
     question: &Question,
     node: &Node,
     informants: &mut Informants<'_>,
+    owns: &mut Owns,
 ) -> Result<Vec<Target>, ExplainError> {
     let wanted = |protocol: Protocol| question.protocol.is_none_or(|wanted| wanted == protocol);
     match &question.to {
@@ -104,8 +108,9 @@ fn targets(
             Ok(if found.is_empty() { vec![of(Protocol::Tcp)] } else { found })
         }
         Destination::Address { address, port: None } => {
-            let mut found: BTreeSet<Target> = at_address(kernel, *address)?
+            let mut found: BTreeSet<Target> = whose(kernel, *address)?
                 .into_iter()
+                .map(|(key, _)| key)
                 .filter(|key| wanted(key.protocol))
                 .map(|key| Target { to: SocketAddr::new(*address, key.port.get()), protocol: key.protocol })
                 .collect();
@@ -128,7 +133,10 @@ fn targets(
                 for key in status::of_service(kernel, family, name, port_name)? {
                     let address = match key.at {
                         FrontendAt::Address(address) => Some(address),
-                        FrontendAt::NodePort(family) => accepting(kernel, family, node)?.into_iter().next(),
+                        FrontendAt::NodePort(family) => {
+                            let own = owns.of(family, kernel, node, informants.daemon.as_ref().ok())?;
+                            own.accepting.first().copied()
+                        }
                     };
                     let is_meant = number.is_none_or(|number| key.port.get() == number);
                     let to = address.filter(|_| is_meant).map(|address| SocketAddr::new(address, key.port.get()));
@@ -165,50 +173,76 @@ fn has(kernel: &mut impl Kernel, key: &FrontendKey) -> Result<bool, KernelError>
     Ok(found.iter().any(Option::is_some))
 }
 
-/// The frontends that Services have at an address. All entries of the family are read, once for each question.
-fn at_address(kernel: &mut impl Kernel, address: IpAddr) -> Result<Vec<FrontendKey>, KernelError> {
-    Ok(whose(kernel, address)?.into_iter().map(|(key, _)| key).collect())
-}
-
-/// The same with whose they are.
+/// What Services have at an address, with whose it is. All entries of the family are read, once for each question.
 fn whose(kernel: &mut impl Kernel, address: IpAddr) -> Result<Vec<(FrontendKey, String)>, KernelError> {
     let mut found = Vec::new();
-    let family = Family::of(address);
-    kernel.read_elements(family, &base::set(SetName::ServiceIps), &mut |element| {
+    let (family, set) = (Family::of(address), SetName::ServiceIps);
+    kernel.read_elements(family, &base::set(set), &mut |element| {
         let Some(element) = element else { return found.clear() };
-        if let [Value::Address(at), Value::Protocol(protocol), Value::Port(port)] = element.key.as_slice()
-            && *at == address
-            && let Some(port) = NonZeroU16::new(*port)
-        {
-            let key = FrontendKey { at: FrontendAt::Address(address), protocol: *protocol, port };
-            found.push((key, element.comment.as_deref().unwrap_or("?").to_owned()));
-        }
+        let key = frontend_key(family, set, &element).filter(|key| key.at == FrontendAt::Address(address));
+        found.extend(key.map(|key| (key, element.comment.as_deref().unwrap_or("?").to_owned())));
     })?;
     Ok(found)
 }
 
-/// The addresses of the node that accept node ports, those that somebody would use first.
-fn accepting(kernel: &mut impl Kernel, family: Family, node: &Node) -> Result<Vec<IpAddr>, KernelError> {
-    let rules = Rules::read(kernel, family)?;
-    accepting_by(kernel, family, node, rules.as_ref().map(Rules::chains).unwrap_or_default())
+/// Our table of one family.
+struct Own {
+    rules: Option<Rules>,
+    table: Table,
+    /// The addresses of the node that accept node ports, those that somebody would use first.
+    accepting: Vec<IpAddr>,
 }
 
-fn accepting_by(
-    kernel: &mut impl Kernel,
-    family: Family,
-    node: &Node,
-    chains: &[Chain],
-) -> Result<Vec<IpAddr>, KernelError> {
-    let asks = |statement: &Statement| matches!(statement, Statement::InSet { set: SetName::NodeportIps, .. });
-    if !statements(chains, ChainName::NatPrerouting).any(asks) {
-        return Ok(node.usual_addresses(family));
+impl Own {
+    fn read(
+        kernel: &mut impl Kernel,
+        family: Family,
+        node: &Node,
+        daemon: Option<&Daemon>,
+    ) -> Result<Own, KernelError> {
+        let rules = Rules::read(kernel, family)?;
+        let table = match &rules {
+            None => Table::Absent,
+            Some(rules) if rules.is_dormant() => Table::Dormant,
+            Some(_) if !node.is_here() => Table::OfManifests,
+            Some(_) => {
+                let shape = status::shape(kernel, family, daemon)?;
+                Table::There(shape.damage.into_iter().chain(shape.foreign).collect())
+            }
+        };
+        let chains = rules.as_ref().map(Rules::chains).unwrap_or_default();
+        let asks = |statement: &Statement| matches!(statement, Statement::InSet { set: SetName::NodeportIps, .. });
+        let accepting = if statements(chains, ChainName::NatPrerouting).any(asks) {
+            let listed = kernel.elements(family, &base::set(SetName::NodeportIps))?;
+            let address = |element: &Element| match element.key.as_slice() {
+                [Value::Address(address)] => Some(*address),
+                _ => None,
+            };
+            listed.iter().filter_map(address).collect()
+        } else {
+            node.usual_addresses(family)
+        };
+        Ok(Own { rules, table, accepting })
     }
-    let listed = kernel.elements(family, &base::set(SetName::NodeportIps))?;
-    let address = |element: &Element| match element.key.as_slice() {
-        [Value::Address(address)] => Some(*address),
-        _ => None,
-    };
-    Ok(listed.iter().filter_map(address).collect())
+}
+
+/// Our tables, each read when it is first asked for: all packets of a question are judged by the same rules.
+#[derive(Default)]
+struct Owns(PerFamily<Option<Own>>);
+
+impl Owns {
+    fn of(
+        &mut self,
+        family: Family,
+        kernel: &mut impl Kernel,
+        node: &Node,
+        daemon: Option<&Daemon>,
+    ) -> Result<&Own, KernelError> {
+        Ok(match &mut self.0[family] {
+            Some(own) => own,
+            none => none.insert(Own::read(kernel, family, node, daemon)?),
+        })
+    }
 }
 
 fn statements(chains: &[Chain], name: ChainName) -> impl Iterator<Item = &Statement> {
@@ -221,11 +255,11 @@ fn look(
     target: Target,
     node: &Node,
     informants: &mut Informants<'_>,
+    Own { rules, table, accepting }: &Own,
 ) -> Result<Facts, ExplainError> {
     let Target { to, protocol } = target;
     let family = Family::of(to.ip());
     let asked = asked(question, target, node)?;
-    let rules = Rules::read(kernel, family)?;
     let chains = rules.as_ref().map(Rules::chains).unwrap_or_default();
     let packet = Packet {
         source: asked.from,
@@ -242,16 +276,6 @@ fn look(
     let key = |at| FrontendKey { at, protocol, port };
     let (by_address, by_port) = (key(FrontendAt::Address(to.ip())), key(FrontendAt::NodePort(family)));
     let no_table = rules.as_ref().is_none_or(Rules::is_dormant);
-    let table = match &rules {
-        None => Table::Absent,
-        Some(rules) if rules.is_dormant() => Table::Dormant,
-        Some(_) if !node.is_here() => Table::OfManifests,
-        Some(_) => {
-            let shape = status::shape(kernel, family, informants.daemon.as_ref().ok())?;
-            Table::There(shape.damage.into_iter().chain(shape.foreign).collect())
-        }
-    };
-    let accepting = accepting_by(kernel, family, node, chains)?;
     let mut frontend = if no_table { None } else { status::look_at(kernel, &by_address)? };
     let mut found_by = by_address;
     let mut node_port = None;
@@ -289,7 +313,7 @@ fn look(
         Statement::MarkHas(bits) => Some(*bits),
         _ => None,
     });
-    let trace = match (&rules, no_table) {
+    let trace = match (rules, no_table) {
         (Some(rules), false) => {
             let local = node.local();
             Some(rules.tracer(kernel, &local).and_then(|tracer| tracer.trace(&packet)))
@@ -311,13 +335,13 @@ fn look(
     Ok(Facts {
         own: kernel.table(),
         local_at: node.interface_of(to.ip()),
-        table,
+        table: table.clone(),
         trace,
         frontend: frontend.map(|seen| status::frontend(&found_by, &seen)),
         is_cluster_ip,
         neighbours,
         node_port: node_port.map(|seen| status::frontend(&by_port, &seen)),
-        accepting,
+        accepting: accepting.clone(),
         in_service_cidr,
         remembered,
         service,

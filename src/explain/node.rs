@@ -96,7 +96,7 @@ impl Node {
     /// The interface that has an address.
     pub(super) fn interface_of(&self, address: IpAddr) -> Option<String> {
         let found = self.addresses.iter().find(|(_, own)| *own == address).map(|(name, _)| name.clone());
-        found.or_else(|| address.is_loopback().then(|| "lo".to_owned()))
+        found.or_else(|| address.is_loopback().then(|| LOOPBACK.to_owned()))
     }
 
     /// Addresses that others may use: none of loopback, and none of a link alone.
