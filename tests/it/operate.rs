@@ -658,7 +658,7 @@ fn filtered(world: &World) {
     assert_eq!(output.status.code(), Some(3), "{}", stdout(&output));
     assert_eq!(stderr(&output), "the tables have no frontend of shop/none\n");
     let output = status("10.96.0");
-    assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
+    assert_eq!(output.status.code(), Some(2), "{}", stdout(&output));
     assert!(stderr(&output).contains("\"10.96.0\" is none of NAMESPACE, "), "{}", stderr(&output));
 }
 
