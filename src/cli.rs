@@ -207,7 +207,8 @@ Where a Service asks for accounting (annotation nftproxyd.io/accounting, nftable
 daemon is asked on its metrics port, at /nftproxyd/accounting, what the connections to each
 endpoint had that have ended, through all frontends of the port together: ENDED is how many, INPKTS
 and INBYTES what came from clients, OUTPKTS and OUTBYTES what went back. At most 400 endpoints of
-the node have totals. Connections that are open are not in them.
+the node have totals. Connections that are open are not in them. Where none has ended for 15
+minutes, they begin anew.
 
 # nftproxyd status --history shop/web
 2026-11-30 18:27:39.240 EndpointSlice shop/web-ipv4: written in 1364 us (10 operations, 784

@@ -7,52 +7,90 @@
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use super::observers::Ledger;
-use crate::conntrack::{Ended, Ends};
+use crate::conntrack::{Account, Ended, Ends};
 use crate::metrics::{EndpointOf, Had, Metrics};
 use crate::sync::Told;
 use crate::{sysctl, threads};
 
-/// Starts the thread. It ends when nobody can want anything any more.
+/// Starts the thread. It ends when nobody can change the list any more.
 ///
 /// # Errors
 /// There is no thread to be had.
-pub(super) fn account(ledger: Ledger, mut wanted: watch::Receiver<bool>, metrics: Arc<Metrics>) -> anyhow::Result<()> {
+pub(super) fn account(ledger: Ledger, changed: watch::Receiver<()>, metrics: Arc<Metrics>) -> anyhow::Result<()> {
     threads::spawn("accounting", move || {
         // Made here: without the thread, nobody could drop it where tasks run.
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_io().build() {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(error) => return warn!("connections cannot be accounted for: {error}"),
         };
-        runtime.block_on(async move {
-            let mut lost = Told::default();
-            while wanted.wait_for(|wanted| *wanted).await.is_ok() {
-                match Ends::open() {
-                    Ok(mut ends) => {
-                        sysctl::account(Path::new("/"));
-                        info!("connections are accounted for by endpoint");
-                        tokio::select! {
-                            () = follow(&mut ends, &ledger, &metrics, &mut lost) => {}
-                            // It is over, or the process is about to end.
-                            _ = wanted.wait_for(|wanted| !*wanted) => info!("connections are not accounted for any more"),
+        runtime.block_on(listen(&ledger, changed, &metrics));
+    })?;
+    Ok(())
+}
+
+/// Listens while there is anything to account for.
+async fn listen(ledger: &Ledger, mut changed: watch::Receiver<()>, metrics: &Metrics) {
+    let mut lost = Told::default();
+    while changed.wait_for(|()| !ledger.lock().is_empty()).await.is_ok() {
+        let is_over = match Ends::open() {
+            Ok(mut ends) => {
+                sysctl::account(Path::new("/"));
+                info!("connections are accounted for by endpoint");
+                tokio::select! {
+                    () = follow(&mut ends, ledger, metrics, &mut lost) => continue,
+                    is_over = nothing_left(ledger, &mut changed, metrics) => {
+                        if is_over {
+                            info!("connections are not accounted for any more");
                         }
-                    }
-                    Err(error) => {
-                        warn!("connections cannot be accounted for: cannot hear of those that end: {error}");
-                        // Until somebody asks anew.
-                        let _ = wanted.wait_for(|wanted| !*wanted).await;
+                        is_over
                     }
                 }
             }
-        });
-    })?;
-    Ok(())
+            Err(error) => {
+                warn!("connections cannot be accounted for: cannot hear of those that end: {error}");
+                // Until somebody asks anew.
+                nothing_left(ledger, &mut changed, metrics).await
+            }
+        };
+        if !is_over {
+            return;
+        }
+    }
+}
+
+/// Forgets in time what is gone, until nothing is left to account for; `false` if the process is about to end before that.
+async fn nothing_left(ledger: &Ledger, changed: &mut watch::Receiver<()>, metrics: &Metrics) -> bool {
+    loop {
+        let next = {
+            let mut accounts = ledger.lock();
+            let forgotten = accounts.forget_old(Instant::now().into_std());
+            metrics.accounting_forgotten(forgotten.in_time, forgotten.for_room);
+            if accounts.is_empty() {
+                return true;
+            }
+            accounts.next_to_forget()
+        };
+        let in_time = async {
+            match next {
+                Some(next) => sleep_until(next.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = changed.changed() => match changed {
+                Ok(()) => {}
+                Err(_) => return false,
+            },
+            () = in_time => {}
+        }
+    }
 }
 
 /// Listens until the socket fails, which is said; then it is opened anew.
@@ -62,7 +100,7 @@ async fn follow(ends: &mut AsyncFd<Ends>, ledger: &Ledger, metrics: &Metrics, to
             Ok(ready) => ready,
             Err(error) => return warn!("cannot hear of connections that end: {error}"),
         };
-        let now = Instant::now();
+        let now = Instant::now().into_std();
         match ready.get_inner_mut().read(|ended| book(&ended, ledger, metrics, now)) {
             Ok(false) => {}
             Ok(true) => {
@@ -79,9 +117,65 @@ async fn follow(ends: &mut AsyncFd<Ends>, ledger: &Ledger, metrics: &Metrics, to
     }
 }
 
-fn book(ended: &Ended, ledger: &Ledger, metrics: &Metrics, now: Instant) {
-    let Some((service, port)) = ledger.lock().of(ended).cloned() else { return };
+fn book(ended: &Ended, ledger: &Ledger, metrics: &Metrics, now: std::time::Instant) {
+    let Some(Account { service, port }) = ledger.lock().of(ended, now).cloned() else { return };
     let both = |of: fn(crate::conntrack::Traffic) -> u64| [of(ended.original), of(ended.reply)];
     let had = Had { packets: both(|traffic| traffic.packets), bytes: both(|traffic| traffic.bytes) };
     metrics.endpoints.ended(EndpointOf { service, port, endpoint: ended.endpoint }, had, now);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::conntrack::KEPT;
+    use crate::model::{FrontendAt, FrontendKey, ObjectName, Protocol};
+
+    fn service() -> ObjectName {
+        ObjectName::new("shop", "web").expect("a name")
+    }
+
+    fn frontend() -> FrontendKey {
+        let at = FrontendAt::Address([10, 0, 0, 1].into());
+        FrontendKey { at, protocol: Protocol::Udp, port: 53.try_into().expect("not 0") }
+    }
+
+    fn open(ledger: &Ledger) {
+        ledger.lock().account(&service(), [(frontend(), "dns".into())], Instant::now().into_std());
+    }
+
+    /// The value of a series.
+    fn value(metrics: &Metrics, series: &str) -> Option<f64> {
+        let text = metrics.text();
+        text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_goes_on_until_what_is_gone_is_forgotten_though_nothing_is_synced() {
+        let (ledger, metrics, (changes, mut changed)) = (Ledger::default(), Metrics::new(), watch::channel(()));
+        open(&ledger);
+        let start = Instant::now();
+        let closing = async {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            ledger.lock().account(&service(), [], Instant::now().into_std());
+            changes.send_replace(());
+        };
+        let (is_over, ()) = tokio::join!(nothing_left(&ledger, &mut changed, &metrics), closing);
+        assert!(is_over);
+        let took = start.elapsed().saturating_sub(Duration::from_secs(60) + KEPT);
+        assert!(start.elapsed() >= Duration::from_secs(60) + KEPT && took < Duration::from_secs(1), "{took:?}");
+        let forgotten =
+            |reason| value(&metrics, &format!("nftproxyd_accounting_forgotten_total{{reason=\"{reason}\"}}"));
+        assert_eq!([forgotten("time"), forgotten("room")], [Some(1.0), Some(0.0)]);
+
+        // What nobody wants is over at once, and so is the process.
+        open(&ledger);
+        ledger.lock().forget(&service(), []);
+        assert!(nothing_left(&ledger, &mut changed, &metrics).await);
+        open(&ledger);
+        drop(changes);
+        assert!(!nothing_left(&ledger, &mut changed, &metrics).await);
+        assert_eq!(forgotten("time"), Some(1.0));
+    }
 }

@@ -323,15 +323,15 @@ async fn supervise(
     };
     let steps = OnNode { table, mark, beside };
     let take_over = take_over.then(|| TakeOver::spawn(steps, readiness.clone(), nudge)).transpose()?;
-    let (ledger, (wanted, is_wanted)) = (Ledger::default(), watch::channel(false));
-    accounting::account(ledger.clone(), is_wanted, Arc::clone(&metrics))?;
+    let (ledger, (changes, changed)) = (Ledger::default(), watch::channel(()));
+    accounting::account(ledger.clone(), changed, Arc::clone(&metrics))?;
     let published = Published {
         health,
         metrics,
         readiness,
         standings,
         known,
-        accounting: Accounting::new(config.accounting, ledger, wanted),
+        accounting: Accounting::new(config.accounting, ledger, changes),
         history,
         owned,
         checks: checks_sender,

@@ -21,7 +21,7 @@ mod open;
 mod plan;
 mod worker;
 
-pub use ended::{Accounts, Ended, Traffic};
+pub use ended::{Account, Accounts, Ended, Forgotten, KEPT, MOST_KEPT, Traffic};
 pub use netlink::{Conntrack, Ends, Flows, FlowsError, Look, Swept};
 pub use open::{Counted, Open, PERIOD, period};
 pub use plan::{Flow, Frontends, Rule, Tuple, Zones, stale, stranded};

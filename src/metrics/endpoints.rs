@@ -35,7 +35,8 @@ pub struct Had {
 /// Where [`EndpointTotals`] are served on the metrics port, as a list of those that have series of their own.
 pub const PATH: &str = "/nftproxyd/accounting";
 
-/// What all connections to an endpoint had that have ended since the process began to account for them.
+/// What all connections to an endpoint had that have ended since the process began to account for them, or, where none had
+/// ended for 15 minutes in between, since then.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointTotals {
@@ -128,6 +129,9 @@ impl Endpoints {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use super::super::bounded::FORGOTTEN;
     use super::*;
 
     #[test]
@@ -163,5 +167,25 @@ mod tests {
         let expected = serde_json::json!([{"service": "shop/web", "port": "http", "endpoint": "10.1.0.1:80",
             "ended": 2, "packetsIn": 6, "packetsOut": 4, "bytesIn": 600, "bytesOut": 10_000}]);
         assert_eq!(totals, expected, "those of others are nobody's");
+    }
+
+    #[test]
+    fn what_ends_late_is_seen_for_as_long_as_all_that_ends() {
+        let (all, start) = (Endpoints::new(), Instant::now());
+        let endpoint = EndpointOf {
+            service: ObjectName::new("shop", "web").expect("a name"),
+            port: "http".into(),
+            endpoint: ([10, 1, 0, 1], 80).into(),
+        };
+        let ended = |at| all.totals(at).first().map(|totals| totals.totals.ended);
+        let end = |at| all.ended(endpoint.clone(), Had::default(), at);
+        end(start);
+        let late = start + FORGOTTEN - Duration::from_millis(1);
+        assert_eq!(ended(late), Some(1));
+        end(late);
+        assert_eq!(ended(start + FORGOTTEN), Some(2), "the time begins anew");
+        assert_eq!(ended(late + FORGOTTEN), None, "its count goes along");
+        end(late + FORGOTTEN);
+        assert_eq!(ended(late + FORGOTTEN), Some(1));
     }
 }

@@ -110,6 +110,7 @@ pub struct Metrics {
     /// Times that ends of connections were lost.
     pub accounting_lost: Counter,
 
+    accounting_forgotten: [Counter; 2],
     healthz: CounterVec,
     livez: CounterVec,
     requests: CounterVec,
@@ -131,6 +132,7 @@ impl Metrics {
             healthz.with_label_values(&[code]);
             livez.with_label_values(&[code]);
         }
+        let accounting_forgotten = table.counters(&table::ACCOUNTING_FORGOTTEN);
         let build_info = table.gauges(&table::BUILD_INFO);
         build_info.with_label_values(&[env!("CARGO_PKG_VERSION"), std::env::consts::ARCH]).set(1.0);
         Metrics {
@@ -168,6 +170,7 @@ impl Metrics {
             connections: Connections::new(),
             endpoints: Endpoints::new(),
             accounting_lost: table.counters(&table::ACCOUNTING_LOST).with_label_values(NONE),
+            accounting_forgotten: ["time", "room"].map(|reason| accounting_forgotten.with_label_values(&[reason])),
             healthz,
             livez,
             requests: table.counters(&table::REQUESTS),
@@ -177,6 +180,14 @@ impl Metrics {
             source_last_event: table.gauges(&table::SOURCE_LAST_EVENT),
             map_elements: table.gauges(&table::MAP_ELEMENTS),
             registry: table.0,
+        }
+    }
+
+    /// So many frontends that are gone have been forgotten, after their time and for want of room.
+    pub fn accounting_forgotten(&self, in_time: u64, for_room: u64) {
+        for (counter, count) in self.accounting_forgotten.iter().zip([in_time, for_room]) {
+            // Exact up to 2^53.
+            counter.inc_by(count as f64);
         }
     }
 

@@ -193,6 +193,8 @@ table! {
         "Bytes of these connections with IP headers, from clients (original) and back (reply).";
     ACCOUNTING_LOST: Counter, Alpha, "nftproxyd_accounting_lost_total", [],
         "Times that the kernel told of ended connections faster than they were read: some are missing.";
+    ACCOUNTING_FORGOTTEN: Counter, Alpha, "nftproxyd_accounting_forgotten_total", ["reason"],
+        "Addresses and ports of accounted Services that were gone and have been forgotten: what ends later is counted nowhere.";
     CONNTRACK_ENTRIES: Gauge, Alpha, "nftproxyd_conntrack_entries", [],
         "Connections that the kernel tracks in this network namespace.";
     CONNTRACK_LIMIT: Gauge, Alpha, "nftproxyd_conntrack_entries_limit", [],

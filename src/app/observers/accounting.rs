@@ -1,25 +1,21 @@
 //! Keeps the list of the frontends whose connections are accounted for.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
-use arcstr::ArcStr;
 use tokio::sync::watch;
 
 use crate::conntrack::Accounts;
-use crate::model::{Family, FrontendKey, ObjectName};
+use crate::model::Family;
 use crate::nftables::Kernel;
 use crate::sync::{Engine, Report};
 
-/// Whose a frontend is: a Service, and the name of its port.
-pub(in crate::app) type Owner = (ObjectName, ArcStr);
-
 /// The list, for whoever hears of connections.
 #[derive(Debug, Clone, Default)]
-pub(in crate::app) struct Ledger(Arc<Mutex<Accounts<Owner>>>);
+pub(in crate::app) struct Ledger(Arc<Mutex<Accounts>>);
 
 impl Ledger {
-    pub(in crate::app) fn lock(&self) -> MutexGuard<'_, Accounts<Owner>> {
+    pub(in crate::app) fn lock(&self) -> MutexGuard<'_, Accounts> {
         // Each step leaves it whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -30,44 +26,47 @@ pub(in crate::app) struct Accounting {
     /// Whether all Services are accounted for.
     all: bool,
     ledger: Ledger,
-    frontends: BTreeMap<ObjectName, Vec<FrontendKey>>,
-    /// Whether there is anything to account for.
-    wanted: watch::Sender<bool>,
+    /// Tells that there is something to account for, or nothing any more, or that something is forgotten at another time.
+    changed: watch::Sender<()>,
 }
 
 impl Accounting {
-    pub(in crate::app) fn new(all: bool, ledger: Ledger, wanted: watch::Sender<bool>) -> Accounting {
-        Accounting { all, ledger, frontends: BTreeMap::new(), wanted }
+    pub(in crate::app) fn new(all: bool, ledger: Ledger, changed: watch::Sender<()>) -> Accounting {
+        Accounting { all, ledger, changed }
     }
 
-    /// A sync has ended.
+    /// A sync has ended. What becomes old while nothing is synced is up to whoever hears of connections.
     pub(super) fn synced<K: Kernel>(&mut self, engine: &Engine<K>, report: &Report) {
         if report.examined.is_empty() {
             return;
         }
+        let now = Instant::now();
+        // No connection ends in between: a frontend that changes hands is somebody's at any time.
         let mut accounts = self.ledger.lock();
+        let before = awaited(&accounts);
         for name in &report.examined {
-            for key in self.frontends.remove(name).into_iter().flatten() {
-                // Another Service may have it by now.
-                if accounts.owner(&key).is_some_and(|(service, _)| service == name) {
-                    accounts.close(&key);
-                }
-            }
-            if !self.all && engine.store().service(name).is_none_or(|service| !service.accounting) {
-                continue;
-            }
             let installed = Family::ALL.into_iter().flat_map(|family| engine.installed(family).frontends_of(name));
-            let mut keys = Vec::new();
-            for (key, frontend) in installed {
-                accounts.open(*key, (name.clone(), frontend.port_name.clone()));
-                keys.push(*key);
-            }
-            if !keys.is_empty() {
-                self.frontends.insert(name.clone(), keys);
+            let is_accounted = self.all
+                || match engine.store().service(name) {
+                    Some(service) => service.accounting,
+                    // It is gone, and as it was.
+                    None => accounts.has(name),
+                };
+            if is_accounted {
+                accounts.account(name, installed.map(|(key, frontend)| (*key, frontend.port_name.clone())), now);
+            } else if !accounts.is_empty() {
+                accounts.forget(name, installed.map(|(key, _)| *key));
             }
         }
-        let is_wanted = !accounts.is_empty();
+        let is_awaited = awaited(&accounts);
         drop(accounts);
-        self.wanted.send_if_modified(|wanted| std::mem::replace(wanted, is_wanted) != is_wanted);
+        if is_awaited != before {
+            self.changed.send_replace(());
+        }
     }
+}
+
+/// Whether anything is listened for, and when the next frontend is forgotten.
+fn awaited(accounts: &Accounts) -> (bool, Option<Instant>) {
+    (accounts.is_empty(), accounts.next_to_forget())
 }

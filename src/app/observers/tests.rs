@@ -312,7 +312,7 @@ async fn run_with<F: Future<Output = ()>>(min_sync_period: Duration, script: imp
         standings: standings.clone(),
         unserved: Unserved::default(),
         spreading: Spreading(Events::nowhere()),
-        accounting: Accounting::new(false, Ledger::default(), watch::channel(false).0),
+        accounting: Accounting::new(false, Ledger::default(), watch::channel(()).0),
         known: Known::default(),
         recorder: Recorder::default(),
         owned: watch::channel(false).0,

@@ -111,6 +111,20 @@ fn asked_up_to(times: u32, node: &Node, flows: impl IntoIterator<Item = (IpAddr,
     node.world.run(move || flows.into_iter().map(ask).collect())
 }
 
+/// A connection of a client to a frontend of echo servers that has been used once.
+pub(super) fn connected(node: &Node, from: u16, to: SocketAddr) -> TcpStream {
+    let from = SocketAddr::new(client(false, from), 0);
+    let mut stream: TcpStream = node.world.run(move || {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        socket.bind(&from.into()).expect("an address of the node");
+        socket.connect(&to.into()).expect("it is served");
+        socket.into()
+    });
+    stream.set_read_timeout(Some(ANSWER)).expect("a time-out");
+    echoes(&mut stream, "hello").expect("an echo");
+    stream
+}
+
 fn counts(reached: &[u8]) -> BTreeMap<u8, usize> {
     let mut counts = BTreeMap::new();
     reached.iter().for_each(|endpoint| *counts.entry(*endpoint).or_default() += 1);
@@ -464,18 +478,7 @@ fn the_next_connections_go_where_the_fewest_are_open() {
     };
     node.write("lc.yaml", &with(&[0]));
     node.start(&json!({}));
-    let connect = |node: &Node, from: u16| {
-        let (from, to) = (SocketAddr::new(client(false, from), 0), socket("172.30.9.1:80"));
-        let mut stream: TcpStream = node.world.run(move || {
-            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
-            socket.bind(&from.into()).expect("an address of the node");
-            socket.connect(&to.into()).expect("it is served");
-            socket.into()
-        });
-        stream.set_read_timeout(Some(ANSWER)).expect("a time-out");
-        echoes(&mut stream, "hello").expect("an echo");
-        stream
-    };
+    let connect = |node: &Node, from: u16| connected(node, from, socket("172.30.9.1:80"));
     // Nobody has closed any of them.
     let open = |node: &Node| {
         let list = run_to_end(node, true, &["status", "--output=json"]);
