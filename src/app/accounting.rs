@@ -126,11 +126,15 @@ fn book(ended: &Ended, ledger: &Ledger, metrics: &Metrics, now: std::time::Insta
 
 #[cfg(test)]
 mod tests {
+    use std::net::UdpSocket;
     use std::time::Duration;
 
     use super::*;
-    use crate::conntrack::KEPT;
-    use crate::model::{FrontendAt, FrontendKey, ObjectName, Protocol};
+    use crate::conntrack::{Conntrack, Flows as _, KEPT};
+    use crate::model::{Family, FrontendAt, FrontendKey, ObjectName, Protocol};
+    use crate::testing::in_network_namespace;
+    use crate::testing::log::captured;
+    use crate::testing::netns::{ip, nft};
 
     fn service() -> ObjectName {
         ObjectName::new("shop", "web").expect("a name")
@@ -177,5 +181,62 @@ mod tests {
         drop(changes);
         assert!(!nothing_left(&ledger, &mut changed, &metrics).await);
         assert_eq!(forgotten("time"), Some(1.0));
+    }
+
+    #[test]
+    fn ends_that_are_lost_are_counted_and_said_and_those_after_are_not() {
+        in_network_namespace(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let log = captured(|| runtime.block_on(lose()));
+            let said = log.matches("more connections end than can be accounted for: some are missing").count();
+            assert_eq!(said, 1, "{log}");
+        });
+    }
+
+    async fn lose() {
+        const FLOWS: u16 = 500;
+        ip("link set lo up");
+        ip("route add 10.0.0.0/8 dev lo");
+        let rule = "add table ip t
+add chain ip t c { type nat hook output priority -100; }
+add rule ip t c ip daddr 10.0.0.1 dnat to 127.0.0.1
+";
+        nft(&["-f", "-"], rule);
+        let _sink = UdpSocket::bind("127.0.0.1:53").expect("a socket");
+        let mut conntrack = Conntrack::open().expect("a socket");
+        let mut flows = |first: u16, number: u16| {
+            for port in first..first + number {
+                let socket = UdpSocket::bind(("127.0.0.1", port)).expect("a socket");
+                socket.send_to(b"?", "10.0.0.1:53").expect("there is a route");
+            }
+            let deleted = conntrack.delete_udp(Family::V4, &mut |_| true).expect("they can be deleted").deleted;
+            assert_eq!(deleted, usize::from(number));
+        };
+        let (ledger, metrics) = (Ledger::default(), Metrics::new());
+        open(&ledger);
+        // The least that the kernel grants.
+        let mut ends = Ends::with_room(1).expect("a socket");
+        let mut told = Told::default();
+        let series = "nftproxyd_endpoint_connections_total{namespace=\"shop\",service=\"web\",port=\"dns\",endpoint=\"127.0.0.1:53\"}";
+        let lost = || value(&metrics, "nftproxyd_accounting_lost_total");
+        assert_eq!(lost(), Some(0.0));
+        flows(10_000, 1);
+        let mut read = async || {
+            let reading = follow(&mut ends, &ledger, &metrics, &mut told);
+            tokio::time::timeout(Duration::from_millis(200), reading).await.expect_err("it goes on");
+        };
+        read().await;
+        assert_eq!((value(&metrics, series), lost()), (Some(1.0), Some(0.0)));
+
+        // Nobody reads meanwhile.
+        flows(20_000, FLOWS);
+        read().await;
+        let counted = value(&metrics, series).expect("it is there");
+        assert!(counted < f64::from(FLOWS), "{counted}");
+        assert_eq!(lost(), Some(1.0));
+
+        flows(30_000, 1);
+        read().await;
+        assert_eq!((value(&metrics, series), lost()), (Some(counted + 1.0), Some(1.0)));
     }
 }

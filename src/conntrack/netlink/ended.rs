@@ -34,8 +34,16 @@ impl Ends {
     /// # Errors
     /// There is no socket to be had.
     pub fn open() -> io::Result<AsyncFd<Ends>> {
+        Ends::with_room(RECEIVE_QUEUE)
+    }
+
+    /// The same with room for so many bytes that wait to be read, which the kernel doubles (net.core.rmem_max may be less).
+    ///
+    /// # Errors
+    /// There is no socket to be had.
+    pub(crate) fn with_room(bytes: usize) -> io::Result<AsyncFd<Ends>> {
         let socket = Socket::subscribe(Bus::Netfilter, GROUP)?;
-        socket.raise_receive_queue(RECEIVE_QUEUE);
+        socket.raise_receive_queue(bytes);
         asynchronous(Ends { socket })
     }
 
