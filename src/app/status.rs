@@ -66,12 +66,15 @@ pub(super) fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
         let every = Duration::from_secs(seconds.into());
         return runtime.block_on(watch::watch(kernel, &filter, address, every)).map(|()| ExitCode::SUCCESS);
     }
+    let named = if daemon.is_ok() { runtime.block_on(status::ask_named(address, &filter)) } else { None };
+    let mut look = |seen: Option<&mut Seen>| {
+        status::look(&mut kernel, &families, &filter, daemon.as_ref().ok(), named.as_ref(), seen)
+    };
     let mut seen = Seen::default();
-    let mut picture =
-        status::look(&mut kernel, &families, &filter, daemon.as_ref().ok(), args.rate.then_some(&mut seen))?;
+    let mut picture = look(args.rate.then_some(&mut seen))?;
     if args.rate {
         std::thread::sleep(BETWEEN_LOOKS);
-        picture = status::look(&mut kernel, &families, &filter, daemon.as_ref().ok(), Some(&mut seen))?;
+        picture = look(Some(&mut seen))?;
     }
     let known = match &daemon {
         Ok(_) => runtime.block_on(status::ask_known(address, &filter, &picture.frontends)),

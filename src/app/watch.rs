@@ -43,7 +43,9 @@ pub(super) async fn watch(
         let next_look = Instant::now() + every;
         let daemon = status::ask(metrics).await;
         let families = kernel.tables()?;
-        let picture = status::look(&mut kernel, &families, filter, daemon.as_ref().ok(), Some(&mut seen))?;
+        let named = if daemon.is_ok() { status::ask_named(metrics, filter).await } else { None };
+        let daemon_says = daemon.as_ref().ok();
+        let picture = status::look(&mut kernel, &families, filter, daemon_says, named.as_ref(), Some(&mut seen))?;
         let changes = match &daemon {
             Ok(_) => status::ask_history(metrics).await.unwrap_or_default(),
             Err(_) => Vec::new(),

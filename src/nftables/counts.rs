@@ -11,10 +11,11 @@ use super::table::NOT_THERE;
 use super::uapi::{self, msg};
 use crate::diff::{Operation, Transaction};
 use crate::errors;
-use crate::model::Family;
+use crate::model::{Family, FrontendAt, FrontendKey};
 use crate::netlink::{Attribute, Message, Socket, children, find};
 use crate::ruleset::base;
 use crate::ruleset::counted::FrontendCount;
+use crate::ruleset::elements::element_key;
 use crate::ruleset::names::{SetName, TableName};
 use crate::ruleset::types::{Element, Key};
 
@@ -124,6 +125,27 @@ pub(super) fn counts<'a>(
         let (packets, bytes) = counter(&raw)?;
         FrontendCount::read(family, set, &decode::element(&raw, family, &def)?, packets, bytes)
     })
+}
+
+/// What these frontends of a family have counted, each asked for by its key.
+pub(super) fn of(
+    socket: &mut Socket,
+    table: TableName,
+    family: Family,
+    keys: &[FrontendKey],
+) -> Result<Vec<FrontendCount>, KernelError> {
+    let mut found = Vec::new();
+    for key in keys {
+        let set = match key.at {
+            FrontendAt::Address(_) => SetName::ServiceIps,
+            FrontendAt::NodePort(_) => SetName::ServiceNodeports,
+        };
+        get(socket, table, family, set, &[&element_key(key)], |message| {
+            // An element that stands for all keys is of none of them.
+            found.extend(counts(message, family, set).filter(|count| count.key == *key));
+        })?;
+    }
+    Ok(found)
 }
 
 /// Packets and bytes of an element's counter.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::owner::Owner;
 use crate::diff::Transaction;
-use crate::model::Family;
+use crate::model::{Family, FrontendKey};
 use crate::printable::printable;
 use crate::ruleset::counted::FrontendCount;
 use crate::ruleset::kept::Kept;
@@ -177,6 +177,11 @@ pub trait Kernel {
     /// maps do not count. For 10,000 frontends it takes 50 to 120 ms, for more a time in proportion to the square of their
     /// number. While the kernel enlarges its hash table one may come twice, or not at all.
     fn frontend_counts(&mut self, family: Family) -> Result<Vec<FrontendCount>, KernelError>;
+
+    /// The same of these frontends alone, each asked for where the kernel can be: whatever the maps hold.
+    fn frontend_counts_of(&mut self, family: Family, keys: &[FrontendKey]) -> Result<Vec<FrontendCount>, KernelError> {
+        Ok(self.frontend_counts(family)?.into_iter().filter(|count| keys.contains(&count.key)).collect())
+    }
 
     /// The clients of the map `affinity` that are `wanted`. Looks for them for about so long: a dump takes a time in
     /// proportion to the square of their number.

@@ -22,7 +22,7 @@ use super::table::{self, NOT_THERE, Table};
 use super::uapi::{self, msg};
 use super::words::words;
 use crate::diff::{Operation, Transaction};
-use crate::model::{Family, PerFamily};
+use crate::model::{Family, FrontendKey, PerFamily};
 use crate::netlink::{End, Message, Socket, find, messages};
 use crate::ruleset::base;
 use crate::ruleset::counted::FrontendCount;
@@ -502,6 +502,10 @@ impl Kernel for LinuxKernel {
             })?;
         }
         Ok(counts)
+    }
+
+    fn frontend_counts_of(&mut self, family: Family, keys: &[FrontendKey]) -> Result<Vec<FrontendCount>, KernelError> {
+        counts::of(&mut self.socket, self.table, family, keys)
     }
 
     fn holds(&mut self, family: Family, set: &SetDef, element: &Element) -> Result<bool, KernelError> {

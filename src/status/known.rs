@@ -38,6 +38,12 @@ pub async fn ask_known(
     Ok(all)
 }
 
+/// What the daemon knows of the Service that the filter names; `None` where it names none, and where nobody says.
+pub async fn ask_named(metrics: SocketAddr, filter: &Filter) -> Option<ServiceFacts> {
+    let Filter::Service(service, _) = filter else { return None };
+    ask_services(metrics, &Query::Name(service.clone())).await.ok()?.pop()
+}
+
 /// The name of a frontend's Service, without that of its port.
 fn service_of(frontend: &FrontendStatus) -> &str {
     frontend.service.split_once(':').map_or(&*frontend.service, |(service, _)| service)

@@ -12,6 +12,7 @@ mod protection;
 mod seen;
 mod shape;
 mod show;
+mod wanted;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,7 +29,7 @@ pub use self::daemon::{
 };
 pub use self::filter::Filter;
 pub use self::history::{ask_history, changes_of, history_text};
-pub use self::known::{add_known, ask_known};
+pub use self::known::{add_known, ask_known, ask_named};
 pub use self::one::{Found, look_at, of_service, one};
 pub use self::protection::{Protected, TableStatus, tables, tables_text};
 pub use self::seen::Seen;
@@ -38,6 +39,7 @@ pub use self::watch::{Order, View, frame_text};
 use crate::conntrack::{Conntrack, Flow, FlowsError};
 use crate::metrics::daemon::Daemon;
 use crate::metrics::endpoints::Totals;
+use crate::metrics::services::ServiceFacts;
 use crate::model::{Family, FrontendAt, FrontendKey, Protocol, TrafficPolicy};
 use crate::nftables::{Kernel, KernelError};
 use crate::ruleset::base;
@@ -245,12 +247,12 @@ const ATTEMPTS: usize = 5;
 /// # Errors
 /// The tables or the connections cannot be read.
 pub fn read(kernel: &mut impl Kernel, families: &[Family]) -> Result<Vec<FrontendStatus>, StatusError> {
-    Ok(look(kernel, families, &Filter::All, None, None)?.frontends)
+    Ok(look(kernel, families, &Filter::All, None, None, None)?.frontends)
 }
 
-/// Reads what is asked for. A daemon says whether all addresses accept node ports. Other families are not read, nor
-/// connections where there is nobody who could have some; the sets of a table can only be read as a whole. With `seen` it is told
-/// which connections are new since the last look.
+/// Reads what is asked for. A daemon says whether all addresses accept node ports, and what it knows of the Service that the
+/// filter names. Other families are not read, nor connections where there is nobody who could have some; few frontends are asked
+/// for by their keys, of more the sets are read as a whole. With `seen` it is told which connections are new since the last look.
 ///
 /// # Errors
 /// The tables or the connections cannot be read.
@@ -259,20 +261,27 @@ pub fn look(
     families: &[Family],
     filter: &Filter,
     daemon: Option<&Daemon>,
+    named: Option<&ServiceFacts>,
     mut seen: Option<&mut Seen>,
 ) -> Result<Picture, StatusError> {
     let since = seen.as_mut().and_then(|seen| seen.begin(Instant::now()));
     let mut picture = Picture { since, ..Picture::default() };
     let mut conntrack = None;
     for &family in families.iter().filter(|family| filter.concerns(**family)) {
-        let (mut frontends, addresses) = Frontends::read(kernel, family)?;
+        let addresses = accepting(kernel, family)?;
         let everywhere = match frame(daemon, family) {
             Some(frame) => Some(frame.node_ports_everywhere),
             // They are there only where not all accept node ports.
             None => Some(false).filter(|_| !addresses.is_empty()),
         };
         let node_ports = NodePortsStatus { everywhere, addresses };
-        frontends.0.retain(|key, frontend| filter.takes(key, frontend, &node_ports));
+        let named = wanted::certain(daemon, family, named);
+        let by_key = wanted::by_key(kernel, family, filter, &node_ports, named)?;
+        let is_by_key = by_key.is_some();
+        let mut frontends = match by_key {
+            Some(frontends) => Frontends(frontends),
+            None => Frontends::among_all(kernel, family, filter, &node_ports)?,
+        };
         if !frontends.0.is_empty() {
             let conntrack = match &mut conntrack {
                 Some(open) => open,
@@ -282,7 +291,11 @@ pub fn look(
         }
         // The daemon knows whether there is anything to read.
         let may_count = frame(daemon, family).is_none_or(|frame| frame.counters);
-        let counts = if may_count { kernel.frontend_counts(family)? } else { Vec::new() };
+        let counts = match (may_count, is_by_key) {
+            (false, _) => Vec::new(),
+            (true, true) => kernel.frontend_counts_of(family, &frontends.keys())?,
+            (true, false) => kernel.frontend_counts(family)?,
+        };
         let new_from = frontends.finish(counts, seen.as_deref_mut(), picture.since.is_some());
         picture.new_from.extend(new_from.map(|new_from| (family.to_string(), new_from)));
         picture.node_ports.insert(family.to_string(), node_ports);
@@ -292,19 +305,30 @@ pub fn look(
     Ok(picture)
 }
 
+/// The addresses that accept node ports.
+fn accepting(kernel: &mut impl Kernel, family: Family) -> Result<Vec<IpAddr>, KernelError> {
+    let addresses = kernel.elements(family, &base::set(SetName::NodeportIps))?.into_iter();
+    let addresses = addresses.filter_map(|element| match element.key[..] {
+        [Value::Address(address)] => Some(address),
+        _ => None,
+    });
+    Ok(addresses.collect::<BTreeSet<_>>().into_iter().collect())
+}
+
 /// The frontends of one family, with the connections that have been counted.
 struct Frontends(BTreeMap<FrontendKey, FrontendStatus>);
 
 impl Frontends {
-    /// Also the addresses that accept node ports.
-    fn read(kernel: &mut impl Kernel, family: Family) -> Result<(Frontends, Vec<IpAddr>), KernelError> {
-        let addresses = kernel.elements(family, &base::set(SetName::NodeportIps))?.into_iter();
-        let addresses = addresses.filter_map(|element| match element.key[..] {
-            [Value::Address(address)] => Some(address),
-            _ => None,
-        });
-        let addresses = addresses.collect::<BTreeSet<_>>().into_iter().collect();
-        Ok((Frontends::of(kernel, family)?, addresses))
+    /// Those that the filter takes, from among all.
+    fn among_all(
+        kernel: &mut impl Kernel,
+        family: Family,
+        filter: &Filter,
+        node_ports: &NodePortsStatus,
+    ) -> Result<Frontends, KernelError> {
+        let mut all = Frontends::of(kernel, family)?;
+        all.0.retain(|key, frontend| filter.takes(key, frontend, node_ports));
+        Ok(all)
     }
 
     fn of(kernel: &mut impl Kernel, family: Family) -> Result<Frontends, KernelError> {
@@ -325,6 +349,10 @@ impl Frontends {
     fn settled(look: impl FnMut() -> Result<(Contents, bool), KernelError>) -> Result<Frontends, KernelError> {
         let seen = settled(look)?.into_iter();
         Ok(Frontends(seen.map(|(key, seen)| (key, frontend(&key, &seen))).collect()))
+    }
+
+    fn keys(&self) -> Vec<FrontendKey> {
+        self.0.keys().copied().collect()
     }
 
     /// Adds what counters say, and when all connections are counted, how many are new if there was a look before. Where there

@@ -249,7 +249,7 @@ fn one_frontend_is_seen_as_among_all() {
             let mut damaged = kernel(&all);
             assert!(damaged.remove(Family::V4, set, &element.key));
             let seen = look_at(&mut damaged, &key(at)).expect("it can be read");
-            let among_all = Frontends::read(&mut damaged, Family::V4).expect("it can be read").0.0.remove(&key(at));
+            let among_all = Frontends::of(&mut damaged, Family::V4).expect("it can be read").0.remove(&key(at));
             let one = seen.as_ref().map(|seen| super::frontend(&key(at), seen));
             let leads_there = matches!(set, SetName::ServiceIps | SetName::ServiceNodeports);
             if leads_there && one.is_none() {
@@ -298,10 +298,10 @@ fn what_is_asked_for_is_found() {
     kernel.put(Family::V4, set, element);
     let mut found = |text: &str| -> Vec<String> {
         let filter = Filter::parse(text).expect(text);
-        let (frontends, addresses) = Frontends::read(&mut kernel, Family::V4).expect("it can be read");
+        let addresses = accepting(&mut kernel, Family::V4).expect("it can be read");
         let node_ports = NodePortsStatus { everywhere: Some(false), addresses };
-        let all = frontends.0.iter().filter(|(key, frontend)| filter.takes(key, frontend, &node_ports));
-        all.map(|(_, frontend)| format!("{} {}", frontend.service, show::at(frontend))).collect()
+        let all = Frontends::among_all(&mut kernel, Family::V4, &filter, &node_ports).expect("it can be read").0;
+        all.values().map(|frontend| format!("{} {}", frontend.service, show::at(frontend))).collect()
     };
     let (http, admin) = ("a/web:http tcp 10.96.0.1:80", "a/web:admin tcp 10.96.0.1:81");
     let node_port = "a/web:http tcp *:30080 (IPv4)";

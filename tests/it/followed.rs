@@ -1,7 +1,7 @@
 //! Packets that are followed through the table of the machine's kernel, and frontends that are read from it one at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use nftproxyd::config::NodePortAddresses;
@@ -87,6 +87,11 @@ fn compare(engine: &mut Engine<LinuxKernel>, cluster: &Cluster) -> BTreeMap<&'st
     seen
 }
 
+fn asked_for(kernel: &mut LinuxKernel, what: &str) -> Vec<status::FrontendStatus> {
+    let filter = status::Filter::parse(what).expect(what);
+    status::look(kernel, &Family::ALL, &filter, None, None, None).expect("an answer").frontends
+}
+
 /// Each frontend is seen as what the engine has written, and as among all.
 fn compare_frontends(engine: &mut Engine<LinuxKernel>) -> usize {
     let mut frontends = 0;
@@ -103,6 +108,17 @@ fn compare_frontends(engine: &mut Engine<LinuxKernel>) -> usize {
             let port_name = Some(&*frontend.port_name);
             let keys = status::of_service(engine.kernel(), family, &frontend.service, port_name).expect("an answer");
             assert!(keys.contains(&key), "{key}: {keys:?}");
+            let what = match key.at {
+                FrontendAt::Address(ip) => SocketAddr::new(ip, key.port.get()).to_string(),
+                FrontendAt::NodePort(_) => format!("*:{}", key.port),
+            };
+            let found = asked_for(engine.kernel(), &what);
+            assert!(found.contains(&one), "{what}: {found:?}");
+            assert!(found.iter().all(|found| all.contains(found) && found.port == key.port.get()), "{what}: {found:?}");
+            let service = frontend.service.as_str();
+            let is_of_it = |it: &&status::FrontendStatus| it.service.split(':').next() == Some(service);
+            let of_service: Vec<_> = all.iter().filter(is_of_it).cloned().collect();
+            assert_eq!(asked_for(engine.kernel(), service), of_service);
         }
     }
     assert_eq!(all.len(), frontends);

@@ -126,6 +126,11 @@ fn what_is_counted_is_read_and_told_when_it_is_deleted() {
             send(port, 2);
             let counts = kernel.frontend_counts(family).expect("an answer");
             assert_eq!(packets(&counts), [(first, 5), (second, 3), (port, 2)]);
+            // By key it is the same, also behind one that is not there.
+            let keys = [key(family, 9), port, second];
+            let of_these = kernel.frontend_counts_of(family, &keys).expect("an answer");
+            assert_eq!(packets(&of_these), [(second, 3), (port, 2)]);
+            assert!(of_these.iter().all(|count| counts.contains(count)));
             let of_first = counts.iter().find(|count| count.key == first).expect("it is there");
             assert_eq!((of_first.service.as_str(), &*of_first.port_name), ("shop/dns", "udp"));
             let header = if family == Family::V4 { 28 } else { 48 };
