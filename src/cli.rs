@@ -268,15 +268,17 @@ Of several the gravest decides the exit status:
 1 is an error, such as no permission; 2 a wrong command line.
 
 What is followed is the first packet. Not seen: answers and later packets, chains of bridge and arp
-tables, XDP and tc, IPVS, and what other nodes do.
+tables (those that may drop are named), XDP and tc, IPVS, and what other nodes do. What changes while
+it is read is read again; where that goes on for a second, nobody can tell.
 
 JSON is a list of objects with packet, service, is, facts, way, endpoints, causes and verdict. A
 cause has reason, effect, endpoint, what and fix. Reasons: no-endpoints, endpoints-not-ready,
 internal-traffic-policy, external-traffic-policy, source-ranges, remembered-endpoint-gone,
-no-such-port, free-cluster-ip, endpoint-does-not-answer, foreign-rule, foreign-rule-unclear,
-translated-elsewhere, kube-proxy-leftover, not-forwarded, reverse-path, interface-unknown, unread,
-connections-full, bridge, pod-masqueraded, node-port-address, listener, no-route-to-endpoint,
-no-route-to-service, no-table, damaged-table, daemon-down, not-followed, local-address and no-service.";
+no-such-port, free-cluster-ip, endpoint-does-not-answer, neighbour-does-not-answer, foreign-rule,
+foreign-rule-unclear, translated-elsewhere, kube-proxy-leftover, not-forwarded, reverse-path,
+interface-unknown, unread, connections-full, bridge, pod-masqueraded, node-port-address, listener,
+no-route-to-endpoint, no-route-to-service, no-table, damaged-table, daemon-down, not-followed,
+local-address and no-service.";
 
 /// Options of `explain`.
 #[derive(Debug, Clone, Args)]
@@ -294,7 +296,8 @@ pub struct ExplainArgs {
     /// The interface that packets of the client come in by [default: that of the route back to it]
     #[arg(long, value_name = "INTERFACE", requires = "from")]
     pub arriving_by: Option<String>,
-    /// Connect to each endpoint from this node, by TCP, and say who does not answer within a second
+    /// Connect to each endpoint from this node, by TCP, and say who does not answer within a second. To UDP and SCTP nothing
+    /// is sent, which is said
     #[arg(long, conflicts_with = "manifests")]
     pub probe: bool,
     /// How to print it

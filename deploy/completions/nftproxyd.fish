@@ -316,7 +316,7 @@ complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand explain" -l metrics-
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand explain" -l manifests -d 'Go by the rules that would be installed for the manifests in DIR, instead of this node\'s; needs no root' -r -F
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand explain" -l config -d 'With --manifests, a KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1)' -r -F
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand explain" -l hostname-override -d 'With --manifests, the name of the node' -r
-complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand explain" -l probe -d 'Connect to each endpoint from this node, by TCP, and say who does not answer within a second'
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand explain" -l probe -d 'Connect to each endpoint from this node, by TCP, and say who does not answer within a second. To UDP and SCTP nothing is sent, which is said'
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand explain" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand trace" -l proto -d 'Only this protocol' -r -f -a "tcp\t'TCP'
 udp\t'UDP'

@@ -12,8 +12,15 @@ pub enum ExplainError {
     #[error(transparent)]
     Kernel(#[from] StatusError),
     /// Nothing in the tables is of a Service of this name.
-    #[error("nothing in the tables is of Service {0}{1}")]
-    NoService(String, String),
+    #[error("nothing in table {tables} is of Service {service}{why}")]
+    NoService {
+        /// The tables that were asked, one of each family that the packet may have.
+        tables: String,
+        /// Its name, with that of the port that is asked for.
+        service: String,
+        /// Why, or who could tell.
+        why: String,
+    },
     /// Source and destination are of different families.
     #[error("{0} and {1} are of different families")]
     Families(IpAddr, IpAddr),

@@ -126,6 +126,8 @@ pub(super) struct NodeFacts {
     pub(super) listener: Option<String>,
     /// Why packets between ports of a bridge are not seen by filters, where source and an endpoint are behind the same.
     pub(super) bridge: Option<String>,
+    /// Whether endpoints were to be connected to that cannot, for their protocol.
+    pub(super) not_probed: bool,
     /// What could not be found out, in words, and whether that may decide.
     pub(super) unread: Vec<(String, bool)>,
 }
@@ -158,6 +160,21 @@ pub(super) struct ToEndpoint {
     pub(super) unanswered: usize,
     /// What an attempt to connect has come to, where one was asked for.
     pub(super) probe: Option<Result<(), String>>,
+    /// Whom it is given to, and the index of the interface that it leaves by; `None` where it does not leave.
+    pub(super) next_hop: Option<(IpAddr, u32)>,
+    /// That one, if the kernel holds that it has not answered.
+    pub(super) silent: Option<Silent>,
+}
+
+/// A next hop that has not answered when the kernel asked for its address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Silent {
+    /// Its address: that of the endpoint, or of a router.
+    pub(super) address: IpAddr,
+    /// The interface that it was asked for by.
+    pub(super) device: String,
+    /// How the kernel has it: `FAILED`; or `INCOMPLETE`, as it is still being asked for.
+    pub(super) state: &'static str,
 }
 
 /// A base chain of somebody else.

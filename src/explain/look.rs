@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
+use std::time::{Duration, Instant};
 
+use super::connections::{self, Connections};
 use super::error::ExplainError;
 use super::facts::{DaemonFacts, Facts, Remembered, Table};
 use super::judge;
@@ -11,17 +13,21 @@ use super::node::{Node, Place};
 use super::question::Asked;
 use super::report::Explanation;
 use crate::metrics::daemon::{Daemon, Pods};
-use crate::metrics::services::{Query, ServiceFacts};
+use crate::metrics::services::{PortFacts, Query, ServiceFacts};
 use crate::model::{Destination, Family, FrontendAt, FrontendKey, ObjectName, PerFamily, Protocol};
 use crate::nftables::{Kernel, KernelError, Rules};
 use crate::ruleset::base;
 use crate::ruleset::elements::element_key;
 use crate::ruleset::eval::{Origin, Packet};
 use crate::ruleset::kept;
-use crate::ruleset::names::{ChainName, SetName};
+use crate::ruleset::names::{ChainName, SetName, TableName};
 use crate::ruleset::read::frontend_key;
+use crate::ruleset::text;
 use crate::ruleset::types::{Chain, Element, Key, Statement, Value};
 use crate::status;
+
+/// For so long all is read again where tables were changed meanwhile, as the daemon itself does with every change.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What is asked.
 #[derive(Debug, Clone)]
@@ -64,19 +70,58 @@ pub fn explain(
     question: &Question,
     informants: &mut Informants<'_>,
 ) -> Result<Vec<Explanation>, ExplainError> {
-    let node = Node::read(kernel.table(), informants.place)?;
-    if let Some(name) = question.arriving_by.as_ref().filter(|name| node.is_here() && !node.has_interface(name)) {
-        return Err(ExplainError::NoInterface(name.clone()));
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let node = Node::read(kernel.table(), informants.place)?;
+        if let Some(name) = question.arriving_by.as_ref().filter(|name| node.is_here() && !node.has_interface(name)) {
+            return Err(ExplainError::NoInterface(name.clone()));
+        }
+        let mut all = look_at_all(kernel, question, &node, informants)?;
+        let torn = node.torn();
+        // Nobody is to be connected to twice.
+        if torn.is_some() && !question.probe && Instant::now() < until {
+            continue;
+        }
+        for facts in all.iter_mut().filter_map(|facts| facts.node.as_mut()) {
+            facts.unread.extend(torn.iter().map(|torn| (torn.clone(), true)));
+        }
+        return Ok(all.iter().map(judge::judge).collect());
     }
+}
+
+/// The facts of all packets that a question is about.
+fn look_at_all(
+    kernel: &mut impl Kernel,
+    question: &Question,
+    node: &Node,
+    informants: &mut Informants<'_>,
+) -> Result<Vec<Facts>, ExplainError> {
     let mut owns = Owns::default();
-    let targets = targets(kernel, question, &node, informants, &mut owns)?;
+    let Targets { packets, unknown } = targets(kernel, question, node, informants, &mut owns)?;
+    let mut list = connections::list;
+    let mut connections = Connections::new(packets.iter().map(|it| (it.protocol, it.to)), &mut list);
     let mut all = Vec::new();
-    for target in targets {
-        let own = owns.of(Family::of(target.to.ip()), kernel, &node, informants.daemon.as_ref().ok())?;
-        let facts = look(kernel, question, target, &node, informants, own)?;
-        all.push(judge::judge(&facts));
+    for target in packets {
+        let own = owns.of(Family::of(target.to.ip()), kernel, node, informants.daemon.as_ref().ok())?;
+        let mut facts = look(kernel, question, target, node, informants, own, &mut connections)?;
+        facts.node.iter_mut().for_each(|node| node.unread.extend(unknown.iter().map(|what| (what.clone(), false))));
+        all.push(facts);
     }
     Ok(all)
+}
+
+/// What a question is about.
+#[derive(Default)]
+struct Targets {
+    packets: Vec<Target>,
+    /// What else it may be about, as a table is not there that would tell, in words.
+    unknown: Vec<String>,
+}
+
+impl From<Vec<Target>> for Targets {
+    fn from(packets: Vec<Target>) -> Targets {
+        Targets { packets, unknown: Vec::new() }
+    }
 }
 
 /// The packets that a question is about.
@@ -86,14 +131,14 @@ fn targets(
     node: &Node,
     informants: &mut Informants<'_>,
     owns: &mut Owns,
-) -> Result<Vec<Target>, ExplainError> {
+) -> Result<Targets, ExplainError> {
     let wanted = |protocol: Protocol| question.protocol.is_none_or(|wanted| wanted == protocol);
     match &question.to {
         Destination::Address { address, port: Some(port) } => {
-            let Some(port) = NonZeroU16::new(*port) else { return Ok(Vec::new()) };
+            let Some(port) = NonZeroU16::new(*port) else { return Ok(Targets::default()) };
             let of = |protocol| Target { to: SocketAddr::new(*address, port.get()), protocol };
             if let Some(protocol) = question.protocol {
-                return Ok(vec![of(protocol)]);
+                return Ok(vec![of(protocol)].into());
             }
             let mut found = Vec::new();
             for protocol in Protocol::ALL {
@@ -105,7 +150,7 @@ fn targets(
                     }
                 }
             }
-            Ok(if found.is_empty() { vec![of(Protocol::Tcp)] } else { found })
+            Ok(if found.is_empty() { vec![of(Protocol::Tcp)] } else { found }.into())
         }
         Destination::Address { address, port: None } => {
             let mut found: BTreeSet<Target> = whose(kernel, *address)?
@@ -119,24 +164,30 @@ fn targets(
                 let protocol = question.protocol.unwrap_or(Protocol::Tcp);
                 found.insert(Target { to: SocketAddr::new(*address, 80), protocol });
             }
-            Ok(found.into_iter().collect())
+            Ok(found.into_iter().collect::<Vec<_>>().into())
         }
         Destination::Service { name, port } => {
             // A name of a port has a letter.
             let number: Option<u16> = port.as_ref().and_then(|port| port.parse().ok());
             let port_name = port.as_deref().filter(|_| number.is_none());
-            let mut found = Vec::new();
-            for family in Family::ALL {
-                if question.from.is_some_and(|from| Family::of(from) != family) {
+            let (mut found, mut unknown) = (Vec::new(), Vec::new());
+            let is_asked = |family| question.from.is_none_or(|from| Family::of(from) == family);
+            for family in Family::ALL.into_iter().filter(|family| is_asked(*family)) {
+                let own = owns.of(family, kernel, node, informants.daemon.as_ref().ok())?;
+                if own.table == Table::Absent {
+                    // Where nothing is served, what would be is known to the daemon alone.
+                    let known = (informants.services)(&Query::Name(name.clone())).into_iter().next();
+                    match known {
+                        Some(facts) => found.extend(said_to_have(&facts, family, port_name, number)),
+                        None => unknown.push(gone(kernel.table(), family)),
+                    }
                     continue;
                 }
+                let accepting = own.accepting.first().copied();
                 for key in status::of_service(kernel, family, name, port_name)? {
                     let address = match key.at {
                         FrontendAt::Address(address) => Some(address),
-                        FrontendAt::NodePort(family) => {
-                            let own = owns.of(family, kernel, node, informants.daemon.as_ref().ok())?;
-                            own.accepting.first().copied()
-                        }
+                        FrontendAt::NodePort(_) => accepting,
                     };
                     let is_meant = number.is_none_or(|number| key.port.get() == number);
                     let to = address.filter(|_| is_meant).map(|address| SocketAddr::new(address, key.port.get()));
@@ -145,14 +196,46 @@ fn targets(
             }
             found.retain(|target| wanted(target.protocol));
             if found.is_empty() {
-                return Err(no_service(name, port.as_deref(), node, informants));
+                let families = Family::ALL.into_iter().filter(|family| is_asked(*family));
+                let tables = families.map(|family| text::table(kernel.table(), family).to_string());
+                let tables = tables.collect::<Vec<_>>().join(" or ");
+                return Err(no_service(tables, name, port.as_deref(), node, informants, &unknown));
             }
-            Ok(found)
+            Ok(Targets { packets: found, unknown })
         }
     }
 }
 
-fn no_service(name: &ObjectName, port: Option<&str>, node: &Node, informants: &mut Informants<'_>) -> ExplainError {
+fn gone(table: TableName, family: Family) -> String {
+    let table = text::table(table, family);
+    format!("table {table} is not there: nothing is served in {family}, and nobody tells what would be")
+}
+
+/// The packets to a Service's addresses of a family, as the daemon has them.
+fn said_to_have(facts: &ServiceFacts, family: Family, port_name: Option<&str>, number: Option<u16>) -> Vec<Target> {
+    let addresses = [&facts.cluster_ips, &facts.external_ips, &facts.load_balancer_ips].into_iter().flatten();
+    let addresses: Vec<IpAddr> = addresses.copied().filter(|ip| Family::of(*ip) == family).collect();
+    let is_meant = |port: &&PortFacts| {
+        port_name.is_none_or(|name| port.name == name) && number.is_none_or(|number| port.port == number)
+    };
+    let mut all = Vec::new();
+    for port in facts.ports.iter().filter(is_meant) {
+        let protocol = Protocol::ALL.into_iter().find(|protocol| protocol.name() == port.protocol);
+        let target =
+            |protocol| addresses.iter().map(move |ip| Target { to: SocketAddr::new(*ip, port.port), protocol });
+        all.extend(protocol.into_iter().flat_map(target));
+    }
+    all
+}
+
+fn no_service(
+    tables: String,
+    name: &ObjectName,
+    port: Option<&str>,
+    node: &Node,
+    informants: &mut Informants<'_>,
+    unknown: &[String],
+) -> ExplainError {
     let known = (informants.services)(&Query::Name(name.clone()));
     let why = match (&informants.daemon, known.is_empty()) {
         (Err(_), _) if !node.is_here() => ": no manifest has it with a cluster IP".to_owned(),
@@ -161,7 +244,8 @@ fn no_service(name: &ObjectName, port: Option<&str>, node: &Node, informants: &m
         (Ok(_), false) => ", though the daemon knows it: see nftproxyd doctor".to_owned(),
     };
     let port = port.map(|port| format!(":{port}")).unwrap_or_default();
-    ExplainError::NoService(format!("{name}{port}"), why)
+    let why = [&[why][..], unknown].concat().join("; ");
+    ExplainError::NoService { tables, service: format!("{name}{port}"), why }
 }
 
 fn has(kernel: &mut impl Kernel, key: &FrontendKey) -> Result<bool, KernelError> {
@@ -256,6 +340,7 @@ fn look(
     node: &Node,
     informants: &mut Informants<'_>,
     Own { rules, table, accepting }: &Own,
+    connections: &mut Connections<'_>,
 ) -> Result<Facts, ExplainError> {
     let Target { to, protocol } = target;
     let family = Family::of(to.ip());
@@ -330,8 +415,11 @@ fn look(
         range.map(|range| format!("it is in podCIDRs {range} of this Node"))
     };
     let forwards = trace.as_ref().and_then(|trace| trace.as_ref().ok());
-    let node_facts =
-        if node.is_here() { Some(node.look(&asked, protocol, forwards, mark, question.probe)?) } else { None };
+    let node_facts = if node.is_here() {
+        Some(node.look(&asked, protocol, forwards, mark, connections, question.probe)?)
+    } else {
+        None
+    };
     Ok(Facts {
         own: kernel.table(),
         local_at: node.interface_of(to.ip()),

@@ -6,15 +6,19 @@
 //!
 //! * `question`, `facts`: the packet, and what has to be known of it. Values.
 //! * `judge`: what the facts come to. Pure. `report`, `text`: that, for programs and for people. Pure.
-//! * `look`, `node`: find out the facts; of what manifests come to, without a kernel, those of our table alone.
+//! * `look`, `node`, `connections`, `next_hops`: find out the facts; of what manifests come to, without a kernel, those of our table alone.
 
+mod connections;
 mod error;
 mod facts;
 mod judge;
 mod look;
+mod next_hops;
 mod node;
 mod question;
 mod report;
+#[cfg(test)]
+mod tests;
 mod text;
 
 pub use error::ExplainError;

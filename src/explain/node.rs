@@ -7,18 +7,18 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::connections::Connections;
 use super::error::ExplainError;
 use super::facts::{Does, Met, NodeFacts, ToEndpoint, Way};
+use super::next_hops;
 use super::question::Asked;
-use crate::conntrack::Conntrack;
 use crate::errors;
 use crate::firewall::{self, Hook, Named, Passage, State, Tables, Verdict};
 use crate::model::{Family, Protocol};
 use crate::routing::{self, Link, Question, Refusal, ReversePath, Route};
 use crate::ruleset::base::{DESTINATION_PRIORITY, SOURCE_PRIORITY};
-use crate::ruleset::eval::{Outcome, Trace};
+use crate::ruleset::eval::{Outcome, Reached, Trace};
 use crate::ruleset::names::TableName;
-use crate::status::StatusError;
 use crate::{listening, sysctl, threads};
 
 /// How long an attempt to connect may take.
@@ -148,17 +148,21 @@ impl Node {
         protocol: Protocol,
         trace: Option<&Trace>,
         mark: Option<u32>,
+        connections: &mut Connections<'_>,
         probe: bool,
     ) -> Result<NodeFacts, ExplainError> {
         let tracked = sysctl::tracked(&self.root).ok().filter(|tracked| tracked.is_full());
-        let connections = tracked.map(|tracked| (tracked.count, tracked.max));
-        let mut facts = NodeFacts { connections, ..NodeFacts::default() };
+        let full = tracked.map(|tracked| (tracked.count, tracked.max));
+        let mut facts = NodeFacts { connections: full, ..NodeFacts::default() };
         if self.is_local(asked.to.ip()) {
             self.listener(asked, protocol, &mut facts);
         }
         match &self.others {
             Err(why) => facts.unread.push((format!("the tables of others cannot be read: {why}"), true)),
-            Ok(tables) => facts.unread.extend(tables.unread().iter().map(|what| (format!("not read: {what}"), true))),
+            Ok(tables) => {
+                facts.unread.extend(tables.unread().iter().map(|what| (format!("not read: {what}"), true)));
+                facts.unread.extend(self.not_followed(tables, Family::of(asked.to.ip())));
+            }
         }
         if asked.from_this_node {
             let route = self.first_route(asked, protocol)?;
@@ -193,7 +197,7 @@ impl Node {
             return Ok(facts);
         }
         if let Some(Trace { outcome: Outcome::Forward(reached), .. }) = trace {
-            let counts = counts(asked, protocol)?;
+            let counts = connections.to(protocol, asked.to)?;
             let until = Instant::now() + LONGEST;
             for (nth, it) in reached.iter().enumerate() {
                 if Instant::now() > until {
@@ -204,7 +208,7 @@ impl Node {
                 }
                 let mut to = counts.get(&it.endpoint).cloned().unwrap_or_default();
                 let mark = mark.filter(|_| it.masqueraded);
-                let doubt = self.to_endpoint((asked, protocol, first_device.as_deref()), it.endpoint, mark, &mut to)?;
+                let doubt = self.to_endpoint((asked, protocol, first_device.as_deref()), *it, mark, &mut to)?;
                 if let Some(doubt) = doubt
                     && !facts.unread.iter().any(|(what, _)| *what == doubt)
                 {
@@ -217,6 +221,13 @@ impl Node {
             }
             if probe && protocol == Protocol::Tcp {
                 connect(&mut facts.to_endpoints);
+            }
+            facts.not_probed = probe && protocol != Protocol::Tcp;
+            // Attempts to connect have had them asked for.
+            let name = |device| self.name(device).unwrap_or_else(|| format!("interface {device}"));
+            let pause = || thread::sleep(next_hops::PAUSE);
+            if let Err(error) = next_hops::find(&mut facts.to_endpoints, &mut routing::neighbour, &name, pause) {
+                facts.unread.push((format!("whether next hops answer cannot be read: {error}"), false));
             }
         }
         Ok(facts)
@@ -242,7 +253,7 @@ impl Node {
     fn to_endpoint(
         &self,
         (asked, protocol, first_device): (&Asked, Protocol, Option<&str>),
-        endpoint: SocketAddr,
+        Reached { endpoint, masqueraded }: Reached,
         mark: Option<u32>,
         to: &mut ToEndpoint,
     ) -> Result<Option<&'static str>, ExplainError> {
@@ -274,7 +285,11 @@ impl Node {
         let way = match route {
             Route::By(hop) => match self.not_forwarded(asked, endpoint.ip()) {
                 Some(refused) => refused,
-                None => self.by(routing::Hop { source: own_source(endpoint.ip(), hop), ..hop }),
+                None => {
+                    to.next_hop = Some((hop.gateway.unwrap_or(endpoint.ip()), hop.device));
+                    let source = if masqueraded { own_source(endpoint.ip(), hop) } else { hop.source };
+                    self.by(routing::Hop { source, ..hop })
+                }
             },
             Route::Local => Way::Local,
             Route::Nowhere(Refusal::Source) => self.reverse_path(asked),
@@ -325,6 +340,32 @@ impl Node {
         }
         to.way = Some(way);
         Ok(doubt)
+    }
+
+    /// Chains that packets are not taken through, where they could see this one: those of bridges where there is a bridge, and of
+    /// ARP where next hops are asked for by it.
+    fn not_followed(&self, tables: &Tables, family: Family) -> impl Iterator<Item = (String, bool)> {
+        // `chain bridge NAME CHAIN`.
+        let has_bridge = self.links.values().any(|link| link.kind == "bridge");
+        let sees_it = move |chain: &String| match chain.split(' ').nth(1) {
+            Some("bridge") => has_bridge,
+            Some("arp") => family == Family::V4,
+            _ => true,
+        };
+        let chains = tables.unexamined().into_iter().filter(sees_it);
+        chains.map(|chain| (format!("not followed: {chain}, which may drop"), false))
+    }
+
+    /// Why what was said of tables of others is not of one moment, if it is not: rules were read once, elements of sets when a packet
+    /// came to them.
+    pub(super) fn torn(&self) -> Option<String> {
+        match self.others.as_ref().ok()?.is_current() {
+            Ok(true) => None,
+            Ok(false) => {
+                Some("the tables were changed while they were read: this may be of before and after".to_owned())
+            }
+            Err(error) => Some(format!("whether the tables were changed meanwhile cannot be read: {error}")),
+        }
     }
 
     fn packet(&self, asked: &Asked, protocol: Protocol, endpoint: Option<SocketAddr>, hook: Hook) -> firewall::Packet {
@@ -470,26 +511,6 @@ fn own_source(to: IpAddr, hop: routing::Hop) -> Option<IpAddr> {
         Ok(Route::By(hop)) => hop.source,
         _ => None,
     }
-}
-
-/// The connections that clients have by this address and port, by endpoint. Of one that the endpoint has refused the kernel
-/// knows nothing more: it forgets an entry at once whose only answer is a reset (net/netfilter/nf_conntrack_proto_tcp.c).
-fn counts(asked: &Asked, protocol: Protocol) -> Result<BTreeMap<SocketAddr, ToEndpoint>, ExplainError> {
-    let mut counts: BTreeMap<SocketAddr, ToEndpoint> = BTreeMap::new();
-    let mut conntrack = Conntrack::open().map_err(StatusError::from)?;
-    let counted = conntrack.each(Family::of(asked.to.ip()), &mut |flow| {
-        if flow.protocol != protocol.number() || flow.original.destination != asked.to {
-            return;
-        }
-        let to = counts.entry(flow.reply.source).or_default();
-        if flow.answered {
-            to.answered += 1;
-        } else {
-            to.unanswered += 1;
-        }
-    });
-    counted.map_err(StatusError::from)?;
-    Ok(counts)
 }
 
 /// Connects to each endpoint, and says who does not answer.

@@ -77,6 +77,8 @@ pub enum Reason {
     FreeClusterIp,
     /// The endpoint has answered no connection to its port that there is, or no attempt.
     EndpointDoesNotAnswer,
+    /// Nobody answers ARP, or neighbour discovery, for the next hop to the endpoint.
+    NeighbourDoesNotAnswer,
     /// A table of somebody else drops or refuses.
     ForeignRule,
     /// It may.

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::super::facts::{Does, Facts, Met, Table, ToEndpoint, Way};
+use super::super::facts::{Does, Facts, Met, Silent, Table, ToEndpoint, Way};
 use super::super::question::Asked;
 use super::super::report::{Cause, Effect, Reason, Verdict};
 use super::words;
@@ -19,7 +19,8 @@ pub(super) fn causes(facts: &Facts) -> Vec<Cause> {
     let mut causes = Vec::new();
     of_table(facts, &mut causes);
     if let Some(Err(error @ EvalError::Interface(..))) = &facts.trace {
-        let cause = decides(Reason::InterfaceUnknown, Verdict::Unsure, error.to_string());
+        let cause =
+            decides(Reason::InterfaceUnknown, Verdict::Unsure, format!("table {}, {error}", facts.table_name()));
         causes.push(cause.fix("ask with --arriving-by INTERFACE"));
     }
     of_daemon(facts, &mut causes);
@@ -424,6 +425,15 @@ fn of_endpoints(facts: &Facts, causes: &mut Vec<Cause>) {
     }
 }
 
+/// A next hop that has not answered. The next packet has it asked for again, so it is not said to be lost.
+fn unanswered(Silent { address, device, state }: &Silent, endpoint: SocketAddr) -> Cause {
+    let asked = if address.is_ipv4() { "ARP" } else { "ND" };
+    let router = if *address == endpoint.ip() { "" } else { ", the router on the way" };
+    let what = format!("nobody answers {asked} for {address} on {device} ({state}){router}");
+    let fix = format!("ip neigh show {address} dev {device}; see whether a pod or node with this address is there");
+    decides(Reason::NeighbourDoesNotAnswer, Verdict::NotServed, what).fix(fix).at(endpoint)
+}
+
 fn of_endpoint(facts: &Facts, endpoint: SocketAddr, to: &ToEndpoint, causes: &mut Vec<Cause>) {
     match &to.way {
         Some(Way::Nowhere(why)) => {
@@ -446,6 +456,9 @@ fn of_endpoint(facts: &Facts, endpoint: SocketAddr, to: &ToEndpoint, causes: &mu
         Some(Way::By(..) | Way::Local) | None => {}
     }
     causes.extend(to.met.iter().filter_map(foreign).map(|cause| cause.at(endpoint)));
+    if let Some(silent) = &to.silent {
+        causes.push(unanswered(silent, endpoint));
+    }
     let port = "see whether the pod listens on this port (targetPort), and what filters on its node";
     match &to.probe {
         Some(Err(why)) => {

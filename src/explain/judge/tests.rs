@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::super::facts::{DaemonFacts, Table};
+use super::super::facts::{DaemonFacts, Silent, Table};
 use super::super::question::Asked;
 use super::super::report::Reason;
 use super::*;
@@ -213,4 +213,33 @@ fn the_gravest_decides_and_comes_first() {
     // Of what manifests would come to, nobody expects a daemon.
     let manifests = Facts { table: Table::OfManifests, node: None, daemon: Err("not asked".to_owned()), ..well() };
     assert_eq!(judge(&manifests).causes, []);
+}
+
+#[test]
+fn a_next_hop_that_does_not_answer_is_a_hint_at_the_cause_and_no_loss() {
+    let mut facts = well();
+    let silent = |address: &str| Some(Silent { address: ip(address), device: "cni0".to_owned(), state: "FAILED" });
+    let ends = &mut node(&mut facts).to_endpoints;
+    ends.get_mut(&socket("10.1.0.1:8080")).expect("it is").silent = silent("10.1.0.1");
+    let (cause, verdict) = one(&facts);
+    assert_eq!((cause.reason, verdict), (Reason::NeighbourDoesNotAnswer, Verdict::NotServed));
+    assert_eq!(cause.endpoint, Some(socket("10.1.0.1:8080")));
+    assert_eq!(cause.what, "nobody answers ARP for 10.1.0.1 on cni0 (FAILED)");
+    let ends = &mut node(&mut facts).to_endpoints;
+    ends.get_mut(&socket("10.1.0.1:8080")).expect("it is").silent = silent("fe80::1");
+    assert_eq!(one(&facts).0.what, "nobody answers ND for fe80::1 on cni0 (FAILED), the router on the way");
+}
+
+#[test]
+fn what_cannot_be_probed_is_said_not_to_be() {
+    let mut facts = well();
+    node(&mut facts).not_probed = true;
+    for (protocol, why) in [("udp", "any other datagram may do harm"), ("sctp", "it takes an implementation")] {
+        facts.asked.protocol = protocol;
+        let Explanation { facts: said, verdict, .. } = judge(&facts);
+        let [("answers", answers)] = &said[1..] else { panic!("{said:?}") };
+        assert!(answers.starts_with(&format!("not asked for, as {protocol} cannot be probed: ")), "{answers}");
+        assert!(answers.contains(why), "{answers}");
+        assert_eq!(verdict, Verdict::Reached);
+    }
 }

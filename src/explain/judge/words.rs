@@ -43,6 +43,9 @@ pub(super) fn what(facts: &Facts) -> String {
             (Some(node_port), _) => format!("not a frontend (the node port is that of {})", node_port.service),
             (None, Some(interface)) => format!("an address of this node ({interface})"),
             (None, None) if facts.in_service_cidr.is_some() => "an address in a range of cluster IPs".to_owned(),
+            (None, None) if matches!(facts.table, Table::Absent | Table::Dormant) => {
+                "an address that no table tells anything of".to_owned()
+            }
             (None, None) => "no address of a Service".to_owned(),
         };
     };
@@ -100,6 +103,14 @@ pub(super) fn facts(facts: &Facts) -> Vec<(&'static str, String)> {
         let accepting: Vec<String> = facts.accepting.iter().map(ToString::to_string).collect();
         all.push(("node ports on", if accepting.is_empty() { "no address".to_owned() } else { accepting.join(", ") }));
     }
+    if facts.node.as_ref().is_some_and(|node| node.not_probed) {
+        let protocol = facts.asked.protocol;
+        let why = match protocol {
+            "udp" => "an endpoint answers only what it understands, and any other datagram may do harm",
+            _ => "it takes an implementation of this protocol, which --probe has not",
+        };
+        all.push(("answers", format!("not asked for, as {protocol} cannot be probed: {why}")));
+    }
     if nobody_has_tried(facts) {
         all.push(("answers", "not known, as nobody is connected; --probe tries".to_owned()));
     }
@@ -117,7 +128,9 @@ fn nobody_has_tried(facts: &Facts) -> bool {
 fn scheduler(facts: &Facts, frontend: &FrontendStatus) -> Option<String> {
     let by_table = frontend.scheduler?;
     Some(match &facts.service {
-        Some(service) if service.scheduler != by_table => format!("{} (in the table: {by_table})", service.scheduler),
+        Some(service) if service.scheduler != by_table => {
+            format!("{} (in table {}: {by_table})", service.scheduler, facts.table_name())
+        }
         _ => by_table.to_owned(),
     })
 }

@@ -209,7 +209,12 @@ fn manifests_are_explained_without_root() {
         ("203.0.113.7 shop/empty", 3, &["=> REFUSED: it has no endpoint"]),
         ("203.0.113.7 127.0.0.1:30080", 5, &["not served on loopback addresses", "fix: connect to 192.0.2.10:30080"]),
         ("203.0.113.7 198.51.100.1:80", 5, &["=> NOT OURS: no Service has 198.51.100.1"]),
-        ("shop/nothing", 1, &["nothing in the tables is of Service shop/nothing"]),
+        (
+            "shop/nothing",
+            1,
+            &["nothing in table ip nftproxyd or ip6 nftproxyd is of Service shop/nothing: no manifest"],
+        ),
+        ("203.0.113.7 shop/nothing", 1, &["nothing in table ip nftproxyd is of Service shop/nothing: no manifest"]),
         ("2001:db8::1 172.30.0.1:80", 1, &["2001:db8::1 and 172.30.0.1 are of different families"]),
     ] {
         let mut arguments = vec!["explain", "--manifests", &folder, "--hostname-override", NODE_NAME];

@@ -470,9 +470,18 @@ fn a_node_without_its_daemon_and_one_without_tables_are_told_apart() {
     assert_eq!(fix, "start nftproxyd");
     let ended = run_to_end(&node, true, &["explain", CLIENT, "shop/web"]);
     assert!(
-        ended.stderr.contains("nothing in the tables is of Service shop/web (the daemon could tell more"),
+        ended.stderr.contains("nothing in table ip nftproxyd is of Service shop/web (the daemon could tell more"),
         "{ended:?}"
     );
+    let gone = "table ip nftproxyd is not there: nothing is served in IPv4, and nobody tells what would be";
+    assert!(ended.stderr.contains(gone), "{ended:?}");
+    // Of a Service that is served in the other family, it is said beside that, unless the client can have none of this one.
+    for (client, is_said) in [(None, true), (Some(CLIENT_V6), false)] {
+        let arguments: Vec<&str> = ["explain"].into_iter().chain(client).chain(["shop/web-six"]).collect();
+        let text = run_to_end(&node, true, &arguments).stdout;
+        assert!(text.contains(six), "{client:?}: {text}");
+        assert_eq!(text.contains(&format!("note: {gone}")), is_said, "{client:?}: {text}");
+    }
     node.start(&config());
     assert!(matches!(node.fate(Protocol::Tcp, to), Fate::Forward { .. }));
     is_well(&node, &question, &all);

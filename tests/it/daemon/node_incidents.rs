@@ -440,3 +440,71 @@ fn a_bridge_whose_answers_are_not_seen_is_named() {
     connect().expect("it is translated back");
     is_well(&node, question, &["bridge"]);
 }
+
+#[test]
+fn next_hops_that_nobody_answers_for_are_named() {
+    let Some(mut node) = started() else { return };
+    let [pod] = pods::<1>(&node);
+    listen(&pod, "10.1.9.1:7777");
+    // Nobody has 10.1.9.7, nor the router to 10.1.77.0/24.
+    sh(&node, "ip route add 10.1.77.0/24 via 10.1.9.8");
+    let services = [
+        web("there", "172.30.1.31", &["10.1.9.1:7777"]),
+        web("gone", "172.30.1.32", &["10.1.9.7:7777"]),
+        web("behind", "172.30.1.33", &["10.1.77.1:7777"]),
+    ];
+    node.write("pods.yaml", &yaml(&services.concat()));
+    let connect = |node: &Node, to: &str| {
+        let to: SocketAddr = socket(to);
+        node.world.run(move || TcpStream::connect_timeout(&to, Duration::from_secs(4)).map_err(|error| error.kind()))
+    };
+    let (there, gone, behind) = ("172.30.1.31:80", "172.30.1.32:80", "172.30.1.33:80");
+    node.eventually("it is served", |node| connect(node, there).map(drop).map_err(|error| error.to_string()));
+    let reason = "neighbour-does-not-answer";
+    // Nobody has been asked for yet.
+    [there, gone, behind].iter().for_each(|to| is_well(&node, to, &[reason]));
+    for (to, words) in [
+        (gone, ["10.1.9.7:7777", "nobody answers ARP for 10.1.9.7 on cni7 (FAILED)"]),
+        (behind, ["10.1.77.1:7777", "nobody answers ARP for 10.1.9.8 on cni7 (FAILED), the router on the way"]),
+    ] {
+        let error = connect(&node, to).expect_err("nobody is there");
+        assert_eq!(error, std::io::ErrorKind::HostUnreachable, "{to}");
+        node.world.flush_conntrack().expect("connections can be forgotten");
+        let fix = incident(&node, to, reason, "not-served", &words);
+        assert!(fix.starts_with("ip neigh show 10.1.9."), "{fix}");
+    }
+    is_well(&node, there, &[reason]);
+    // Somebody comes, and is asked for again.
+    pod.run(|| {
+        let add = ["addr", "add", "10.1.9.7/24", "dev", "eth0"];
+        assert!(std::process::Command::new("ip").args(add).status().expect("ip is there").success());
+    });
+    listen(&pod, "10.1.9.7:7777");
+    connect(&node, gone).expect("somebody is there");
+    is_well(&node, gone, &[reason]);
+}
+
+#[test]
+fn what_cannot_be_probed_is_said_and_no_datagram_is_sent() {
+    let Some(mut node) = started() else { return };
+    let port = json!({"name": "dns", "port": 53, "protocol": "UDP"});
+    let dns = service("shop", "dns", &[ip("172.30.1.24")], &json!({"ports": [port]}));
+    node.write("dns.yaml", &yaml(&[dns, super::slice_of("dns", ("dns", Protocol::Udp), &["10.1.0.53:5353"])]));
+    let question = "--proto=udp 172.30.1.24:53";
+    node.eventually("it is served", |node| match explain(node, question).get("service") {
+        Value::Null => Err("it is not there".to_owned()),
+        _ => Ok(()),
+    });
+    let asked = explain(&node, question);
+    let said = explain(&node, &format!("--probe {question}"));
+    let answers = said.get("facts")[0].clone();
+    assert_eq!(answers[0], "answers", "{answers}");
+    assert!(
+        answers[1].as_str().is_some_and(|it| it.contains("as udp cannot be probed: an endpoint answers")),
+        "{answers}"
+    );
+    assert_eq!((said.get("verdict"), said.get("causes")), (asked.get("verdict"), asked.get("causes")));
+    assert_eq!(said.get("endpoints")[0]["unanswered"], 0, "nothing was sent");
+    let text = run_to_end(&node, true, &["explain", "--probe", "--proto=udp", "172.30.1.24:53"]).stdout;
+    assert!(text.lines().any(|line| line.contains("not asked for, as udp cannot be probed: ")), "{text}");
+}
