@@ -1,6 +1,7 @@
 //! Finds out what has to be known to explain a packet: of our own table, and of what the daemon says.
 
 use std::collections::BTreeSet;
+use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use super::facts::{DaemonFacts, Facts, Remembered, Table};
 use super::judge;
 use super::node::{Node, Place};
 use super::question::Asked;
-use super::report::Explanation;
+use super::report::{Cause, Effect, Explanation, Verdict};
 use crate::metrics::daemon::{Daemon, Pods};
 use crate::metrics::services::{PortFacts, Query, ServiceFacts};
 use crate::model::{Destination, Family, FrontendAt, FrontendKey, ObjectName, PerFamily, Protocol};
@@ -27,7 +28,7 @@ use crate::ruleset::types::{Chain, Element, Key, Statement, Value};
 use crate::status;
 
 /// For so long all is read again where tables were changed meanwhile, as the daemon itself does with every change.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What is asked.
 #[derive(Debug, Clone)]
@@ -71,6 +72,7 @@ pub fn explain(
     informants: &mut Informants<'_>,
 ) -> Result<Vec<Explanation>, ExplainError> {
     let until = Instant::now() + PATIENCE;
+    let mut before = None;
     loop {
         let node = Node::read(kernel.table(), informants.place)?;
         if let Some(name) = question.arriving_by.as_ref().filter(|name| node.is_here() && !node.has_interface(name)) {
@@ -78,15 +80,35 @@ pub fn explain(
         }
         let mut all = look_at_all(kernel, question, &node, informants)?;
         let torn = node.torn();
+        // Where endpoints come and go all the time no reading is of one moment: one that comes to the same as that before is
+        // as good.
+        let now = torn.as_ref().map(|_| outcome(&all));
+        let is_as_before = now.is_some() && mem::replace(&mut before, now.clone()) == now;
         // Nobody is to be connected to twice.
-        if torn.is_some() && !question.probe && Instant::now() < until {
+        if torn.is_some() && !is_as_before && !question.probe && Instant::now() < until {
             continue;
         }
         for facts in all.iter_mut().filter_map(|facts| facts.node.as_mut()) {
-            facts.unread.extend(torn.iter().map(|torn| (torn.clone(), true)));
+            let again = if is_as_before { ", and read again came to the same" } else { "" };
+            facts.unread.extend(torn.iter().map(|torn| (format!("{torn}{again}"), !is_as_before)));
         }
-        return Ok(all.iter().map(judge::judge).collect());
+        let mut explanations: Vec<Explanation> = all.iter().map(judge::judge).collect();
+        if torn.is_some() && !is_as_before {
+            // Nor is a drop proven that was there in one of several readings.
+            explanations.iter_mut().for_each(|explanation| explanation.verdict = Verdict::Unsure);
+        }
+        return Ok(explanations);
     }
+}
+
+/// What decides about each packet, and what becomes of it.
+fn outcome(all: &[Facts]) -> Vec<(Verdict, Vec<Cause>)> {
+    let decides = |cause: &Cause| matches!(cause.effect, Effect::Decides(_));
+    let of = |facts| {
+        let Explanation { verdict, causes, .. } = judge::judge(facts);
+        (verdict, causes.into_iter().filter(decides).collect())
+    };
+    all.iter().map(of).collect()
 }
 
 /// The facts of all packets that a question is about.

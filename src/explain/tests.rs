@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use super::*;
 use crate::diff::{Operation, Transaction};
@@ -24,16 +26,21 @@ fn nft(text: &str) {
 /// What is said of a packet to an address that nobody has, while somebody changes tables as often as ours is read, up to so many
 /// times: the verdict, and what could not be read.
 fn said(changes: usize) -> (Verdict, Vec<String>) {
-    nft("add table ip other");
-    let mut kernel = InMemoryKernel::new();
     let mut left = changes;
-    kernel.on_elements(move |_, _| {
+    said_while(move || {
         if left > 0 {
             left -= 1;
             nft("add chain ip other c");
             nft("delete chain ip other c");
         }
-    });
+    })
+}
+
+/// The same while this is done each time that elements of ours are read.
+fn said_while(mut change: impl FnMut() + Send + 'static) -> (Verdict, Vec<String>) {
+    nft("add table ip other");
+    let mut kernel = InMemoryKernel::new();
+    kernel.on_elements(move |_, _| change());
     let address: IpAddr = [127, 0, 0, 1].into();
     let to = Destination::Address { address, port: Some(80) };
     let question = Question { from: None, to, protocol: None, arriving_by: None, probe: false };
@@ -53,7 +60,25 @@ fn tables_that_change_while_they_are_read_are_read_again() {
         assert_eq!(said(0), (Verdict::NotOurs, Vec::new()));
         assert_eq!(said(3), (Verdict::NotOurs, Vec::new()), "they are quiet in the end");
         let torn = "the tables were changed while they were read: this may be of before and after";
-        assert_eq!(said(usize::MAX), (Verdict::Unsure, vec![torn.to_owned()]));
+        let same = format!("{torn}, and read again came to the same");
+        assert_eq!(said(usize::MAX), (Verdict::NotOurs, vec![same]), "others' chains that do nothing");
+
+        let readings = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&readings);
+        assert_eq!(said_while(move || drop(counted.fetch_add(1, Relaxed))), (Verdict::NotOurs, Vec::new()));
+        let (each, mut calls) = (readings.load(Relaxed), 0);
+        let drops = move || {
+            if calls % each == 0 {
+                let is_there = calls / each % 2 == 1;
+                nft(if is_there {
+                    "delete chain ip other c"
+                } else {
+                    "add chain ip other c { type filter hook output priority 0; policy drop; }"
+                });
+            }
+            calls += 1;
+        };
+        assert_eq!(said_while(drops), (Verdict::Unsure, vec![torn.to_owned()]), "each time another verdict");
     });
 }
 
