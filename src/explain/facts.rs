@@ -154,6 +154,8 @@ pub(super) struct ToEndpoint {
     pub(super) way: Option<Way>,
     /// What tables of others do on it.
     pub(super) met: Vec<Met>,
+    /// The packets that follow, up to one that is lost; none where the first does not come there.
+    pub(super) followed: Vec<Followed>,
     /// Connections of the frontend to the endpoint that were answered.
     pub(super) answered: usize,
     /// Those that were not.
@@ -175,6 +177,29 @@ pub(super) struct Silent {
     pub(super) device: String,
     /// How the kernel has it: `FAILED`; or `INCOMPLETE`, as it is still being asked for.
     pub(super) state: &'static str,
+}
+
+/// Which packet of a connection it is, behind the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Which {
+    /// The first answer; of TCP, that to its SYN.
+    Answer,
+    /// What the client sends next.
+    Later,
+    /// What the endpoint sends next, of TCP.
+    LaterAnswer,
+}
+
+/// A packet that follows the first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Followed {
+    pub(super) which: Which,
+    /// Its way, back to the client or to the endpoint.
+    pub(super) way: Way,
+    /// What tables of others do on it.
+    pub(super) met: Vec<Met>,
+    /// Whether a rule has it looked up in another zone than the first, where its connection is not.
+    pub(super) other_zone: bool,
 }
 
 /// A base chain of somebody else.

@@ -1,6 +1,7 @@
 //! What facts come to: pure.
 
 mod causes;
+mod followed;
 #[cfg(test)]
 mod tests;
 mod words;
@@ -8,7 +9,7 @@ mod words;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use super::facts::{Does, Facts, Met, NodeFacts, ToEndpoint, Way};
+use super::facts::{Facts, Met, NodeFacts, ToEndpoint, Way};
 use super::report::{Cause, Effect, EndpointReport, Explanation, Stage, Verdict};
 use crate::ruleset::eval::{Outcome, Reached, Trace};
 use crate::ruleset::types::HookPoint;
@@ -113,6 +114,7 @@ fn way(facts: &Facts) -> Vec<Stage> {
     // What several endpoints have in common is said once.
     let mut routes: BTreeMap<String, Vec<SocketAddr>> = BTreeMap::new();
     let mut met: Vec<Stage> = Vec::new();
+    let mut follow: Vec<Stage> = Vec::new();
     for Reached { endpoint, .. } in facts.reachable() {
         let Some(to) = node.to_endpoints.get(&endpoint) else { continue };
         if let Some(route) = &to.way {
@@ -121,6 +123,11 @@ fn way(facts: &Facts) -> Vec<Stage> {
         for stage in to.met.iter().map(stage_of) {
             if !met.contains(&stage) {
                 met.push(stage);
+            }
+        }
+        for stage in to.followed.iter().flat_map(followed::stages) {
+            if !follow.contains(&stage) {
+                follow.push(stage);
             }
         }
     }
@@ -141,31 +148,16 @@ fn way(facts: &Facts) -> Vec<Stage> {
         way.extend(ours(HookPoint::Input));
         way.extend(ours(HookPoint::Postrouting));
     }
+    way.extend(follow);
     way
 }
 
 fn route_stage(route: &Way, to: &str) -> Stage {
-    let at = match route {
-        Way::By(interface, _) => format!("by {interface}"),
-        Way::Local => "this node".to_owned(),
-        Way::Nowhere(why) => format!("NO WAY ({why})"),
-        Way::NotForwarded(setting, _) => format!("NOT FORWARDED ({setting})"),
-        Way::ReversePath(setting, _) => format!("DROPPED FOR ITS SOURCE ({setting})"),
-    };
-    Stage { place: "routing", at, does: format!("to {to}") }
+    Stage { place: "routing", at: words::route(route), does: format!("to {to}") }
 }
 
 fn stage_of(met: &Met) -> Stage {
-    let does = match &met.does {
-        Does::Passes => "lets it pass".to_owned(),
-        Does::Drops(rule) => format!("DROPS it: {rule}"),
-        Does::Rejects(rule) => format!("REFUSES it: {rule}"),
-        Does::MayDrop(rule, why) => format!("may drop it, which cannot be told ({why}): {rule}"),
-        Does::Translates(rule) => format!("TRANSLATES it: {rule}"),
-        Does::Takes(rule, to) => format!("GIVES it to {to}: {rule}"),
-        Does::NotTracked(rule) => format!("keeps it from being tracked: {rule}"),
-    };
-    Stage { place: met.hook, at: met.chain.clone(), does }
+    Stage { place: met.hook, at: met.chain.clone(), does: words::does(&met.does) }
 }
 
 /// The chains of ours that it goes through on a hook, and what comes of it.

@@ -6,11 +6,15 @@
 //!
 //! * `question`, `facts`: the packet, and what has to be known of it. Values.
 //! * `judge`: what the facts come to. Pure. `report`, `text`: that, for programs and for people. Pure.
-//! * `look`, `node`, `connections`, `next_hops`: find out the facts; of what manifests come to, without a kernel, those of our table alone.
+//! * `look`: finds out the facts; of what manifests come to, without a kernel, those of our table alone.
+//! * `connections`, `next_hops`: those that there are to an endpoint, and whether the next machine on the way there answers.
+//! * `around`: what is around our table, on `node`. `follow`: the ways of the first packet, of its answer and of what follows.
 
+mod around;
 mod connections;
 mod error;
 mod facts;
+mod follow;
 mod judge;
 mod look;
 mod next_hops;

@@ -12,7 +12,7 @@ use super::question::Asked;
 pub enum Verdict {
     /// It comes to an endpoint, whichever is chosen, as far as this node can tell.
     Reached,
-    /// The same, but as far as is known nobody at the endpoint answers.
+    /// The same, but as far as is known nobody at the endpoint answers, or the answer is lost on this node.
     NotServed,
     /// It belongs to no Service that is served here, or somebody else's rules translate it.
     NotOurs,
@@ -81,8 +81,12 @@ pub enum Reason {
     NeighbourDoesNotAnswer,
     /// A table of somebody else drops or refuses.
     ForeignRule,
-    /// It may.
+    /// It may, with that packet or one that follows.
     ForeignRuleUnclear,
+    /// The packet comes to an endpoint, and the answer does not come back through this node.
+    AnswerLost,
+    /// What the client sends after the answer is lost on this node.
+    LaterPacketLost,
     /// A table of somebody else translates the packet first.
     TranslatedElsewhere,
     /// What kube-proxy has left translates it first, or is in the way.
@@ -155,7 +159,8 @@ pub struct Cause {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Stage {
-    /// `routing`, or a hook: `prerouting`, `input`, `forward`, `output`, `postrouting`.
+    /// `routing`, or a hook: `prerouting`, `input`, `forward`, `output`, `postrouting`; of packets that follow, and only where
+    /// one does not pass: `answer`, `later`.
     pub place: &'static str,
     /// What is there: a table and chain, an interface.
     pub at: String,

@@ -65,7 +65,7 @@ fn tables_that_change_while_they_are_read_are_read_again() {
 
         let readings = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&readings);
-        assert_eq!(said_while(move || drop(counted.fetch_add(1, Relaxed))), (Verdict::NotOurs, Vec::new()));
+        assert_eq!(said_while(move || _ = counted.fetch_add(1, Relaxed)), (Verdict::NotOurs, Vec::new()));
         let (each, mut calls) = (readings.load(Relaxed), 0);
         let drops = move || {
             if calls % each == 0 {

@@ -18,8 +18,9 @@ use crate::netlink::attributes;
 const META_FROM: u16 = 3;
 const CT_FROM: u16 = 4;
 const CT_DIRECTION: u16 = 3;
-/// `NFT_CT_MARK`.
+/// `NFT_CT_MARK` and `NFT_CT_ZONE`.
 const CT_MARK: u32 = 3;
+const CT_ZONE: u32 = 17;
 /// `NFTA_PAYLOAD_SREG`.
 const PAYLOAD_FROM: u16 = 5;
 const PAYLOAD_LINK: u32 = 0;
@@ -121,6 +122,8 @@ fn read(name: &str, data: &Data<'_>) -> Option<Vec<Step>> {
         },
         "ct" => match (data.place(CT_FROM), data.number(LOAD_KEY)?) {
             (Some(from), CT_MARK) => one(Step::Mark { of: Marked::Connection, from }),
+            // One of its two directions may have another.
+            (Some(from), CT_ZONE) => one(Step::Zone { from: data.bytes(CT_DIRECTION).is_empty().then_some(from) }),
             (Some(_), _) => Some(Vec::new()),
             (None, key) => {
                 let reply = data.bytes(CT_DIRECTION).first() == Some(&1);

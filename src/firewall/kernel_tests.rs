@@ -20,6 +20,7 @@ use crate::testing::replayed;
 /// The port that receivers listen at, and the virtual address and port that is translated to that of the server.
 const PORT: u16 = 8080;
 const VIRTUAL_PORT: u16 = 80;
+const MASQUERADED_PORT: u16 = 81;
 
 /// What the kernel needs for a packet that passes, at most; and what is waited for one that is dropped.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -40,6 +41,8 @@ enum Kind {
     FromNode,
     /// From the node to the virtual address.
     FromNodeToVirtual,
+    /// From the client to the virtual address, by the port of which the node masquerades.
+    Masqueraded,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -127,13 +130,17 @@ impl Network {
                 "table inet ours {
                     chain arriving {
                         type nat hook prerouting priority -100;
-                        ip daddr 10.96.0.1 udp dport 80 dnat ip to 10.2.0.2:8080
-                        ip6 daddr fd96::1 udp dport 80 dnat ip6 to [fd02::2]:8080
+                        ip daddr 10.96.0.1 udp dport { 80, 81 } dnat ip to 10.2.0.2:8080
+                        ip6 daddr fd96::1 udp dport { 80, 81 } dnat ip6 to [fd02::2]:8080
+                    }
+                    chain leaving {
+                        type nat hook postrouting priority 99;
+                        meta l4proto udp ct original proto-dst 81 masquerade
                     }
                     chain sent {
                         type nat hook output priority -100;
-                        ip daddr 10.96.0.1 udp dport 80 dnat ip to 10.2.0.2:8080
-                        ip6 daddr fd96::1 udp dport 80 dnat ip6 to [fd02::2]:8080
+                        ip daddr 10.96.0.1 udp dport { 80, 81 } dnat ip to 10.2.0.2:8080
+                        ip6 daddr fd96::1 udp dport { 80, 81 } dnat ip6 to [fd02::2]:8080
                     }
                 }",
             );
@@ -177,38 +184,74 @@ impl Network {
 
     /// Sends a packet; whether it arrives.
     fn arrives(&self, sent: Sent, port: u16, patience: Duration) -> bool {
+        self.exchange(sent, port, &[patience])[0]
+    }
+
+    /// Sends a packet, answers it and sends another, as many as there are patiences; whether each arrives, up to one that
+    /// does not.
+    fn exchange(&self, sent: Sent, port: u16, patiences: &[Duration]) -> Vec<bool> {
         let Sent { kind, is_v6 } = sent;
-        let (from, source, to) = match kind {
-            Kind::ToNode => (&self.client, client(is_v6), (node_to_client(is_v6), PORT)),
-            Kind::Through => (&self.client, client(is_v6), (server(is_v6), PORT)),
-            Kind::Astray => (&self.client, astray(is_v6), (server(is_v6), PORT)),
-            Kind::ToVirtual => (&self.client, client(is_v6), (virtual_ip(is_v6), VIRTUAL_PORT)),
-            Kind::FromNode => (&self.node, node_to_server(is_v6), (server(is_v6), PORT)),
-            Kind::FromNodeToVirtual => (&self.node, node_to_server(is_v6), (virtual_ip(is_v6), VIRTUAL_PORT)),
+        let (from, source) = match kind {
+            Kind::Astray => (&self.client, astray(is_v6)),
+            Kind::FromNode | Kind::FromNodeToVirtual => (&self.node, node_to_server(is_v6)),
+            Kind::ToNode | Kind::Through | Kind::ToVirtual | Kind::Masqueraded => (&self.client, client(is_v6)),
         };
+        let to = SocketAddr::from(sent_to(sent));
         let at = if kind == Kind::ToNode { &self.at_node } else { &self.at_server };
         let receiver = &at[usize::from(is_v6)];
         let socket = from.run(|| bind(source, port));
-        // A rule that drops what is sent says so at once.
-        if socket.send_to(&port.to_be_bytes(), SocketAddr::from(to)).is_err() {
-            return false;
-        }
-        let end = std::time::Instant::now() + patience;
-        receiver.set_read_timeout(Some(patience)).expect("it can be set");
-        loop {
-            let mut bytes = [0; 16];
-            match receiver.recv(&mut bytes) {
-                Ok(2) if bytes[..2] == port.to_be_bytes() => return true,
-                // One that was late.
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => panic!("cannot receive: {error}"),
+        // Whom the receiver sees.
+        let mut seen = None;
+        let mut all = Vec::new();
+        for (nth, patience) in patiences.iter().enumerate() {
+            let is_answer = nth % 2 == 1;
+            let bytes = [&port.to_be_bytes()[..], &[u8::try_from(nth).expect("few")]].concat();
+            // A rule that drops what is sent says so at once.
+            let is_sent = match seen.filter(|_| is_answer) {
+                Some(client) => receiver.send_to(&bytes, client).is_ok(),
+                None => socket.send_to(&bytes, to).is_ok(),
+            };
+            let heard =
+                if is_sent { heard(if is_answer { &socket } else { receiver }, &bytes, *patience) } else { None };
+            // Who asks somebody is answered by the same.
+            let arrives = heard.is_some_and(|by| !is_answer || by == to);
+            all.push(arrives);
+            seen = seen.or(heard);
+            if !arrives {
+                break;
             }
-            if std::time::Instant::now() > end {
-                return false;
-            }
         }
+        all
+    }
+}
+
+/// Waits for these bytes, and says who has sent them.
+fn heard(socket: &UdpSocket, wanted: &[u8], patience: Duration) -> Option<SocketAddr> {
+    let end = std::time::Instant::now() + patience;
+    socket.set_read_timeout(Some(patience)).expect("it can be set");
+    loop {
+        let mut bytes = [0; 16];
+        match socket.recv_from(&mut bytes) {
+            Ok((length, by)) if bytes[..length] == *wanted => return Some(by),
+            // One that was late.
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => panic!("cannot receive: {error}"),
+        }
+        if std::time::Instant::now() > end {
+            return None;
+        }
+    }
+}
+
+/// Where a packet is sent to.
+fn sent_to(Sent { kind, is_v6 }: Sent) -> (IpAddr, u16) {
+    match kind {
+        Kind::ToNode => (node_to_client(is_v6), PORT),
+        Kind::Through | Kind::Astray | Kind::FromNode => (server(is_v6), PORT),
+        Kind::ToVirtual | Kind::FromNodeToVirtual => (virtual_ip(is_v6), VIRTUAL_PORT),
+        Kind::Masqueraded => (virtual_ip(is_v6), MASQUERADED_PORT),
     }
 }
 
@@ -223,50 +266,86 @@ fn bind(at: IpAddr, port: u16) -> UdpSocket {
     socket.into()
 }
 
-/// What is said of a packet: `Some(true)` if it arrives, `None` if nobody can tell.
-fn said(tables: &Tables, sent: Sent, port: u16) -> (Option<bool>, Vec<Passage>) {
+/// A packet of a connection where it begins, and the hooks that it comes to; of an answer, only where it has a way back.
+fn packet(sent: Sent, port: u16, turn: Turn) -> (Packet, &'static [Hook]) {
+    use Hook::{Egress, Forward, Ingress, Input, Output, Postrouting, Prerouting};
     let Sent { kind, is_v6 } = sent;
-    let is_virtual = matches!(kind, Kind::ToVirtual | Kind::FromNodeToVirtual);
+    let is_virtual = matches!(kind, Kind::ToVirtual | Kind::FromNodeToVirtual | Kind::Masqueraded);
     let is_sent = matches!(kind, Kind::FromNode | Kind::FromNodeToVirtual);
-    let destination = if kind == Kind::ToNode { node_to_client(is_v6) } else { server(is_v6) };
-    let (original_destination, original_port) =
-        if is_virtual { (virtual_ip(is_v6), VIRTUAL_PORT) } else { (destination, PORT) };
-    let hooks: &[Hook] = match kind {
-        Kind::ToNode => &[Hook::Ingress, Hook::Prerouting, Hook::Input],
-        Kind::Through | Kind::Astray | Kind::ToVirtual => {
-            &[Hook::Ingress, Hook::Prerouting, Hook::Forward, Hook::Postrouting, Hook::Egress]
-        }
-        Kind::FromNode | Kind::FromNodeToVirtual => &[Hook::Output, Hook::Postrouting, Hook::Egress],
+    let receiver = if kind == Kind::ToNode { node_to_client(is_v6) } else { server(is_v6) };
+    let client = match kind {
+        Kind::Astray => astray(is_v6),
+        _ if is_sent => node_to_server(is_v6),
+        _ => client(is_v6),
     };
-    let name = |name: &str| Some(name.to_owned());
-    let mut packet = Packet {
-        hook: Hook::Prerouting,
-        source: match kind {
-            Kind::Astray => astray(is_v6),
-            _ if is_sent => node_to_server(is_v6),
-            _ => client(is_v6),
-        },
-        source_port: Some(port),
+    // The port stays, as nobody else has it.
+    let seen = if kind == Kind::Masqueraded { node_to_server(is_v6) } else { client };
+    let end = |(address, port)| End { address: Some(address), port: Some(port) };
+    let (ahead, behind) = match turn.is_answer() {
+        false => (sent_to(sent), (seen, port)),
+        true => ((seen, port), sent_to(sent)),
+    };
+    let ((source, source_port), (destination, destination_port)) = match turn.is_answer() {
+        false => ((client, port), (receiver, PORT)),
+        true => ((receiver, PORT), (client, port)),
+    };
+    let hooks: &[Hook] = match (kind, turn.is_answer()) {
+        (Kind::ToNode, false) => &[Ingress, Prerouting, Input],
+        (Kind::FromNode | Kind::FromNodeToVirtual, true) => &[Ingress, Prerouting, Input],
+        (Kind::FromNode | Kind::FromNodeToVirtual, false) | (Kind::ToNode, true) => &[Output, Postrouting, Egress],
+        _ => &[Ingress, Prerouting, Forward, Postrouting, Egress],
+    };
+    let input = match (hooks[0], turn.is_answer()) {
+        (Output, _) => None,
+        (_, false) => Some("nc".to_owned()),
+        (_, true) => Some("ns".to_owned()),
+    };
+    let packet = Packet {
+        hook: hooks[0],
+        turn,
+        source,
+        source_port: Some(source_port),
+        source_behind: end(behind),
         destination,
-        destination_port: Some(PORT),
+        destination_port: Some(destination_port),
         protocol: 17,
-        input: name("nc").filter(|_| !is_sent),
+        input,
         output: None,
         mark: Some(0),
         connection_mark: Some(0),
-        state: State::New,
+        state: if turn == Turn::First { State::New } else { State::Established },
         dnat: is_virtual,
-        original_destination,
-        original_port: Some(original_port),
+        snat: Some(kind == Kind::Masqueraded),
+        destination_ahead: end(ahead),
         translated_by: None,
     };
+    (packet, hooks)
+}
+
+/// What is said of a packet: `Some(true)` if it arrives, `None` if nobody can tell; and of its connection, what mark it has
+/// then and whether it is tracked.
+struct Walked {
+    said: Option<bool>,
+    passages: Vec<Passage>,
+    mark: Option<u32>,
+    is_tracked: bool,
+}
+
+fn walk(tables: &Tables, sent: Sent, port: u16, turn: Turn, connection_mark: Option<u32>) -> Walked {
+    let (mut packet, hooks) = packet(sent, port, turn);
+    packet.connection_mark = connection_mark;
+    let is_translated = packet.dnat;
+    let device = if turn.is_answer() { "nc" } else { "ns" };
     let (mut passages, mut sure) = (Vec::new(), true);
     for hook in hooks {
         packet.hook = *hook;
         let leaves = !matches!(hook, Hook::Ingress | Hook::Prerouting | Hook::Input);
-        packet.output = name("ns").filter(|_| leaves);
-        let is_ours = is_virtual && matches!(hook, Hook::Prerouting | Hook::Output);
-        packet.translated_by = is_ours.then_some(-100);
+        packet.output = Some(device.to_owned()).filter(|_| leaves);
+        packet.translated_by = match hook {
+            Hook::Prerouting | Hook::Output if is_translated => Some(-100),
+            Hook::Postrouting if sent.kind == Kind::Masqueraded => Some(99),
+            _ => None,
+        };
         let passage = tables.meet(&packet);
         packet.mark = passage.mark;
         packet.connection_mark = passage.connection_mark;
@@ -275,16 +354,49 @@ fn said(tables: &Tables, sent: Sent, port: u16) -> (Option<bool>, Vec<Passage>) 
         sure &= !passage.met.iter().any(doubts);
         let tracked = passage.tracked;
         passages.push(passage);
-        match tracked {
-            _ if ends => return (Some(false).filter(|_| sure || ends), passages),
-            // What is not tracked is not translated, and nobody has the virtual address.
-            Some(false) if is_virtual => return (Some(false), passages),
-            Some(false) => packet.state = State::Untracked,
-            Some(true) => {}
-            None => sure = false,
+        let said = match tracked {
+            _ if ends => Some(false),
+            // What is not tracked is not translated: nobody has the virtual address, and nobody waits for an answer of the
+            // server.
+            Some(false) if is_translated => Some(false),
+            Some(false) => {
+                packet.state = State::Untracked;
+                continue;
+            }
+            Some(true) => continue,
+            None => {
+                sure = false;
+                continue;
+            }
+        };
+        return Walked { said, passages, mark: None, is_tracked: false };
+    }
+    let is_tracked = passages.iter().all(|passage| passage.tracked == Some(true));
+    Walked { said: Some(true).filter(|_| sure), passages, mark: packet.connection_mark, is_tracked }
+}
+
+/// What is said of the first packet.
+fn said(tables: &Tables, sent: Sent, port: u16) -> (Option<bool>, Vec<Passage>) {
+    let walked = walk(tables, sent, port, Turn::First, Some(0));
+    (walked.said, walked.passages)
+}
+
+/// What is said of it, of the answer and of the next, up to one that does not arrive or of whose connection nobody knows.
+fn all_said(tables: &Tables, sent: Sent, port: u16) -> Vec<(Option<bool>, Vec<Passage>)> {
+    let mut all = Vec::new();
+    let mut mark = Some(0);
+    // What has another way back is not answered here.
+    let turns: &[Turn] =
+        if sent.kind == Kind::Astray { &[Turn::First] } else { &[Turn::First, Turn::Answer, Turn::Later] };
+    for turn in turns {
+        let walked = walk(tables, sent, port, *turn, mark);
+        mark = walked.mark;
+        all.push((walked.said, walked.passages));
+        if walked.said == Some(false) || !walked.is_tracked {
+            break;
         }
     }
-    (Some(true).filter(|_| sure), passages)
+    all
 }
 
 const CONDITIONS: &[&str] = &[
@@ -320,6 +432,17 @@ const CONDITIONS: &[&str] = &[
     "ct status & (seen-reply | assured) != 0",
     "ct direction original",
     "ct direction reply",
+    "ct state established",
+    "ct direction reply ct state established",
+    "ct status snat",
+    "ct status & (snat | dnat) == 0",
+    "udp sport 8080",
+    "udp sport { 80, 8080 }",
+    "udp sport != 8080",
+    "meta l4proto udp ct reply proto-src 8080",
+    "meta l4proto udp ct reply proto-dst 10000-40000",
+    "iifname \"ns\"",
+    "oifname \"nc\"",
     "ct mark 0",
     "ct mark 7",
     "meta l4proto udp ct original proto-dst 80",
@@ -359,6 +482,11 @@ const OF_V4: &[&str] = &[
     "ct original ip daddr 10.96.0.1",
     "ct original ip saddr 10.1.0.0/24",
     "ct reply ip saddr 10.2.0.2",
+    "ct reply ip daddr 10.2.0.1",
+    "ct reply ip daddr 10.1.0.2",
+    "ip saddr 10.2.0.2",
+    "ip saddr { 10.96.0.1, 10.2.0.1 }",
+    "ip daddr { 10.1.0.2, 10.2.0.1 }",
     "meta mark . ip daddr { 0 . 10.2.0.2, 1 . 10.1.0.1 }",
 ];
 
@@ -369,6 +497,8 @@ const OF_V6: &[&str] = &[
     "ip6 daddr fd01::1-fd02::1",
     "ip6 nexthdr udp",
     "ct original ip6 daddr fd96::1",
+    "ct reply ip6 daddr fd02::1",
+    "ip6 saddr fd02::2",
     "ip6 saddr . udp dport { fd01::2 . 8080, fd02::1 . 1-100 }",
 ];
 
@@ -527,13 +657,21 @@ fn table(nth: usize, unknown: bool) -> impl Strategy<Value = Ruleset> {
 
 fn packets() -> impl Strategy<Value = Vec<Sent>> {
     let kind = select(
-        &[Kind::ToNode, Kind::Through, Kind::Astray, Kind::ToVirtual, Kind::FromNode, Kind::FromNodeToVirtual][..],
+        &[
+            Kind::ToNode,
+            Kind::Through,
+            Kind::Astray,
+            Kind::ToVirtual,
+            Kind::FromNode,
+            Kind::FromNodeToVirtual,
+            Kind::Masqueraded,
+        ][..],
     );
     prop::collection::vec((kind, any::<bool>()).prop_map(|(kind, is_v6)| Sent { kind, is_v6 }), 4..10)
 }
 
-/// How packets fared: dropped, passed, and those of which nobody could tell.
-type Count = [usize; 3];
+/// How packets fared: dropped, passed, and those of which nobody could tell; of first packets, of answers and of the next.
+type Count = [[usize; 3]; 3];
 
 /// Loads a ruleset by `load`, and compares what is said of packets with what becomes of them; takes it out again by `clear`.
 fn compare(
@@ -551,19 +689,22 @@ fn compare(
         let sent: Vec<(Sent, u16)> = packets.iter().map(|sent| (*sent, network.port())).collect();
         let said: Vec<_> = network.node.run(|| {
             let tables = Tables::read(Path::new("/"), &|_, table| table == "ours").expect("they can be read");
-            let said = sent.iter().map(|(sent, port)| said(&tables, *sent, *port)).collect();
+            let said = sent.iter().map(|(sent, port)| all_said(&tables, *sent, *port)).collect();
             assert!(tables.is_current().expect("the kernel says so") && tables.unread().is_empty());
             said
         });
-        for ((sent, port), (said, passages)) in sent.into_iter().zip(said) {
-            let patience = if said == Some(true) { PATIENCE } else { GLANCE };
-            let arrives = network.arrives(sent, port, patience);
-            let mut counted = count.get();
-            counted[said.map_or(2, usize::from)] += 1;
-            count.set(counted);
-            let shown = || format!("{sent:?} {port}, arrives: {arrives}: {passages:#?}\n{text}");
-            prop_assert!(said.is_none_or(|said| said == arrives), "{}", shown());
-            prop_assert!(said.is_some() || has_unknown, "nobody can tell {}", shown());
+        for ((sent, port), said) in sent.into_iter().zip(said) {
+            let patiences: Vec<Duration> =
+                said.iter().map(|(said, _)| if *said == Some(true) { PATIENCE } else { GLANCE }).collect();
+            let arrived = network.exchange(sent, port, &patiences);
+            for (nth, (arrives, (said, passages))) in arrived.into_iter().zip(said).enumerate() {
+                let mut counted = count.get();
+                counted[nth][said.map_or(2, usize::from)] += 1;
+                count.set(counted);
+                let shown = || format!("{sent:?} {port}, packet {nth} arrives: {arrives}: {passages:#?}\n{text}");
+                prop_assert!(said.is_none_or(|said| said == arrives), "{}", shown());
+                prop_assert!(said.is_some() || has_unknown, "nobody can tell {}", shown());
+            }
         }
         Ok(())
     })();
@@ -597,8 +738,9 @@ fn what_is_said_of_packets_becomes_of_them() {
     if let Err(error) = result {
         panic!("{error}");
     }
-    let [dropped, passed, unknown] = count.get();
+    let [[dropped, passed, unknown], answers, next] = count.get();
     assert!(passed > 60 && dropped > 20 && unknown > 0, "{:?}", count.get());
+    assert!(answers[0] > 8 && answers[1] > 40 && next[0] > 0 && next[1] > 30, "{:?}", count.get());
 }
 
 /// Conditions of iptables, and chains at hooks that may not have them.
@@ -626,6 +768,14 @@ const OF_IPTABLES: &[(&str, &[&str])] = &[
     ("-p udp -m conntrack --ctorigdstport 80", &[]),
     ("-m conntrack --ctproto 17 --ctdir ORIGINAL", &[]),
     ("-m conntrack --ctdir REPLY", &[]),
+    ("-m conntrack --ctdir ORIGINAL", &[]),
+    ("-m conntrack --ctstate ESTABLISHED", &[]),
+    ("-m conntrack --ctstate SNAT", &[]),
+    ("-m conntrack ! --ctstate NEW", &[]),
+    ("-p udp --sport 8080", &[]),
+    ("-p udp ! --sport 8080", &[]),
+    ("-s 10.2.0.2", &[]),
+    ("-d 10.2.0.1", &[]),
     ("-m state --state NEW", &[]),
     ("-m mark --mark 1", &[]),
     ("-m mark ! --mark 0x4/0x4", &[]),
@@ -718,8 +868,9 @@ fn of_program(restore: &str) {
     if let Err(error) = result {
         panic!("{error}");
     }
-    let [dropped, passed, _] = count.get();
+    let [[dropped, passed, _], answers, next] = count.get();
     assert!(passed > 40 && dropped > 20, "{:?}", count.get());
+    assert!(answers[0] > 3 && answers[1] > 20 && next[1] > 15, "{:?}", count.get());
 }
 
 #[test]
@@ -851,8 +1002,10 @@ fn the_first_packet_of_tcp_is_one_that_opens() {
     let _listener = network.server.run(|| std::net::TcpListener::bind(at).expect("the port is free"));
     let packet = Packet {
         hook: Hook::Forward,
+        turn: Turn::First,
         source: client(false),
         source_port: None,
+        source_behind: End { address: Some(client(false)), port: None },
         destination: server(false),
         destination_port: Some(PORT),
         protocol: 6,
@@ -862,8 +1015,8 @@ fn the_first_packet_of_tcp_is_one_that_opens() {
         connection_mark: Some(0),
         state: State::New,
         dnat: false,
-        original_destination: server(false),
-        original_port: Some(PORT),
+        snat: Some(false),
+        destination_ahead: End { address: Some(server(false)), port: Some(PORT) },
         translated_by: None,
     };
     for (condition, drops) in [
@@ -895,6 +1048,81 @@ fn the_first_packet_of_tcp_is_one_that_opens() {
             let patience = if drops { Duration::from_millis(100) } else { PATIENCE };
             let opened = network.client.run(|| std::net::TcpStream::connect_timeout(&at, patience));
             assert_eq!(opened.is_err(), drops, "{condition}: {opened:?}");
+        }
+        network.node.run(clear);
+    }
+}
+
+/// Of TCP: a SYN, its answer, what the client sends then, and what comes back. Each is said to pass or not, and a connection
+/// with data shows it.
+#[test]
+fn packets_of_tcp_are_followed_until_one_is_dropped() {
+    let Some(network) = Network::new() else { return };
+    let at = SocketAddr::new(server(false), PORT);
+    network.server.run(|| {
+        let listener = std::net::TcpListener::bind(at).expect("the port is free");
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                std::thread::spawn(move || {
+                    let _ = std::io::copy(&mut &stream, &mut &stream);
+                });
+            }
+        });
+    });
+    let turns = [Turn::First, Turn::Answer, Turn::Later, Turn::LaterAnswer];
+    let sent = Sent { kind: Kind::Through, is_v6: false };
+    // Which of them is the first that is dropped; `None` where all pass.
+    for (rule, lost) in [
+        ("accept", None),
+        ("ct state established,related accept; ct state new accept; drop", None),
+        ("ct state new tcp dport 8080 accept; drop", Some(1)),
+        ("tcp dport 8080 accept; drop", Some(1)),
+        ("ct state != new drop", Some(1)),
+        ("ct direction reply drop", Some(1)),
+        ("ct direction original accept; ct status seen-reply accept; drop", None),
+        ("ip saddr 10.2.0.2 drop", Some(1)),
+        ("tcp sport 8080 drop", Some(1)),
+        ("iifname \"ns\" drop", Some(1)),
+        ("tcp flags & (syn | ack) == syn | ack drop", Some(1)),
+        ("tcp flags & (fin | syn | rst | ack) == syn | ack reject", Some(1)),
+        ("tcp flags & (syn | ack) == ack drop", Some(2)),
+        ("tcp flags syn accept; drop", Some(2)),
+        ("tcp flags syn accept; ct direction original drop", Some(2)),
+        ("tcp flags syn accept; ct direction original accept; drop", Some(3)),
+        ("tcp flags & (syn | ack) == ack ip saddr 10.2.0.2 drop", Some(3)),
+        ("tcp flags & (fin | rst) != 0 accept; tcp flags syn accept; ct state established accept; drop", None),
+        ("tcp flags syn drop", Some(0)),
+        ("ct state established ct direction original drop", Some(2)),
+    ] {
+        let lines = rule.replace("; ", "\n");
+        let text = format!("table inet a {{\nchain f {{\ntype filter hook forward priority 0;\n{lines}\n}}\n}}\n");
+        let said = network.node.run(|| {
+            nft(&["-f", "-"], &text);
+            let tables = Tables::read(Path::new("/"), &|_, table| table == "ours").expect("they can be read");
+            let passes = |turn: &Turn| {
+                let (packet, _) = packet(sent, 1, *turn);
+                let (input, output) = if turn.is_answer() { ("ns", "nc") } else { ("nc", "ns") };
+                let (input, output) = (Some(input.to_owned()), Some(output.to_owned()));
+                let packet = Packet { hook: Hook::Forward, protocol: 6, input, output, ..packet };
+                match &tables.meet(&packet).met[..] {
+                    [Met { verdict: Verdict::Passes, .. }] => true,
+                    [met] if met.verdict.is_end() => false,
+                    met => panic!("{rule}: {met:?}"),
+                }
+            };
+            turns.iter().position(|turn| !passes(turn))
+        });
+        assert_eq!(said, lost, "{rule}");
+        let patience = if lost.is_none_or(|lost| lost > 1) { PATIENCE } else { Duration::from_millis(150) };
+        let opened = network.client.run(|| std::net::TcpStream::connect_timeout(&at, patience));
+        assert_eq!(opened.is_ok(), lost.is_none_or(|lost| lost > 1), "{rule}: {opened:?}");
+        if let Ok(stream) = opened {
+            use std::io::{Read as _, Write as _};
+            let patience = if lost.is_none() { PATIENCE } else { Duration::from_millis(150) };
+            stream.set_read_timeout(Some(patience)).expect("it can be set");
+            (&stream).write_all(b"?").expect("it is queued");
+            let echoed = (&stream).read(&mut [0; 1]);
+            assert_eq!(echoed.is_ok(), lost.is_none(), "{rule}: {echoed:?}");
         }
         network.node.run(clear);
     }

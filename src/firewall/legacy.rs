@@ -189,6 +189,11 @@ fn target(name: &str, goes: bool, rest: &[&str], is_chain: &dyn Fn(&str) -> bool
             }
         }
         "CT" if rest.contains(&"--notrack") => Some(vec![Step::NoTrack]),
+        "CT" => ["--zone", "--zone-orig", "--zone-reply"]
+            .iter()
+            .find_map(|option| of(option).map(|value| (option, value)))
+            .map(|(option, value)| xt::zone(value.parse().ok().filter(|_| *option == "--zone")))
+            .or(Some(Vec::new())),
         _ => Some(xt::named(name)),
     };
     let unknown = || vec![Step::Do(Action::Unknown(format!("it has the target {name} of iptables")))];
@@ -349,7 +354,12 @@ mod tests {
             ("-g MINE", vec![Step::Do(Action::Goto("MINE".to_owned()))]),
             ("-j REJECT --reject-with icmp-port-unreachable", vec![Step::Do(Action::Reject)]),
             ("-j CT --notrack", vec![Step::NoTrack]),
-            ("-j CT --zone 1", vec![]),
+            ("-j CT --helper ftp", vec![]),
+            (
+                "-j CT --zone 1",
+                vec![Step::Put { to: 16, data: 1_u16.to_ne_bytes().to_vec() }, Step::Zone { from: Some(16) }],
+            ),
+            ("-j CT --zone-reply 1", vec![Step::Zone { from: None }]),
             ("-j LOG --log-prefix \"-j DROP\"", vec![]),
             ("-j MARK --set-xmark 0x7/0xff", xmark(Marked::Packet, 0xff, XmarkBy::Value(7))),
             (

@@ -30,7 +30,7 @@ use std::io;
 use std::path::Path;
 
 use kernel::{Kernel, Look};
-pub use packet::{Hook, Met, Named, Packet, Passage, State, Verdict};
+pub use packet::{End, Hook, Met, Named, Packet, Passage, State, Turn, Verdict};
 use tables::{Table, meet, told, unexamined};
 
 use crate::leftovers;

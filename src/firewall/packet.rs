@@ -41,25 +41,59 @@ impl Hook {
 /// What connection tracking says of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// It is the first of its connection; of TCP, a SYN.
+    /// It is the first of its connection.
     New,
-    /// There was an answer.
+    /// It is, or follows, an answer.
     Established,
     /// Nobody tracks it.
     Untracked,
 }
 
-/// A packet at a hook. It is whole, has no options ahead of its transport header, and goes in the original direction of
-/// its connection.
+/// Which packet of its connection it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// The client's first; of TCP, a SYN.
+    First,
+    /// The first that comes back; of TCP, a SYN with an ACK.
+    Answer,
+    /// A later one of the client; of TCP, one with an ACK that neither opens nor ends the connection.
+    Later,
+    /// The same of what comes back.
+    LaterAnswer,
+}
+
+impl Turn {
+    /// Whether it comes back to the client.
+    pub fn is_answer(self) -> bool {
+        matches!(self, Turn::Answer | Turn::LaterAnswer)
+    }
+}
+
+/// An address and a port, as far as they are known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct End {
+    /// The address.
+    pub address: Option<IpAddr>,
+    /// Of protocols with ports.
+    pub port: Option<u16>,
+}
+
+/// A packet at a hook. It is whole, and has no options ahead of its transport header. The kernel translates destinations
+/// at hooks `prerouting` and `output`, at priority -100, and sources at `postrouting` and `input`, at 100: of answers, these
+/// are what it undoes of the translation of the first packet's source, and of its destination.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packet {
     /// Where it is.
     pub hook: Hook,
-    /// The address that it comes from.
+    /// Which one of its connection it is.
+    pub turn: Turn,
+    /// The address that it comes from, ahead of the translation of sources.
     pub source: IpAddr,
     /// Of protocols with ports; `None` where it is not known.
     pub source_port: Option<u16>,
-    /// The address that it goes to, behind the translation of this hook.
+    /// The same behind that translation.
+    pub source_behind: End,
+    /// The address that it goes to, behind the translation of destinations.
     pub destination: IpAddr,
     /// Of protocols with ports; `None` where it is not known.
     pub destination_port: Option<u16>,
@@ -75,12 +109,14 @@ pub struct Packet {
     pub connection_mark: Option<u32>,
     /// What connection tracking says of it.
     pub state: State,
-    /// Whether its destination is translated: at hooks `prerouting` and `output` behind priority -100, later in any case.
+    /// Where its sender has sent it to: the destination ahead of its translation.
+    pub destination_ahead: End,
+    /// Whether the destination of its connection is translated: that of a first packet at hooks `prerouting` and `output`
+    /// behind priority -100, later in any case.
     pub dnat: bool,
-    /// Where the client has sent it to.
-    pub original_destination: IpAddr,
-    /// Where the client has sent it to.
-    pub original_port: Option<u16>,
+    /// Whether the source of its connection is, that of a first packet at hooks `postrouting` and `input` behind priority 100;
+    /// `None` where it is not known.
+    pub snat: Option<bool>,
     /// The priority of the chain, not of those looked at, that translates it at this hook. Chains of others that translate
     /// come ahead of it with a lower priority, and not at all with a higher one.
     pub translated_by: Option<i32>,
@@ -177,4 +213,10 @@ pub struct Passage {
     pub tracked: Option<bool>,
     /// Whether its addresses and ports surely are what the packet said: rules can write them.
     pub intact: bool,
+    /// Whether a chain that comes behind [`Packet::translated_by`] would translate it, if nobody has; `None` where it cannot
+    /// be told.
+    pub translated_behind: Option<bool>,
+    /// The zone of connection tracking that it is looked up in; `None` where it is not known. Elsewhere than at `prerouting`
+    /// and `output` nobody sets it.
+    pub zone: Option<u16>,
 }

@@ -49,6 +49,8 @@ pub(super) enum Step {
     Xmark { of: Marked, mask: u32, by: XmarkBy },
     /// The packet is not tracked.
     NoTrack,
+    /// It is looked up in the zone that is there; `None` where nobody knows in which.
+    Zone { from: Option<usize> },
     /// Changes addresses or ports of the packet, for all that is known.
     Mangle,
     /// Ends the rule.

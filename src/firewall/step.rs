@@ -1,9 +1,8 @@
 //! What one rule does to a packet: its steps, with registers of which some bits are not known. Pure.
 
 use super::bits::{Bits, Three};
-use super::packet::State;
 use super::rule::{Action, Comparison, Gives, Marked, Net, Ports, Rule, Step, Test, XmarkBy};
-use super::view::{Carried, Loaded, SYN, View};
+use super::view::{Carried, Loaded, View};
 
 /// The registers: 20 of four bytes (`NFT_REG_SIZE`, and the first for the verdict).
 const REGISTERS: usize = 80;
@@ -169,6 +168,15 @@ impl Run<'_> {
                 // What has a connection keeps it.
                 carried.untracked = carried.untracked.or(self.view.seen.not());
             }
+            Step::Zone { from } => {
+                // What has a connection keeps its zone.
+                let zone = from.map_or_else(|| Bits::unknown(2), |from| self.registers.part(from, 2));
+                carried.zone = match self.view.seen {
+                    Three::No => zone,
+                    Three::Yes => return Goes::On,
+                    Three::Maybe => carried.zone.join(&zone),
+                };
+            }
             Step::Mangle => carried.intact = false,
             Step::Do(action) => return Goes::End(action.clone()),
         }
@@ -258,10 +266,12 @@ impl Run<'_> {
         let within = |address: Option<Bits>, net: &Net| {
             address.map_or(Three::Maybe, |address| address.masked(&net.mask, &[]).equals(&net.value))
         };
-        let original = |address: std::net::IpAddr, net: &Net| {
+        let sent = || view.tuple(false, carried);
+        let original = |address: Option<std::net::IpAddr>, net: &Net| {
             let bits = match address {
-                std::net::IpAddr::V4(ip) => Bits::known(&ip.octets()),
-                std::net::IpAddr::V6(ip) => Bits::known(&ip.octets()),
+                Some(std::net::IpAddr::V4(ip)) => Bits::known(&ip.octets()),
+                Some(std::net::IpAddr::V6(ip)) => Bits::known(&ip.octets()),
+                None => return Three::Maybe,
             };
             // Structures have room for both families.
             let length = bits.len();
@@ -284,12 +294,12 @@ impl Run<'_> {
             Test::Input(name, whole) => named(packet.input.as_deref(), name, *whole),
             Test::Output(name, whole) => named(packet.output.as_deref(), name, *whole),
             Test::States(wanted) => self.states(*wanted, carried),
-            Test::OriginalSource(net) => original(packet.source, net),
-            Test::OriginalDestination(net) => original(packet.original_destination, net),
-            Test::OriginalSourcePorts(ports) => self.ports(packet.source_port, ports),
-            Test::OriginalDestinationPorts(ports) => self.ports(packet.original_port, ports),
+            Test::OriginalSource(net) => original(sent().0.address, net),
+            Test::OriginalDestination(net) => original(sent().1.address, net),
+            Test::OriginalSourcePorts(ports) => self.ports(sent().0.port, ports),
+            Test::OriginalDestinationPorts(ports) => self.ports(sent().1.port, ports),
             Test::ConnectionProtocol(number) => (*number == packet.protocol).into(),
-            Test::IsOriginal => Three::Yes,
+            Test::IsOriginal => (!packet.turn.is_answer()).into(),
             Test::Mark(of, value, mask) => {
                 let bits = match of {
                     Marked::Packet => &carried.mark,
@@ -297,12 +307,11 @@ impl Run<'_> {
                 };
                 bits.masked(&mask.to_ne_bytes(), &[]).equals(&value.to_ne_bytes())
             }
-            Test::TcpFlags(value, mask) if packet.state != State::Established => {
-                let (flags, known) = SYN;
+            Test::TcpFlags(value, mask) => {
+                let (flags, known) = view.flags();
                 Bits::unknown(1).masked(&[!known], &[flags]).masked(&[*mask], &[]).equals(&[*value])
             }
-            Test::TcpFlags(..) => Three::Maybe,
-            Test::SourceType(types) => self.type_of(view.source(carried).map(|_| packet.source), *types),
+            Test::SourceType(types) => self.type_of(view.source_address(carried), *types),
             Test::DestinationType(types) => self.type_of(view.destination_address(carried), *types),
             Test::IsFragment => Three::No,
         }
@@ -337,9 +346,7 @@ impl Run<'_> {
             _ if carried.intact => self.view.dnat,
             _ => Three::Maybe,
         };
-        // Who has an answer may have another source, too.
-        let is_first = self.view.packet.state == State::New && self.view.packet.translated_by.is_none();
-        let is_snat = if is_first && carried.intact { Three::No } else { Three::Maybe };
+        let is_snat = self.view.snat.filter(|_| carried.intact).map_or(Three::Maybe, Three::from);
         let by_snat = if wanted & XT_SNAT == 0 { Three::No } else { is_snat };
         by_state.or(by_dnat).or(by_snat)
     }

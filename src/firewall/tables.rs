@@ -98,20 +98,29 @@ pub(super) fn meet(
     let mut carried = Carried::of(packet);
     let mut met = Vec::new();
     let mut is_translated = Three::No;
+    let mut behind = Three::No;
     for (table, base) in bases {
         let (priority, _) = called_at(base);
+        let view = View::at(packet, world, table.family, priority, base.translates);
+        let of = step::Table { family: table.family, name: &table.name };
+        let take = |carried: &Carried| through(&table.chains, of, &base.chain, base.drops, &view, carried);
         if base.translates {
             // What is sent by way of loopback has had its translation as it was sent.
             let is_back = packet.input.as_deref() == Some("lo");
-            let is_late = packet.translated_by.is_some_and(|ours| base.priority > ours);
-            let is_first = packet.state == State::New && !is_back && !is_late;
+            let is_first = packet.state == State::New && !is_back;
             if !is_first || is_translated == Three::Yes || carried.untracked == Three::Yes {
                 continue;
             }
+            if packet.translated_by.is_some_and(|ours| base.priority > ours) {
+                behind = behind.or(match take(&carried).fate {
+                    Fate::Surely(End::Translate(_)) => Three::Yes,
+                    Fate::CannotTell(..) | Fate::Surely(End::Unknown(..)) => Three::Maybe,
+                    Fate::Surely(_) | Fate::MayDrop(..) => Three::No,
+                });
+                continue;
+            }
         }
-        let view = View::at(packet, world, table.family, priority, base.translates);
-        let of = step::Table { family: table.family, name: &table.name };
-        let way = through(&table.chains, of, &base.chain, base.drops, &view, &carried);
+        let way = take(&carried);
         let is_sure = is_translated == Three::No && carried.untracked != Three::Maybe || !base.translates;
         let verdict = verdict(&way, is_sure, |at| tell(table, at));
         carried = if is_sure { way.carried } else { carried.join(&way.carried) };
@@ -132,17 +141,19 @@ pub(super) fn meet(
             break;
         }
     }
-    let tracked = match carried.untracked {
-        Three::No => Some(true),
-        Three::Yes => Some(false),
+    let known = |is: Three| match is {
+        Three::No => Some(false),
+        Three::Yes => Some(true),
         Three::Maybe => None,
     };
     Passage {
         met,
         mark: carried.mark.number(),
         connection_mark: carried.connection_mark.number(),
-        tracked,
+        tracked: known(carried.untracked.not()),
         intact: carried.intact,
+        translated_behind: known(behind),
+        zone: carried.zone.bytes().and_then(|zone| Some(u16::from_ne_bytes(zone.try_into().ok()?))),
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 
-use super::packet::{Hook, Named, Packet, Passage, State, Verdict};
+use super::packet::{End, Hook, Named, Packet, Passage, State, Turn, Verdict};
 use super::rule::{Action, Comparison, Field, Gives, Rule, Step};
 use super::tables::{Base, Table, meet};
 use super::view::{Element, World};
@@ -49,8 +49,10 @@ fn ip(text: &str) -> IpAddr {
 fn packet(hook: Hook) -> Packet {
     Packet {
         hook,
+        turn: Turn::First,
         source: ip("192.0.2.7"),
         source_port: None,
+        source_behind: End { address: Some(ip("192.0.2.7")), port: None },
         destination: ip("10.1.0.9"),
         destination_port: Some(8080),
         protocol: 6,
@@ -60,8 +62,8 @@ fn packet(hook: Hook) -> Packet {
         connection_mark: Some(0),
         state: State::New,
         dnat: true,
-        original_destination: ip("10.96.0.1"),
-        original_port: Some(80),
+        snat: None,
+        destination_ahead: End { address: Some(ip("10.96.0.1")), port: Some(80) },
         translated_by: None,
     }
 }
@@ -219,8 +221,8 @@ fn tracking_and_translation_have_their_places() {
     assert!(of(&[nat("-j DNAT --to 192.0.2.9")], &back).is_empty());
     assert_eq!(of(&[raw("-d 10.1.0.9/32 -j DROP")], &back), ["drops PREROUTING 0"]);
     // The other family has tables of its own.
-    let of_v6 =
-        Packet { source: ip("fd00::7"), destination: ip("fd00::9"), original_destination: ip("fd00::1"), ..back };
+    let virtual_ip = End { address: Some(ip("fd00::1")), port: Some(80) };
+    let of_v6 = Packet { source: ip("fd00::7"), destination: ip("fd00::9"), destination_ahead: virtual_ip, ..back };
     assert!(of(&[raw("-j DROP")], &of_v6).is_empty());
 }
 

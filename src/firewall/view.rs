@@ -5,7 +5,7 @@ use std::io;
 use std::net::IpAddr;
 
 use super::bits::{Bits, Three};
-use super::packet::{Hook, Packet, State};
+use super::packet::{End, Hook, Packet, State, Turn};
 use super::rule::{Action, Field};
 use crate::leftovers::values::{
     CT_STATE, CT_STATUS, META_L4PROTO, META_MARK, META_NFPROTO, META_OUTPUT_NAME, STATUS_DNAT,
@@ -25,8 +25,10 @@ const INVALID: u32 = 1;
 const ESTABLISHED: u32 = 1 << 1;
 const NEW: u32 = 1 << 3;
 const UNTRACKED: u32 = 1 << 6;
-/// SYN, and the flags that are not those of congestion notification, which a SYN may have.
-pub(super) const SYN: (u8, u8) = (0x02, 0x3f);
+/// Flags of TCP, and those of them that are known: not those of congestion notification, and of what has data not PSH.
+const SYN: (u8, u8) = (0x02, 0x3f);
+const SYN_ACK: (u8, u8) = (0x12, 0x3f);
+const ACK: (u8, u8) = (0x10, 0x37);
 
 /// An element of a set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,6 +80,8 @@ pub(super) struct Carried {
     pub(super) untracked: Three,
     /// Whether its headers are as the packet says.
     pub(super) intact: bool,
+    /// The zone that it is looked up in, two bytes.
+    pub(super) zone: Bits,
 }
 
 impl Carried {
@@ -88,6 +92,7 @@ impl Carried {
             connection_mark: mark(packet.connection_mark),
             untracked: (packet.state == State::Untracked).into(),
             intact: true,
+            zone: Bits::known(&[0; 2]),
         }
     }
 
@@ -98,6 +103,7 @@ impl Carried {
             connection_mark: self.connection_mark.join(&other.connection_mark),
             untracked: self.untracked.join(other.untracked),
             intact: self.intact && other.intact,
+            zone: self.zone.join(&other.zone),
         }
     }
 }
@@ -123,11 +129,11 @@ pub(super) struct View<'a> {
     pub(super) seen: Three,
     /// Whether it is translated, if it is to be.
     pub(super) dnat: Three,
-    /// Its addresses and ports, as far as they are known.
-    source: Option<IpAddr>,
-    source_port: Option<u16>,
-    destination: Option<IpAddr>,
-    destination_port: Option<u16>,
+    /// Whether the source of its connection is by now; `None` where it is not known.
+    pub(super) snat: Option<bool>,
+    /// Its addresses and ports.
+    source: End,
+    destination: End,
 }
 
 impl<'a> View<'a> {
@@ -148,58 +154,83 @@ impl<'a> View<'a> {
             (true, _) => (priority > border).into(),
         };
         let (ahead, after) = TRANSLATION;
-        let dnat = match behind(ahead) {
+        let redirected = match behind(ahead) {
             Three::Maybe if translates => Three::No,
-            translated => translated.and(packet.dnat.into()),
+            behind => behind,
         };
-        let pick = |to: IpAddr, port: Option<u16>| (Some(to), port);
-        let (translated, original) = (
-            pick(packet.destination, packet.destination_port),
-            pick(packet.original_destination, packet.original_port),
-        );
-        let (destination, destination_port) = match dnat {
-            Three::Yes => translated,
-            Three::No if packet.dnat => original,
-            Three::No => translated,
-            Three::Maybe => (
-                translated.0.filter(|_| translated.0 == original.0),
-                translated.1.filter(|_| translated.1 == original.1),
-            ),
+        let dnat = match packet.turn {
+            Turn::First => redirected.and(packet.dnat.into()),
+            _ => packet.dnat.into(),
         };
-        let is_behind_snat = matches!(packet.hook, Hook::Postrouting | Hook::Input)
-            && packet.translated_by.is_some()
-            && (priority > after || priority == after && !translates);
+        let moved = match packet.hook {
+            Hook::Egress => Three::Yes,
+            Hook::Ingress | Hook::Prerouting => is_back.into(),
+            Hook::Forward | Hook::Output => Three::No,
+            Hook::Input if is_back => Three::Yes,
+            Hook::Input | Hook::Postrouting if priority == after && !translates => Three::Maybe,
+            Hook::Input | Hook::Postrouting => (priority > after).into(),
+        };
+        let snat = match (packet.turn, moved) {
+            (Turn::First, Three::No) => Some(false),
+            (Turn::First, Three::Maybe) => packet.snat.filter(|snat| !snat),
+            _ => packet.snat,
+        };
         View {
             packet,
             world,
             is_of_device: family == "netdev",
             seen: behind(CONNTRACK),
             dnat,
-            source: Some(packet.source).filter(|_| !is_behind_snat),
-            source_port: packet.source_port.filter(|_| !is_behind_snat),
-            destination,
-            destination_port,
+            snat,
+            source: either(moved, source(packet), packet.source_behind),
+            destination: either(redirected, packet.destination_ahead, destination(packet)),
         }
     }
 
     pub(super) fn source(&self, carried: &Carried) -> Option<Bits> {
-        self.source.filter(|_| carried.intact).map(address)
+        self.source_address(carried).map(address)
     }
 
     pub(super) fn destination(&self, carried: &Carried) -> Option<Bits> {
-        self.destination.filter(|_| carried.intact).map(address)
+        self.destination_address(carried).map(address)
+    }
+
+    pub(super) fn source_address(&self, carried: &Carried) -> Option<IpAddr> {
+        self.source.address.filter(|_| carried.intact)
     }
 
     pub(super) fn destination_address(&self, carried: &Carried) -> Option<IpAddr> {
-        self.destination.filter(|_| carried.intact)
+        self.destination.address.filter(|_| carried.intact)
     }
 
     pub(super) fn source_port(&self, carried: &Carried) -> Option<u16> {
-        self.source_port.filter(|_| carried.intact)
+        self.source.port.filter(|_| carried.intact)
     }
 
     pub(super) fn destination_port(&self, carried: &Carried) -> Option<u16> {
-        self.destination_port.filter(|_| carried.intact)
+        self.destination.port.filter(|_| carried.intact)
+    }
+
+    /// Source and destination of the connection as connection tracking has them, of the direction of the client or of that
+    /// of answers.
+    pub(super) fn tuple(&self, of_answers: bool, carried: &Carried) -> (End, End) {
+        let packet = self.packet;
+        match packet.turn {
+            turn if turn.is_answer() == of_answers => (source(packet), packet.destination_ahead),
+            // It changes as the first packet is translated.
+            Turn::First if carried.intact => (self.destination, self.source),
+            Turn::First => Default::default(),
+            _ => (destination(packet), packet.source_behind),
+        }
+    }
+
+    /// The flags of TCP that it has, and those of them that are known.
+    pub(super) fn flags(&self) -> (u8, u8) {
+        match self.packet.turn {
+            Turn::First => SYN,
+            Turn::Answer => SYN_ACK,
+            Turn::Later | Turn::LaterAnswer => ACK,
+        }
     }
 
     /// Whether its protocol has ports.
@@ -277,8 +308,8 @@ impl<'a> View<'a> {
                 header.write(at, &Bits::known(&port.to_be_bytes()));
             }
         }
-        if is_tcp && self.packet.state != State::Established {
-            let (value, known) = SYN;
+        if is_tcp {
+            let (value, known) = self.flags();
             header.write(13, &Bits::unknown(1).masked(&[!known], &[value]));
         }
         header
@@ -326,6 +357,9 @@ impl<'a> View<'a> {
         const PROTOCOL: u32 = 10;
         /// `IPS_SEEN_REPLY`, `IPS_ASSURED` and `IPS_CONFIRMED`.
         const LATER: u32 = 0b1110;
+        const ANSWERED: u32 = 0b1010;
+        /// `IPS_SRC_NAT`.
+        const STATUS_SNAT: u32 = 1 << 4;
         let unknown = |length| Loaded::Unknown { length, what: ct_name(key) };
         if key == CT_STATE {
             let state = self.state(carried);
@@ -338,11 +372,12 @@ impl<'a> View<'a> {
             Three::Yes => {}
         }
         let packet = self.packet;
-        let is_new = packet.state == State::New && packet.input.as_deref() != Some("lo");
+        let is_new = packet.turn == Turn::First && packet.input.as_deref() != Some("lo");
         let is_v6 = packet.source.is_ipv6();
-        let ip = |of_v6: bool, known: Option<Bits>| match known {
+        let (from, to) = self.tuple(reply, carried);
+        let ip = |of_v6: bool, known: Option<IpAddr>| match known {
             _ if of_v6 != is_v6 => Loaded::Nothing,
-            Some(address) => Loaded::Value(address),
+            Some(known) => Loaded::Value(address(known)),
             None => unknown(16),
         };
         let port = |port: Option<u16>| match port {
@@ -350,22 +385,26 @@ impl<'a> View<'a> {
             None => unknown(2),
         };
         match key {
-            DIRECTION => Loaded::Value(Bits::known(&[0])),
+            DIRECTION => Loaded::Value(Bits::known(&[packet.turn.is_answer().into()])),
             CT_STATUS => {
-                let known = if is_new { LATER } else { 0 };
+                let (known, value) = match packet.turn {
+                    Turn::First if is_new => (LATER, 0),
+                    Turn::First => (0, 0),
+                    _ => (ANSWERED, ANSWERED),
+                };
+                let snat = self.snat.filter(|_| carried.intact).map(|snat| if snat { STATUS_SNAT } else { 0 });
+                let (known, value) = (known | snat.map_or(0, |_| STATUS_SNAT), value | snat.unwrap_or(0));
                 let dnat = if self.dnat == Three::Maybe || !carried.intact { 0 } else { STATUS_DNAT };
-                let value = if self.dnat == Three::Yes { STATUS_DNAT } else { 0 };
+                let value = value | if self.dnat == Three::Yes { STATUS_DNAT } else { 0 };
                 Loaded::Value(Bits::word(value, known | dnat))
             }
             MARK => Loaded::Value(carried.connection_mark.clone()),
             L3PROTOCOL => Loaded::Value(Bits::known(&[if is_v6 { 10 } else { 2 }])),
             PROTOCOL => Loaded::Value(Bits::known(&[packet.protocol])),
-            8 | 19 | 21 if !reply => ip(key == 21 || key == 8 && is_v6, Some(address(packet.source))),
-            9 | 20 | 22 if !reply => ip(key == 22 || key == 9 && is_v6, Some(address(packet.original_destination))),
-            8 | 19 | 21 => ip(key == 21 || key == 8 && is_v6, self.destination(carried)),
-            11 if !reply => port(packet.source_port),
-            12 if !reply => port(packet.original_port),
-            11 => port(self.destination_port(carried)),
+            8 | 19 | 21 => ip(key == 21 || key == 8 && is_v6, from.address),
+            9 | 20 | 22 => ip(key == 22 || key == 9 && is_v6, to.address),
+            11 => port(from.port),
+            12 => port(to.port),
             _ => unknown(16),
         }
     }
@@ -380,8 +419,8 @@ impl<'a> View<'a> {
         const PRESENT: u32 = 1 << 5;
         let unknown = |why: String| Loaded::Unknown { length: 16, what: format!("what routing says{why}") };
         let of = match flags & (SOURCE | DESTINATION) {
-            SOURCE => self.source.filter(|_| carried.intact),
-            DESTINATION => self.destination.filter(|_| carried.intact),
+            SOURCE => self.source_address(carried),
+            DESTINATION => self.destination_address(carried),
             _ => None,
         };
         let Some(address) = of else { return unknown(String::new()) };
@@ -414,6 +453,26 @@ impl<'a> View<'a> {
             _ => unknown(String::new()),
         }
     }
+}
+
+/// An end ahead of its translation, or behind it.
+fn either(is_behind: Three, ahead: End, behind: End) -> End {
+    match is_behind {
+        Three::No => ahead,
+        Three::Yes => behind,
+        Three::Maybe => End {
+            address: ahead.address.filter(|_| ahead.address == behind.address),
+            port: ahead.port.filter(|_| ahead.port == behind.port),
+        },
+    }
+}
+
+fn source(packet: &Packet) -> End {
+    End { address: Some(packet.source), port: packet.source_port }
+}
+
+fn destination(packet: &Packet) -> End {
+    End { address: Some(packet.destination), port: packet.destination_port }
 }
 
 fn unknown_meta(key: u32) -> Loaded {

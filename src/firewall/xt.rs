@@ -168,10 +168,20 @@ pub(super) fn target(name: &str, revision: u32, info: &[u8]) -> Vec<Step> {
             None => unknown(name),
         },
         ("CONNMARK", 1 | 2) => connmark(revision, info).unwrap_or_else(|| unknown(name)),
-        // `struct xt_ct_target_info` begins with its flags, of which the first is `XT_CT_NOTRACK`.
+        // `struct xt_ct_target_info` begins with its flags, of which the first is `XT_CT_NOTRACK`, and the zone.
         ("CT", _) if u16_at(info, 0).is_some_and(|flags| flags & 1 != 0) => vec![Step::NoTrack],
+        ("CT", _) => zone(u16_at(info, 2).filter(|_| u16_at(info, 0) == Some(0))),
         _ => named(name),
     }
+}
+
+/// Puts a packet into a zone; `None` where it is one of a direction, or by its mark.
+pub(super) fn zone(number: Option<u16>) -> Vec<Step> {
+    // Matches have nothing in registers.
+    const FREE: usize = 16;
+    let put = number.map(|number| Step::Put { to: FREE, data: number.to_ne_bytes().to_vec() });
+    let zone = Step::Zone { from: number.map(|_| FREE) };
+    put.into_iter().chain([zone]).collect()
 }
 
 /// What a target does that is the same whatever its options are.

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use super::super::facts::{Does, Facts, Met, Silent, Table, ToEndpoint, Way};
 use super::super::question::Asked;
 use super::super::report::{Cause, Effect, Reason, Verdict};
+use super::followed::{self, decides};
 use super::words;
 use crate::metrics::services::EndpointFacts;
 use crate::ruleset::eval::{EvalError, Outcome, Trace};
@@ -37,19 +38,11 @@ pub(super) fn causes(facts: &Facts) -> Vec<Cause> {
     causes
 }
 
-fn decides(reason: Reason, verdict: Verdict, what: impl Into<String>) -> Cause {
-    Cause { reason, effect: Effect::Decides(verdict), endpoint: None, what: what.into(), fix: None }
-}
-
 fn note(reason: Reason, what: impl Into<String>) -> Cause {
     Cause { reason, effect: Effect::Note, endpoint: None, what: what.into(), fix: None }
 }
 
 impl Cause {
-    fn fix(self, fix: impl Into<String>) -> Cause {
-        Cause { fix: Some(fix.into()), ..self }
-    }
-
     fn at(self, endpoint: SocketAddr) -> Cause {
         Cause { endpoint: Some(endpoint), ..self }
     }
@@ -204,17 +197,6 @@ fn ip(facts: &Facts) -> &'static str {
 /// What a chain of somebody else does that matters.
 fn foreign(met: &Met) -> Option<Cause> {
     let Met { hook, chain, does } = met;
-    let of_kube_proxy = |rule: &str| chain.contains("kube-proxy") || chain.contains("KUBE-") || rule.contains("KUBE-");
-    let cleaned = |cause: Cause, rule: &str| {
-        if of_kube_proxy(rule) {
-            Cause {
-                reason: Reason::KubeProxyLeftover,
-                ..cause.fix("stop kube-proxy, then: nftproxyd cleanup --kube-proxy")
-            }
-        } else {
-            cause
-        }
-    };
     let (cause, rule) = match does {
         Does::Passes => return None,
         Does::Drops(rule) => {
@@ -240,7 +222,7 @@ fn foreign(met: &Met) -> Option<Cause> {
             (decides(Reason::ForeignRule, Verdict::NotOurs, what), rule)
         }
     };
-    Some(cleaned(cause, rule))
+    Some(followed::cleaned(cause, chain, rule))
 }
 
 fn refused(facts: &Facts) -> Cause {
@@ -456,6 +438,7 @@ fn of_endpoint(facts: &Facts, endpoint: SocketAddr, to: &ToEndpoint, causes: &mu
         Some(Way::By(..) | Way::Local) | None => {}
     }
     causes.extend(to.met.iter().filter_map(foreign).map(|cause| cause.at(endpoint)));
+    causes.extend(followed::causes(facts, to).into_iter().map(|cause| cause.at(endpoint)));
     if let Some(silent) = &to.silent {
         causes.push(unanswered(silent, endpoint));
     }

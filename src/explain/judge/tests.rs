@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::super::facts::{DaemonFacts, Silent, Table};
+use super::super::facts::{DaemonFacts, Does, Followed, Silent, Table, Which};
 use super::super::question::Asked;
 use super::super::report::Reason;
 use super::*;
@@ -193,6 +193,93 @@ fn the_table_alone_tells_why_a_packet_ends() {
     port.neighbours = vec![(443, "tcp", "shop/web:https".to_owned())];
     assert_eq!(reason(&port), (Reason::NoSuchPort, Verdict::Refused));
     assert!(one(&port).0.what.ends_with("172.30.1.1: 443 tcp (shop/web:https)"));
+}
+
+/// A packet that follows the first, past one chain.
+fn followed(which: Which, does: Does) -> Followed {
+    let met = vec![Met { hook: "forward", chain: "inet fw c".to_owned(), does }];
+    Followed { which, way: Way::Local, met, other_zone: false }
+}
+
+#[test]
+fn what_loses_an_answer_or_a_later_packet_decides() {
+    let drops = || Does::Drops("rule 2: drop".to_owned());
+    let may = || Does::MayDrop("rule 1: limit".to_owned(), "it has a limit".to_owned());
+    let lost = |way| Followed { way, ..followed(Which::Answer, Does::Passes) };
+    let why = || ("net.ipv4.conf.a.rp_filter = 1".to_owned(), "sysctl".to_owned());
+    let zone = Followed { other_zone: true, ..followed(Which::Later, Does::Passes) };
+    let cases = [
+        (
+            followed(Which::Answer, drops()),
+            Reason::AnswerLost,
+            Verdict::NotServed,
+            "inet fw c (forward) drops the answer: ",
+        ),
+        (
+            followed(Which::LaterAnswer, drops()),
+            Reason::AnswerLost,
+            Verdict::NotServed,
+            "after its first answer: rule 2",
+        ),
+        (followed(Which::Later, drops()), Reason::LaterPacketLost, Verdict::Dropped, "what the client sends after"),
+        (
+            followed(Which::Answer, Does::Rejects("policy".to_owned())),
+            Reason::AnswerLost,
+            Verdict::NotServed,
+            "refuses",
+        ),
+        (followed(Which::Answer, may()), Reason::ForeignRuleUnclear, Verdict::Unsure, "may drop the answer"),
+        (
+            followed(Which::Later, Does::NotTracked("rule 3".to_owned())),
+            Reason::LaterPacketLost,
+            Verdict::Dropped,
+            "not tracked",
+        ),
+        (
+            followed(Which::Answer, Does::Takes("rule 4".to_owned(), "its queue".to_owned())),
+            Reason::ForeignRuleUnclear,
+            Verdict::Unsure,
+            "gives the answer to its queue",
+        ),
+        (
+            followed(Which::Answer, Does::Drops("KUBE-FORWARD, rule 1".to_owned())),
+            Reason::KubeProxyLeftover,
+            Verdict::NotServed,
+            "drops the answer",
+        ),
+        (lost(Way::Nowhere("no route".to_owned())), Reason::AnswerLost, Verdict::NotServed, "no route to 203.0.113.7"),
+        (
+            lost(Way::ReversePath(why().0, why().1)),
+            Reason::AnswerLost,
+            Verdict::NotServed,
+            "drops the answer for its source",
+        ),
+        (lost(Way::NotForwarded(why().0, why().1)), Reason::AnswerLost, Verdict::NotServed, "is not forwarded"),
+        (zone, Reason::LaterPacketLost, Verdict::Dropped, "another zone"),
+    ];
+    for (followed, reason, verdict, words) in cases {
+        let mut facts = well();
+        let to = node(&mut facts).to_endpoints.get_mut(&socket("10.1.0.2:8080")).expect("it is");
+        to.followed.push(followed);
+        let (cause, worst) = one(&facts);
+        assert_eq!((cause.reason, worst, cause.endpoint), (reason, verdict, Some(socket("10.1.0.2:8080"))), "{words}");
+        assert!(cause.what.contains(words), "{words}: {}", cause.what);
+        let Explanation { endpoints, way, .. } = judge(&facts);
+        assert_eq!(endpoints.iter().map(|it| it.verdict).collect::<Vec<_>>(), [Verdict::Reached, verdict], "{words}");
+        assert!(way.last().is_some_and(|stage| ["answer", "later"].contains(&stage.place)), "{words}: {way:?}");
+    }
+    // What all may be dropped by is said once, and passing is not said at all.
+    let mut facts = well();
+    let to = node(&mut facts).to_endpoints.get_mut(&socket("10.1.0.2:8080")).expect("it is");
+    to.met = followed(Which::Answer, may()).met;
+    to.followed = [Which::Answer, Which::Later].map(|which| followed(which, may())).to_vec();
+    assert!(one(&facts).0.what.contains("may drop it"));
+    let to = node(&mut facts).to_endpoints.get_mut(&socket("10.1.0.2:8080")).expect("it is");
+    to.met.clear();
+    to.followed = [Which::Answer, Which::Later].map(|which| followed(which, Does::Passes)).to_vec();
+    let Explanation { causes, way, verdict, .. } = judge(&facts);
+    assert_eq!((causes, verdict), (Vec::new(), Verdict::Reached));
+    assert!(!way.iter().any(|stage| ["answer", "later"].contains(&stage.place)));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What a packet is sent to, in words.
 
-use super::super::facts::{Facts, Table};
+use super::super::facts::{Does, Facts, Table, Way};
 use crate::metrics::services::{EndpointFacts, ServiceFacts};
 use crate::model::Role;
 use crate::status::{FrontendStatus, Policy};
@@ -14,6 +14,30 @@ pub(super) fn count(number: usize, what: &str) -> String {
 /// `2 endpoints have`.
 pub(super) fn has(number: usize, what: &str) -> String {
     format!("{} {}", count(number, what), if number == 1 { "has" } else { "have" })
+}
+
+/// A way.
+pub(super) fn route(way: &Way) -> String {
+    match way {
+        Way::By(interface, _) => format!("by {interface}"),
+        Way::Local => "this node".to_owned(),
+        Way::Nowhere(why) => format!("NO WAY ({why})"),
+        Way::NotForwarded(setting, _) => format!("NOT FORWARDED ({setting})"),
+        Way::ReversePath(setting, _) => format!("DROPPED FOR ITS SOURCE ({setting})"),
+    }
+}
+
+/// What a chain of somebody else does.
+pub(super) fn does(does: &Does) -> String {
+    match does {
+        Does::Passes => "lets it pass".to_owned(),
+        Does::Drops(rule) => format!("DROPS it: {rule}"),
+        Does::Rejects(rule) => format!("REFUSES it: {rule}"),
+        Does::MayDrop(rule, why) => format!("may drop it, which cannot be told ({why}): {rule}"),
+        Does::Translates(rule) => format!("TRANSLATES it: {rule}"),
+        Does::Takes(rule, to) => format!("GIVES it to {to}: {rule}"),
+        Does::NotTracked(rule) => format!("keeps it from being tracked: {rule}"),
+    }
 }
 
 /// As what the Service has the destination; `None` where only a daemon could tell.

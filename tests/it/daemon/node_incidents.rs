@@ -129,7 +129,10 @@ fn a_last_rule_of_iptables_that_rejects_is_named() {
     for program in ["iptables-nft", "iptables-legacy"] {
         let made = try_sh(
             &node,
-            &format!("{program} -A FORWARD -s 198.18.0.0/15 -j ACCEPT && {program} -A FORWARD -j REJECT"),
+            &format!(
+                "{program} -A FORWARD -s 198.18.0.0/15 -j ACCEPT && {program} -A FORWARD -d 198.18.0.0/15 -j ACCEPT && \
+                 {program} -A FORWARD -j REJECT"
+            ),
         );
         if !made.status.success() {
             skip(program, String::from_utf8_lossy(&made.stderr));
@@ -138,11 +141,11 @@ fn a_last_rule_of_iptables_that_rejects_is_named() {
         is_refused(&mut node, ONE);
         let family = if program == "iptables-nft" { "ip" } else { program };
         let words = [
-            &format!("{family} filter FORWARD (forward) refuses it: rule 2: ") as &str,
+            &format!("{family} filter FORWARD (forward) refuses it: rule 3: ") as &str,
             if family == "ip" { "" } else { "-j REJECT" },
         ];
         incident(&node, &asked(ONE), "foreign-rule", "refused", &words);
-        // The rule before it accepts.
+        // The rules before it accept, and what comes back.
         let fate = node.fate_from(ip("198.18.0.1"), Protocol::Tcp, ONE);
         assert!(matches!(fate, Fate::Forward { .. }), "{program}: {fate:?}");
         is_well(&node, &format!("198.18.0.1 {ONE}"), &["foreign-rule"]);
