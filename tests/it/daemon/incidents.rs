@@ -56,7 +56,8 @@ impl Explained {
         let of_packet = causes.iter().filter(|cause| cause["endpoint"].is_null()).count();
         assert!(of_packet <= 1, "{:#}", self.report);
         for cause in &causes {
-            assert_eq!((&cause["effect"], &self.report["verdict"]), (&json!({"decides": verdict}), &json!(verdict)));
+            let decided = (&cause["effect"], &self.report["verdict"]);
+            assert_eq!(decided, (&json!({"decides": verdict}), &json!(verdict)), "{:#}", self.report);
         }
         self.says(cause, words)
     }

@@ -3,6 +3,7 @@
 //! Everything here is waited for with a generous deadline, and nothing is said about how long it takes.
 
 mod accounted;
+mod answers;
 mod api;
 mod back;
 mod commands;
