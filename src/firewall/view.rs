@@ -1,6 +1,7 @@
 //! What a chain sees of a packet: connection tracking and translation are at priorities of their own, and what is set on
 //! the way is seen by those behind. Pure.
 
+use std::cell::OnceCell;
 use std::io;
 use std::net::IpAddr;
 
@@ -134,6 +135,8 @@ pub(super) struct View<'a> {
     /// Its addresses and ports.
     source: End,
     destination: End,
+    /// Its headers, as long as nobody has changed them: each rule looks at them.
+    headers: [OnceCell<Bits>; 2],
 }
 
 impl<'a> View<'a> {
@@ -184,6 +187,7 @@ impl<'a> View<'a> {
             snat,
             source: either(moved, source(packet), packet.source_behind),
             destination: either(redirected, packet.destination_ahead, destination(packet)),
+            headers: Default::default(),
         }
     }
 
@@ -266,10 +270,19 @@ impl<'a> View<'a> {
     fn payload(&self, base: u32, offset: usize, length: usize, carried: &Carried) -> Loaded {
         const NETWORK: u32 = 1;
         const TRANSPORT: u32 = 2;
-        let header = match base {
-            NETWORK => self.network_header(carried),
-            TRANSPORT => self.transport_header(carried),
-            _ => Bits::unknown(0),
+        let [network, transport] = &self.headers;
+        let changed;
+        let header = match (base, carried.intact) {
+            (NETWORK, true) => network.get_or_init(|| self.network_header(carried)),
+            (TRANSPORT, true) => transport.get_or_init(|| self.transport_header(carried)),
+            (base, _) => {
+                changed = match base {
+                    NETWORK => self.network_header(carried),
+                    TRANSPORT => self.transport_header(carried),
+                    _ => Bits::unknown(0),
+                };
+                &changed
+            }
         };
         if offset.saturating_add(length) <= header.len() {
             return Loaded::Value(header.part(offset, length));
