@@ -185,7 +185,6 @@ fn cluster() -> impl Strategy<Value = Vec<(ObjectName, ServicePart)>> {
             .map(|index| (ObjectName::new("shop", &format!("s{index}")).expect("a name"), ServicePart::default()))
             .collect();
         for (key, (index, action, allowed_sources, port)) in frontends {
-            let allowed_sources = allowed_sources.filter(|_| matches!(key.at, FrontendAt::Address(_)));
             let (name, wanted) = &mut services[index];
             let port_name = if port == 0 { "" } else { "http" }.into();
             let frontend = Frontend { service: name.clone(), port_name, action, allowed_sources };

@@ -176,6 +176,9 @@ pub struct FrameState {
     /// Whether each frontend counts its connections (`nftables.countConnections`).
     #[serde(default)]
     pub counters: bool,
+    /// Whether there has been a Service whose node ports only some sources may reach.
+    #[serde(default)]
+    pub nodeport_ranges: bool,
 }
 
 /// What tells packets of pods from others.

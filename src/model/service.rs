@@ -41,6 +41,8 @@ pub struct Service {
     /// duplicates. Without any, nobody may connect. A family that is absent beside the other is open to all, and so is one
     /// that holds a `/0`.
     pub source_ranges: Option<Box<[IpNet]>>,
+    /// Whether those hold for external IPs and node ports, too, by an annotation.
+    pub ranges_everywhere: bool,
     /// `spec.internalTrafficPolicy`: concerns the cluster IP.
     pub internal_policy: TrafficPolicy,
     /// `spec.externalTrafficPolicy`, where the type lets it count: concerns node ports, external and load-balancer IPs.
@@ -75,7 +77,7 @@ pub struct ServicePort {
 }
 
 /// As what a service port has a frontend. The order decides where one service port has the same address twice: a
-/// load-balancer IP comes before an external IP, because source ranges concern only the former and must not be passed by.
+/// load-balancer IP comes before an external IP, because source ranges may concern only the former and must not be passed by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
     /// `spec.clusterIPs`.

@@ -140,6 +140,7 @@ mod tests {
     use crate::nftables::in_memory::InMemoryKernel;
     use crate::ruleset::base::{Detector, FrameFacts, NodePortScope};
     use crate::ruleset::eval::{Origin, Outcome, Packet};
+    use crate::ruleset::extras::Extras;
     use crate::ruleset::kinds::Kind;
     use crate::ruleset::names::TableName;
     use crate::ruleset::types::{DataDef, Value};
@@ -160,6 +161,7 @@ mod tests {
             affinity: false,
             keeps_ports: false,
             counters: true,
+            extras: Extras::NONE,
         };
         let frame = base::frame(&facts);
         let sets = SetName::ALL.into_iter().filter_map(set).map(Operation::AddSet);

@@ -6,7 +6,7 @@
 //! ```text
 //!  nat-prerouting: as services, without going there
 //!  nat-output -> services: kind by @service-ips, else unserved?, else kind by @service-nodeports
-//!      kind --dispatch-->      [source-ranges | source-ranges-local | external-local | nodeport-local]
+//!      kind --dispatch-->      [[nodeport-]source-ranges[-local] | external-local | nodeport-local]
 //!                                    only for frontends that need them: another kind
 //!      kind --dispatch-last--> [cluster-|masq-][sticky-]pick-N    mark, remembered endpoint, random slot: dnat
 //!                            | ...sh-N, mh-N, rr-N-K              the same with a slot by hash, or the next one
@@ -39,8 +39,10 @@ use arcstr::ArcStr;
 use ipnet::IpNet;
 
 use super::elements;
+use super::extras::Extras;
 use super::kinds::{Kind, MOST_SECONDS};
 use super::names::{By, ChainName, Masquerade, Pick, SetName, TableName};
+use super::phrases::{ADDRESS_KEY, ALLOWED_SOURCE_KEY, NODEPORT_KEY, Ranges, by_kind, goto, jump, rule};
 use super::types::{Chain, DataDef, Element, Hashed, Hook, HookPoint, Rule, Selector, SetDef, Statement, Verdict};
 use crate::model::{Family, Protocol};
 
@@ -121,6 +123,8 @@ pub struct FrameFacts {
     pub keeps_ports: bool,
     /// Whether each frontend counts its connections. A map counts for all of its elements or for none, and cannot begin to.
     pub counters: bool,
+    /// Which parts there are besides those that every table has.
+    pub extras: Extras,
 }
 
 impl FrameFacts {
@@ -157,7 +161,7 @@ impl FrameFacts {
 /// The part of a table that is there whatever the cluster holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
-    /// Every set and map, in the order of [`SetName::ALL`].
+    /// Every set and map, in the order of [`SetName::ALL`]; of those of [`Extras`] the ones that are needed.
     pub sets: Vec<SetDef>,
     /// The [`common`] chains and the fixed ones, those in the order of [`ChainName::FIXED`]: the target of a jump comes
     /// first.
@@ -171,29 +175,39 @@ pub fn frame(facts: &FrameFacts) -> Frame {
     let common = common(facts);
     let kinds = Kind::fixed().into_iter().chain(common.iter().filter_map(|name| Kind::of_chain(*name)));
     Frame {
-        sets: SetName::ALL.into_iter().map(|name| set_for(name, facts)).collect(),
+        sets: sets(facts).map(|name| set_for(name, facts)).collect(),
         chains: all_chains([], facts),
         elements: kinds.flat_map(elements::dispatch_elements).collect(),
     }
 }
 
+/// The sets of a table with these facts.
+pub fn sets(facts: &FrameFacts) -> impl Iterator<Item = SetName> {
+    let extras = facts.extras;
+    SetName::ALL.into_iter().filter(move |set| extras.has_set(*set))
+}
+
 /// The chains made on demand that are there before anybody demands them: those for few endpoints, of cluster IPs, and of
-/// load-balancer and external IPs.
+/// load-balancer and external IPs, and those of [`Extras`].
 pub fn common(facts: &FrameFacts) -> BTreeSet<ChainName> {
     let of = |masquerade| {
         let by = By::Random;
         let pick = move |slots| Pick { nodeport: false, masquerade, sticky: false, local: false, by, slots };
         (1..=COMMON_SLOTS).map(move |slots| ChainName::Pick(pick(slots)))
     };
-    of(facts.cluster_ip_masquerade()).chain(of(Masquerade::Always)).collect()
+    of(facts.cluster_ip_masquerade()).chain(of(Masquerade::Always)).chain(facts.extras.chains()).collect()
 }
 
-/// A chain that is made when first used; `None` for the fixed ones and for counts that no chain can have: more than
-/// [`Pick::MOST_SLOTS`] slots, no slot, no second.
+/// A chain that is made when first used; `None` for the fixed ones, for those of [`Extras`] that there are not, and for counts
+/// that no chain can have: more than [`Pick::MOST_SLOTS`] slots, no slot, no second.
 pub fn on_demand(name: ChainName, facts: &FrameFacts) -> Option<Chain> {
     let rules = match name {
         ChainName::Pick(pick) if (1..=Pick::MOST_SLOTS).contains(&pick.slots) => pick_rules(pick, facts),
         ChainName::RememberFor(seconds) if (1..=MOST_SECONDS).contains(&seconds) => remember_for_rules(seconds),
+        ChainName::NodeportSourceRanges if facts.extras.nodeport_ranges => Ranges::OF_NODEPORT.rules(),
+        ChainName::NodeportSourceRangesLocal if facts.extras.nodeport_ranges => {
+            Ranges::OF_NODEPORT.rules_before(ChainName::NodeportLocal)
+        }
         _ => return None,
     };
     Some(Chain { name, hook: None, rules })
@@ -207,16 +221,13 @@ pub fn all_chains(demanded: impl IntoIterator<Item = ChainName>, facts: &FrameFa
         names.extend(name.counter());
         names.insert(name);
     }
+    // Those refer to fixed ones.
+    let extra: Vec<ChainName> = ChainName::EXTRA.into_iter().filter(|name| names.remove(name)).collect();
     let mut chains: Vec<Chain> = names.into_iter().filter_map(|name| on_demand(name, facts)).collect();
     chains.extend(ChainName::FIXED.into_iter().filter_map(|name| fixed(name, facts)));
+    chains.extend(extra.into_iter().filter_map(|name| on_demand(name, facts)));
     chains
 }
-
-/// Address . protocol . port: what a frontend with an address is looked up by.
-pub const ADDRESS_KEY: [Selector; 3] = [Selector::DestinationAddress, Selector::L4Proto, Selector::DestinationPort];
-
-/// Protocol . port: what a node port is looked up by.
-pub const NODEPORT_KEY: [Selector; 2] = [Selector::L4Proto, Selector::DestinationPort];
 
 /// Client . address . protocol . port. A node port's address is the one of the node that the client used.
 const AFFINITY_KEY: [Selector; 4] =
@@ -245,6 +256,7 @@ pub fn set(name: SetName) -> SetDef {
         | SetName::LocalPolicy
         | SetName::AffinityTimeouts => kinds(&ADDRESS_KEY),
         SetName::ServiceNodeports
+        | SetName::NodeportAfterSourceRanges
         | SetName::NodeportClusterPolicy
         | SetName::NodeportLocalPolicy
         | SetName::NodeportAffinityTimeouts => kinds(&NODEPORT_KEY),
@@ -253,6 +265,7 @@ pub fn set(name: SetName) -> SetDef {
         SetName::KeptPorts => (ADDRESS_KEY.to_vec(), DataDef::None),
         SetName::NodeportKeptPorts => (NODEPORT_KEY.to_vec(), DataDef::None),
         SetName::AllowedSources => (ALLOWED_SOURCE_KEY.to_vec(), DataDef::None),
+        SetName::NodeportAllowedSources => (ALLOWED_SOURCE_KEY[1..].to_vec(), DataDef::None),
         SetName::Affinity => (AFFINITY_KEY.to_vec(), DataDef::Values(ENDPOINT.to_vec())),
         SetName::NodeportIps | SetName::ClusterIps => (vec![Selector::DestinationAddress], DataDef::None),
         SetName::LocalEndpoints => (vec![Selector::SourceAddress], DataDef::None),
@@ -268,17 +281,10 @@ pub fn set(name: SetName) -> SetDef {
         SetName::Dispatch | SetName::DispatchLast | SetName::DispatchAffinity => Some(DISPATCH_SIZE),
         _ => None,
     };
-    let (interval, dynamic) = (name == SetName::AllowedSources, name == SetName::Affinity);
+    let interval = matches!(name, SetName::AllowedSources | SetName::NodeportAllowedSources);
+    let dynamic = name == SetName::Affinity;
     SetDef { name, key, data, interval, dynamic, size, counter: false }
 }
-
-/// The protocol is taken from the header: see [`Selector::HeaderProtocol`].
-///
-/// Kernels without "nft_set_pipapo: fix incorrect avx2 match of 5th field octet" (e042ed950d4e, Linux 6.15 and stable
-/// releases since April 2025) can ignore the sixth byte of IPv6 addresses in such sets on machines with AVX2: on
-/// Debian's 5.10.223 a source in the neighbouring /48 of an allowed one was let through.
-const ALLOWED_SOURCE_KEY: [Selector; 4] =
-    [Selector::DestinationAddress, Selector::HeaderProtocol, Selector::DestinationPort, Selector::SourceAddress];
 
 /// Whoever serves some Services beside another comes first: the other drops cluster IPs that it does not know.
 fn destination_priority(facts: &FrameFacts) -> i32 {
@@ -294,10 +300,8 @@ fn fixed(name: ChainName, facts: &FrameFacts) -> Option<Chain> {
             vec![rule([Statement::L4ProtoIs(Protocol::Tcp), Statement::RejectTcp]), rule([Statement::Reject])]
         }
         ChainName::Remember => remember_rules(facts),
-        ChainName::SourceRanges => {
-            vec![not_allowed(), rule(by_kind(&ADDRESS_KEY, SetName::AfterSourceRanges, SetName::DispatchLast))]
-        }
-        ChainName::SourceRangesLocal => vec![not_allowed(), rule([goto(ChainName::ExternalLocal)])],
+        ChainName::SourceRanges => Ranges::OF_ADDRESS.rules(),
+        ChainName::SourceRangesLocal => Ranges::OF_ADDRESS.rules_before(ChainName::ExternalLocal),
         ChainName::ExternalLocalFromNode => from_node_rules(facts, &ADDRESS_KEY, SetName::ClusterPolicy),
         ChainName::ExternalLocal => external_local_rules(
             facts,
@@ -378,7 +382,10 @@ fn fixed(name: ChainName, facts: &FrameFacts) -> Option<Chain> {
             ]));
             rules
         }
-        ChainName::Pick(_) | ChainName::RememberFor(_) => return None,
+        ChainName::Pick(_)
+        | ChainName::RememberFor(_)
+        | ChainName::NodeportSourceRanges
+        | ChainName::NodeportSourceRangesLocal => return None,
     };
     Some(Chain { name, hook, rules })
 }
@@ -427,13 +434,6 @@ fn external_local_rules(
 
 fn from_node_rules(facts: &FrameFacts, key: &[Selector], cluster: SetName) -> Vec<Rule> {
     vec![rule([Statement::SetMark(facts.mark)]), rule(by_kind(key, cluster, SetName::DispatchLast))]
-}
-
-fn not_allowed() -> Rule {
-    rule([
-        Statement::InSet { key: ALLOWED_SOURCE_KEY.to_vec(), set: SetName::AllowedSources, negated: true },
-        Statement::Verdict(Verdict::Drop),
-    ])
 }
 
 fn pick_rules(pick: Pick, facts: &FrameFacts) -> Vec<Rule> {
@@ -528,26 +528,6 @@ fn loopback(family: Family) -> IpNet {
         Family::V6 => (IpAddr::V6(Ipv6Addr::LOCALHOST), 128),
     };
     IpNet::new_assert(address, prefix)
-}
-
-fn rule(statements: impl Into<Vec<Statement>>) -> Rule {
-    Rule { statements: statements.into(), comment: None }
-}
-
-fn goto(chain: ChainName) -> Statement {
-    Statement::Verdict(Verdict::Goto(chain))
-}
-
-fn jump(chain: ChainName) -> Statement {
-    Statement::Verdict(Verdict::Jump(chain))
-}
-
-/// Looks up a kind, and then what is done with it. Only together, in one rule.
-fn by_kind(key: &[Selector], kinds: SetName, dispatch: SetName) -> [Statement; 2] {
-    [
-        Statement::PriorityFromMap { key: key.to_vec(), map: kinds },
-        Statement::VerdictMap { key: vec![Selector::Priority], map: dispatch },
-    ]
 }
 
 fn is_cluster_ip() -> Statement {

@@ -70,9 +70,10 @@ pub fn kinds(key: &FrontendKey, frontend: &Frontend) -> SmallVec<[(SetName, Kind
         (None, kind) => kind,
         // What it leads to looks up in turn: two look-ups after the first would take one map of verdicts more.
         (Some(_), Kind::ExternalLocal) => Kind::SourceRangesLocal,
+        (Some(_), Kind::NodeportLocal) => Kind::NodeportSourceRangesLocal,
         (Some(_), kind) => {
-            kinds.push((SetName::AfterSourceRanges, kind));
-            Kind::SourceRanges
+            kinds.push((map(SetName::AfterSourceRanges, SetName::NodeportAfterSourceRanges), kind));
+            if nodeport { Kind::NodeportSourceRanges } else { Kind::SourceRanges }
         }
     };
     kinds.push((map(SetName::ServiceIps, SetName::ServiceNodeports), first));
@@ -83,9 +84,12 @@ pub fn kinds(key: &FrontendKey, frontend: &Frontend) -> SmallVec<[(SetName, Kind
 pub fn dispatch_elements(kind: Kind) -> impl Iterator<Item = (SetName, Element)> {
     let maps: &[SetName] = match kind {
         Kind::Drop | Kind::Reject | Kind::Pick(_) => &[SetName::Dispatch, SetName::DispatchLast],
-        Kind::SourceRanges | Kind::SourceRangesLocal | Kind::ExternalLocal | Kind::NodeportLocal => {
-            &[SetName::Dispatch]
-        }
+        Kind::SourceRanges
+        | Kind::SourceRangesLocal
+        | Kind::ExternalLocal
+        | Kind::NodeportLocal
+        | Kind::NodeportSourceRanges
+        | Kind::NodeportSourceRangesLocal => &[SetName::Dispatch],
         Kind::RememberFor(_) => &[SetName::DispatchAffinity],
     };
     let element = move || Element {
@@ -117,9 +121,10 @@ pub(super) fn kept_port_element(key: &FrontendKey) -> (SetName, Element) {
 
 /// The element of a range of sources that a frontend allows.
 pub(super) fn source_element(key: &FrontendKey, range: &Range) -> (SetName, Element) {
+    let set = if is_node_port(key) { SetName::NodeportAllowedSources } else { SetName::AllowedSources };
     let with = |address| longer_key(key, Value::Address(address));
     let (key, key_end) = (with(range.first), Some(with(range.last)));
-    (SetName::AllowedSources, Element { key, key_end, data: Data::None, comment: None })
+    (set, Element { key, key_end, data: Data::None, comment: None })
 }
 
 fn is_node_port(key: &FrontendKey) -> bool {

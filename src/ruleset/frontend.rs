@@ -111,7 +111,7 @@ pub struct Frontend {
     /// What becomes of a connection.
     pub action: Action,
     /// `loadBalancerSourceRanges`: the only sources that are not dropped, sorted and merged; none where none of the ranges
-    /// can be used. `None`: all are allowed, as at every node port.
+    /// can be used. `None`: all are allowed.
     pub allowed_sources: Option<Box<[Range]>>,
 }
 

@@ -18,6 +18,7 @@
 //! | `f040:N`, `f044:N` | `mh`, `mh-port` |
 //! | `f080:N` .. `f6cc:N` | `rr`, by one of 56 counters |
 //! | `f800:1` .. `f800:6` | `drop`, `reject-it`, `source-ranges`, `source-ranges-local`, `external-local`, `nodeport-local` |
+//! | `f800:7`, `f800:8` | `nodeport-source-ranges`, `nodeport-source-ranges-local`, where they are needed |
 //! | `f9SS:SSSS` | `remember-S`: its seconds |
 //!
 //! Queueing disciplines take a priority for a class of theirs if its upper half is their own handle. Those from 8000 on are
@@ -41,6 +42,10 @@ pub enum Kind {
     ExternalLocal,
     /// The same for a node port.
     NodeportLocal,
+    /// [`Kind::SourceRanges`] for a node port; `nodeport-after-source-ranges` tells the rest.
+    NodeportSourceRanges,
+    /// Its source has to be allowed, then as [`Kind::NodeportLocal`].
+    NodeportSourceRangesLocal,
     /// It gets an endpoint.
     Pick(Pick),
     /// Its client is remembered for so many seconds.
@@ -50,6 +55,13 @@ pub enum Kind {
 /// The kinds that are always there, in the order of their numbers, from 1 on.
 const FIXED: [Kind; 6] =
     [Kind::Drop, Kind::Reject, Kind::SourceRanges, Kind::SourceRangesLocal, Kind::ExternalLocal, Kind::NodeportLocal];
+
+/// Those with a number of their own: the same, and others.
+const NUMBERED: [Kind; 8] = {
+    let [drop, reject, ranges, ranges_local, external, nodeport] = FIXED;
+    let (np_ranges, np_ranges_local) = (Kind::NodeportSourceRanges, Kind::NodeportSourceRangesLocal);
+    [drop, reject, ranges, ranges_local, external, nodeport, np_ranges, np_ranges_local]
+};
 
 const FIXED_BASE: u32 = 0xf800_0000;
 const REMEMBER_BASE: u32 = 0xf900_0000;
@@ -116,14 +128,14 @@ impl Kind {
                     | pick.slots.min(Pick::MOST_SLOTS)
             }
             Kind::RememberFor(seconds) => REMEMBER_BASE | seconds.min(MOST_SECONDS),
-            fixed => FIXED_BASE | (1..).zip(FIXED).find(|(_, it)| *it == fixed).map_or(0, |(number, _)| number),
+            other => FIXED_BASE | (1..).zip(NUMBERED).find(|(_, it)| *it == other).map_or(0, |(number, _)| number),
         }
     }
 
     /// The kind of this number, if it is one.
     pub fn of_class(class: u32) -> Option<Kind> {
         let kind = match class >> 24 {
-            0xf8 => *FIXED.get(usize::try_from(class ^ FIXED_BASE).ok()?.checked_sub(1)?)?,
+            0xf8 => *NUMBERED.get(usize::try_from(class ^ FIXED_BASE).ok()?.checked_sub(1)?)?,
             0xf9 => Kind::RememberFor(class ^ REMEMBER_BASE),
             _ => Kind::Pick(Pick {
                 nodeport: class & NODEPORT != 0,
@@ -153,6 +165,8 @@ impl Kind {
             ChainName::SourceRangesLocal => Kind::SourceRangesLocal,
             ChainName::ExternalLocal => Kind::ExternalLocal,
             ChainName::NodeportLocal => Kind::NodeportLocal,
+            ChainName::NodeportSourceRanges => Kind::NodeportSourceRanges,
+            ChainName::NodeportSourceRangesLocal => Kind::NodeportSourceRangesLocal,
             _ => return None,
         })
     }
@@ -166,6 +180,8 @@ impl Kind {
             Kind::SourceRangesLocal => ChainName::SourceRangesLocal,
             Kind::ExternalLocal => ChainName::ExternalLocal,
             Kind::NodeportLocal => ChainName::NodeportLocal,
+            Kind::NodeportSourceRanges => ChainName::NodeportSourceRanges,
+            Kind::NodeportSourceRangesLocal => ChainName::NodeportSourceRangesLocal,
             Kind::Pick(pick) => ChainName::Pick(pick),
             Kind::RememberFor(seconds) => ChainName::RememberFor(seconds),
         })
@@ -176,6 +192,8 @@ impl Kind {
         match self {
             Kind::Pick(pick) => Some(ChainName::Pick(pick)),
             Kind::RememberFor(seconds) => Some(ChainName::RememberFor(seconds)),
+            Kind::NodeportSourceRanges => Some(ChainName::NodeportSourceRanges),
+            Kind::NodeportSourceRangesLocal => Some(ChainName::NodeportSourceRangesLocal),
             _ => None,
         }
     }
@@ -217,7 +235,7 @@ mod tests {
     use super::*;
 
     fn all() -> Vec<Kind> {
-        let mut all = FIXED.to_vec();
+        let mut all = NUMBERED.to_vec();
         all.extend([1, 60, 10_800, 86_400, MOST_SECONDS].map(Kind::RememberFor));
         for nodeport in [false, true] {
             for masquerade in [Masquerade::Never, Masquerade::FromOutside, Masquerade::Always] {
@@ -253,7 +271,7 @@ mod tests {
     #[test]
     fn what_is_no_kind_is_none() {
         let ours =
-            [0xf000_0000, 0xf048_0001, 0xf030_0001, 0xf04c_0001, 0xf800_0000, 0xf800_0007, 0xf801_0001, 0xf900_0000];
+            [0xf000_0000, 0xf048_0001, 0xf030_0001, 0xf04c_0001, 0xf800_0000, 0xf800_0009, 0xf801_0001, 0xf900_0000];
         // `none` and `root` of nft, the proxy's own, and what sockets have.
         for class in ours.into_iter().chain([0, u32::MAX, 0x6e66_7078, 1, 6, 0x0001_0010, 0xe000_0001]) {
             assert_eq!(Kind::of_class(class), None, "{class:x}");
@@ -276,6 +294,7 @@ mod tests {
             (Kind::Drop, 0xf800_0001),
             (Kind::Reject, 0xf800_0002),
             (Kind::NodeportLocal, 0xf800_0006),
+            (Kind::NodeportSourceRangesLocal, 0xf800_0008),
             (Kind::RememberFor(10_800), 0xf900_2a30),
             (Kind::RememberFor(86_400), 0xf901_5180),
         ];

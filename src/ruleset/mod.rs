@@ -2,7 +2,7 @@
 //!
 //! * [`types`]: tables, chains, sets, maps, rules and elements as values, in nft's words.
 //! * [`names`]: the names of our sets and chains; they are part of the interface (`nft list ruleset`).
-//! * [`base`]: the frame: every set, and every chain with its rules.
+//! * [`base`]: the frame: every set, and every chain with its rules; [`extras`]: which parts of it are not always there.
 //! * [`kinds`]: what is done with a connection to a frontend, as the number that its element holds.
 //! * [`frontend`]: what is installed for an address and port, [`backend`] where its connections go; [`service`]: what a Service wants.
 //! * [`slots`]: which endpoint is in which of a frontend's slots, by scheduler and weights; [`hash`]: how packets find theirs.
@@ -16,11 +16,13 @@ pub mod base;
 pub mod counted;
 pub mod elements;
 pub mod eval;
+pub mod extras;
 pub mod frontend;
 pub mod hash;
 pub mod kept;
 pub mod kinds;
 pub mod names;
+mod phrases;
 pub mod ranges;
 pub mod read;
 pub mod service;

@@ -60,6 +60,10 @@ pub enum SetName {
     AllowedSources,
     /// Map address . protocol . port -> kind, once the source is known to be allowed.
     AfterSourceRanges,
+    /// [`SetName::AllowedSources`] of node ports: protocol . port . source. There only where it is needed.
+    NodeportAllowedSources,
+    /// [`SetName::AfterSourceRanges`] of node ports: protocol . port -> kind. There only where it is needed.
+    NodeportAfterSourceRanges,
     /// Map address . protocol . port -> kind: `externalTrafficPolicy: Local`, sources inside the cluster.
     ClusterPolicy,
     /// The same, all other sources.
@@ -105,14 +109,17 @@ impl SetName {
         Self::ENTRIES.contains(&self)
     }
 
-    /// Every set, in the order in which they are created and listed.
-    pub const ALL: [SetName; 22] = [
+    /// Every set, in the order in which they are created and listed. Those of [`Extras`](super::extras::Extras) are not
+    /// always there.
+    pub const ALL: [SetName; 24] = [
         SetName::ServiceIps,
         SetName::ServiceNodeports,
         SetName::Endpoints,
         SetName::NodeportEndpoints,
         SetName::AllowedSources,
         SetName::AfterSourceRanges,
+        SetName::NodeportAllowedSources,
+        SetName::NodeportAfterSourceRanges,
         SetName::ClusterPolicy,
         SetName::LocalPolicy,
         SetName::NodeportClusterPolicy,
@@ -140,6 +147,8 @@ impl SetName {
             SetName::NodeportEndpoints => "nodeport-endpoints",
             SetName::AllowedSources => "allowed-sources",
             SetName::AfterSourceRanges => "after-source-ranges",
+            SetName::NodeportAllowedSources => "nodeport-allowed-sources",
+            SetName::NodeportAfterSourceRanges => "nodeport-after-source-ranges",
             SetName::ClusterPolicy => "cluster-policy",
             SetName::LocalPolicy => "local-policy",
             SetName::NodeportClusterPolicy => "nodeport-cluster-policy",
@@ -294,6 +303,10 @@ pub enum ChainName {
     NodeportLocal,
     /// ... for a connection of the node itself.
     NodeportLocalFromNode,
+    /// [`ChainName::SourceRanges`] of node ports. There only where it is needed.
+    NodeportSourceRanges,
+    /// The same, for a frontend of [`ChainName::NodeportLocal`].
+    NodeportSourceRangesLocal,
     /// A destination in a Service range that no Service has with this port. It comes back from there if it is local.
     Unserved,
     /// The dispatch: is this a Service?
@@ -330,7 +343,10 @@ impl ChainName {
         ChainName::NatPostrouting,
     ];
 
-    /// The name of a fixed chain; `None` for those made on demand.
+    /// The chains with a name of their own that are made on demand, and refer to fixed ones.
+    pub const EXTRA: [ChainName; 2] = [ChainName::NodeportSourceRanges, ChainName::NodeportSourceRangesLocal];
+
+    /// The name of a chain that has one of its own; `None` for those that are named by numbers.
     const fn fixed_str(self) -> Option<&'static str> {
         Some(match self {
             ChainName::RejectIt => "reject-it",
@@ -341,6 +357,8 @@ impl ChainName {
             ChainName::ExternalLocalFromNode => "external-local-from-node",
             ChainName::NodeportLocal => "nodeport-local",
             ChainName::NodeportLocalFromNode => "nodeport-local-from-node",
+            ChainName::NodeportSourceRanges => "nodeport-source-ranges",
+            ChainName::NodeportSourceRangesLocal => "nodeport-source-ranges-local",
             ChainName::Unserved => "unserved",
             ChainName::Services => "services",
             ChainName::NatPrerouting => "nat-prerouting",
@@ -362,7 +380,8 @@ impl ChainName {
 
     /// The chain of this name, if it is one of ours: the inverse of `Display`.
     pub fn parse(name: &str) -> Option<ChainName> {
-        if let Some(chain) = ChainName::FIXED.into_iter().find(|chain| chain.fixed_str() == Some(name)) {
+        let mut named = ChainName::FIXED.into_iter().chain(ChainName::EXTRA);
+        if let Some(chain) = named.find(|chain| chain.fixed_str() == Some(name)) {
             return Some(chain);
         }
         let number = |text: &str| text.parse::<u32>().ok().filter(|n| *n > 0 && n.to_string() == text);
@@ -436,7 +455,7 @@ mod tests {
     fn names_are_read_back_and_fit() {
         // NFT_NAME_MAXLEN of include/uapi/linux/netfilter/nf_tables.h is 256; nft 1.0.6 itself refuses chain names
         // of 128 and more.
-        let mut names: Vec<ChainName> = ChainName::FIXED.to_vec();
+        let mut names: Vec<ChainName> = [&ChainName::FIXED[..], &ChainName::EXTRA].concat();
         names.push(ChainName::RememberFor(86_400));
         for nodeport in [false, true] {
             for masquerade in [Masquerade::Never, Masquerade::FromOutside, Masquerade::Always] {

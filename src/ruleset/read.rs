@@ -105,6 +105,8 @@ fn is_nodeport(set: SetName) -> bool {
         set,
         SetName::ServiceNodeports
             | SetName::NodeportEndpoints
+            | SetName::NodeportAllowedSources
+            | SetName::NodeportAfterSourceRanges
             | SetName::NodeportClusterPolicy
             | SetName::NodeportLocalPolicy
             | SetName::NodeportAffinityTimeouts
@@ -183,13 +185,13 @@ impl FrontendElements {
     /// Takes in an element of the usual shape.
     fn regular(&mut self, set: SetName, element: &Element) -> Option<()> {
         let entry = set.is_entry();
-        let interval = set == SetName::AllowedSources;
+        let interval = matches!(set, SetName::AllowedSources | SetName::NodeportAllowedSources);
         if element.key_end.is_some() != interval || (element.comment.is_some() && !entry) {
             return None;
         }
         let own = element.key.get(own_length(set)..)?;
         match (set, own, &element.data) {
-            (SetName::AllowedSources, [Value::Address(first)], Data::None) => {
+            (_, [Value::Address(first)], Data::None) if interval => {
                 let end = element.key_end.as_ref()?;
                 let (same, [Value::Address(last)]) = end.split_at_checked(own_length(set))? else { return None };
                 if !element.key.starts_with(same) {
@@ -227,7 +229,7 @@ impl FrontendElements {
         match set {
             SetName::ServiceIps | SetName::ServiceNodeports => self.comment = None,
             SetName::Endpoints | SetName::NodeportEndpoints => self.slots = SmallVec::new(),
-            SetName::AllowedSources => self.sources = Vec::new(),
+            SetName::AllowedSources | SetName::NodeportAllowedSources => self.sources = Vec::new(),
             SetName::KeptPorts | SetName::NodeportKeptPorts => self.keeps_port = false,
             _ => {}
         }
@@ -288,6 +290,8 @@ impl FrontendElements {
         let (guarded, kind) = match entry {
             Kind::SourceRanges => (true, self.kind(SetName::AfterSourceRanges)?),
             Kind::SourceRangesLocal => (true, Kind::ExternalLocal),
+            Kind::NodeportSourceRanges => (true, self.kind(SetName::NodeportAfterSourceRanges)?),
+            Kind::NodeportSourceRangesLocal => (true, Kind::NodeportLocal),
             kind => (false, kind),
         };
         let affinity = match either(SetName::AffinityTimeouts, SetName::NodeportAffinityTimeouts) {

@@ -33,7 +33,7 @@ pub struct ServiceFacts {
     /// cannot, `Always` with `masqueradeAll`.
     pub cluster_ip_masquerade: Masquerade,
     /// This node's own address: if it is among the allowed source ranges, the load-balancer IPs are too, because a
-    /// packet of the node may carry one as its source.
+    /// packet of the node may carry one as its source. So may one to an external IP, where ranges hold for those.
     pub node_ip: Option<IpAddr>,
     /// How endpoints are chosen where a Service does not say.
     pub scheduler: Scheduler,
@@ -78,10 +78,11 @@ pub fn part<'a>(
             let mut spreading = Spreading { spread: &spread, installed: previous(&key), misfit: None };
             let (action, allowed_sources) = match role {
                 Role::ClusterIp => (internal_action(service, &choice, facts, &mut spreading), None),
-                Role::LoadBalancerIp => {
-                    (external_action(service, &choice, &mut spreading), allowed_sources(service, family, facts))
+                Role::LoadBalancerIp | Role::ExternalIp | Role::NodePort => {
+                    let guarded = role == Role::LoadBalancerIp || service.ranges_everywhere;
+                    let allowed = guarded.then(|| allowed_sources(service, family, facts)).flatten();
+                    (external_action(service, &choice, &mut spreading), allowed)
                 }
-                Role::ExternalIp | Role::NodePort => (external_action(service, &choice, &mut spreading), None),
             };
             part.misfit = part.misfit.or(spreading.misfit);
             let (service, port_name) = (service.name.clone(), port.name.clone());
@@ -162,8 +163,8 @@ fn forward(
     }
 }
 
-/// The ranges that may reach a load-balancer IP, maybe none; `None` where all sources may: nothing is said about it, or
-/// about the other family only, or a `/0`.
+/// The ranges that may reach a load-balancer IP, or all that is reached from outside, maybe none; `None` where all sources may:
+/// nothing is said about it, or about the other family only, or a `/0`.
 fn allowed_sources(service: &Service, family: Family, facts: &ServiceFacts) -> Option<Box<[Range]>> {
     let of_family = |address: &IpAddr| Family::of(*address) == family;
     let ranges = service.source_ranges.as_ref()?;
@@ -175,6 +176,9 @@ fn allowed_sources(service: &Service, family: Family, facts: &ServiceFacts) -> O
     let mut allowed: Vec<Range> = nets.iter().map(Range::of).collect();
     if facts.node_ip.is_some_and(|node_ip| nets.iter().any(|net| net.contains(&node_ip))) {
         allowed.extend(service.load_balancer_ips.iter().copied().filter(of_family).map(Range::single));
+        if service.ranges_everywhere {
+            allowed.extend(service.external_ips.iter().copied().filter(of_family).map(Range::single));
+        }
     }
     Some(ranges::merge(allowed).into())
 }
@@ -209,6 +213,7 @@ mod tests {
             load_balancer_ips: ["192.0.2.2", "192.0.2.3"].map(address).into(),
             has_external_ips: PerFamily::default(),
             source_ranges: Some(["203.0.113.0/24".parse().expect("a range")].into()),
+            ranges_everywhere: false,
             internal_policy: TrafficPolicy::Cluster,
             external_policy: TrafficPolicy::Cluster,
             affinity: None,
@@ -276,6 +281,35 @@ mod tests {
                 assert_eq!(frontend.allowed_sources.is_some(), guarded, "{key}");
             }
         }
+    }
+
+    #[test]
+    fn source_ranges_hold_for_all_but_the_cluster_ip_where_they_are_to() {
+        let service = Service { ranges_everywhere: true, ..web() };
+        let mut claims = Claims::default();
+        claims.update(&service.name, None, Some(&service));
+        let part = wanted(&service, &claims, Family::V4);
+        for (key, frontend) in &part.frontends {
+            let is_cluster_ip = key.at == FrontendAt::Address(address("10.96.0.1"));
+            assert_eq!(frontend.allowed_sources.is_some(), !is_cluster_ip, "{key}");
+        }
+        // The ranges are of IPv4.
+        let part = wanted(&service, &claims, Family::V6);
+        assert!(part.frontends.iter().all(|(_, frontend)| frontend.allowed_sources.is_none()));
+
+        // What the node may send from, if it may send.
+        let allowed = |service: &Service, node_ip: &str| {
+            let facts = ServiceFacts { node_ip: Some(address(node_ip)), ..FACTS };
+            let ranges = allowed_sources(service, Family::V4, &facts).expect("some are allowed");
+            ranges.iter().map(|range| range.first.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(allowed(&service, "198.51.100.1"), ["203.0.113.0"]);
+        assert_eq!(
+            allowed(&service, "203.0.113.1"),
+            ["192.0.2.1", "203.0.113.0"],
+            "192.0.2.1 to 192.0.2.3 are one range"
+        );
+        assert_eq!(allowed(&web(), "203.0.113.1"), ["192.0.2.2", "203.0.113.0"]);
     }
 
     #[test]

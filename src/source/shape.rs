@@ -50,6 +50,7 @@ const METADATA: Shape = Fields(&[
             (spread::CILIUM_ALGORITHM, Whole),
             (spread::MAGLEV_SIZE, Whole),
             (spread::ACCOUNTING, Whole),
+            (spread::RANGES_EVERYWHERE, Whole),
             (spread::WEIGHT, Whole),
             (spread::CILIUM_WEIGHT, Whole),
         ]),

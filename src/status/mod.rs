@@ -222,13 +222,15 @@ pub enum StatusError {
 }
 
 /// The sets that frontends are made of.
-const SETS: [SetName; 14] = [
+const SETS: [SetName; 16] = [
     SetName::ServiceIps,
     SetName::ServiceNodeports,
     SetName::Endpoints,
     SetName::NodeportEndpoints,
     SetName::AllowedSources,
     SetName::AfterSourceRanges,
+    SetName::NodeportAllowedSources,
+    SetName::NodeportAfterSourceRanges,
     SetName::ClusterPolicy,
     SetName::LocalPolicy,
     SetName::NodeportClusterPolicy,

@@ -132,9 +132,9 @@ pub fn of_service(
 /// The elements of one frontend.
 fn contents(kernel: &mut impl Kernel, key: &FrontendKey) -> Result<Contents, KernelError> {
     let (family, own) = (key.family(), element_key(key));
-    let (single, slots): (&[SetName], SetName) = match key.at {
-        FrontendAt::Address(_) => (&OF_ADDRESS, SetName::Endpoints),
-        FrontendAt::NodePort(_) => (&OF_NODE_PORT, SetName::NodeportEndpoints),
+    let (single, slots, sources): (&[SetName], _, _) = match key.at {
+        FrontendAt::Address(_) => (&OF_ADDRESS, SetName::Endpoints, SetName::AllowedSources),
+        FrontendAt::NodePort(_) => (&OF_NODE_PORT, SetName::NodeportEndpoints, SetName::NodeportAllowedSources),
     };
     let mut contents = Contents::new(family);
     let mut kinds = Vec::new();
@@ -163,16 +163,23 @@ fn contents(kernel: &mut impl Kernel, key: &FrontendKey) -> Result<Contents, Ker
             keys = vec![slot_key(next)];
         }
     }
-    if kinds.iter().any(|kind| matches!(kind, Kind::SourceRanges | Kind::SourceRangesLocal)) {
-        let set = SetName::AllowedSources;
+    if kinds.iter().any(guards) {
         let mut ranges = Vec::new();
-        kernel.read_elements(family, &base::set(set), &mut |element| match element {
+        kernel.read_elements(family, &base::set(sources), &mut |element| match element {
             None => ranges.clear(),
             Some(element) => ranges.extend(Some(element).filter(|element| element.key.starts_with(&own))),
         })?;
-        ranges.into_iter().for_each(|element| contents.element(set, element));
+        ranges.into_iter().for_each(|element| contents.element(sources, element));
     }
     Ok(contents)
+}
+
+/// Whether only some sources are allowed.
+fn guards(kind: &Kind) -> bool {
+    matches!(
+        kind,
+        Kind::SourceRanges | Kind::SourceRangesLocal | Kind::NodeportSourceRanges | Kind::NodeportSourceRangesLocal
+    )
 }
 
 /// The sets that have at most one element of a frontend with an address.
@@ -186,8 +193,9 @@ const OF_ADDRESS: [SetName; 6] = [
 ];
 
 /// The same of a node port.
-const OF_NODE_PORT: [SetName; 5] = [
+const OF_NODE_PORT: [SetName; 6] = [
     SetName::ServiceNodeports,
+    SetName::NodeportAfterSourceRanges,
     SetName::NodeportClusterPolicy,
     SetName::NodeportLocalPolicy,
     SetName::NodeportAffinityTimeouts,

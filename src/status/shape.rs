@@ -9,6 +9,7 @@ use crate::metrics::daemon::{Daemon, FrameState, Pods};
 use crate::model::Family;
 use crate::nftables::{Kernel, KernelError, Snapshot, table_flag};
 use crate::ruleset::base::{self, Detector, Frame, FrameFacts, NodePortScope};
+use crate::ruleset::extras::Extras;
 use crate::ruleset::names::{ChainName, SetName, TableName};
 use crate::ruleset::types::{Chain, SetDef};
 
@@ -70,6 +71,7 @@ fn facts(table: TableName, family: Family, said: &FrameState) -> FrameFacts {
         affinity: said.affinity,
         keeps_ports: said.keeps_ports,
         counters: said.counters,
+        extras: Extras { nodeport_ranges: said.nodeport_ranges },
     }
 }
 
@@ -91,6 +93,7 @@ fn strangers(table: TableName, family: Family) -> [FrameFacts; 2] {
         affinity: true,
         keeps_ports: true,
         counters: true,
+        extras: Extras::ALL,
     };
     let other = FrameFacts {
         detector: None,
@@ -102,6 +105,7 @@ fn strangers(table: TableName, family: Family) -> [FrameFacts; 2] {
         affinity: false,
         keeps_ports: false,
         counters: false,
+        extras: Extras::NONE,
         ..one.clone()
     };
     [one, other]
@@ -114,6 +118,8 @@ struct Expected {
     facts: Vec<FrameFacts>,
     /// Other definitions that are as good: whether a map counts depends on the node as well.
     other_sets: Vec<SetDef>,
+    /// Sets that are there on some nodes only.
+    extra_sets: BTreeSet<SetName>,
 }
 
 impl Expected {
@@ -122,14 +128,16 @@ impl Expected {
         let mut frames: Vec<Frame> = facts.iter().map(base::frame).collect();
         let other = frames.pop();
         let mut frame = frames.pop().or(other.clone()).unwrap_or_else(|| base::frame(&facts[0]));
-        let mut other_sets = Vec::new();
+        let (mut other_sets, mut extra_sets) = (Vec::new(), BTreeSet::new());
         if let Some(other) = other {
             // Which chains are always there depends on the node as well.
             frame.chains.retain(|chain| other.chains.iter().any(|it| it.name == chain.name));
             frame.elements.retain(|element| other.elements.contains(element));
+            extra_sets = frame.sets.iter().map(|set| set.name).collect();
+            extra_sets.retain(|name| other.sets.iter().all(|set| set.name != *name));
             other_sets = other.sets.into_iter().filter(|set| !frame.sets.contains(set)).collect();
         }
-        Expected { frame, facts, other_sets }
+        Expected { frame, facts, other_sets, extra_sets }
     }
 
     /// A chain with the rules that it must have; `None` if nobody can tell them.
@@ -190,6 +198,7 @@ impl Seen {
             .iter()
             .map(|set| set.name)
             .filter(|name| !snapshot.sets.contains(name) && !snapshot.other_sets.contains(name))
+            .filter(|name| !expected.extra_sets.contains(name))
             .collect();
         let other_rules = snapshot.other_rules.iter().copied().filter(|name| expected.is_certain(*name)).collect();
         // Whose rules cannot be told has some, at least.
@@ -275,6 +284,7 @@ mod tests {
             affinity: false,
             keeps_ports: false,
             counters,
+            nodeport_ranges: false,
         };
         for counters in [false, true] {
             let Frame { sets, chains, elements } = base::frame(&facts(TableName::NODE, Family::V4, &said(counters)));

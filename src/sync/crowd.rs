@@ -57,6 +57,7 @@ mod tests {
             load_balancer_ips: [].into(),
             has_external_ips: PerFamily::default(),
             source_ranges: None,
+            ranges_everywhere: false,
             internal_policy: Default::default(),
             external_policy: Default::default(),
             affinity: None,

@@ -130,9 +130,7 @@ impl<K: Kernel> Engine<K> {
                 self.balancing.redefined(name, self.store.service(name), self.facts.scheduler);
             }
             if let Some(service) = self.store.service(name) {
-                let by_client = service.scheduler.unwrap_or(self.facts.scheduler).is_by_client();
-                let once_used = Used { affinity: service.affinity.is_some(), keeps_ports: by_client };
-                self.use_also(once_used);
+                self.use_also(Used::by(service, &self.facts));
             }
         }
         self.obstacles_due |= !changes.redefined.is_empty() || changes.service_cidrs || changes.node;
@@ -479,11 +477,10 @@ impl<K: Kernel> Engine<K> {
         for family in Family::ALL {
             let facts = self.tables[family].facts();
             let now = Used::of(facts);
-            let all =
-                Used { affinity: now.affinity || more.affinity, keeps_ports: now.keeps_ports || more.keeps_ports };
+            let all = now.with(more);
             if all != now {
-                let Used { affinity, keeps_ports } = all;
-                let facts = FrameFacts { affinity, keeps_ports, ..facts.clone() };
+                let Used { affinity, keeps_ports, extras } = all;
+                let facts = FrameFacts { affinity, keeps_ports, extras, ..facts.clone() };
                 self.tables[family].set_facts(facts);
             }
         }

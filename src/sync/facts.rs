@@ -10,8 +10,9 @@ use crate::addresses::{Accepted, NodePortAddresses};
 use crate::config::DetectLocal;
 use crate::model::claims::Claims;
 use crate::model::store::Store;
-use crate::model::{Family, PerFamily, Scheduler};
+use crate::model::{Family, PerFamily, Scheduler, Service};
 use crate::ruleset::base::{self, Detector, FrameFacts};
+use crate::ruleset::extras::Extras;
 use crate::ruleset::names::{Masquerade, TableName};
 use crate::ruleset::service::ServiceFacts;
 
@@ -47,11 +48,29 @@ pub(super) struct Used {
     pub(super) affinity: bool,
     /// Endpoints by a hash of the client.
     pub(super) keeps_ports: bool,
+    /// What else not every table has.
+    pub(super) extras: Extras,
 }
 
 impl Used {
     pub(super) fn of(facts: &FrameFacts) -> Used {
-        Used { affinity: facts.affinity, keeps_ports: facts.keeps_ports }
+        Used { affinity: facts.affinity, keeps_ports: facts.keeps_ports, extras: facts.extras }
+    }
+
+    /// What a Service needs.
+    pub(super) fn by(service: &Service, facts: &Facts) -> Used {
+        let by_client = service.scheduler.unwrap_or(facts.scheduler).is_by_client();
+        let extras = Extras { nodeport_ranges: service.ranges_everywhere && service.source_ranges.is_some() };
+        Used { affinity: service.affinity.is_some(), keeps_ports: by_client, extras }
+    }
+
+    /// This, and more.
+    pub(super) fn with(self, more: Used) -> Used {
+        Used {
+            affinity: self.affinity || more.affinity,
+            keeps_ports: self.keeps_ports || more.keeps_ports,
+            extras: self.extras.with(more.extras),
+        }
     }
 }
 
@@ -62,7 +81,7 @@ pub(super) fn frame_facts(
     store: &Store,
     claims: &Claims,
     addresses: &BTreeSet<IpAddr>,
-    Used { affinity, keeps_ports }: Used,
+    Used { affinity, keeps_ports, extras }: Used,
 ) -> (FrameFacts, BTreeSet<IpAddr>) {
     let node_ips = node_ips(facts, store);
     let (node_ports, nodeport_ips) = match facts.node_ports.accepted(&node_ips, addresses)[family].clone() {
@@ -81,6 +100,7 @@ pub(super) fn frame_facts(
         affinity,
         keeps_ports,
         counters: facts.counters,
+        extras,
     };
     (frame, nodeport_ips)
 }

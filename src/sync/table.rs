@@ -252,7 +252,8 @@ impl Table {
         let (key, frontend) =
             kept.or_else(|| self.installed.frontends().find(|(_, frontend)| has_endpoints(frontend)))?;
         // Sets of ranges cannot be asked for one element.
-        let elements = self.installed.elements(key).into_iter().filter(|(set, _)| *set != SetName::AllowedSources);
+        let ranges = [SetName::AllowedSources, SetName::NodeportAllowedSources];
+        let elements = self.installed.elements(key).into_iter().filter(|(set, _)| !ranges.contains(set));
         Some(Sample {
             service: frontend.service.clone(),
             family: self.family,
@@ -376,6 +377,11 @@ impl Table {
         let mut frame = base::frame(&facts);
         pass.report.family(self.family).full = true;
         let mut snapshot = self.look(pass, &frame)?;
+        if self.keeps_extras(&snapshot) {
+            facts.extras = self.facts.extras;
+            frame = base::frame(&facts);
+            snapshot = self.look(pass, &frame)?;
+        }
         if !snapshot.table {
             self.unfinished = true;
             facts = facts.before_all_services();

@@ -240,9 +240,13 @@ fn reason(chain: &str, is_service: bool, rule: Option<usize>) -> Option<&'static
     Some(match (ChainName::parse(chain)?, is_service) {
         (ChainName::RejectIt, true) => "the Service has no endpoint",
         (ChainName::RejectIt, false) => "the Service of this address has no such port",
-        (ChainName::SourceRanges | ChainName::SourceRangesLocal, _) if rule == Some(1) => {
-            "the client is in none of loadBalancerSourceRanges"
-        }
+        (
+            ChainName::SourceRanges
+            | ChainName::SourceRangesLocal
+            | ChainName::NodeportSourceRanges
+            | ChainName::NodeportSourceRangesLocal,
+            _,
+        ) if rule == Some(1) => "the client is in none of loadBalancerSourceRanges",
         (ChainName::Unserved, _) => "a cluster IP that no Service has",
         (ChainName::Pick(_) | ChainName::NatPostrouting | ChainName::MasqueradeMarked, _) => {
             "the kernel could not translate it"
@@ -494,7 +498,10 @@ mod tests {
         let reasons = |chain, is_service, rule| reason(chain, is_service, Some(rule)).unwrap_or_default();
         assert!(reasons("reject-it", true, 1).contains("no endpoint"));
         assert!(reasons("reject-it", false, 1).contains("no such port"));
-        assert!(reasons("source-ranges", true, 1).contains("loadBalancerSourceRanges"));
+        for chain in ["source-ranges", "source-ranges-local", "nodeport-source-ranges", "nodeport-source-ranges-local"]
+        {
+            assert!(reasons(chain, true, 1).contains("loadBalancerSourceRanges"));
+        }
         assert!(reasons("source-ranges", true, 2).contains("on this node"));
         assert!(reasons("unserved", false, 2).contains("no Service has"));
         assert!(reasons("services", true, 1).contains("on this node"));

@@ -3,6 +3,7 @@
 mod affinity;
 mod chains;
 mod disturbed;
+mod extras;
 mod foreign;
 mod handing_over;
 mod memory;

@@ -11,6 +11,7 @@ use nftproxyd::nftables::{Kernel, LinuxKernel};
 use nftproxyd::ruleset::base::{self, Frame, FrameFacts, NodePortScope};
 use nftproxyd::ruleset::counted::FrontendCount;
 use nftproxyd::ruleset::elements;
+use nftproxyd::ruleset::extras::Extras;
 use nftproxyd::ruleset::frontend::{Action, Frontend};
 use nftproxyd::ruleset::names::{SetName, TableName};
 use nftproxyd::ruleset::types::Element;
@@ -31,6 +32,7 @@ fn facts(family: Family, counters: bool) -> FrameFacts {
         affinity: false,
         keeps_ports: false,
         counters,
+        extras: Extras::NONE,
     }
 }
 

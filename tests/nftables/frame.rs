@@ -43,6 +43,7 @@ pub(crate) fn sets() -> Vec<SetDef> {
                 SetDef { counter: name.is_entry(), ..set(name, &[Daddr, L4Proto, Port], DataDef::Verdict) }
             }
             SetName::ServiceNodeports
+            | SetName::NodeportAfterSourceRanges
             | SetName::NodeportClusterPolicy
             | SetName::NodeportLocalPolicy
             | SetName::NodeportAffinityTimeouts => {
@@ -52,6 +53,9 @@ pub(crate) fn sets() -> Vec<SetDef> {
             SetName::NodeportEndpoints => set(name, &[L4Proto, Port, SLOT], endpoint()),
             SetName::AllowedSources => {
                 SetDef { interval: true, ..set(name, &[Daddr, HeaderProtocol, Port, Saddr], DataDef::None) }
+            }
+            SetName::NodeportAllowedSources => {
+                SetDef { interval: true, ..set(name, &[HeaderProtocol, Port, Saddr], DataDef::None) }
             }
             SetName::Affinity => {
                 let affinity = set(name, &[Saddr, Daddr, L4Proto, Port], endpoint());

@@ -8,6 +8,7 @@ use nftproxyd::model::{Family, Protocol};
 use nftproxyd::nftables::in_memory::InMemoryKernel;
 use nftproxyd::nftables::{Kernel, LinuxKernel};
 use nftproxyd::ruleset::base::{self, Detector, FrameFacts, NodePortScope};
+use nftproxyd::ruleset::extras::Extras;
 use nftproxyd::ruleset::names::{By, ChainName, Masquerade, Pick, SetName, TableName};
 use nftproxyd::ruleset::types::{Chain, Data, Element, Key, Value, Verdict};
 
@@ -36,6 +37,7 @@ fn facts(family: Family) -> [FrameFacts; 2] {
         affinity: true,
         keeps_ports: true,
         counters: false,
+        extras: Extras::NONE,
     };
     let other = FrameFacts {
         detector: Some(Detector::InterfacePrefix("veth".into())),
@@ -46,6 +48,7 @@ fn facts(family: Family) -> [FrameFacts; 2] {
         affinity: false,
         keeps_ports: false,
         counters: true,
+        extras: Extras::NONE,
         ..one.clone()
     };
     [one, other]

@@ -18,13 +18,14 @@ use crate::cluster::{self, Cluster, NODE, OUTER_INTERFACE, POD_INTERFACE};
 use crate::coverage::{Pairs, missing, names};
 use crate::rules::{self, Case, Detection, Endpoint, Frontend, Sort, Source, State};
 
-const SORTS: [Sort; 6] = [
+const SORTS: [Sort; 7] = [
     Sort::ClusterIp,
     Sort::ExternalIp,
     Sort::FormerLoadBalancer,
     Sort::NodePort,
     Sort::LoadBalancer,
     Sort::RestrictedLoadBalancer,
+    Sort::RestrictedEverywhere,
 ];
 const FRONTENDS: [Frontend; 9] = [
     Frontend::ClusterIp,
@@ -163,9 +164,7 @@ impl Subject {
         let sort = SORTS[self.sort];
         match frontend {
             Frontend::ExternalIp => !matches!(sort, Sort::ClusterIp | Sort::FormerLoadBalancer),
-            Frontend::LoadBalancerIp => {
-                matches!(sort, Sort::FormerLoadBalancer | Sort::LoadBalancer | Sort::RestrictedLoadBalancer)
-            }
+            Frontend::LoadBalancerIp => sort == Sort::FormerLoadBalancer || is_load_balancer(sort),
             Frontend::NodePort | Frontend::NodePortElsewhere => !matches!(sort, Sort::ClusterIp | Sort::ExternalIp),
             Frontend::OtherPortOutside => sort != Sort::ClusterIp,
             _ => true,
@@ -199,7 +198,7 @@ impl Subject {
                 "type": match sort {
                     Sort::ClusterIp | Sort::ExternalIp | Sort::FormerLoadBalancer => "ClusterIP",
                     Sort::NodePort => "NodePort",
-                    Sort::LoadBalancer | Sort::RestrictedLoadBalancer => "LoadBalancer",
+                    Sort::LoadBalancer | Sort::RestrictedLoadBalancer | Sort::RestrictedEverywhere => "LoadBalancer",
                 },
                 "clusterIP": both(Net::ClusterIps)[0], "clusterIPs": both(Net::ClusterIps),
                 "ipFamilies": ["IPv4", "IPv6"],
@@ -222,7 +221,10 @@ impl Subject {
             let ingress = both(Net::LoadBalancerIps).map(|address| json!({"ip": address}));
             object["status"] = json!({"loadBalancer": {"ingress": ingress}});
         }
-        if sort == Sort::RestrictedLoadBalancer {
+        if sort == Sort::RestrictedEverywhere {
+            object["metadata"]["annotations"] = json!({"nftproxyd.io/source-ranges-everywhere": "true"});
+        }
+        if matches!(sort, Sort::RestrictedLoadBalancer | Sort::RestrictedEverywhere) {
             let nets = [(Net::Clients, "24", "48"), (Net::PodsHere, "16", "32")];
             let ranges = |(net, v4, v6): (Net, &str, &str)| {
                 [format!("{}/{v4}", net.ip(Family::V4, 0)), format!("{}/{v6}", net.ip(Family::V6, 0))]
@@ -292,6 +294,10 @@ impl Subject {
             Source::Client => Net::Clients.ip(family, 5),
         })
     }
+}
+
+fn is_load_balancer(sort: Sort) -> bool {
+    matches!(sort, Sort::LoadBalancer | Sort::RestrictedLoadBalancer | Sort::RestrictedEverywhere)
 }
 
 fn has_own_address(state: State) -> bool {
@@ -392,13 +398,14 @@ impl Seen {
                 Action::Split { affinity: Some(_), .. } => "Split with affinity",
             });
             if installed.allowed_sources.is_some() {
-                self.actions.insert("allowed sources");
+                let of_node_port = frontend == Frontend::NodePort;
+                self.actions.insert(if of_node_port { "allowed sources of a node port" } else { "allowed sources" });
             }
         }
     }
 }
 
-const ACTIONS: [&str; 10] = [
+const ACTIONS: [&str; 11] = [
     "Reject",
     "Drop",
     "Forward",
@@ -409,6 +416,7 @@ const ACTIONS: [&str; 10] = [
     "Split with affinity",
     "Split with nothing local",
     "allowed sources",
+    "allowed sources of a node port",
 ];
 const OUTCOMES: [&str; 4] = ["forward", "reject", "drop", "pass"];
 
@@ -516,7 +524,7 @@ fn any_size(chain: ChainName) -> ChainName {
 /// Every chain that a packet can pass.
 fn all_chains() -> Vec<ChainName> {
     let mut chains = vec![ChainName::RememberFor(1)];
-    chains.extend(ChainName::FIXED);
+    chains.extend(ChainName::FIXED.into_iter().chain(ChainName::EXTRA));
     for nodeport in NO_YES {
         for sticky in NO_YES {
             for local in NO_YES {

@@ -22,6 +22,8 @@ pub(crate) enum Sort {
     LoadBalancer,
     /// The same, which only clients outside and this node's pods may use (`loadBalancerSourceRanges`).
     RestrictedLoadBalancer,
+    /// The same, whose node port and external IP are restricted, too (`nftproxyd.io/source-ranges-everywhere`).
+    RestrictedEverywhere,
 }
 
 /// Where a packet is sent.
@@ -131,8 +133,13 @@ pub(crate) fn outcome(case: &Case<'_>) -> Outcome {
         _ => {}
     }
 
-    // Source ranges come first, and concern the load-balancer IP only: for every source, pods and the node included.
-    let restricted = case.sort == Sort::RestrictedLoadBalancer && case.frontend == Frontend::LoadBalancerIp;
+    // Source ranges come first, and concern the load-balancer IP only, or whatever is reached from outside: for every source,
+    // pods and the node included.
+    let restricted = match case.sort {
+        Sort::RestrictedLoadBalancer => case.frontend == Frontend::LoadBalancerIp,
+        Sort::RestrictedEverywhere => case.frontend != Frontend::ClusterIp,
+        _ => false,
+    };
     if restricted && !matches!(case.source, Source::Client | Source::Pod | Source::LocalEndpoint) {
         return Outcome::Drop;
     }

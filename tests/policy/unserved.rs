@@ -209,6 +209,78 @@ fn source_ranges() {
     }
 }
 
+/// By the annotation they hold for all but the cluster IP.
+#[test]
+fn source_ranges_everywhere() {
+    const ALL: &str = "e1(m) e2(m)";
+    let everywhere =
+        |value: &str| json!({"metadata": {"annotations": {"nftproxyd.io/source-ranges-everywhere": value}}});
+    let guarded = |ranges: &[&str]| {
+        Example::new()
+            .with(everywhere("true"))
+            .spec(json!({"loadBalancerSourceRanges": ranges}))
+            .addresses(&["198.19.0.1"])
+    };
+    let to_all = |example: &Example, what: &str, source: &str, expected: &str| {
+        example.check(what, &[LOAD_BALANCER_IP, EXTERNAL_IP, NODE_PORT].map(|to| (source, to, expected)));
+    };
+    let clients = guarded(&["203.0.113.0/25"]);
+    for (source, expected) in
+        [(CLIENT, ALL), ("203.0.113.128", "drop"), (POD, "drop"), (E1, "drop"), (THE_NODE, "drop")]
+    {
+        to_all(&clients, "clients", source, expected);
+    }
+    clients.check("the cluster IP", &[(POD, CLUSTER_IP, "e1 e2"), ("203.0.113.128", CLUSTER_IP, ALL)]);
+    clients.check("another port", &[(POD, "tcp 192.0.2.1:22", "pass"), ("198.51.100.1", "tcp 198.19.0.1:81", "pass")]);
+
+    // The node itself, by its address and by an external or load-balancer IP that it has.
+    let node = guarded(&["192.0.2.0/24"]);
+    for source in [THE_NODE, "198.18.0.1", "198.19.0.1"] {
+        to_all(&node, "the node", source, ALL);
+    }
+    to_all(&node, "the node", CLIENT, "drop");
+
+    // No endpoints, and policy Local, as at a load-balancer IP.
+    let clients = || guarded(&["203.0.113.0/25"]);
+    let none = clients().endpoints(&[]);
+    to_all(&none, "no endpoints", CLIENT, "reject");
+    to_all(&none, "no endpoints", "203.0.113.128", "drop");
+    let local = clients().spec(json!({"externalTrafficPolicy": "Local"}));
+    to_all(&local, "external Local", CLIENT, "e1");
+    to_all(&local, "external Local", POD, "drop");
+    to_all(&local.endpoints(&[e2()]), "external Local, elsewhere", CLIENT, "drop");
+
+    // Neither `false`, nor what is no value, nor ranges of the other family, nor a /0.
+    for value in ["false", "yes"] {
+        let example =
+            Example::new().with(everywhere(value)).spec(json!({"loadBalancerSourceRanges": ["198.51.100.0/24"]}));
+        example
+            .check(value, &[(CLIENT, LOAD_BALANCER_IP, "drop"), (CLIENT, EXTERNAL_IP, ALL), (CLIENT, NODE_PORT, ALL)]);
+    }
+    to_all(&guarded(&["2001:db8::/32"]), "of IPv6", CLIENT, ALL);
+    to_all(&guarded(&["0.0.0.0/0", "198.51.100.0/24"]), "a /0", CLIENT, ALL);
+    to_all(&guarded(&["x"]), "none that can be read", CLIENT, "drop");
+    to_all(&Example::new().with(everywhere("true")), "no ranges at all", CLIENT, ALL);
+
+    // It comes and goes with the annotation.
+    let mut cluster = Example::new().spec(json!({"loadBalancerSourceRanges": ["198.51.100.0/24"]})).cluster();
+    check(&cluster, "before", &[(CLIENT, NODE_PORT, ALL), (CLIENT, EXTERNAL_IP, ALL)]);
+    let mut object = web();
+    object["spec"]["loadBalancerSourceRanges"] = json!(["198.51.100.0/24"]);
+    object["metadata"]["annotations"] = json!({"nftproxyd.io/source-ranges-everywhere": "true"});
+    cluster.apply(&object);
+    cluster.sync();
+    check(
+        &cluster,
+        "with it",
+        &[(CLIENT, NODE_PORT, "drop"), ("198.51.100.1", NODE_PORT, ALL), (POD, CLUSTER_IP, "e1 e2")],
+    );
+    object["metadata"]["annotations"] = json!({});
+    cluster.apply(&object);
+    cluster.sync();
+    check(&cluster, "afterwards", &[(CLIENT, NODE_PORT, ALL), (CLIENT, EXTERNAL_IP, ALL)]);
+}
+
 /// Who may not come learns nothing: neither that there are no endpoints, nor by way of an external IP that is the same.
 #[test]
 fn source_ranges_come_first() {

@@ -5,6 +5,7 @@ use std::path::Path;
 use nftproxyd::diff::{Operation, Transaction};
 use nftproxyd::model::Family;
 use nftproxyd::ruleset::base::{self, Detector, FrameFacts, NodePortScope};
+use nftproxyd::ruleset::extras::Extras;
 use nftproxyd::ruleset::names::{By, ChainName, Masquerade, Pick, SetName, TableName};
 use nftproxyd::ruleset::text;
 
@@ -37,6 +38,7 @@ pub(crate) fn other_facts(family: Family) -> FrameFacts {
         affinity: false,
         keeps_ports: false,
         counters: true,
+        extras: Extras::NONE,
     }
 }
 
@@ -50,6 +52,15 @@ fn sample_as_text() {
 fn other_facts_as_text() {
     check("other-ipv4.nft", &text::ruleset(&sample::ruleset(&other_facts(Family::V4))));
     check("other-ipv6.nft", &text::ruleset(&sample::ruleset(&other_facts(Family::V6))));
+}
+
+/// What not every table has.
+#[test]
+fn extras_as_text() {
+    let facts =
+        |family| FrameFacts { extras: Extras::ALL, affinity: false, keeps_ports: false, ..sample::facts(family) };
+    check("extras-ipv4.nft", &text::ruleset(&sample::ruleset(&facts(Family::V4))));
+    check("extras-ipv6.nft", &text::ruleset(&sample::ruleset(&facts(Family::V6))));
 }
 
 #[test]
@@ -159,7 +170,8 @@ fn impossible_chains_are_not_made() {
 #[test]
 fn targets_come_first() {
     for family in Family::ALL {
-        let ruleset = sample::ruleset(&sample::facts(family));
+        let facts = FrameFacts { extras: Extras::ALL, ..sample::facts(family) };
+        let ruleset = sample::ruleset(&facts);
         let text = text::ruleset(&ruleset);
         let mut seen: Vec<String> = Vec::new();
         let mut jumps = 0;
@@ -173,6 +185,6 @@ fn targets_come_first() {
             }
             seen.push(chain.name.to_string());
         }
-        assert_eq!(jumps, 14);
+        assert_eq!(jumps, 15);
     }
 }

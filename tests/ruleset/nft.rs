@@ -2,6 +2,7 @@
 
 use nftproxyd::model::Family;
 use nftproxyd::ruleset::base::{Detector, FrameFacts};
+use nftproxyd::ruleset::extras::Extras;
 use nftproxyd::ruleset::text;
 
 use super::netns::{Namespace, has, nft};
@@ -40,6 +41,7 @@ fn all_facts(family: Family) -> Vec<FrameFacts> {
             keeps_ports: false,
             ..sample.clone()
         },
+        FrameFacts { extras: Extras::ALL, affinity: false, keeps_ports: false, ..sample.clone() },
         FrameFacts { masquerade_all: true, affinity: false, keeps_ports: false, ..sample.clone() },
     ];
     let everything = match family {

@@ -8,6 +8,7 @@ use nftproxyd::model::{Family, Protocol};
 use nftproxyd::ruleset::Ruleset;
 use nftproxyd::ruleset::base::{self, Detector, FrameFacts, NodePortScope};
 use nftproxyd::ruleset::elements::dispatch_elements;
+use nftproxyd::ruleset::extras::Extras;
 use nftproxyd::ruleset::kinds::Kind;
 use nftproxyd::ruleset::names::{By, Masquerade, Pick, SetName, TableName};
 use nftproxyd::ruleset::types::{Data, Element, Key, Value};
@@ -49,6 +50,7 @@ pub(crate) fn facts(family: Family) -> FrameFacts {
         affinity: true,
         keeps_ports: true,
         counters: false,
+        extras: Extras::NONE,
     }
 }
 
@@ -139,6 +141,8 @@ pub(crate) fn ruleset(facts: &FrameFacts) -> Ruleset {
     s.frontend("default/ranges:http", Some("192.0.2.5"), Tcp, 80, Kind::SourceRanges);
     s.second(SetName::AfterSourceRanges, Some("192.0.2.5"), 80, Kind::Pick(masq(pick(2))));
     s.endpoints(Some("192.0.2.5"), Tcp, 80, 0, &BOTH);
+    // Node ports of the same, where they are guarded as well.
+    let guarded = facts.extras.nodeport_ranges;
     let whole = net(family, "10.125.0.0/16");
     let part = [ip(family, "203.0.113.3"), ip(family, "203.0.113.6")];
     let ranges = [("192.0.2.5", [whole.network(), whole.broadcast()]), ("192.0.2.5", part), ("192.0.2.8", part)];
@@ -169,6 +173,22 @@ pub(crate) fn ruleset(facts: &FrameFacts) -> Ruleset {
         s.endpoints(None, Tcp, port, 0, &BOTH);
     }
     s.endpoints(None, Tcp, 30081, Pick::LOCAL_OFFSET, &LOCAL);
+
+    if guarded {
+        s.frontend("default/ranges:http", None, Tcp, 30086, Kind::NodeportSourceRanges);
+        s.second(SetName::NodeportAfterSourceRanges, None, 30086, Kind::Pick(np(masq(pick(2)))));
+        s.endpoints(None, Tcp, 30086, 0, &BOTH);
+        s.frontend("default/etp-local-ranges:http", None, Tcp, 30087, Kind::NodeportSourceRangesLocal);
+        s.second(SetName::NodeportClusterPolicy, None, 30087, Kind::Pick(np(pick(2))));
+        s.second(SetName::NodeportLocalPolicy, None, 30087, Kind::Pick(np(local(pick(1)))));
+        s.endpoints(None, Tcp, 30087, 0, &BOTH);
+        s.endpoints(None, Tcp, 30087, Pick::LOCAL_OFFSET, &LOCAL);
+        for (port, [first, last]) in [(30086, [whole.network(), whole.broadcast()]), (30086, part), (30087, part)] {
+            let end = |source| Key::from_iter(s.key(None, Tcp, port).into_iter().chain([Value::Address(source)]));
+            let element = Element { key: end(first), key_end: Some(end(last)), data: Data::None, comment: None };
+            s.sets.push((SetName::NodeportAllowedSources, element));
+        }
+    }
 
     if facts.affinity {
         s.frontend("default/sticky:http", Some("10.96.0.4"), Tcp, 80, cluster(sticky(pick(2))));

@@ -10,6 +10,7 @@ use crate::metrics::{self, Metrics};
 use crate::model::{Event, Family, Kind, ObjectName, PerFamily, Slice, TrafficPolicy, policy};
 use crate::nftables::Kernel;
 use crate::ruleset::base::AFFINITY_SIZE;
+use crate::ruleset::extras::Extras;
 use crate::ruleset::names::SetName;
 use crate::sync::{Engine, FamilyReport, Report, Standing};
 
@@ -98,8 +99,9 @@ impl Counting {
                 gauge[family].set(count as f64);
             }
             let elements = engine.elements(family);
+            let extras = engine.frame(family).map_or(Extras::NONE, |frame| frame.extras);
             // The kernel writes the map `affinity` itself.
-            for set in SetName::ALL.into_iter().filter(|set| *set != SetName::Affinity) {
+            for set in SetName::ALL.into_iter().filter(|set| *set != SetName::Affinity && extras.has_set(*set)) {
                 self.metrics.set_map_elements(family, set.as_str(), elements.get(&set).copied().unwrap_or(0));
             }
         }

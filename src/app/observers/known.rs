@@ -78,5 +78,6 @@ pub(in crate::app) fn frame_state(facts: &FrameFacts) -> FrameState {
         affinity: facts.affinity,
         keeps_ports: facts.keeps_ports,
         counters: facts.counters,
+        nodeport_ranges: facts.extras.nodeport_ranges,
     }
 }

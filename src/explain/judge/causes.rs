@@ -324,7 +324,12 @@ fn dropped(facts: &Facts, trace: &Trace) -> Cause {
 
 /// Whether the source of the packet has it dropped.
 fn ends_in_ranges(trace: &Trace) -> bool {
-    let ranges = [ChainName::SourceRanges, ChainName::SourceRangesLocal];
+    let ranges = [
+        ChainName::SourceRanges,
+        ChainName::SourceRangesLocal,
+        ChainName::NodeportSourceRanges,
+        ChainName::NodeportSourceRangesLocal,
+    ];
     trace.steps.last().is_some_and(|step| ranges.contains(&step.chain) && step.rule.ends_with("drop"))
 }
 

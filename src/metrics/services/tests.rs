@@ -37,6 +37,7 @@ fn service(text: &str, last: u8) -> Service {
         load_balancer_ips: [].into(),
         has_external_ips: PerFamily { v4: true, v6: false },
         source_ranges: Some(["203.0.113.0/24".parse().expect("a range")].into()),
+        ranges_everywhere: false,
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Local,
         affinity: Some(600),

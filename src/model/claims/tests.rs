@@ -47,6 +47,7 @@ fn service(text: &str, created: i64, cluster_ip: &str, ports: &[ServicePort]) ->
         load_balancer_ips: Box::default(),
         has_external_ips: PerFamily::default(),
         source_ranges: None,
+        ranges_everywhere: false,
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         affinity: None,

@@ -35,6 +35,7 @@ fn service(internal_policy: TrafficPolicy, external_policy: TrafficPolicy) -> Se
         load_balancer_ips: Box::default(),
         has_external_ips: PerFamily::default(),
         source_ranges: None,
+        ranges_everywhere: false,
         internal_policy,
         external_policy,
         affinity: None,

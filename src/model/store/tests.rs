@@ -25,6 +25,7 @@ fn service(text: &str, version: i64) -> Service {
         load_balancer_ips: Box::default(),
         has_external_ips: PerFamily::default(),
         source_ranges: None,
+        ranges_everywhere: false,
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         affinity: None,

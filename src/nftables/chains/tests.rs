@@ -13,6 +13,7 @@ use crate::netlink::messages;
 use crate::nftables::encode::{Encoder, encode};
 use crate::nftables::uapi::msg;
 use crate::ruleset::base::{self, Detector, FrameFacts, NodePortScope};
+use crate::ruleset::extras::Extras;
 use crate::ruleset::names::{By, Masquerade, Pick, SetName, TableName};
 use crate::ruleset::types::{Selector, Statement, Verdict};
 use crate::sys::Expression;
@@ -60,7 +61,7 @@ fn facts() -> impl Strategy<Value = FrameFacts> {
             "[a-z0-9.-]{1,15}".prop_map(|name| Detector::Interface(name.as_str().into())),
             "[a-z0-9.-]{1,15}".prop_map(|name| Detector::InterfacePrefix(name.as_str().into())),
         ];
-        let flags = any::<[bool; 5]>();
+        let flags = any::<[bool; 6]>();
         let scope = select(vec![NodePortScope::All, NodePortScope::Listed]);
         let cidrs = prop::collection::vec(net(family), 0..3);
         (prop::option::of(detector), 0..32_u32, cidrs, scope, flags).prop_map(
@@ -69,7 +70,7 @@ fn facts() -> impl Strategy<Value = FrameFacts> {
                 bit,
                 service_cidrs,
                 node_ports,
-                [masquerade_all, stray_cluster_ips, affinity, keeps_ports, counters],
+                [masquerade_all, stray_cluster_ips, affinity, keeps_ports, counters, nodeport_ranges],
             )| {
                 FrameFacts {
                     table: TableName::NODE,
@@ -83,6 +84,7 @@ fn facts() -> impl Strategy<Value = FrameFacts> {
                     affinity,
                     keeps_ports,
                     counters,
+                    extras: Extras { nodeport_ranges },
                 }
             },
         )

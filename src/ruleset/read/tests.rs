@@ -70,7 +70,6 @@ fn frontend() -> impl Strategy<Value = (FrontendKey, Frontend)> {
         let names = (NAME, NAME, prop_oneof![Just(String::new()), NAME]);
         (key, names, action(family), ranges).prop_map(
             |((at, protocol, port), (namespace, name, port_name), action, ranges)| {
-                let ranges = ranges.filter(|_| matches!(at, FrontendAt::Address(_)));
                 let frontend = Frontend {
                     service: ObjectName::new(&namespace, &name).expect("a name"),
                     port_name: port_name.into(),

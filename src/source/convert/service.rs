@@ -52,6 +52,7 @@ pub fn service(object: &core::Service, options: &Options, pool: &mut Pool) -> Co
         load_balancer_ips: load_balancer_ips(object, &mut rejects),
         has_external_ips,
         source_ranges: None,
+        ranges_everywhere: spread::ranges_everywhere(&object.metadata, &mut rejects),
         internal_policy,
         external_policy,
         affinity: affinity(spec, &mut rejects),
@@ -63,7 +64,7 @@ pub fn service(object: &core::Service, options: &Options, pool: &mut Pool) -> Co
             .flatten(),
         created: object.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second()),
     };
-    value.source_ranges = source_ranges(spec, &value.load_balancer_ips, &mut rejects);
+    value.source_ranges = source_ranges(spec, &value, &mut rejects);
     let usable = Family::ALL.iter().any(|family| value.cluster_ips[*family].is_some()) && !value.ports.is_empty();
     Converted { name: Some(name), value: usable.then_some(value), rejects }
 }
@@ -235,29 +236,38 @@ fn load_balancer_ips(object: &core::Service, rejects: &mut Vec<Reject>) -> Box<[
     sorted_set(addresses)
 }
 
-/// Who may connect to the load-balancer IPs: nobody, where nothing of what is said about it can be used. Ranges of one
-/// family say nothing about the other, as with kube-proxy; that may not have been meant so.
+/// Who may connect to the load-balancer IPs, or to all that is reached from outside: nobody, where nothing of what is said
+/// about it can be used. Ranges of one family say nothing about the other, as with kube-proxy; that may not have been meant so.
 fn source_ranges(
     spec: &core::ServiceSpec,
-    load_balancer_ips: &[IpAddr],
+    service: &Service,
     rejects: &mut Vec<Reject>,
 ) -> Option<Box<[ipnet::IpNet]>> {
     const FIELD: &str = "spec.loadBalancerSourceRanges";
+    let everywhere = service.ranges_everywhere;
     let texts = list(&spec.load_balancer_source_ranges);
     if texts.is_empty() {
+        if everywhere {
+            let reason = format_args!("without effect: there is no {FIELD}");
+            rejects.push(Reject::new(spread::field(spread::RANGES_EVERYWHERE), reason));
+        }
         return None;
     }
+    let guarded = if everywhere { "load-balancer IPs, external IPs and node ports" } else { "load-balancer IPs" };
     // White space around a source range has always been accepted, unlike around addresses.
     let trimmed: Vec<String> = texts.iter().map(|text| text.trim().to_owned()).collect();
     let ranges = sorted_set(cidrs(&trimmed, FIELD, rejects).into_vec());
     if ranges.is_empty() {
-        rejects.push(Reject::new(FIELD, "no range is left: nobody may connect to the load-balancer IPs"));
+        rejects.push(Reject::new(FIELD, format_args!("no range is left: nobody may connect to the {guarded}")));
         return Some(ranges);
     }
     for family in Family::ALL {
-        let has_ip = load_balancer_ips.iter().any(|address| Family::of(*address) == family);
-        if has_ip && !ranges.iter().any(|range| Family::of(range.addr()) == family) {
-            let reason = format_args!("no range is {family}: load-balancer IPs of that family are open to all");
+        let of_family = |address: &IpAddr| Family::of(*address) == family;
+        let has_ip = service.load_balancer_ips.iter().any(of_family);
+        let is_exposed = |port: &ServicePort| port.node_port.is_some() || service.external_ips.iter().any(of_family);
+        let has_more = service.cluster_ips[family].is_some() && service.ports.iter().any(is_exposed);
+        if (has_ip || everywhere && has_more) && !ranges.iter().any(|range| Family::of(range.addr()) == family) {
+            let reason = format_args!("no range is {family}: {guarded} of that family are open to all");
             rejects.push(Reject::new(FIELD, reason));
         }
     }

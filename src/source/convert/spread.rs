@@ -20,6 +20,8 @@ pub const CILIUM_ALGORITHM: &str = "service.cilium.io/lb-algorithm";
 pub const MAGLEV_SIZE: &str = "nftproxyd.io/maglev-table-size";
 /// Ours, on a Service: whether its connections are accounted for.
 pub const ACCOUNTING: &str = "nftproxyd.io/accounting";
+/// Ours, on a Service: whether its source ranges hold for external IPs and node ports, too.
+pub const RANGES_EVERYWHERE: &str = "nftproxyd.io/source-ranges-everywhere";
 /// Ours, on an EndpointSlice: the weight of its endpoints.
 pub const WEIGHT: &str = "nftproxyd.io/weight";
 /// Cilium's, with the same meaning.
@@ -73,14 +75,25 @@ pub(super) fn maglev_size(metadata: &ObjectMeta, rejects: &mut Vec<Reject>) -> O
 
 /// Whether a Service's connections are accounted for by endpoint.
 pub(super) fn accounting(metadata: &ObjectMeta, rejects: &mut Vec<Reject>) -> bool {
-    let Some(text) = metadata.annotations.as_ref().and_then(|annotations| annotations.get(ACCOUNTING)) else {
-        return false;
-    };
-    text.trim().parse().unwrap_or_else(|_| {
-        let reason = format_args!("{} is neither true nor false; nothing is accounted for", shown(text));
-        rejects.push(Reject::new(field(ACCOUNTING), reason));
-        false
-    })
+    switch(metadata, ACCOUNTING, "nothing is accounted for", rejects).unwrap_or(false)
+}
+
+/// Whether a Service's source ranges hold for all that is reached from outside.
+pub(super) fn ranges_everywhere(metadata: &ObjectMeta, rejects: &mut Vec<Reject>) -> bool {
+    let otherwise = "source ranges hold for load-balancer IPs only";
+    switch(metadata, RANGES_EVERYWHERE, otherwise, rejects).unwrap_or(false)
+}
+
+/// What an annotation says that is true or false; `None` where there is none, or another value: then it is as `otherwise`
+/// says.
+fn switch(metadata: &ObjectMeta, name: &str, otherwise: &str, rejects: &mut Vec<Reject>) -> Option<bool> {
+    let text = metadata.annotations.as_ref()?.get(name)?;
+    let value = text.trim().parse().ok();
+    if value.is_none() {
+        let reason = format_args!("{} is neither true nor false; {otherwise}", shown(text));
+        rejects.push(Reject::new(field(name), reason));
+    }
+    value
 }
 
 /// The weight of a slice's endpoints.
@@ -96,7 +109,8 @@ pub(super) fn weight(metadata: &ObjectMeta, rejects: &mut Vec<Reject>) -> u16 {
     })
 }
 
-fn field(name: &str) -> String {
+/// The field of an annotation.
+pub(super) fn field(name: &str) -> String {
     format!("metadata.annotations[{name}]")
 }
 
@@ -119,17 +133,23 @@ mod tests {
     }
 
     #[test]
-    fn accounting_is_true_or_false() {
-        let name = ACCOUNTING;
-        for (annotations, found) in
-            [(&[] as Annotations<'_>, false), (&[(name, "true")], true), (&[(name, " false ")], false)]
-        {
-            assert_eq!(read(accounting, annotations), (found, Vec::new()));
+    fn switches_are_true_or_false() {
+        type Read = fn(&ObjectMeta, &mut Vec<Reject>) -> bool;
+        let switches: [(&str, Read, &str); 2] = [
+            (ACCOUNTING, accounting, "nothing is accounted for"),
+            (RANGES_EVERYWHERE, ranges_everywhere, "source ranges hold for load-balancer IPs only"),
+        ];
+        for (name, of, otherwise) in switches {
+            for (annotations, found) in
+                [(&[] as Annotations<'_>, false), (&[(name, "true")], true), (&[(name, " false ")], false)]
+            {
+                assert_eq!(read(of, annotations), (found, Vec::new()));
+            }
+            let (found, rejects) = read(of, &[(name, "yes")]);
+            assert!(!found);
+            let said = format!("metadata.annotations[{name}]: \"yes\" is neither true nor false; {otherwise}");
+            assert_eq!(rejects, [said]);
         }
-        let (found, rejects) = read(accounting, &[(name, "yes")]);
-        assert!(!found);
-        let said = "metadata.annotations[nftproxyd.io/accounting]: \"yes\" is neither true nor false; nothing is accounted for";
-        assert_eq!(rejects, [said]);
     }
 
     #[test]

@@ -339,6 +339,23 @@ fn source_ranges_that_cannot_be_used_let_nobody_in() {
         let service = converted.value.expect("the rest works");
         assert_eq!(service.source_ranges.map(|ranges| ranges.len()), count, "{ranges}");
     }
+    // Where they hold for more, that is said; and that they hold for nothing.
+    let with = |spec: Value| {
+        let annotations = json!({"nftproxyd.io/source-ranges-everywhere": "true"});
+        shown(&convert_service(json!({"metadata": {"annotations": annotations}, "spec": spec})).rejects)
+    };
+    let everywhere = "load-balancer IPs, external IPs and node ports";
+    let said = with(json!({"loadBalancerSourceRanges": ["x"]}));
+    assert_eq!(
+        said[1..],
+        [format!("spec.loadBalancerSourceRanges: no range is left: nobody may connect to the {everywhere}")]
+    );
+    let of_four =
+        format!("spec.loadBalancerSourceRanges: no range is IPv4: {everywhere} of that family are open to all");
+    let ports = json!([{"port": 80, "nodePort": 30080}]);
+    assert_eq!(with(json!({"loadBalancerSourceRanges": ["fd00::/8"], "ports": ports})), [of_four]);
+    let unused = "metadata.annotations[nftproxyd.io/source-ranges-everywhere]: without effect: there is no spec.loadBalancerSourceRanges";
+    assert_eq!(with(json!({})), [unused]);
     // Nothing is to be said about a family without load-balancer IPs.
     let converted = convert_service(json!({"spec": {"loadBalancerSourceRanges": ["10.0.0.0/8"]}}));
     assert_eq!(converted.rejects, []);

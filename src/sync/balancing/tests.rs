@@ -37,6 +37,7 @@ fn service(text: &str, last: u8, scheduler: Option<Scheduler>) -> Event {
         load_balancer_ips: [].into(),
         has_external_ips: PerFamily { v4: true, v6: false },
         source_ranges: None,
+        ranges_everywhere: false,
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         affinity: None,

@@ -79,14 +79,16 @@ impl Table {
         }
     }
 
-    /// Sends the chains whose rules are others by these facts, of the frame and those made on demand, and those that belong to
-    /// the frame by these facts only.
+    /// Sends the chains whose rules are others by these facts, of the frame and those made on demand, and the sets and chains
+    /// that belong to the frame by these facts only.
     pub(super) fn send_frame(&mut self, pass: &mut Pass<'_>, facts: FrameFacts) -> Result<(), SyncError> {
         if self.sent == facts {
             return Ok(());
         }
         let present = base::all_chains(self.installed.chains(), &self.sent);
         let mut transaction = Transaction::new(self.family);
+        let new_sets = base::sets(&facts).filter(|set| !self.sent.extras.has_set(*set));
+        transaction.operations.extend(new_sets.map(|set| Operation::AddSet(base::set_for(set, &facts))));
         let mut dispatched = Vec::new();
         for chain in base::all_chains(self.installed.chains(), &facts) {
             if present.contains(&chain) {

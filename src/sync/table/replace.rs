@@ -17,8 +17,10 @@ use crate::errors;
 use crate::model::FrontendKey;
 use crate::nftables::{CommitError, KeptClients, Snapshot, table_flag};
 use crate::ruleset::base::{self, Frame, FrameFacts};
+use crate::ruleset::extras::Extras;
 use crate::ruleset::frontend::Frontend;
 use crate::ruleset::kept::Kept;
+use crate::ruleset::names::SetName;
 
 /// How long clients with affinity are looked for: some 50,000 are read in that time. The old table serves meanwhile.
 const READING: Duration = Duration::from_secs(2);
@@ -51,6 +53,15 @@ impl Table {
         self.send(pass, &Transaction { family: self.family, operations: vec![Operation::OwnTable] })?;
         info!("table {} had lost its owner, and is adopted", self.name());
         self.dump(pass, frame)
+    }
+
+    /// Whether the table has parts that nobody has needed since this process began. They stay until it is made anew.
+    pub(super) fn keeps_extras(&mut self, snapshot: &Snapshot) -> bool {
+        let unknown = snapshot.foreign_sets.iter().filter_map(|name| SetName::parse(name));
+        let extras = unknown.fold(self.facts.extras, |extras, set| extras.with(Extras::of_set(set)));
+        let keeps = extras != self.facts.extras;
+        self.facts.extras = extras;
+        keeps
     }
 
     fn dump(&self, pass: &mut Pass<'_>, frame: &Frame) -> Result<Snapshot, SyncError> {

@@ -24,6 +24,7 @@ mod manifests;
 mod node_incidents;
 mod owned;
 mod proxies;
+mod ranges;
 mod readers;
 mod ready;
 mod refusals;

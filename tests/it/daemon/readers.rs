@@ -72,12 +72,17 @@ pub(super) fn write_more(node: &Node) {
         ("local", json!({"externalTrafficPolicy": "Local"})),
         ("inside", json!({"internalTrafficPolicy": "Local"})),
         ("none", json!({"sessionAffinity": "ClientIP"})),
+        ("guarded", json!({"loadBalancerSourceRanges": ["203.0.113.0/24", "2001:db8:c::/48"]})),
+        ("guarded-local", json!({"externalTrafficPolicy": "Local", "loadBalancerSourceRanges": ["203.0.113.0/24"]})),
     ];
     let mut objects = Vec::new();
     for (nth, (name, spec)) in (1_u16..).zip(kinds) {
         let cluster_ips = [ip(&format!("172.30.2.{nth}")), ip(&format!("fd00:172:30::2:{nth}"))];
         let mut object = service("shop", name, &cluster_ips, &spec);
         object["spec"]["type"] = json!("LoadBalancer");
+        if name.starts_with("guarded") {
+            object["metadata"]["annotations"] = json!({"nftproxyd.io/source-ranges-everywhere": "true"});
+        }
         object["spec"]["externalIPs"] = json!([format!("198.51.100.1{nth}"), format!("2001:db8:e::1{nth}")]);
         let addresses = [format!("198.51.100.2{nth}"), format!("2001:db8:e::2{nth}")];
         object["status"]["loadBalancer"]["ingress"] = addresses.iter().map(|ip| json!({"ip": ip})).collect();
@@ -180,6 +185,8 @@ fn reads(suite: &str, spell: impl Fn(&str, &str) -> String) -> Option<(Nft, Node
     has("ip6", "map nodeport-endpoints", "udp . 30153 . 2 : fd00:1::3 . 8053");
     has("ip", "map service-ips", "172.30.2.4 . udp . 53 comment \"shop/none:dns\" : f800:2");
     has("ip", "map dispatch", "f800:2 : goto reject-it");
+    has("ip", "set nodeport-allowed-sources", "sctp . 30699 . 203.0.113.0/24");
+    has("ip", "map dispatch", "f800:8 : goto nodeport-source-ranges-local");
     for (table, client) in [("ip", "203.0.113.7 . 172.30.1.2"), ("ip6", "2001:db8:c::7 . fd00:172:30::2:1")] {
         let elements: Vec<_> = of(table, "map affinity").iter().filter(|line| !is_definition(line)).collect();
         assert!(elements.len() == 1 && elements[0].starts_with(client), "{suite}: {elements:?}");

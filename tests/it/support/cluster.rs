@@ -76,6 +76,7 @@ pub(crate) fn plain_service(index: u16) -> Service {
         load_balancer_ips: [].into(),
         has_external_ips: PerFamily::default(),
         source_ranges: None,
+        ranges_everywhere: false,
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         affinity: None,
@@ -181,6 +182,12 @@ pub(crate) fn of_every_kind(count: u16, affinity: Option<u32>) -> Cluster {
             cluster.services.insert(service.name.clone(), service);
         }
     }
+    cluster
+}
+
+/// The same cluster, whose Services ask for all that not every table has.
+pub(crate) fn with_extras(mut cluster: Cluster) -> Cluster {
+    cluster.services.values_mut().for_each(|service| service.ranges_everywhere = service.source_ranges.is_some());
     cluster
 }
 
@@ -426,13 +433,15 @@ fn service_ports() -> impl Strategy<Value = Box<[ServicePort]>> {
 
 /// A Service of any kind.
 pub(crate) fn service() -> impl Strategy<Value = Service> {
-    let addresses = (families(), 1u8..8, outside(), outside(), source_ranges());
+    let ranges = (source_ranges(), any::<bool>());
+    let addresses = (families(), 1u8..8, outside(), outside(), ranges);
     let schedulers: Vec<_> = Scheduler::ALL.into_iter().map(|(scheduler, _)| scheduler).collect();
     let scheduler = prop::option::of(select(schedulers));
     let rest = (policy(), policy(), select(vec![None, None, Some(60), Some(10_800)]), scheduler, 0i64..3);
     (select(&SERVICES[..]), service_ports(), addresses, rest).prop_map(
-        |(service, ports, (families, last, external_ips, load_balancer_ips, source_ranges), rest)| {
+        |(service, ports, (families, last, external_ips, load_balancer_ips, ranges), rest)| {
             let (internal_policy, external_policy, affinity, scheduler, created) = rest;
+            let (source_ranges, ranges_everywhere) = ranges;
             // The last is outside of all ranges.
             let cluster_ip = |family| address(family, 10, if last == 7 { 99 } else { 96 }, last);
             let has = |family| external_ips.iter().any(|ip| Family::of(*ip) == family);
@@ -444,6 +453,7 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
                 external_ips,
                 load_balancer_ips,
                 source_ranges,
+                ranges_everywhere,
                 internal_policy,
                 external_policy,
                 affinity,

@@ -13,7 +13,7 @@ use nftproxyd::ruleset::{base, text};
 use nftproxyd::sync::Engine;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::support::cluster::{Cluster, facts, of_every_kind};
+use crate::support::cluster::{Cluster, facts, of_every_kind, with_extras};
 use crate::support::namespace::Namespace;
 use crate::support::nft::{assert_same, nft, table};
 
@@ -42,7 +42,7 @@ fn in_namespace(test: impl FnOnce() + Send + 'static) {
 
 /// What others do, as nft commands. `F` stands for the family, `IP` for a cluster IP of a Service with a port 80 of two
 /// endpoints, `FREE` for an address that nobody has.
-const CHANGES: [(&str, &str); 34] = [
+const CHANGES: [(&str, &str); 40] = [
     ("an element is deleted", "delete element F nftproxyd service-ips { IP . tcp . 80 }"),
     ("an endpoint is deleted", "delete element F nftproxyd endpoints { IP . tcp . 80 . 0 }"),
     ("a cluster IP is deleted", "delete element F nftproxyd cluster-ips { IP }"),
@@ -81,6 +81,28 @@ delete chain F nftproxyd masq-pick-15",
     ("an endpoint is added", "add element F nftproxyd endpoints { IP . tcp . 80 . 7 : FREE . 99 }"),
     ("a cluster IP is added", "add element F nftproxyd cluster-ips { FREE }"),
     ("a source is added", "add element F nftproxyd allowed-sources { IP . tcp . 80 . FREE }"),
+    ("a source of node ports is added", "add element F nftproxyd nodeport-allowed-sources { tcp . 30002 . FREE }"),
+    ("the sources of node ports are deleted", "flush set F nftproxyd nodeport-allowed-sources"),
+    (
+        "what follows for a node port is deleted",
+        "delete element F nftproxyd nodeport-after-source-ranges { tcp . 30002 }",
+    ),
+    (
+        "what follows for a node port is another kind",
+        "delete element F nftproxyd nodeport-after-source-ranges { tcp . 30002 }
+add element F nftproxyd nodeport-after-source-ranges { tcp . 30002 : f800:1 }",
+    ),
+    ("a chain that not every table has is flushed", "flush chain F nftproxyd nodeport-source-ranges"),
+    (
+        "sets and chains that not every table has are deleted",
+        "delete element F nftproxyd dispatch { f800:7, f800:8 }
+flush chain F nftproxyd nodeport-source-ranges
+flush chain F nftproxyd nodeport-source-ranges-local
+delete chain F nftproxyd nodeport-source-ranges
+delete chain F nftproxyd nodeport-source-ranges-local
+delete set F nftproxyd nodeport-allowed-sources
+delete map F nftproxyd nodeport-after-source-ranges",
+    ),
     ("a local endpoint is added", "add element F nftproxyd local-endpoints { FREE }"),
     ("a hairpin is added", "add element F nftproxyd hairpin { FREE . IP }"),
     ("a node port is added", "add element F nftproxyd service-nodeports { tcp . 1 : 1:2 }"),
@@ -143,7 +165,7 @@ fn what_others_change_is_put_right() {
             "table inet other { set s { type inet_service; elements = { 80, 443 }; }; chain c { tcp dport @s accept; }; }",
         );
         let other = nft(&["list", "table", "inet", "other"], "");
-        let mut engine = synced(&of_every_kind(2, Some(60)));
+        let mut engine = synced(&with_extras(of_every_kind(2, Some(60))));
         let before = both();
         for (what, commands) in CHANGES {
             for (family, ip, free) in
@@ -313,7 +335,7 @@ fn a_restart_sends_nothing_or_only_the_difference() {
 fn nft_makes_the_same_table_of_the_text() {
     in_namespace(|| {
         for (family, affinity) in [(Family::V4, Some(60)), (Family::V4, None), (Family::V6, None)] {
-            let mut engine = synced(&of_every_kind(2, affinity));
+            let mut engine = synced(&with_extras(of_every_kind(2, affinity)));
             let word = text::family(family);
             let by_netlink = table(word);
             assert!(by_netlink.len() > 30, "{by_netlink:#?}");
