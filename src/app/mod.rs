@@ -138,6 +138,7 @@ fn facts(config: &Config) -> Facts {
         scheduler: config.scheduler,
         hashes: true,
         counters: config.count_connections,
+        ping: config.ping,
         longest_retry: LONGEST_RETRY.min(config.sync_period),
     }
 }

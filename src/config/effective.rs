@@ -64,6 +64,7 @@ pub fn effective(config: &Config) -> Value {
             "masqueradeAll": config.masquerade_all,
             "masqueradeBit": config.masquerade_bit,
             "minSyncPeriod": duration(config.min_sync_period),
+            "ping": config.ping,
             "scheduler": config.scheduler.name(),
             "syncPeriod": duration(config.sync_period),
         },

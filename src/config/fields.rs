@@ -122,6 +122,7 @@ pub(super) const FIELDS: &[(&str, Type, Use)] = &[
     ("nftables.scheduler", String, Honoured),
     ("nftables.countConnections", Bool, Honoured),
     ("nftables.accounting", Bool, Honoured),
+    ("nftables.ping", Bool, Honoured),
 ];
 
 /// A field that kube-proxy does not have: which Services are served.
@@ -130,6 +131,8 @@ pub(super) const SERVICE_PROXY_NAME: &str = "serviceProxyName";
 pub(super) const SCHEDULER: &str = "nftables.scheduler";
 /// Another one: whether all connections are accounted for.
 pub(super) const ACCOUNTING: &str = "nftables.accounting";
+/// Another one: whether addresses of Services answer pings.
+pub(super) const PING: &str = "nftables.ping";
 /// Another one: whether frontends count.
 pub(super) const COUNT_CONNECTIONS: &str = "nftables.countConnections";
 

@@ -45,10 +45,11 @@ pub(super) const METRICS_PORT: &str = "metrics-port";
 const SCHEDULER: &str = "scheduler";
 const COUNT_CONNECTIONS: &str = "count-connections";
 const ACCOUNTING: &str = "accounting";
+const PING: &str = "ping";
 /// Those that kube-proxy does not have.
-pub(crate) const OURS: [&str; 3] = [SCHEDULER, COUNT_CONNECTIONS, ACCOUNTING];
+pub(crate) const OURS: [&str; 4] = [SCHEDULER, COUNT_CONNECTIONS, ACCOUNTING, PING];
 
-/// Every flag of kube-proxy, and three of ours, `--scheduler`, `--count-connections` and `--accounting`, but those that the command line has a meaning of its own for (`--config`, `--master`,
+/// Every flag of kube-proxy, and four of ours, `--scheduler`, `--count-connections`, `--accounting` and `--ping`, but those that the command line has a meaning of its own for (`--config`, `--master`,
 /// `--hostname-override`, `--write-config-to`, `--cleanup`, `--init-only`, `--version`, `--help`).
 pub const FLAGS: &[Flag] = &[
     beating("v", &["logging.verbosity"], "LEVEL", "Say more in the log: 2 for each sync, 5 for each transaction"),
@@ -121,6 +122,7 @@ pub const FLAGS: &[Flag] = &[
         "",
         "Account for the connections of all Services by endpoint: packets and bytes",
     ),
+    beating(PING, &["nftables.ping"], "", "Answer pings of the addresses of all Services that have endpoints"),
     flag(
         "iptables-masquerade-bit",
         &["iptables.masqueradeBit"],

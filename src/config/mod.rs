@@ -68,6 +68,8 @@ pub struct Config {
     /// `accounting`, `--accounting`: the connections of all Services are accounted for by endpoint, not only of those that ask
     /// for it.
     pub accounting: bool,
+    /// `ping`, `--ping`: addresses of all Services answer pings, not only of those that ask for it.
+    pub ping: bool,
     /// `minSyncPeriod` of the selected mode: least time from the end of one sync to the beginning of the next. Zero
     /// unless set (kube-proxy waits for a second), at most an hour.
     pub min_sync_period: Duration,

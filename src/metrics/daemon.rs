@@ -1,6 +1,7 @@
 //! What the daemon says of itself on the metrics port, as JSON: the server writes it, `nftproxyd status` reads it.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -179,6 +180,12 @@ pub struct FrameState {
     /// Whether there has been a Service whose node ports only some sources may reach.
     #[serde(default)]
     pub nodeport_ranges: bool,
+    /// Whether there has been a Service whose addresses answer pings.
+    #[serde(default)]
+    pub ping: bool,
+    /// The node's own address of the family, which answers them.
+    #[serde(default)]
+    pub node_ip: Option<IpAddr>,
 }
 
 /// What tells packets of pods from others.

@@ -137,11 +137,11 @@ impl<'a> Fields<'a> {
                     return None;
                 }
                 let family = u8::try_from(self.number(2)?).ok()?;
-                let (address, port) = (self.register(3)?, self.register(5)?);
-                // The kernel says what it was not told: that the ranges have one address and one port.
-                let ends = [self.register(4).unwrap_or(address), self.register(6).unwrap_or(port)];
+                let (address, port) = (self.register(3)?, self.register(5));
+                // The kernel says what it was not told: that the ranges have one address and one port, if there is a port.
+                let ends = (self.register(4).unwrap_or(address), self.register(6).or(port));
                 let flags = self.number(7).unwrap_or(0) & !uapi::NAT_ADDRESS_AND_PORT;
-                (ends == [address, port] && flags == 0).then_some(Expression::Dnat { family, address, port })?
+                (ends == (address, port) && flags == 0).then_some(Expression::Dnat { family, address, port })?
             }
             "masq" => Expression::Masquerade { flags: self.number(1).unwrap_or(0) },
             // NFT_REJECT_ICMP_UNREACH, NFT_REJECT_TCP_RST; that has no code, whatever is sent.

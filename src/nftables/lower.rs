@@ -51,6 +51,15 @@ pub(super) fn lower(family: Family, statement: &Statement) -> Vec<Expression> {
             Expression::MetaLoad { key: uapi::meta::L4PROTO, dreg: first },
             compare(first, Comparison::Equal, &[protocol.number()]),
         ],
+        Statement::EchoRequest => {
+            let (protocol, kind) = uapi::ECHO_REQUEST[usize::from(family == Family::V6)];
+            vec![
+                Expression::MetaLoad { key: uapi::meta::L4PROTO, dreg: first },
+                compare(first, Comparison::Equal, &[protocol]),
+                Expression::Payload { base: PayloadBase::Transport, offset: 0, len: 1, dreg: first },
+                compare(first, Comparison::Equal, &[kind]),
+            ]
+        }
         Statement::SourceIsLocal => address_is_local(false, false),
         Statement::DestinationIsLocal { negated } => address_is_local(true, *negated),
         Statement::StatusDnat => {
@@ -89,9 +98,19 @@ pub(super) fn lower(family: Family, statement: &Statement) -> Vec<Expression> {
         Statement::DnatMap { key, map } => {
             let lookup = Expression::Lookup { set: c_name(map.as_str()), sreg: first, lookup: Lookup::Data(first) };
             let mut expressions = load_and(family, key, lookup);
-            let port = first.after(address_length(family));
+            let port = Some(first.after(address_length(family)));
             expressions.push(Expression::Dnat { family: protocol_family(family), address: first, port });
             expressions
+        }
+        Statement::DnatTo(address) => {
+            let data = match address {
+                IpAddr::V4(address) => Bytes::from_slice(&address.octets()),
+                IpAddr::V6(address) => Bytes::from_slice(&address.octets()),
+            };
+            vec![
+                Expression::Immediate { dreg: first, data },
+                Expression::Dnat { family: protocol_family(family), address: first, port: None },
+            ]
         }
         Statement::Update { map, key, timeout, data } => {
             // nft 1.0.6 keeps 16 bytes for the key, which is right for IPv4 and aborts for IPv6. So IPv6 cannot be

@@ -52,6 +52,13 @@ fn resembles(family: Family, expressions: &[Expression]) -> Option<Statement> {
             let prefix_length = ipnet::ip_mask_to_prefix(address(family, mask)?).ok()?;
             in_net(family, *offset, data, prefix_length, *comparison)
         }
+        [
+            Expression::MetaLoad { key: uapi::meta::L4PROTO, .. },
+            Expression::Cmp { .. },
+            Expression::Payload { base: PayloadBase::Transport, len: 1, .. },
+            Expression::Cmp { .. },
+            ..,
+        ] => Some(Statement::EchoRequest),
         [Expression::MetaLoad { key, .. }, Expression::Cmp { comparison, data, .. }, ..] => {
             let negated = *comparison == Comparison::NotEqual;
             match *key {
@@ -82,6 +89,9 @@ fn resembles(family: Family, expressions: &[Expression]) -> Option<Statement> {
         }
         [Expression::Immediate { data, .. }, Expression::MetaSet { .. }, ..] => {
             Some(Statement::SetPriority(number(data)?))
+        }
+        [Expression::Immediate { data, .. }, Expression::Dnat { port: None, .. }, ..] => {
+            Some(Statement::DnatTo(address(family, data)?))
         }
         [Expression::Masquerade { flags }, ..] => Some(Statement::Masquerade { keep_port: *flags == 0 }),
         [Expression::Reject(RejectWith::TcpReset), ..] => Some(Statement::RejectTcp),

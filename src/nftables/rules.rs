@@ -162,6 +162,7 @@ mod tests {
             keeps_ports: false,
             counters: true,
             extras: Extras::NONE,
+            node_ip: None,
         };
         let frame = base::frame(&facts);
         let sets = SetName::ALL.into_iter().filter_map(set).map(Operation::AddSet);

@@ -156,6 +156,8 @@ pub(super) const IPS_DST_NAT: u32 = 1 << 5;
 pub(super) const RTN_LOCAL: u32 = 2;
 /// `NF_NAT_RANGE_PROTO_RANDOM_FULLY` of include/uapi/linux/netfilter/nf_nat.h.
 pub(super) const NAT_RANDOM_FULLY: u32 = 1 << 4;
+/// `IPPROTO_ICMP` and `IPPROTO_ICMPV6`, each with the type of an echo request (include/uapi/linux/icmp.h, icmpv6.h).
+pub(super) const ECHO_REQUEST: [(u8, u8); 2] = [(1, 8), (58, 128)];
 /// `NF_NAT_RANGE_MAP_IPS | NF_NAT_RANGE_PROTO_SPECIFIED`: what the kernel adds where there are an address and a port.
 pub(super) const NAT_ADDRESS_AND_PORT: u32 = 0b11;
 /// `IFNAMSIZ`: an interface's name with its NUL.

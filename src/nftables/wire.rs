@@ -50,12 +50,12 @@ fn case(family: Family, name: &str, text: &str, operations: Vec<Operation>) -> C
 }
 
 fn case_after(family: Family, name: &str, setup: &str, text: &str, operations: Vec<Operation>) -> Case {
-    let (ip, nexthdr, address, suffix) = match family {
-        Family::V4 => ("ip", "ip protocol", "ipv4_addr", ""),
-        Family::V6 => ("ip6", "ip6 nexthdr", "ipv6_addr", "-ip6"),
+    let (ip, nexthdr, address, ping, suffix) = match family {
+        Family::V4 => ("ip", "ip protocol", "ipv4_addr", "icmp type echo-request", ""),
+        Family::V6 => ("ip6", "ip6 nexthdr", "ipv6_addr", "icmpv6 type echo-request", "-ip6"),
     };
     let fill = |text: &str| {
-        let text = text.replace("$NEXTHDR", nexthdr).replace("$ADDR", address);
+        let text = text.replace("$NEXTHDR", nexthdr).replace("$ADDR", address).replace("$PING", ping);
         text.replace("$IP", ip).replace("$VIP", &addresses(family).0)
     };
     let mut encoder = Encoder::new(family, TableName::NODE.as_str(), 0);
@@ -199,6 +199,8 @@ add chain $IP nftproxyd nat-postrouting { type nat hook postrouting priority 99;
 }
 
 fn statements(family: Family) -> Case {
+    let (_, vip) = addresses(family);
+    let Value::Address(vip) = vip else { panic!("{vip:?}") };
     let rows: Vec<(&str, Vec<Statement>)> = vec![
         ("iifname \"cni0\" drop", vec![interface("cni0", false, false), drop()]),
         ("iifname != \"veth*\" drop", vec![interface("veth", true, true), drop()]),
@@ -207,6 +209,7 @@ fn statements(family: Family) -> Case {
         ("meta l4proto tcp reject with tcp reset", vec![Statement::L4ProtoIs(Protocol::Tcp), Statement::RejectTcp]),
         ("meta l4proto sctp drop", vec![Statement::L4ProtoIs(Protocol::Sctp), drop()]),
         ("reject", vec![Statement::Reject]),
+        ("$PING dnat to $VIP", vec![Statement::EchoRequest, Statement::DnatTo(vip)]),
         ("fib saddr type local drop", vec![Statement::SourceIsLocal, drop()]),
         ("fib daddr type local drop", vec![Statement::DestinationIsLocal { negated: false }, drop()]),
         ("fib daddr type != local drop", vec![Statement::DestinationIsLocal { negated: true }, drop()]),

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!  nat-prerouting: as services, without going there
-//!  nat-output -> services: kind by @service-ips, else unserved?, else kind by @service-nodeports
+//!  nat-output -> services: kind by @service-ips, else [ping?], unserved?, else kind by @service-nodeports
 //!      kind --dispatch-->      [[nodeport-]source-ranges[-local] | external-local | nodeport-local]
 //!                                    only for frontends that need them: another kind
 //!      kind --dispatch-last--> [cluster-|masq-][sticky-]pick-N    mark, remembered endpoint, random slot: dnat
@@ -125,6 +125,8 @@ pub struct FrameFacts {
     pub counters: bool,
     /// Which parts there are besides those that every table has.
     pub extras: Extras,
+    /// This node's own address of the family, which answers the pings of Services. Nobody answers where it is not known.
+    pub node_ip: Option<IpAddr>,
 }
 
 impl FrameFacts {
@@ -267,7 +269,9 @@ pub fn set(name: SetName) -> SetDef {
         SetName::AllowedSources => (ALLOWED_SOURCE_KEY.to_vec(), DataDef::None),
         SetName::NodeportAllowedSources => (ALLOWED_SOURCE_KEY[1..].to_vec(), DataDef::None),
         SetName::Affinity => (AFFINITY_KEY.to_vec(), DataDef::Values(ENDPOINT.to_vec())),
-        SetName::NodeportIps | SetName::ClusterIps => (vec![Selector::DestinationAddress], DataDef::None),
+        SetName::NodeportIps | SetName::ClusterIps | SetName::PingIps => {
+            (vec![Selector::DestinationAddress], DataDef::None)
+        }
         SetName::LocalEndpoints => (vec![Selector::SourceAddress], DataDef::None),
         SetName::Hairpin => (vec![Selector::SourceAddress, Selector::DestinationAddress], DataDef::None),
         SetName::Dispatch | SetName::DispatchLast | SetName::DispatchAffinity => {
@@ -392,6 +396,13 @@ fn fixed(name: ChainName, facts: &FrameFacts) -> Option<Chain> {
 
 fn services_rules(facts: &FrameFacts) -> Vec<Rule> {
     let mut rules = vec![rule(by_kind(&ADDRESS_KEY, SetName::ServiceIps, SetName::Dispatch))];
+    if let Some(node_ip) = facts.node_ip.filter(|_| facts.extras.ping) {
+        // Not `redirect`: the interface of a pod may have no address. Who pings is answered by an address that is translated
+        // back, be it a pod, somebody outside, or the node.
+        let within =
+            Statement::InSet { key: vec![Selector::DestinationAddress], set: SetName::PingIps, negated: false };
+        rules.push(rule([Statement::EchoRequest, within, Statement::DnatTo(node_ip)]));
+    }
     for net in &facts.service_cidrs {
         rules.push(rule([Statement::DestinationIn { net: *net, negated: false }, jump(ChainName::Unserved)]));
     }

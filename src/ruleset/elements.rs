@@ -142,6 +142,7 @@ pub fn shared_element(shared: Shared) -> (SetName, Element) {
     let element = |key: Key| Element { key, key_end: None, data: Data::None, comment: None };
     match shared {
         Shared::ClusterIp(address) => (SetName::ClusterIps, element(smallvec![Value::Address(address)])),
+        Shared::Ping(address) => (SetName::PingIps, element(smallvec![Value::Address(address)])),
         Shared::LocalEndpoint(address) => (SetName::LocalEndpoints, element(smallvec![Value::Address(address)])),
         Shared::Hairpin(address) => {
             (SetName::Hairpin, element(smallvec![Value::Address(address), Value::Address(address)]))

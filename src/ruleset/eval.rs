@@ -191,12 +191,25 @@ impl<'a> Tracer<'a> {
     ///
     /// Where the packet or the ruleset leave a question open: see [`EvalError`].
     pub fn trace(&self, packet: &Packet) -> Result<Trace, EvalError> {
+        self.walk(packet, false)
+    }
+
+    /// Follows an echo request, whose port and protocol do not count. Who answers it is reached at port 0.
+    ///
+    /// # Errors
+    /// Those of [`Tracer::trace`].
+    pub fn ping(&self, source: IpAddr, destination: IpAddr, origin: Origin) -> Result<Trace, EvalError> {
+        let packet = Packet { source, destination, protocol: Protocol::Udp, port: 0, origin };
+        self.walk(&packet, true)
+    }
+
+    fn walk(&self, packet: &Packet, is_ping: bool) -> Result<Trace, EvalError> {
         for address in [packet.source, packet.destination] {
             if Family::of(address) != self.family {
                 return Err(EvalError::Family(address, self.family));
             }
         }
-        let mut walk = Walk { tracer: self, packet, hook: HookPoint::Prerouting, steps: Vec::new() };
+        let mut walk = Walk { tracer: self, packet, is_ping, hook: HookPoint::Prerouting, steps: Vec::new() };
         let priority = if packet.origin == Origin::Proxy { OWN_PRIORITY } else { 0 };
         let start = State { destination: SocketAddr::new(packet.destination, packet.port), mark: 0, priority };
         let sent_here = matches!(packet.origin, Origin::Node | Origin::Proxy);

@@ -132,6 +132,8 @@ pub fn comment(service: &ObjectName, port_name: &str) -> ArcStr {
 pub enum Shared {
     /// A cluster IP, in `cluster-ips`.
     ClusterIp(IpAddr),
+    /// An address that answers pings, in `ping-ips`.
+    Ping(IpAddr),
     /// An endpoint on this node, in `local-endpoints`.
     LocalEndpoint(IpAddr),
     /// The same in `hairpin`.

@@ -82,6 +82,8 @@ pub enum SetName {
     NodeportIps,
     /// Set of all cluster IPs.
     ClusterIps,
+    /// Set of the addresses of Services that answer pings. There only where it is needed.
+    PingIps,
     /// Set of the addresses of endpoints on this node: only their connections can be to themselves.
     LocalEndpoints,
     /// Set source . destination of endpoints on this node: a connection from one to itself.
@@ -111,7 +113,7 @@ impl SetName {
 
     /// Every set, in the order in which they are created and listed. Those of [`Extras`](super::extras::Extras) are not
     /// always there.
-    pub const ALL: [SetName; 24] = [
+    pub const ALL: [SetName; 25] = [
         SetName::ServiceIps,
         SetName::ServiceNodeports,
         SetName::Endpoints,
@@ -129,6 +131,7 @@ impl SetName {
         SetName::NodeportAffinityTimeouts,
         SetName::NodeportIps,
         SetName::ClusterIps,
+        SetName::PingIps,
         SetName::LocalEndpoints,
         SetName::Hairpin,
         SetName::KeptPorts,
@@ -158,6 +161,7 @@ impl SetName {
             SetName::NodeportAffinityTimeouts => "nodeport-affinity-timeouts",
             SetName::NodeportIps => "nodeport-ips",
             SetName::ClusterIps => "cluster-ips",
+            SetName::PingIps => "ping-ips",
             SetName::LocalEndpoints => "local-endpoints",
             SetName::Hairpin => "hairpin",
             SetName::KeptPorts => "kept-ports",

@@ -57,6 +57,9 @@ impl Contents {
             (SetName::ClusterIps, [Value::Address(address)]) if is_plain(&element) => {
                 self.shared.insert(Shared::ClusterIp(*address));
             }
+            (SetName::PingIps, [Value::Address(address)]) if is_plain(&element) => {
+                self.shared.insert(Shared::Ping(*address));
+            }
             (SetName::LocalEndpoints, [Value::Address(address)]) if is_plain(&element) => {
                 self.shared.insert(Shared::LocalEndpoint(*address));
             }

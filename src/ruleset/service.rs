@@ -11,7 +11,7 @@ use super::names::{Masquerade, Pick};
 use super::ranges::{self, Range};
 use super::slots::{self, Misfit, Seed, Shares, Slots, Spread};
 use crate::model::policy::{Choice, Target};
-use crate::model::{Family, FrontendKey, Role, Scheduler, Service, ServicePort, TrafficPolicy};
+use crate::model::{Family, FrontendAt, FrontendKey, Role, Scheduler, Service, ServicePort, TrafficPolicy};
 
 /// Everything that one Service wants in one family's table.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -39,6 +39,8 @@ pub struct ServiceFacts {
     pub scheduler: Scheduler,
     /// Whether the kernel can choose them by a hash.
     pub hashes: bool,
+    /// Whether addresses answer pings where a Service does not say.
+    pub ping: bool,
 }
 
 /// The part of one Service in one family's table.
@@ -66,6 +68,7 @@ pub fn part<'a>(
         }
         wanted => wanted,
     };
+    let pings = service.ping.unwrap_or(facts.ping);
     for port in &service.ports {
         let choice = choose(port);
         let most = choice.cluster.len().max(choice.local.len());
@@ -85,6 +88,14 @@ pub fn part<'a>(
                 }
             };
             part.misfit = part.misfit.or(spreading.misfit);
+            // Where a client outside would get an endpoint. Who may not come learns nothing; whether he may is asked by port.
+            if let FrontendAt::Address(address) = key.at
+                && pings
+                && allowed_sources.is_none()
+                && !action.outside().is_empty()
+            {
+                part.shared.push(Shared::Ping(address));
+            }
             let (service, port_name) = (service.name.clone(), port.name.clone());
             part.frontends.push((key, Frontend { service, port_name, action, allowed_sources }));
         }
@@ -190,7 +201,7 @@ mod tests {
 
     use super::*;
     use crate::model::claims::{Claims, Owner};
-    use crate::model::{FrontendAt, ObjectName, PerFamily, Protocol};
+    use crate::model::{ObjectName, PerFamily, Protocol};
     use crate::ruleset::names::By;
 
     fn address(text: &str) -> IpAddr {
@@ -219,6 +230,7 @@ mod tests {
             affinity: None,
             scheduler: None,
             maglev_size: None,
+            ping: None,
             accounting: false,
             health_check_node_port: None,
             created: 1,
@@ -230,6 +242,7 @@ mod tests {
         node_ip: None,
         scheduler: Scheduler::Random,
         hashes: true,
+        ping: false,
     };
 
     fn wanted(service: &Service, claims: &Claims, family: Family) -> ServicePart {
@@ -281,6 +294,44 @@ mod tests {
                 assert_eq!(frontend.allowed_sources.is_some(), guarded, "{key}");
             }
         }
+    }
+
+    #[test]
+    fn addresses_answer_pings_where_clients_outside_get_an_endpoint() {
+        let target =
+            |last, local| Target { address: [10, 180, 0, last].into(), port: NonZeroU16::MIN, local, weight: 1 };
+        let here = Choice { cluster: vec![target(1, true)], local: vec![target(1, true)], any: true };
+        let elsewhere = Choice { cluster: vec![target(2, false)], local: vec![], any: true };
+        let asks = Service { ping: Some(true), source_ranges: None, ..web() };
+        let answer = |service: &Service, ping, choice: &Choice| {
+            let facts = ServiceFacts { ping, ..FACTS };
+            let part = part(service, Family::V4, &facts, |_, _, _| true, |_| choice.clone(), |_| None, |_| None);
+            let pinged = |shared: &Shared| match shared {
+                Shared::Ping(address) => Some(address.to_string()),
+                _ => None,
+            };
+            part.shared.iter().filter_map(pinged).collect::<Vec<_>>()
+        };
+        let all = ["10.96.0.1", "192.0.2.1", "192.0.2.2", "192.0.2.3"];
+        assert_eq!(answer(&asks, false, &here), all, "each once");
+        assert_eq!(answer(&asks, false, &Choice::default()), [""; 0]);
+        // As configured, where it does not say.
+        let silent = Service { ping: None, ..asks.clone() };
+        assert_eq!((answer(&silent, false, &here), answer(&silent, true, &here).len()), (vec![], 4));
+        assert_eq!(answer(&Service { ping: Some(false), ..silent }, true, &here), [""; 0]);
+        // By policy: this node has none for those outside, or none at all.
+        let external = Service { external_policy: TrafficPolicy::Local, ..asks.clone() };
+        assert_eq!(
+            (answer(&external, false, &elsewhere), answer(&external, false, &here).len()),
+            (vec![all[0].to_owned()], 4)
+        );
+        let internal = Service { internal_policy: TrafficPolicy::Local, ..asks.clone() };
+        assert_eq!(answer(&internal, false, &elsewhere), all[1..]);
+        // An address that only some may reach answers nobody.
+        let external_ips = [address("192.0.2.1")].into();
+        let guarded = Service { source_ranges: web().source_ranges, external_ips, ..asks };
+        assert_eq!(answer(&guarded, false, &here), all[..2]);
+        assert_eq!(answer(&Service { ranges_everywhere: true, ..guarded }, false, &here), all[..1]);
     }
 
     #[test]

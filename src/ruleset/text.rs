@@ -147,6 +147,10 @@ pub fn statement(table: Family, statement: &Statement) -> String {
             format!("iifname {}\"{name}{}\"", not(*negated), if *prefix { "*" } else { "" })
         }
         Statement::L4ProtoIs(protocol) => format!("meta l4proto {protocol}"),
+        Statement::EchoRequest => match table {
+            Family::V4 => "icmp type echo-request".to_owned(),
+            Family::V6 => "icmpv6 type echo-request".to_owned(),
+        },
         Statement::SourceIsLocal => "fib saddr type local".to_owned(),
         Statement::DestinationIsLocal { negated } => format!("fib daddr type {}local", not(*negated)),
         Statement::StatusDnat => "ct status dnat".to_owned(),
@@ -162,6 +166,7 @@ pub fn statement(table: Family, statement: &Statement) -> String {
         Statement::InSet { key, set, negated } => format!("{} {}@{set}", exprs(key), not(*negated)),
         Statement::VerdictMap { key, map } => format!("{} vmap @{map}", exprs(key)),
         Statement::DnatMap { key, map } => format!("dnat {ip} to {} map @{map}", exprs(key)),
+        Statement::DnatTo(address) => format!("dnat to {address}"),
         Statement::Update { map, key, timeout, data } => {
             format!("update @{map} {{ {} timeout {} : {} }}", exprs(key), duration(*timeout), exprs(data))
         }

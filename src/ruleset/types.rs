@@ -237,6 +237,8 @@ pub enum Statement {
     },
     /// `meta l4proto P`.
     L4ProtoIs(Protocol),
+    /// `icmp type echo-request` / `icmpv6 type echo-request`: a ping.
+    EchoRequest,
     /// `fib saddr type local`.
     SourceIsLocal,
     /// `fib daddr type [!=] local`.
@@ -293,6 +295,8 @@ pub enum Statement {
         /// Where.
         map: SetName,
     },
+    /// `dnat to ADDRESS`.
+    DnatTo(IpAddr),
     /// `update @MAP { KEY timeout T : DATA }`.
     Update {
         /// The dynamic map.

@@ -51,6 +51,7 @@ const METADATA: Shape = Fields(&[
             (spread::MAGLEV_SIZE, Whole),
             (spread::ACCOUNTING, Whole),
             (spread::RANGES_EVERYWHERE, Whole),
+            (spread::PING, Whole),
             (spread::WEIGHT, Whole),
             (spread::CILIUM_WEIGHT, Whole),
         ]),

@@ -71,7 +71,8 @@ fn facts(table: TableName, family: Family, said: &FrameState) -> FrameFacts {
         affinity: said.affinity,
         keeps_ports: said.keeps_ports,
         counters: said.counters,
-        extras: Extras { nodeport_ranges: said.nodeport_ranges },
+        extras: Extras { nodeport_ranges: said.nodeport_ranges, ping: said.ping },
+        node_ip: said.node_ip,
     }
 }
 
@@ -94,6 +95,7 @@ fn strangers(table: TableName, family: Family) -> [FrameFacts; 2] {
         keeps_ports: true,
         counters: true,
         extras: Extras::ALL,
+        node_ip: range.split('/').next().and_then(|address| address.parse().ok()),
     };
     let other = FrameFacts {
         detector: None,
@@ -285,6 +287,8 @@ mod tests {
             keeps_ports: false,
             counters,
             nodeport_ranges: false,
+            ping: false,
+            node_ip: None,
         };
         for counters in [false, true] {
             let Frame { sets, chains, elements } = base::frame(&facts(TableName::NODE, Family::V4, &said(counters)));

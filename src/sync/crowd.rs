@@ -63,6 +63,7 @@ mod tests {
             affinity: None,
             scheduler: None,
             maglev_size: None,
+            ping: None,
             accounting: false,
             health_check_node_port: None,
             created: 0,
@@ -91,6 +92,7 @@ mod tests {
             scheduler: Scheduler::Random,
             hashes: true,
             counters: false,
+            ping: false,
             longest_retry: Duration::from_secs(1),
         };
         let mut engine = Engine::new(InMemoryKernel::recorder(), facts);

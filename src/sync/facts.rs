@@ -37,6 +37,8 @@ pub struct Facts {
     pub hashes: bool,
     /// Whether each frontend counts its connections.
     pub counters: bool,
+    /// Whether addresses of Services answer pings where a Service does not say.
+    pub ping: bool,
     /// The longest wait between two attempts of a failing sync.
     pub longest_retry: Duration,
 }
@@ -60,7 +62,8 @@ impl Used {
     /// What a Service needs.
     pub(super) fn by(service: &Service, facts: &Facts) -> Used {
         let by_client = service.scheduler.unwrap_or(facts.scheduler).is_by_client();
-        let extras = Extras { nodeport_ranges: service.ranges_everywhere && service.source_ranges.is_some() };
+        let nodeport_ranges = service.ranges_everywhere && service.source_ranges.is_some();
+        let extras = Extras { nodeport_ranges, ping: service.ping.unwrap_or(facts.ping) };
         Used { affinity: service.affinity.is_some(), keeps_ports: by_client, extras }
     }
 
@@ -101,6 +104,7 @@ pub(super) fn frame_facts(
         keeps_ports,
         counters: facts.counters,
         extras,
+        node_ip: node_ips[family],
     };
     (frame, nodeport_ips)
 }
@@ -139,5 +143,6 @@ pub(super) fn service_facts(facts: &Facts, store: &Store) -> PerFamily<ServiceFa
         node_ip: node_ips[family],
         scheduler: facts.scheduler,
         hashes: facts.hashes,
+        ping: facts.ping,
     })
 }

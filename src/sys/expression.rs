@@ -111,8 +111,8 @@ pub(crate) enum Expression {
     Hash { sreg: Register, dreg: Register, len: u32, modulus: u32, seed: Option<u32>, offset: u32 },
     /// Writes an element into a dynamic map, or refreshes it.
     Update { set: CName, key: Register, data: Register, timeout_ms: u64 },
-    /// Destination NAT to the address and port in these registers; `family` is `NFPROTO_*`.
-    Dnat { family: u8, address: Register, port: Register },
+    /// Destination NAT to the address in this register, and the port in that, if there is one; `family` is `NFPROTO_*`.
+    Dnat { family: u8, address: Register, port: Option<Register> },
     /// Source NAT to the address of the outgoing interface, with flags (`NF_NAT_RANGE_*`).
     Masquerade { flags: u32 },
     /// Refuses the packet.

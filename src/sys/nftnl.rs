@@ -374,12 +374,17 @@ impl NftnlExpr {
                 .u32(ffi::NFTNL_EXPR_DYNSET_OP, 1)
                 .str(ffi::NFTNL_EXPR_DYNSET_SET_NAME, set)
                 .u64(ffi::NFTNL_EXPR_DYNSET_TIMEOUT, *timeout_ms),
-            Expression::Dnat { family, address, port } => NftnlExpr::new(c"nat")
-                // NFT_NAT_DNAT.
-                .u32(ffi::NFTNL_EXPR_NAT_TYPE, 1)
-                .u32(ffi::NFTNL_EXPR_NAT_FAMILY, u32::from(*family))
-                .register(ffi::NFTNL_EXPR_NAT_REG_ADDR_MIN, *address)
-                .register(ffi::NFTNL_EXPR_NAT_REG_PROTO_MIN, *port),
+            Expression::Dnat { family, address, port } => {
+                let expr = NftnlExpr::new(c"nat")
+                    // NFT_NAT_DNAT.
+                    .u32(ffi::NFTNL_EXPR_NAT_TYPE, 1)
+                    .u32(ffi::NFTNL_EXPR_NAT_FAMILY, u32::from(*family))
+                    .register(ffi::NFTNL_EXPR_NAT_REG_ADDR_MIN, *address);
+                match port {
+                    Some(port) => expr.register(ffi::NFTNL_EXPR_NAT_REG_PROTO_MIN, *port),
+                    None => expr,
+                }
+            }
             Expression::Masquerade { flags: 0 } => NftnlExpr::new(c"masq"),
             Expression::Masquerade { flags } => NftnlExpr::new(c"masq").u32(ffi::NFTNL_EXPR_MASQ_FLAGS, *flags),
             // NFT_REJECT_ICMP_UNREACH and NFT_REJECT_TCP_RST.

@@ -12,7 +12,7 @@ use nftproxyd::ruleset::elements::{self, element_key};
 use nftproxyd::ruleset::kinds::Kind;
 use nftproxyd::ruleset::names::{By, ChainName, Pick, SetName};
 use nftproxyd::ruleset::read::Contents;
-use nftproxyd::ruleset::types::{Element, Value};
+use nftproxyd::ruleset::types::{Element, Rule, Statement, Value};
 use nftproxyd::sync::Engine;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -95,16 +95,23 @@ fn check(engine: &mut Engine<InMemoryKernel>, cluster: &Cluster, node_ports: &No
             chains
         };
         assert_eq!(in_use(engine.installed(family)), in_use(wanted), "{family}");
-        // Affinity, once used, stays prepared; everything else of the frame is as for a new table.
+        // Affinity and answers to pings, once used, stay prepared; everything else of the frame is as for a new table.
         let of_affinity =
             [ChainName::Remember, ChainName::MasqueradeMarked, ChainName::NatInput, ChainName::NatPostrouting];
         for chain in expected.ruleset(family).chains {
             let turns = matches!(chain.name, ChainName::Pick(Pick { by: By::Turn(_), .. }));
             if !of_affinity.contains(&chain.name) && !turns {
-                assert_eq!(engine.kernel().rules_of(family, chain.name), Some(chain.rules), "{}", chain.name);
+                let rules = engine.kernel().rules_of(family, chain.name).map(without_pings);
+                assert_eq!(rules, Some(without_pings(chain.rules)), "{}", chain.name);
             }
         }
     }
+}
+
+/// The rules, but for those that pings meet.
+fn without_pings(mut rules: Vec<Rule>) -> Vec<Rule> {
+    rules.retain(|rule| rule.statements.first() != Some(&Statement::EchoRequest));
+    rules
 }
 
 /// The chains of the kinds that frontends hold.
@@ -183,7 +190,8 @@ fn parts(kernel: &InMemoryKernel, keys: &BTreeSet<FrontendKey>) -> Parts {
         elements.iter().cloned().for_each(|(set, element)| contents.element(set, element));
         let Recovered { installed: found, unknown, .. } = diff::recover(contents, [], BTreeSet::new(), |_| None);
         assert_eq!(unknown, []);
-        let shared = [SetName::ClusterIps, SetName::LocalEndpoints, SetName::Hairpin, SetName::NodeportIps];
+        let shared =
+            [SetName::ClusterIps, SetName::PingIps, SetName::LocalEndpoints, SetName::Hairpin, SetName::NodeportIps];
         elements.retain(|(set, _)| !shared.contains(set));
         let mut written = 0;
         for key in keys.iter().filter(|key| key.family() == family) {

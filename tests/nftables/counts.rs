@@ -33,6 +33,7 @@ fn facts(family: Family, counters: bool) -> FrameFacts {
         keeps_ports: false,
         counters,
         extras: Extras::NONE,
+        node_ip: None,
     }
 }
 

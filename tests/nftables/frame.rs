@@ -65,7 +65,7 @@ pub(crate) fn sets() -> Vec<SetDef> {
                 SetDef { size: Some(4_096), ..set(name, &[Selector::Priority], DataDef::Verdict) }
             }
             SetName::LocalEndpoints => SetDef { size: Some(65_536), ..set(name, &[Saddr], DataDef::None) },
-            SetName::NodeportIps | SetName::ClusterIps => set(name, &[Daddr], DataDef::None),
+            SetName::NodeportIps | SetName::ClusterIps | SetName::PingIps => set(name, &[Daddr], DataDef::None),
             SetName::Hairpin => set(name, &[Saddr, Daddr], DataDef::None),
             SetName::KeptPorts => set(name, &[Daddr, L4Proto, Port], DataDef::None),
             SetName::NodeportKeptPorts => set(name, &[L4Proto, Port], DataDef::None),

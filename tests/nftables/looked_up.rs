@@ -38,6 +38,7 @@ fn facts(family: Family) -> [FrameFacts; 2] {
         keeps_ports: true,
         counters: false,
         extras: Extras::NONE,
+        node_ip: None,
     };
     let other = FrameFacts {
         detector: Some(Detector::InterfacePrefix("veth".into())),

@@ -39,6 +39,7 @@ pub(crate) fn facts() -> Facts {
         scheduler: Scheduler::Random,
         hashes: true,
         counters: false,
+        ping: false,
         longest_retry: Duration::from_secs(30),
     }
 }
@@ -145,6 +146,14 @@ impl Cluster {
         let packet = Packet { source, destination: destination.ip(), protocol, port: destination.port(), origin };
         let tracer = Tracer::new(&ruleset, &self.addresses).expect("the ruleset is sound");
         tracer.trace(&packet).expect("the packet can be followed")
+    }
+
+    /// What becomes of a ping, in words.
+    pub(crate) fn ping(&self, source: IpAddr, destination: IpAddr) -> String {
+        let ruleset: Ruleset = self.engine.ruleset(Family::of(source));
+        let origin = if self.addresses.contains(&source) { Origin::Node } else { Origin::Arrives(None) };
+        let tracer = Tracer::new(&ruleset, &self.addresses).expect("the ruleset is sound");
+        shown(&tracer.ping(source, destination, origin).expect("the ping can be followed").outcome, &[])
     }
 
     /// Compares what becomes of packets with what should: source, `protocol address:port`, and in words `reject`,

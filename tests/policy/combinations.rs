@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use nftproxyd::config::DetectLocal;
 use nftproxyd::model::{Event, Family, FrontendAt, FrontendKey, PerFamily, Protocol, TrafficPolicy};
-use nftproxyd::ruleset::eval::{Origin, Outcome, Packet, Tracer};
+use nftproxyd::ruleset::eval::{Origin, Outcome, Packet, Reached, Tracer};
 use nftproxyd::ruleset::frontend::Action;
 use nftproxyd::ruleset::names::{By, ChainName, Masquerade, Pick};
 use nftproxyd::sync::Facts;
@@ -156,6 +156,11 @@ impl Subject {
         Protocol::ALL[self.protocol]
     }
 
+    /// Two of three.
+    fn asks_for_pings(&self) -> bool {
+        !self.number.is_multiple_of(3)
+    }
+
     fn node_port(&self) -> u16 {
         FIRST_NODE_PORT + self.number as u16
     }
@@ -221,9 +226,11 @@ impl Subject {
             let ingress = both(Net::LoadBalancerIps).map(|address| json!({"ip": address}));
             object["status"] = json!({"loadBalancer": {"ingress": ingress}});
         }
+        let mut annotations = json!({"nftproxyd.io/ping": if self.asks_for_pings() { "true" } else { "false" }});
         if sort == Sort::RestrictedEverywhere {
-            object["metadata"]["annotations"] = json!({"nftproxyd.io/source-ranges-everywhere": "true"});
+            annotations["nftproxyd.io/source-ranges-everywhere"] = json!("true");
         }
+        object["metadata"]["annotations"] = annotations;
         if matches!(sort, Sort::RestrictedLoadBalancer | Sort::RestrictedEverywhere) {
             let nets = [(Net::Clients, "24", "48"), (Net::PodsHere, "16", "32")];
             let ranges = |(net, v4, v6): (Net, &str, &str)| {
@@ -330,6 +337,8 @@ struct Seen {
     actions: BTreeSet<&'static str>,
     outcomes: BTreeSet<&'static str>,
     packets: usize,
+    /// Pings that were not to be answered, and those that were.
+    pings: [usize; 2],
     /// The first mismatches in words, and how many there are.
     shown: Vec<String>,
     mismatches: usize,
@@ -357,8 +366,34 @@ impl Seen {
             actions: BTreeSet::new(),
             outcomes: BTreeSet::new(),
             packets: 0,
+            pings: [0; 2],
             shown: Vec::new(),
             mismatches: 0,
+        }
+    }
+
+    /// What becomes of a ping of the same address from the same source.
+    fn ping(&mut self, tracer: &Tracer<'_>, subject: &Subject, case: &Case<'_>, packet: &Packet) {
+        let fate = match case.frontend {
+            Frontend::ClusterIp => Outcome::Reject,
+            Frontend::ExternalIp | Frontend::LoadBalancerIp => Outcome::Pass,
+            _ => return,
+        };
+        let answers = subject.asks_for_pings() && rules::answers_ping(case);
+        let node = SocketAddr::new(Net::Nodes.ip(Family::of(packet.source), NODE_ADDRESS), 0);
+        // From its own address it reaches itself, as an endpoint in its network does (of which the cluster has some).
+        let reached = Reached { endpoint: node, masqueraded: packet.source == node.ip() };
+        let expected = if answers { Outcome::Forward([reached].into()) } else { fate };
+        let trace = match tracer.ping(packet.source, packet.destination, packet.origin.clone()) {
+            Ok(trace) => trace,
+            Err(error) => panic!("ping {packet:?}: {error}\n{case:?}"),
+        };
+        self.pings[usize::from(answers)] += 1;
+        if trace.outcome != expected {
+            self.mismatches += 1;
+            if self.shown.len() < SHOWN {
+                self.shown.push(format!("ping: expected {expected} for {case:?}, {subject:?}\n{trace}\n"));
+            }
         }
     }
 
@@ -368,6 +403,7 @@ impl Seen {
         self.actions.extend(other.actions);
         self.outcomes.extend(other.outcomes);
         self.packets += other.packets;
+        self.pings = std::array::from_fn(|at| self.pings[at] + other.pings[at]);
         self.mismatches += other.mismatches;
         self.shown.extend(other.shown);
         self.shown.truncate(SHOWN);
@@ -473,6 +509,7 @@ fn run(subjects: &[Subject], events: &[Event], detection: usize, masquerade_all:
                         from: address,
                     };
                     let expected = rules::outcome(&case);
+                    seen.ping(&tracer, subject, &case, &packet);
                     seen.packets += 1;
                     seen.pairs.meet(&[
                         subject.sort,
@@ -578,6 +615,8 @@ fn every_combination() {
         }
     });
     println!("{} packets to {} Services, {} mismatches", seen.packets, subjects.len(), seen.mismatches);
+    println!("{:?} pings", seen.pings);
+    assert!(seen.pings.iter().all(|count| *count > 1_000));
     assert_eq!(seen.mismatches, 0, "the first ones:\n{}", seen.shown.join("\n"));
 
     let mut gaps = seen.pairs.gaps(impossible);

@@ -191,6 +191,18 @@ pub(crate) fn outcome(case: &Case<'_>) -> Outcome {
     Outcome::Forward(endpoints.into_iter().map(reached).collect())
 }
 
+/// Whether a ping of a Service's address is answered, for a Service that asks for it: where a client outside who may come would
+/// get an endpoint. Who may not come is told by his port, so an address that only some may reach answers nobody.
+pub(crate) fn answers_ping(case: &Case<'_>) -> bool {
+    let restricted = match case.sort {
+        Sort::RestrictedLoadBalancer => case.frontend == Frontend::LoadBalancerIp,
+        Sort::RestrictedEverywhere => case.frontend != Frontend::ClusterIp,
+        _ => false,
+    };
+    let client = Case { source: Source::Client, ..*case };
+    !restricted && matches!(outcome(&client), Outcome::Forward(_))
+}
+
 /// The endpoints that get new connections: never ready and terminating ones mixed.
 fn usable(endpoints: &[Endpoint], wanted: impl Fn(&Endpoint) -> bool) -> Vec<Endpoint> {
     let of_states = |states: &[State]| -> Vec<Endpoint> {

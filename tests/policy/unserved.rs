@@ -281,6 +281,63 @@ fn source_ranges_everywhere() {
     check(&cluster, "afterwards", &[(CLIENT, NODE_PORT, ALL), (CLIENT, EXTERNAL_IP, ALL)]);
 }
 
+/// By annotation, or for all, addresses with endpoints answer pings; the node does, by its own address.
+#[test]
+fn pings_of_services() {
+    let pings = |cluster: &cluster::Cluster, expected: [&str; 3]| {
+        for (to, expected) in ["172.30.0.1", "198.18.0.1", "198.19.0.1"].into_iter().zip(expected) {
+            for source in [POD, THE_NODE, CLIENT] {
+                assert_eq!(cluster.ping(ip(source), ip(to)), expected, "{source} to {to}");
+            }
+        }
+    };
+    let (answered, silent) = (["192.0.2.1:0"; 3], ["reject", "pass", "pass"]);
+    let asks = |value: &str| Example::new().with(json!({"metadata": {"annotations": {"nftproxyd.io/ping": value}}}));
+    pings(&Example::new().cluster(), silent);
+    pings(&asks("false").cluster(), silent);
+    pings(&asks("maybe").cluster(), silent);
+    pings(&asks("true").endpoints(&[]).cluster(), silent);
+    let mut cluster = asks("true").cluster();
+    pings(&cluster, answered);
+    // The endpoints go, the node gets another address, the Service goes.
+    cluster.apply(&slice("web", &[]));
+    cluster.sync();
+    pings(&cluster, silent);
+    cluster.apply(&slice("web", &[e2()]));
+    cluster.apply(&cluster::node(&["192.0.2.7"], &["10.0.0.0/24"], "a"));
+    cluster.set_addresses(&[ip(THE_NODE), ip("192.0.2.7")]);
+    pings(&cluster, ["192.0.2.7:0"; 3]);
+    cluster.apply(&cluster::node(&[], &["10.0.0.0/24"], "a"));
+    cluster.sync();
+    pings(&cluster, silent);
+    cluster.apply(&cluster::node(&[THE_NODE], &["10.0.0.0/24"], "a"));
+    cluster.sync();
+    pings(&cluster, answered);
+    cluster.delete(&web());
+    cluster.sync();
+    pings(&cluster, ["drop", "pass", "pass"]);
+
+    let mut all = Example::new();
+    all.facts.ping = true;
+    pings(&all.cluster(), answered);
+    let mut all = asks("false");
+    all.facts.ping = true;
+    pings(&all.cluster(), silent);
+
+    // An address of two Services answers as long as one of them lets it.
+    let port = json!([{"port": 81, "protocol": "TCP"}]);
+    let mut shared = other("other", "172.30.0.2", &json!({"externalIPs": ["198.19.0.1"], "ports": port}));
+    shared["metadata"]["annotations"] = json!({"nftproxyd.io/ping": "true"});
+    let example =
+        Example::new().and(shared.clone()).slices(vec![slice("web", &[e1()]), slice_of("other", "other", &[e2()])]);
+    let mut cluster = example.cluster();
+    assert_eq!(cluster.ping(ip(CLIENT), ip("198.19.0.1")), "192.0.2.1:0");
+    assert_eq!(cluster.ping(ip(CLIENT), ip("172.30.0.1")), "reject");
+    cluster.delete(&shared);
+    cluster.sync();
+    assert_eq!(cluster.ping(ip(CLIENT), ip("198.19.0.1")), "pass");
+}
+
 /// Who may not come learns nothing: neither that there are no endpoints, nor by way of an external IP that is the same.
 #[test]
 fn source_ranges_come_first() {

@@ -492,3 +492,39 @@ fn damage(ruleset: &mut Ruleset, chain: ChainName, change: impl Fn(&mut Vec<Stat
     let chain = ruleset.chains.iter_mut().find(|it| it.name == chain).unwrap();
     change(&mut chain.rules[0].statements);
 }
+
+/// Pings are answered by the node where the address is in the set, and nobody else's packet is concerned.
+#[test]
+fn pings() {
+    for family in Family::ALL {
+        let facts = super::golden::extra_facts(family);
+        let ruleset = sample::ruleset(&facts);
+        let local = sample::local_addresses(family);
+        let tracer = Tracer::new(&ruleset, &local).expect("the sample is sound");
+        let ping = |tracer: &Tracer<'_>, source: &str, destination: &str| {
+            let packet = packet(family, source, Udp, destination, 0);
+            tracer.ping(packet.source, packet.destination, packet.origin).expect("it can be followed").outcome
+        };
+        let node = Reached { endpoint: SocketAddr::new(ip(family, NODE), 0), masqueraded: false };
+        for source in [POD, NODE, OUTSIDE] {
+            for destination in ["10.96.0.1", "192.0.2.4"] {
+                assert_eq!(
+                    ping(&tracer, source, destination),
+                    Outcome::Forward([node].into()),
+                    "{source} to {destination}"
+                );
+            }
+            // Cluster IPs that are not in the set, one that nobody has, and what is none of ours.
+            assert_eq!(ping(&tracer, source, "10.96.0.2"), Outcome::Reject);
+            assert_eq!(ping(&tracer, source, "10.96.0.99"), Outcome::Drop);
+            assert_eq!(ping(&tracer, source, "192.0.2.5"), Outcome::Pass);
+            assert_eq!(ping(&tracer, source, NODE), Outcome::Pass);
+        }
+        // Nobody answers where the node's address is not known, or nobody has asked for it.
+        for facts in [FrameFacts { node_ip: None, ..facts }, sample::facts(family)] {
+            let ruleset = sample::ruleset(&facts);
+            let tracer = Tracer::new(&ruleset, &local).expect("the sample is sound");
+            assert_eq!(ping(&tracer, POD, "10.96.0.1"), Outcome::Reject);
+        }
+    }
+}

@@ -39,6 +39,7 @@ pub(crate) fn other_facts(family: Family) -> FrameFacts {
         keeps_ports: false,
         counters: true,
         extras: Extras::NONE,
+        node_ip: None,
     }
 }
 
@@ -54,11 +55,15 @@ fn other_facts_as_text() {
     check("other-ipv6.nft", &text::ruleset(&sample::ruleset(&other_facts(Family::V6))));
 }
 
-/// What not every table has.
+/// With all that not every table has.
+pub(crate) fn extra_facts(family: Family) -> FrameFacts {
+    let node_ip = Some(sample::ip(family, "10.125.0.1"));
+    FrameFacts { extras: Extras::ALL, node_ip, ..sample::facts(family) }
+}
+
 #[test]
 fn extras_as_text() {
-    let facts =
-        |family| FrameFacts { extras: Extras::ALL, affinity: false, keeps_ports: false, ..sample::facts(family) };
+    let facts = |family| FrameFacts { affinity: false, keeps_ports: false, ..extra_facts(family) };
     check("extras-ipv4.nft", &text::ruleset(&sample::ruleset(&facts(Family::V4))));
     check("extras-ipv6.nft", &text::ruleset(&sample::ruleset(&facts(Family::V6))));
 }
@@ -170,7 +175,7 @@ fn impossible_chains_are_not_made() {
 #[test]
 fn targets_come_first() {
     for family in Family::ALL {
-        let facts = FrameFacts { extras: Extras::ALL, ..sample::facts(family) };
+        let facts = extra_facts(family);
         let ruleset = sample::ruleset(&facts);
         let text = text::ruleset(&ruleset);
         let mut seen: Vec<String> = Vec::new();

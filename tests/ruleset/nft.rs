@@ -2,7 +2,6 @@
 
 use nftproxyd::model::Family;
 use nftproxyd::ruleset::base::{Detector, FrameFacts};
-use nftproxyd::ruleset::extras::Extras;
 use nftproxyd::ruleset::text;
 
 use super::netns::{Namespace, has, nft};
@@ -41,7 +40,7 @@ fn all_facts(family: Family) -> Vec<FrameFacts> {
             keeps_ports: false,
             ..sample.clone()
         },
-        FrameFacts { extras: Extras::ALL, affinity: false, keeps_ports: false, ..sample.clone() },
+        FrameFacts { affinity: false, keeps_ports: false, ..golden::extra_facts(family) },
         FrameFacts { masquerade_all: true, affinity: false, keeps_ports: false, ..sample.clone() },
     ];
     let everything = match family {

@@ -51,6 +51,7 @@ pub(crate) fn facts(family: Family) -> FrameFacts {
         keeps_ports: true,
         counters: false,
         extras: Extras::NONE,
+        node_ip: None,
     }
 }
 
@@ -221,6 +222,11 @@ pub(crate) fn ruleset(facts: &FrameFacts) -> Ruleset {
 
     for last in 1..=9 {
         s.add(SetName::ClusterIps, &[Value::Address(ip(family, &format!("10.96.0.{last}")))], Data::None, None);
+    }
+    if facts.extras.ping {
+        for pinged in ["10.96.0.1", "192.0.2.4"] {
+            s.add(SetName::PingIps, &[Value::Address(ip(family, pinged))], Data::None, None);
+        }
     }
     s.add(SetName::NodeportIps, &[Value::Address(ip(family, "10.125.0.1"))], Data::None, None);
     for endpoint in LOCAL {

@@ -79,5 +79,7 @@ pub(in crate::app) fn frame_state(facts: &FrameFacts) -> FrameState {
         keeps_ports: facts.keeps_ports,
         counters: facts.counters,
         nodeport_ranges: facts.extras.nodeport_ranges,
+        ping: facts.extras.ping,
+        node_ip: facts.node_ip,
     }
 }

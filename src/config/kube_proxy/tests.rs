@@ -47,6 +47,7 @@ fn what_kubeadm_writes() {
         scheduler: Scheduler::Random,
         count_connections: false,
         accounting: false,
+        ping: false,
         node_name: "host-a".to_owned(),
         source: Source::Api { kubeconfig: "/var/lib/kube-proxy/kubeconfig.conf".into(), master: None },
         bind_address: Ipv4Addr::UNSPECIFIED.into(),
@@ -592,6 +593,8 @@ fn connections_are_counted_where_that_is_asked_for() {
     assert!(counts("mode: ipvs\nnftables: {countConnections: true}", ""), "in any mode");
     assert!(counts("mode: nftables", "count-connections=true"));
     assert!(!counts("nftables: {countConnections: true}", "count-connections=false"), "the flag beats the file");
+    let pings = |text: &str, flags: &str| with_flags(Some(&file(text)), flags).expect("it can be used").config.ping;
+    assert!(!pings("mode: nftables", "") && pings("nftables: {ping: true}", "") && pings("mode: ipvs", "ping=true"));
     let Err(ConfigError::Invalid { problems }) = resolve_text(&file("nftables: {countConnections: 1}")) else {
         panic!("it can be used")
     };

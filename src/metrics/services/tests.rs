@@ -43,6 +43,7 @@ fn service(text: &str, last: u8) -> Service {
         affinity: Some(600),
         scheduler: None,
         maglev_size: None,
+        ping: None,
         accounting: false,
         health_check_node_port: None,
         created: i64::from(last),

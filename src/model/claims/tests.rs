@@ -53,6 +53,7 @@ fn service(text: &str, created: i64, cluster_ip: &str, ports: &[ServicePort]) ->
         affinity: None,
         scheduler: None,
         maglev_size: None,
+        ping: None,
         accounting: false,
         health_check_node_port: None,
         created,

@@ -41,6 +41,7 @@ fn service(internal_policy: TrafficPolicy, external_policy: TrafficPolicy) -> Se
         affinity: None,
         scheduler: None,
         maglev_size: None,
+        ping: None,
         accounting: false,
         health_check_node_port: None,
         created: 0,

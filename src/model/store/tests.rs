@@ -31,6 +31,7 @@ fn service(text: &str, version: i64) -> Service {
         affinity: None,
         scheduler: None,
         maglev_size: None,
+        ping: None,
         accounting: false,
         health_check_node_port: None,
         created: version,

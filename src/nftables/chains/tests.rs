@@ -61,16 +61,18 @@ fn facts() -> impl Strategy<Value = FrameFacts> {
             "[a-z0-9.-]{1,15}".prop_map(|name| Detector::Interface(name.as_str().into())),
             "[a-z0-9.-]{1,15}".prop_map(|name| Detector::InterfacePrefix(name.as_str().into())),
         ];
-        let flags = any::<[bool; 6]>();
+        let flags = any::<[bool; 7]>();
         let scope = select(vec![NodePortScope::All, NodePortScope::Listed]);
         let cidrs = prop::collection::vec(net(family), 0..3);
-        (prop::option::of(detector), 0..32_u32, cidrs, scope, flags).prop_map(
+        let node_ip = prop::option::of(net(family).prop_map(|net| net.addr()));
+        (prop::option::of(detector), 0..32_u32, cidrs, scope, flags, node_ip).prop_map(
             move |(
                 detector,
                 bit,
                 service_cidrs,
                 node_ports,
-                [masquerade_all, stray_cluster_ips, affinity, keeps_ports, counters, nodeport_ranges],
+                [masquerade_all, stray_cluster_ips, affinity, keeps_ports, counters, nodeport_ranges, ping],
+                node_ip,
             )| {
                 FrameFacts {
                     table: TableName::NODE,
@@ -84,7 +86,8 @@ fn facts() -> impl Strategy<Value = FrameFacts> {
                     affinity,
                     keeps_ports,
                     counters,
-                    extras: Extras { nodeport_ranges },
+                    extras: Extras { nodeport_ranges, ping },
+                    node_ip,
                 }
             },
         )

@@ -52,6 +52,8 @@ pub(super) type Endings = BTreeSet<(Ending, State)>;
 pub(super) struct Walk<'a> {
     pub(super) tracer: &'a Tracer<'a>,
     pub(super) packet: &'a Packet,
+    /// Whether it is an echo request: of no protocol that a Service has.
+    pub(super) is_ping: bool,
     pub(super) hook: HookPoint,
     pub(super) steps: Vec<Step>,
 }
@@ -119,7 +121,8 @@ impl Walk<'_> {
                 Statement::SourceIn { net, negated } => net.contains(&self.packet.source) != *negated,
                 Statement::DestinationIn { net, negated } => net.contains(&at.state.destination.ip()) != *negated,
                 Statement::InputInterface { name, prefix, negated } => self.arrived_by(at, name, *prefix)? != *negated,
-                Statement::L4ProtoIs(protocol) => self.packet.protocol == *protocol,
+                Statement::L4ProtoIs(protocol) => !self.is_ping && self.packet.protocol == *protocol,
+                Statement::EchoRequest => self.is_ping,
                 Statement::SourceIsLocal => self.tracer.is_local(self.packet.source),
                 Statement::DestinationIsLocal { negated } => {
                     self.tracer.is_local(at.state.destination.ip()) != *negated
@@ -151,7 +154,7 @@ impl Walk<'_> {
                 }
                 Statement::InSet { key, set, negated } => {
                     self.set(at, *set, key, |data| *data == DataDef::None)?;
-                    self.find(*set, self.single_key(at, key)?)?.is_some() != *negated
+                    self.look_up(at, *set, key)?.is_some() != *negated
                 }
                 Statement::Update { map, key, data, .. } => {
                     self.check_update(at, *map, key, data)?;
@@ -177,7 +180,7 @@ impl Walk<'_> {
             }
             Statement::VerdictMap { key, map } => {
                 self.set(at, *map, key, |data| *data == DataDef::Verdict)?;
-                let Some(element) = self.find(*map, self.single_key(at, key)?)? else { return Ok(true) };
+                let Some(element) = self.look_up(at, *map, key)? else { return Ok(true) };
                 let Data::Verdict(verdict) = element.data else {
                     return Err(self.malformed_rule(at, "the map holds no verdicts"));
                 };
@@ -186,8 +189,11 @@ impl Walk<'_> {
                 return self.verdict(at, verdict);
             }
             Statement::DnatMap { key, map } => return self.translate(at, key, *map),
+            Statement::DnatTo(address) if self.translates() => {
+                Ending::Translated(SocketAddr::new(*address, at.state.destination.port()))
+            }
             Statement::Masquerade { .. } if self.hook == HookPoint::Postrouting => Ending::Masqueraded,
-            Statement::RejectTcp if self.packet.protocol == Protocol::Tcp => Ending::Reject,
+            Statement::RejectTcp if self.packet.protocol == Protocol::Tcp && !self.is_ping => Ending::Reject,
             Statement::Reject => Ending::Reject,
             _ => return Err(self.malformed_rule(at, "the statement cannot be used here")),
         };
@@ -229,7 +235,7 @@ impl Walk<'_> {
     }
 
     fn translate(&mut self, at: &mut At<'_>, key: &[Selector], map: SetName) -> Result<bool, EvalError> {
-        if !matches!(self.hook, HookPoint::Prerouting | HookPoint::Output) {
+        if !self.translates() {
             return Err(self.malformed_rule(at, "destinations are translated in prerouting and output only"));
         }
         self.set(at, map, key, |data| matches!(data, DataDef::Values(_)))?;
@@ -254,10 +260,15 @@ impl Walk<'_> {
         Ok(missed)
     }
 
+    /// Whether destinations are translated here.
+    fn translates(&self) -> bool {
+        matches!(self.hook, HookPoint::Prerouting | HookPoint::Output)
+    }
+
     /// What a map to priorities holds, and the element as text.
     fn priority_from(&self, at: &At<'_>, key: &[Selector], map: SetName) -> Result<Option<(u32, String)>, EvalError> {
         self.set(at, map, key, |data| matches!(data, DataDef::Values(_)))?;
-        let Some(element) = self.find(map, self.single_key(at, key)?)? else { return Ok(None) };
+        let Some(element) = self.look_up(at, map, key)? else { return Ok(None) };
         match &element.data {
             Data::Values(values) => match values[..] {
                 [Value::Class(class)] => Ok(Some((class, text::element(&element)))),
@@ -294,7 +305,13 @@ impl Walk<'_> {
         Ok(set)
     }
 
-    fn find(&self, set: SetName, key: Key) -> Result<Option<Cow<'_, Element>>, EvalError> {
+    /// The element for what the packet is looked up by. No set has one for a protocol that no Service has.
+    fn look_up(&self, at: &At<'_>, set: SetName, key: &[Selector]) -> Result<Option<Cow<'_, Element>>, EvalError> {
+        let by_protocol = key.iter().any(|expr| matches!(expr, Selector::L4Proto | Selector::HeaderProtocol));
+        let key = self.single_key(at, key)?;
+        if self.is_ping && by_protocol {
+            return Ok(None);
+        }
         Ok(self.find_all(set, &[key])?.pop().flatten())
     }
 

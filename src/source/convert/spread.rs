@@ -22,6 +22,8 @@ pub const MAGLEV_SIZE: &str = "nftproxyd.io/maglev-table-size";
 pub const ACCOUNTING: &str = "nftproxyd.io/accounting";
 /// Ours, on a Service: whether its source ranges hold for external IPs and node ports, too.
 pub const RANGES_EVERYWHERE: &str = "nftproxyd.io/source-ranges-everywhere";
+/// Ours, on a Service: whether its addresses answer pings.
+pub const PING: &str = "nftproxyd.io/ping";
 /// Ours, on an EndpointSlice: the weight of its endpoints.
 pub const WEIGHT: &str = "nftproxyd.io/weight";
 /// Cilium's, with the same meaning.
@@ -82,6 +84,11 @@ pub(super) fn accounting(metadata: &ObjectMeta, rejects: &mut Vec<Reject>) -> bo
 pub(super) fn ranges_everywhere(metadata: &ObjectMeta, rejects: &mut Vec<Reject>) -> bool {
     let otherwise = "source ranges hold for load-balancer IPs only";
     switch(metadata, RANGES_EVERYWHERE, otherwise, rejects).unwrap_or(false)
+}
+
+/// Whether a Service's addresses answer pings, if it says so.
+pub(super) fn ping(metadata: &ObjectMeta, rejects: &mut Vec<Reject>) -> Option<bool> {
+    switch(metadata, PING, "pings are answered as configured for all", rejects)
 }
 
 /// What an annotation says that is true or false; `None` where there is none, or another value: then it is as `otherwise`
@@ -150,6 +157,13 @@ mod tests {
             let said = format!("metadata.annotations[{name}]: \"yes\" is neither true nor false; {otherwise}");
             assert_eq!(rejects, [said]);
         }
+        for (annotations, found) in
+            [(&[] as Annotations<'_>, None), (&[(PING, "true")], Some(true)), (&[(PING, "false")], Some(false))]
+        {
+            assert_eq!(read(ping, annotations), (found, Vec::new()));
+        }
+        let said = "metadata.annotations[nftproxyd.io/ping]: \"\" is neither true nor false; pings are answered as configured for all";
+        assert_eq!(read(ping, &[(PING, "")]), (None, vec![said.to_owned()]));
     }
 
     #[test]

@@ -43,6 +43,7 @@ fn service(text: &str, last: u8, scheduler: Option<Scheduler>) -> Event {
         affinity: None,
         scheduler,
         maglev_size: None,
+        ping: None,
         accounting: false,
         health_check_node_port: None,
         created: 0,
@@ -82,6 +83,7 @@ impl World {
             scheduler,
             hashes: true,
             counters: false,
+            ping: false,
             longest_retry: Duration::from_secs(1),
         };
         let mut engine = Engine::new(InMemoryKernel::recorder(), facts);

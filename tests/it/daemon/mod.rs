@@ -23,6 +23,7 @@ mod lockout;
 mod manifests;
 mod node_incidents;
 mod owned;
+mod pings;
 mod proxies;
 mod ranges;
 mod readers;

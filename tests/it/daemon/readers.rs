@@ -72,6 +72,7 @@ pub(super) fn write_more(node: &Node) {
         ("local", json!({"externalTrafficPolicy": "Local"})),
         ("inside", json!({"internalTrafficPolicy": "Local"})),
         ("none", json!({"sessionAffinity": "ClientIP"})),
+        ("pinged", json!({})),
         ("guarded", json!({"loadBalancerSourceRanges": ["203.0.113.0/24", "2001:db8:c::/48"]})),
         ("guarded-local", json!({"externalTrafficPolicy": "Local", "loadBalancerSourceRanges": ["203.0.113.0/24"]})),
     ];
@@ -80,6 +81,9 @@ pub(super) fn write_more(node: &Node) {
         let cluster_ips = [ip(&format!("172.30.2.{nth}")), ip(&format!("fd00:172:30::2:{nth}"))];
         let mut object = service("shop", name, &cluster_ips, &spec);
         object["spec"]["type"] = json!("LoadBalancer");
+        if name == "pinged" {
+            object["metadata"]["annotations"] = json!({"nftproxyd.io/ping": "true"});
+        }
         if name.starts_with("guarded") {
             object["metadata"]["annotations"] = json!({"nftproxyd.io/source-ranges-everywhere": "true"});
         }
@@ -185,7 +189,9 @@ fn reads(suite: &str, spell: impl Fn(&str, &str) -> String) -> Option<(Nft, Node
     has("ip6", "map nodeport-endpoints", "udp . 30153 . 2 : fd00:1::3 . 8053");
     has("ip", "map service-ips", "172.30.2.4 . udp . 53 comment \"shop/none:dns\" : f800:2");
     has("ip", "map dispatch", "f800:2 : goto reject-it");
-    has("ip", "set nodeport-allowed-sources", "sctp . 30699 . 203.0.113.0/24");
+    has("ip", "set nodeport-allowed-sources", "sctp . 30799 . 203.0.113.0/24");
+    has("ip6", "set ping-ips", "2001:db8:e::25");
+    has("ip", "chain nat-prerouting", "icmp type echo-request ip daddr @ping-ips dnat to 192.0.2.10");
     has("ip", "map dispatch", "f800:8 : goto nodeport-source-ranges-local");
     for (table, client) in [("ip", "203.0.113.7 . 172.30.1.2"), ("ip6", "2001:db8:c::7 . fd00:172:30::2:1")] {
         let elements: Vec<_> = of(table, "map affinity").iter().filter(|line| !is_definition(line)).collect();

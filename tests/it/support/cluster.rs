@@ -37,6 +37,7 @@ pub(crate) fn facts(node_ports: NodePortAddresses) -> Facts {
         scheduler: Scheduler::Random,
         hashes: true,
         counters: false,
+        ping: false,
         longest_retry: LONGEST_RETRY,
     }
 }
@@ -82,6 +83,7 @@ pub(crate) fn plain_service(index: u16) -> Service {
         affinity: None,
         scheduler: None,
         maglev_size: None,
+        ping: None,
         accounting: false,
         health_check_node_port: None,
         created: 0,
@@ -187,7 +189,10 @@ pub(crate) fn of_every_kind(count: u16, affinity: Option<u32>) -> Cluster {
 
 /// The same cluster, whose Services ask for all that not every table has.
 pub(crate) fn with_extras(mut cluster: Cluster) -> Cluster {
-    cluster.services.values_mut().for_each(|service| service.ranges_everywhere = service.source_ranges.is_some());
+    for service in cluster.services.values_mut() {
+        service.ranges_everywhere = service.source_ranges.is_some();
+        service.ping = Some(true);
+    }
     cluster
 }
 
@@ -437,10 +442,11 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
     let addresses = (families(), 1u8..8, outside(), outside(), ranges);
     let schedulers: Vec<_> = Scheduler::ALL.into_iter().map(|(scheduler, _)| scheduler).collect();
     let scheduler = prop::option::of(select(schedulers));
-    let rest = (policy(), policy(), select(vec![None, None, Some(60), Some(10_800)]), scheduler, 0i64..3);
+    let ping = prop::option::of(any::<bool>());
+    let rest = (policy(), policy(), select(vec![None, None, Some(60), Some(10_800)]), (scheduler, ping), 0i64..3);
     (select(&SERVICES[..]), service_ports(), addresses, rest).prop_map(
         |(service, ports, (families, last, external_ips, load_balancer_ips, ranges), rest)| {
-            let (internal_policy, external_policy, affinity, scheduler, created) = rest;
+            let (internal_policy, external_policy, affinity, (scheduler, ping), created) = rest;
             let (source_ranges, ranges_everywhere) = ranges;
             // The last is outside of all ranges.
             let cluster_ip = |family| address(family, 10, if last == 7 { 99 } else { 96 }, last);
@@ -459,6 +465,7 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
                 affinity,
                 scheduler,
                 maglev_size: Some(251),
+                ping,
                 accounting: false,
                 health_check_node_port: None,
                 created,

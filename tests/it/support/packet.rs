@@ -285,15 +285,16 @@ impl Mark {
     }
 }
 
-struct Ip<'a> {
-    source: IpAddr,
-    destination: IpAddr,
-    protocol: u8,
-    payload: &'a [u8],
+/// An IP packet without options or extension headers.
+pub(crate) struct Ip<'a> {
+    pub(crate) source: IpAddr,
+    pub(crate) destination: IpAddr,
+    pub(crate) protocol: u8,
+    pub(crate) payload: &'a [u8],
 }
 
 impl Ip<'_> {
-    fn parse(packet: &[u8]) -> Option<Ip<'_>> {
+    pub(crate) fn parse(packet: &[u8]) -> Option<Ip<'_>> {
         match packet.first()? >> 4 {
             4 => Some(Ip {
                 source: Ipv4Addr::from(*array_at(packet, 12)?).into(),

@@ -12,6 +12,8 @@
 //! An error by which the node's own stack says that nobody listens is never taken for a rejection: the packet has been
 //! seen being delivered before.
 
+mod ping;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind, Read as _};
 use std::net::{IpAddr, SocketAddr};
@@ -27,6 +29,8 @@ use super::namespace::{Namespace, skip};
 use super::outcome::{Fate, Outcome, Passed};
 use super::packet::{FirstPacket, Protocol, Refusal, Sighting};
 use super::sockets::NodeSockets;
+pub(crate) use ping::Echo;
+
 use crate::netns::{self, fed, has, lacks_permission, set_sysctl, try_nft};
 
 /// A device of the node besides `world0`: packets from `cidrs` come in by it, and packets to them go out of it.

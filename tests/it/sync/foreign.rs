@@ -42,7 +42,7 @@ fn in_namespace(test: impl FnOnce() + Send + 'static) {
 
 /// What others do, as nft commands. `F` stands for the family, `IP` for a cluster IP of a Service with a port 80 of two
 /// endpoints, `FREE` for an address that nobody has.
-const CHANGES: [(&str, &str); 40] = [
+const CHANGES: [(&str, &str); 43] = [
     ("an element is deleted", "delete element F nftproxyd service-ips { IP . tcp . 80 }"),
     ("an endpoint is deleted", "delete element F nftproxyd endpoints { IP . tcp . 80 . 0 }"),
     ("a cluster IP is deleted", "delete element F nftproxyd cluster-ips { IP }"),
@@ -92,6 +92,9 @@ delete chain F nftproxyd masq-pick-15",
         "delete element F nftproxyd nodeport-after-source-ranges { tcp . 30002 }
 add element F nftproxyd nodeport-after-source-ranges { tcp . 30002 : f800:1 }",
     ),
+    ("an address that answers pings is added", "add element F nftproxyd ping-ips { FREE }"),
+    ("an address that answers pings is deleted", "delete element F nftproxyd ping-ips { IP }"),
+    ("a rule that answers all pings is added", "insert rule F nftproxyd services meta l4proto { 1, 58 } accept"),
     ("a chain that not every table has is flushed", "flush chain F nftproxyd nodeport-source-ranges"),
     (
         "sets and chains that not every table has are deleted",
