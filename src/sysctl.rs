@@ -140,6 +140,12 @@ pub fn account(root: &Path) {
     }
 }
 
+/// Whether the kernel takes a packet in the middle of a TCP connection that it does not know for its first one. So it does by
+/// itself, and where it does not say.
+pub fn picks_up(root: &Path) -> bool {
+    read_number(&root.join(NETFILTER).join("nf_conntrack_tcp_loose")).unwrap_or(1) != 0
+}
+
 /// Writes a number to a file that holds another one, unless that may stay, and returns what was there if it has changed.
 fn change(path: &Path, value: u64, may_stay: impl Fn(u64) -> bool) -> io::Result<Option<u64>> {
     let old = read_number(path)?;
@@ -278,6 +284,15 @@ mod tests {
         assert!(said("1\n", "0\n").contains("no connection is accounted for"));
         let said = captured(|| account(&root.path().join("nowhere")));
         assert!(said.contains("packets and bytes are not counted"), "{said}");
+    }
+
+    #[test]
+    fn connections_are_picked_up_unless_the_kernel_says_otherwise() {
+        for (loose, expected) in [("0\n", false), ("1\n", true)] {
+            let root = root(&[("proc/sys/net/netfilter/nf_conntrack_tcp_loose", loose)]);
+            assert_eq!(picks_up(root.path()), expected, "{loose}");
+        }
+        assert!(picks_up(Path::new("/nowhere")));
     }
 
     #[test]

@@ -83,6 +83,7 @@ pub(super) fn daemon_status(
         cluster_cidrs: start.cluster_cidrs,
         wanted_connections: Some(start.wanted_connections),
         failing_health_checks: facts.failing_health_checks,
+        resets_connections: facts.resets_connections,
     }
 }
 

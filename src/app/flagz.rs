@@ -108,7 +108,8 @@ mod tests {
         // Those that kube-proxy 1.36.2 shows, and ours.
         let theirs = include_str!("../../testdata/metrics/flagz.txt").lines().filter(|line| !line.starts_with('#'));
         let mut all: Vec<&str> = theirs
-            .chain(["accounting", "count-connections", "manifests", "ping", "scheduler", "table-owner", "take-over"])
+            .chain(["accounting", "count-connections", "manifests", "ping", "reset-connections", "scheduler"])
+            .chain(["table-owner", "take-over"])
             .collect();
         all.sort_unstable();
         assert_eq!(found.keys().collect::<Vec<_>>(), all);

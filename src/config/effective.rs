@@ -65,6 +65,7 @@ pub fn effective(config: &Config) -> Value {
             "masqueradeBit": config.masquerade_bit,
             "minSyncPeriod": duration(config.min_sync_period),
             "ping": config.ping,
+            "resetConnections": config.reset_connections,
             "scheduler": config.scheduler.name(),
             "syncPeriod": duration(config.sync_period),
         },

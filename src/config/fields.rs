@@ -123,6 +123,7 @@ pub(super) const FIELDS: &[(&str, Type, Use)] = &[
     ("nftables.countConnections", Bool, Honoured),
     ("nftables.accounting", Bool, Honoured),
     ("nftables.ping", Bool, Honoured),
+    ("nftables.resetConnections", Bool, Honoured),
 ];
 
 /// A field that kube-proxy does not have: which Services are served.
@@ -133,6 +134,8 @@ pub(super) const SCHEDULER: &str = "nftables.scheduler";
 pub(super) const ACCOUNTING: &str = "nftables.accounting";
 /// Another one: whether addresses of Services answer pings.
 pub(super) const PING: &str = "nftables.ping";
+/// Another one: whether all connections to endpoints that are gone are reset.
+pub(super) const RESET_CONNECTIONS: &str = "nftables.resetConnections";
 /// Another one: whether frontends count.
 pub(super) const COUNT_CONNECTIONS: &str = "nftables.countConnections";
 

@@ -46,10 +46,11 @@ const SCHEDULER: &str = "scheduler";
 const COUNT_CONNECTIONS: &str = "count-connections";
 const ACCOUNTING: &str = "accounting";
 const PING: &str = "ping";
+const RESET_CONNECTIONS: &str = "reset-connections";
 /// Those that kube-proxy does not have.
-pub(crate) const OURS: [&str; 4] = [SCHEDULER, COUNT_CONNECTIONS, ACCOUNTING, PING];
+pub(crate) const OURS: [&str; 5] = [SCHEDULER, COUNT_CONNECTIONS, ACCOUNTING, PING, RESET_CONNECTIONS];
 
-/// Every flag of kube-proxy, and four of ours, `--scheduler`, `--count-connections`, `--accounting` and `--ping`, but those that the command line has a meaning of its own for (`--config`, `--master`,
+/// Every flag of kube-proxy, and those of ours, but those that the command line has a meaning of its own for (`--config`, `--master`,
 /// `--hostname-override`, `--write-config-to`, `--cleanup`, `--init-only`, `--version`, `--help`).
 pub const FLAGS: &[Flag] = &[
     beating("v", &["logging.verbosity"], "LEVEL", "Say more in the log: 2 for each sync, 5 for each transaction"),
@@ -123,6 +124,12 @@ pub const FLAGS: &[Flag] = &[
         "Account for the connections of all Services by endpoint: packets and bytes",
     ),
     beating(PING, &["nftables.ping"], "", "Answer pings of the addresses of all Services that have endpoints"),
+    beating(
+        RESET_CONNECTIONS,
+        &["nftables.resetConnections"],
+        "",
+        "Reset the TCP connections of all Services to endpoints that are gone",
+    ),
     flag(
         "iptables-masquerade-bit",
         &["iptables.masqueradeBit"],

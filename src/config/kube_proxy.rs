@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::fields::{ACCOUNTING, COUNT_CONNECTIONS, Fields, PING, SCHEDULER, SERVICE_PROXY_NAME};
+use super::fields::{ACCOUNTING, COUNT_CONNECTIONS, Fields, PING, RESET_CONNECTIONS, SCHEDULER, SERVICE_PROXY_NAME};
 use super::flags::Flags;
 use super::{Config, ConfigError, DetectLocal, Loaded, NodePortAddresses, Overrides, Problem, Source};
 use crate::model::parse;
@@ -153,6 +153,7 @@ impl Resolver<'_> {
             count_connections: self.fields.bool(COUNT_CONNECTIONS),
             accounting: self.fields.bool(ACCOUNTING),
             ping: self.fields.bool(PING),
+            reset_connections: self.fields.bool(RESET_CONNECTIONS),
             min_sync_period,
             sync_period,
             allow_external_ips,

@@ -70,6 +70,9 @@ pub struct Config {
     pub accounting: bool,
     /// `ping`, `--ping`: addresses of all Services answer pings, not only of those that ask for it.
     pub ping: bool,
+    /// `resetConnections`, `--reset-connections`: connections to endpoints that are gone are reset of all Services, not only of
+    /// those that ask for it.
+    pub reset_connections: bool,
     /// `minSyncPeriod` of the selected mode: least time from the end of one sync to the beginning of the next. Zero
     /// unless set (kube-proxy waits for a second), at most an hour.
     pub min_sync_period: Duration,

@@ -106,6 +106,10 @@ pub trait Flows {
 
     /// The same for the entries of all protocols that have no answer. Others may be shown to `stale`, too.
     fn delete_unanswered(&mut self, family: Family, stale: &mut dyn FnMut(&Flow) -> bool) -> Result<Swept, FlowsError>;
+
+    /// The same for the entries of TCP whose destination was translated and whose connection is not over. Others may be
+    /// shown to `gone`, too.
+    fn delete_tcp(&mut self, family: Family, gone: &mut dyn FnMut(&Flow) -> bool) -> Result<Swept, FlowsError>;
 }
 
 /// Which entries the kernel is asked for. Older ones may give more.
@@ -160,7 +164,7 @@ impl Conntrack {
             // An entry that cannot be read is none of ours: ours have addresses, ports and a known protocol.
             let Some(flow) = (message.kind == CT_NEW).then(|| parse(message.payload)).flatten() else { return };
             swept.seen += 1;
-            if !stale(&flow) {
+            if !stale(&flow) || open::is_over(message.payload) {
                 return;
             }
             let request = delete_request(&flow, delete.next_sequence());
@@ -186,6 +190,10 @@ impl Flows for Conntrack {
 
     fn delete_unanswered(&mut self, family: Family, stale: &mut dyn FnMut(&Flow) -> bool) -> Result<Swept, FlowsError> {
         self.delete(family, Wanted::Unanswered, stale)
+    }
+
+    fn delete_tcp(&mut self, family: Family, gone: &mut dyn FnMut(&Flow) -> bool) -> Result<Swept, FlowsError> {
+        self.delete(family, Wanted::Translated(Some(Protocol::Tcp)), gone)
     }
 }
 

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
+use super::gone::Resets;
 use crate::model::{Family, FrontendAt, FrontendKey, PerFamily, Protocol};
 
 /// One direction of a flow, as connection tracking expects its packets.
@@ -106,18 +107,21 @@ pub struct Frontends {
     /// All frontends of TCP and SCTP that have endpoints, of the families in which connections may have begun while the
     /// rules were not in place. Shared by the copies that wait for a second pass.
     pub restored: PerFamily<Option<Arc<HashSet<FrontendKey>>>>,
+    /// Those of TCP whose connections to endpoints that are gone are to be reset.
+    pub resets: Resets,
 }
 
 impl Frontends {
     /// Whether there is nothing to check.
     pub fn is_empty(&self) -> bool {
-        self.by_address.is_empty() && self.by_node_port.is_empty() && self.restored == PerFamily::default()
+        let no_udp = self.by_address.is_empty() && self.by_node_port.is_empty();
+        no_udp && self.restored == PerFamily::default() && self.resets.is_empty()
     }
 
     /// The number of frontends.
     pub fn len(&self) -> usize {
         let restored = Family::ALL.map(|family| self.restored[family].as_ref().map_or(0, |all| all.len()));
-        self.by_address.len() + self.by_node_port.len() + restored.iter().sum::<usize>()
+        self.by_address.len() + self.by_node_port.len() + restored.iter().sum::<usize>() + self.resets.count()
     }
 
     /// Whether a UDP frontend of this family is among them.
@@ -137,6 +141,7 @@ impl Frontends {
             by_node_port: by_node_port.map(|(port, rule)| (*port, rule.clone())).collect(),
             node_port_addresses: Arc::clone(&self.node_port_addresses),
             restored,
+            resets: self.resets.of(family),
         }
     }
 
@@ -145,6 +150,7 @@ impl Frontends {
         self.by_address.extend(newer.by_address);
         self.by_node_port.extend(newer.by_node_port);
         self.node_port_addresses = newer.node_port_addresses;
+        self.resets.merge(newer.resets);
         for (family, restored) in Family::ALL.into_iter().zip([newer.restored.v4, newer.restored.v6]) {
             self.restored[family] = restored.or(self.restored[family].take());
         }
@@ -155,6 +161,7 @@ impl Frontends {
         self.by_address.retain(|address, _| !newer.by_address.contains_key(address));
         self.by_node_port.retain(|port, _| !newer.by_node_port.contains_key(port));
         self.node_port_addresses = Arc::clone(&newer.node_port_addresses);
+        self.resets.superseded_by(&newer.resets);
         for family in Family::ALL {
             self.restored[family].take_if(|_| newer.restored[family].is_some());
         }
@@ -175,6 +182,15 @@ impl Frontends {
 pub fn stale(flow: &Flow, frontends: &Frontends) -> bool {
     flow.protocol == Protocol::Udp.number()
         && frontends.rule(flow.original.destination).is_some_and(|rule| rule.forbids(flow))
+}
+
+/// Whether a connection of TCP leads to an endpoint that is gone, and is to be reset.
+///
+/// Unless the kernel `picks_up` connections in the middle (`nf_conntrack_tcp_loose`), only one that has no answer: it begins
+/// anew elsewhere. Nobody would answer the next packet of another one, which goes on to the dead as well as nowhere.
+pub fn gone(flow: &Flow, frontends: &Frontends, picks_up: bool) -> bool {
+    let ends = [flow.original.destination, flow.reply.source];
+    (picks_up || !flow.answered) && frontends.resets.is_gone(flow.protocol, ends, &frontends.node_port_addresses)
 }
 
 /// Whether a connection of TCP or SCTP began through one of the restored frontends while the rules were not in place, and
@@ -227,6 +243,7 @@ mod tests {
             ]),
             node_port_addresses: Arc::new(["192.0.2.1", "2001:db8::1"].map(|ip| ip.parse().expect("an IP")).into()),
             restored: PerFamily::default(),
+            resets: Resets::default(),
         }
     }
 
@@ -346,6 +363,39 @@ mod tests {
         assert!(stale(&old, &with(&["10.180.0.2:53"])));
         assert!(stale(&untranslated, &with(&["10.180.0.2:53"])));
         assert!(!stale(&old, &with(&["10.180.0.1:53"])));
+    }
+
+    #[test]
+    fn connections_to_endpoints_that_are_gone_are_left_where_nobody_would_reset_them() {
+        let to = FrontendKey {
+            at: FrontendAt::Address(at("172.30.0.1:80").ip()),
+            protocol: Protocol::Tcp,
+            port: NonZeroU16::new(80).expect("a port"),
+        };
+        let mut resets = Resets::default();
+        resets.insert(to, Some([at("10.180.0.1:80")].into()));
+        let frontends = Frontends { resets, ..Frontends::default() };
+        assert!(
+            !frontends.is_empty() && frontends.len() == 1 && !frontends.concerns(Family::V4),
+            "of UDP there is none"
+        );
+        let tcp = |endpoint| Flow { protocol: Protocol::Tcp.number(), ..flow("172.30.0.1:80", endpoint) };
+        let open = Flow { answered: true, ..tcp("10.180.0.9:80") };
+        for (flow, picks_up, expected) in [
+            (open, true, true),
+            (open, false, false),
+            (tcp("10.180.0.9:80"), true, true),
+            (tcp("10.180.0.9:80"), false, true),
+            (tcp("10.180.0.1:80"), true, false),
+        ] {
+            assert_eq!(gone(&flow, &frontends, picks_up), expected, "{flow:?} {picks_up}");
+            assert!(!gone(&flow, &frontends.of(Family::V6), picks_up) && !stale(&flow, &frontends));
+            let mut merged = Frontends::default();
+            merged.merge(frontends.of(Family::V4));
+            assert_eq!(gone(&flow, &merged, picks_up), expected);
+            merged.superseded_by(&frontends);
+            assert!(merged.is_empty());
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::netlink::{Flows, FlowsError, Swept};
-use super::plan::{Frontends, stale, stranded};
+use super::plan::{Flow, Frontends, gone, stale, stranded};
 use crate::model::{Family, PerFamily};
 use crate::threads;
 
@@ -27,6 +27,10 @@ const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// How often such a pass is done again, which takes two minutes. After that, frontends wait for their next change.
 const RETRIES: u32 = 7;
 
+/// Why connections are left alone that nobody would reset.
+const NOT_PICKED_UP: &str =
+    "net.netfilter.nf_conntrack_tcp_loose is 0, so their next packet would be answered by nobody";
+
 /// How long the end of the process waits for what is left to be done. A million connections are listed in about a
 /// second; a kubelet gives 30 seconds.
 const LAST_PASS: Duration = Duration::from_secs(10);
@@ -38,8 +42,34 @@ pub struct Sweep {
     pub frontends: usize,
     /// The result of each family that the frontends concern.
     pub families: PerFamily<Option<Result<Swept, FlowsError>>>,
+    /// The result of each family in which connections to endpoints that are gone were looked for.
+    pub resets: PerFamily<Option<Result<Swept, FlowsError>>>,
     /// How long it took in each.
     pub elapsed: PerFamily<Duration>,
+}
+
+impl Sweep {
+    /// What was done in a family.
+    fn results(&self, family: Family) -> impl Iterator<Item = (What, &Result<Swept, FlowsError>)> {
+        let each = [(What::Stale, &self.families[family]), (What::Gone, &self.resets[family])];
+        each.into_iter().filter_map(|(what, result)| Some((what, result.as_ref()?)))
+    }
+}
+
+/// What a pass looks for, in words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    Stale,
+    Gone,
+}
+
+impl What {
+    fn left(self) -> &'static str {
+        match self {
+            What::Stale => "stale UDP flows are not all cleaned up",
+            What::Gone => "connections to endpoints that are gone are not all reset",
+        }
+    }
 }
 
 /// The thread that cleans up. Dropping it has everything that waits done first, in a last pass, but waits no longer than
@@ -55,16 +85,18 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts the thread. `report` is called on it after each pass.
-    pub fn spawn<F, R>(flows: F, report: R) -> io::Result<Worker>
+    /// Starts the thread. `report` is called on it after each pass; `picks_up` says whether the kernel takes a packet in the
+    /// middle of a connection for its first (`nf_conntrack_tcp_loose`), and is asked only where that matters.
+    pub fn spawn<F, P, R>(flows: F, picks_up: P, report: R) -> io::Result<Worker>
     where
         F: Flows + Send + 'static,
+        P: FnMut() -> bool + Send + 'static,
         R: FnMut(&Sweep) + Send + 'static,
     {
         let (jobs, receiver) = channel();
         let (ends, end) = channel();
         let thread = threads::spawn("conntrack", move || {
-            run(flows, report, &receiver);
+            run(flows, picks_up, report, &receiver);
             drop(ends);
         })?;
         Ok(Worker { jobs: Some(jobs), thread: Some(thread), end, patience: LAST_PASS })
@@ -96,10 +128,24 @@ impl Drop for Worker {
     }
 }
 
-fn run(mut flows: impl Flows, mut report: impl FnMut(&Sweep), jobs: &Receiver<Frontends>) {
+fn run(
+    mut flows: impl Flows,
+    mut picks_up: impl FnMut() -> bool,
+    mut report: impl FnMut(&Sweep),
+    jobs: &Receiver<Frontends>,
+) {
     let mut schedule = Schedule::default();
+    let mut left_alone = false;
     let mut pass = |schedule: &mut Schedule, due: Frontends, last: bool| {
-        let pass = clean(&mut flows, &due);
+        let concerns_resets = Family::ALL.into_iter().any(|family| due.resets.concerns(family));
+        let picks_up = concerns_resets && picks_up();
+        if concerns_resets {
+            let before = std::mem::replace(&mut left_alone, !picks_up);
+            if left_alone && !before {
+                tracing::warn!("open connections to endpoints that are gone are not reset: {NOT_PICKED_UP}");
+            }
+        }
+        let pass = clean(&mut flows, &due, picks_up);
         schedule.done(&pass, due, Instant::now());
         log(&pass, &schedule.failures, last);
         report(&pass);
@@ -136,14 +182,18 @@ fn run(mut flows: impl Flows, mut report: impl FnMut(&Sweep), jobs: &Receiver<Fr
 }
 
 /// One pass: each family's table is listed once, however many frontends there are, and once more where connections may
-/// have begun without rules.
-fn clean(flows: &mut impl Flows, frontends: &Frontends) -> Sweep {
-    let mut elapsed = PerFamily::default();
+/// have begun without rules, and where some are to be reset.
+fn clean(flows: &mut impl Flows, frontends: &Frontends, picks_up: bool) -> Sweep {
+    let (mut elapsed, mut resets) = (PerFamily::default(), PerFamily::default());
     let families = PerFamily::from_fn(|family| {
         let start = Instant::now();
         let udp = frontends.concerns(family).then(|| flows.delete_udp(family, &mut |flow| stale(flow, frontends)));
         let restored = frontends.restored[family].as_ref();
         let begun = restored.map(|_| flows.delete_unanswered(family, &mut |flow| stranded(flow, frontends)));
+        resets[family] = frontends.resets.concerns(family).then(|| {
+            let mut is_gone = |flow: &Flow| gone(flow, frontends, picks_up);
+            flows.delete_tcp(family, &mut is_gone)
+        });
         elapsed[family] = start.elapsed();
         match (udp, begun) {
             (Some(Ok(udp)), Some(Ok(begun))) => Some(Ok(udp.and(begun))),
@@ -151,7 +201,7 @@ fn clean(flows: &mut impl Flows, frontends: &Frontends) -> Sweep {
             (one, other) => one.or(other),
         }
     });
-    Sweep { frontends: frontends.len(), families, elapsed }
+    Sweep { frontends: frontends.len(), families, resets, elapsed }
 }
 
 /// Logs a pass after which so many have failed one after the other in each family.
@@ -159,25 +209,44 @@ fn log(pass: &Sweep, failures: &PerFamily<u32>, last: bool) {
     let frontends = pass.frontends;
     for family in Family::ALL {
         let elapsed = pass.elapsed[family];
-        let Some(result) = &pass.families[family] else { continue };
-        if let Ok(Swept { seen, deleted, failed, incomplete }) = result {
-            tracing::debug!(%family, frontends, seen, deleted, failed, incomplete, ?elapsed, "stale UDP flows");
-        }
-        let what = match failures[family] {
-            0 => continue,
-            _ if last => "stale UDP flows are not all cleaned up; the next start does it",
-            1 => "stale UDP flows are not all cleaned up; trying again",
-            failures if failures == RETRIES + 1 => "stale UDP flows are not all cleaned up; given up until a change",
-            _ => continue,
-        };
-        match result {
-            Ok(Swept { failed, incomplete, .. }) => tracing::warn!(%family, failed, incomplete, "{what}"),
-            Err(error) => {
-                let source = std::error::Error::source(error).map(ToString::to_string);
-                tracing::warn!(%family, %error, source, "{what}");
+        for (what, result) in pass.results(family) {
+            if let Ok(Swept { seen, deleted, failed, incomplete }) = result {
+                match what {
+                    What::Stale => {
+                        tracing::debug!(%family, frontends, seen, deleted, failed, incomplete, ?elapsed, "stale UDP flows");
+                    }
+                    What::Gone if *deleted > 0 => {
+                        tracing::info!(%family, seen, deleted, ?elapsed, "connections to endpoints that are gone are reset");
+                    }
+                    What::Gone => {
+                        tracing::debug!(%family, seen, failed, incomplete, ?elapsed, "no connection leads to an endpoint that is gone");
+                    }
+                }
+            }
+            if is_complete(result) {
+                continue;
+            }
+            let then = match failures[family] {
+                0 => continue,
+                _ if last => "the next start does it",
+                1 => "trying again",
+                failures if failures == RETRIES + 1 => "given up until a change",
+                _ => continue,
+            };
+            let left = what.left();
+            match result {
+                Ok(Swept { failed, incomplete, .. }) => tracing::warn!(%family, failed, incomplete, "{left}; {then}"),
+                Err(error) => {
+                    let source = std::error::Error::source(error).map(ToString::to_string);
+                    tracing::warn!(%family, %error, source, "{left}; {then}");
+                }
             }
         }
     }
+}
+
+fn is_complete(result: &Result<Swept, FlowsError>) -> bool {
+    result.as_ref().is_ok_and(|swept| swept.failed == 0 && !swept.incomplete)
 }
 
 /// What is to be checked, and when. Time comes in as an argument.
@@ -250,9 +319,10 @@ impl Schedule {
     fn done(&mut self, pass: &Sweep, due: Frontends, now: Instant) {
         self.rest = Some(now + Family::ALL.into_iter().map(|family| pass.elapsed[family]).sum::<Duration>() * REST);
         for family in Family::ALL {
-            let Some(result) = &pass.families[family] else { continue };
-            let complete = result.as_ref().is_ok_and(|swept| swept.failed == 0 && !swept.incomplete);
-            if complete {
+            if pass.results(family).next().is_none() {
+                continue;
+            }
+            if pass.results(family).all(|(_, result)| is_complete(result)) {
                 self.failures[family] = 0;
                 continue;
             }
@@ -274,7 +344,7 @@ mod tests {
     use std::num::NonZeroU16;
     use std::sync::{Arc, mpsc};
 
-    use super::super::plan::{Flow, Rule};
+    use super::super::plan::Rule;
     use super::*;
     use crate::model::{FrontendAt, FrontendKey, Protocol};
 
@@ -329,7 +399,7 @@ mod tests {
         elapsed[Family::V4] = Duration::from_millis(took);
         let mut families = PerFamily::default();
         families[Family::V4] = Some(swept);
-        Sweep { frontends: due.len(), families, elapsed }
+        Sweep { frontends: due.len(), families, resets: PerFamily::default(), elapsed }
     }
 
     #[test]
@@ -426,6 +496,10 @@ mod tests {
         fn delete_unanswered(&mut self, _: Family, _: &mut dyn FnMut(&Flow) -> bool) -> Result<Swept, FlowsError> {
             unreachable!("nothing was restored")
         }
+
+        fn delete_tcp(&mut self, _: Family, _: &mut dyn FnMut(&Flow) -> bool) -> Result<Swept, FlowsError> {
+            unreachable!("nobody asks for resets")
+        }
     }
 
     #[test]
@@ -443,7 +517,7 @@ mod tests {
             deleted.send(stale.collect::<Vec<SocketAddr>>()).expect("the test listens");
             Ok(Swept::default())
         };
-        let worker = Worker::spawn(Scripted { asked: 0, answer }, |_: &Sweep| {}).expect("a thread");
+        let worker = Worker::spawn(Scripted { asked: 0, answer }, || true, |_: &Sweep| {}).expect("a thread");
         worker.clean(job(&[("10.0.0.1:53", "10.1.0.2:53")]));
         under_way.recv_timeout(Duration::from_secs(20)).expect("the first pass begins");
         worker.clean(job(&[("10.0.0.2:53", "10.1.0.2:53")]));
@@ -465,7 +539,7 @@ mod tests {
             let _ = go_receiver.recv();
             Ok(Swept::default())
         };
-        let mut worker = Worker::spawn(Scripted { asked: 0, answer }, |_: &Sweep| {}).expect("a thread");
+        let mut worker = Worker::spawn(Scripted { asked: 0, answer }, || true, |_: &Sweep| {}).expect("a thread");
         worker.patience = Duration::from_millis(10);
         worker.clean(job(&[("10.0.0.1:53", "10.1.0.2:53")]));
         under_way.recv_timeout(Duration::from_secs(20)).expect("the pass begins");
@@ -485,7 +559,7 @@ mod tests {
                 Ok(Swept::default())
             }
         };
-        let worker = Worker::spawn(Scripted { asked: 0, answer }, |_: &Sweep| {}).expect("a thread");
+        let worker = Worker::spawn(Scripted { asked: 0, answer }, || true, |_: &Sweep| {}).expect("a thread");
         worker.clean(job(&[("10.0.0.1:53", "10.1.0.2:53")]));
         assert_eq!(found.recv_timeout(Duration::from_secs(20)), Ok((3, true)));
     }
@@ -514,6 +588,10 @@ mod tests {
         ) -> Result<Swept, FlowsError> {
             self.delete_udp(family, stale)
         }
+
+        fn delete_tcp(&mut self, family: Family, gone: &mut dyn FnMut(&Flow) -> bool) -> Result<Swept, FlowsError> {
+            self.delete_udp(family, gone)
+        }
     }
 
     fn flow(frontend: &str, endpoint: &str) -> Flow {
@@ -527,9 +605,13 @@ mod tests {
         let (report_sender, reports) = mpsc::channel();
         let flows = ["10.0.0.1:53", "10.0.0.2:53", "10.0.0.3:53"].map(|frontend| flow(frontend, "10.1.0.1:53")).into();
         let table = Table { flows, asked: asked_sender, go: go_receiver };
-        let worker = Worker::spawn(table, move |pass: &Sweep| {
-            let _ = report_sender.send((pass.frontends, pass.families.v6.is_some()));
-        })
+        let worker = Worker::spawn(
+            table,
+            || true,
+            move |pass: &Sweep| {
+                let _ = report_sender.send((pass.frontends, pass.families.v6.is_some()));
+            },
+        )
         .expect("a thread");
         let deadline = Duration::from_secs(20);
 
@@ -574,11 +656,88 @@ mod tests {
         };
         let mut frontends = job(&[("10.0.0.1:53", "10.1.0.2:53")]);
         frontends.restored.v4 = Some(Arc::new(HashSet::from([key])));
-        let pass = clean(&mut table, &frontends);
+        let pass = clean(&mut table, &frontends, true);
         assert_eq!(asked.try_iter().collect::<Vec<_>>(), [(Family::V4, 1), (Family::V4, 1)]);
         let swept = pass.families.v4.expect("it was looked at").expect("it could be");
         assert_eq!((swept.seen, swept.deleted), (5, 2));
         assert_eq!(table.flows, [tcp("10.0.0.2:80", "10.1.0.1:80")]);
+    }
+
+    /// A job that resets connections through 10.0.0.2:80 to other endpoints than this one.
+    fn reset(endpoint: &str) -> Frontends {
+        let key = FrontendKey {
+            at: FrontendAt::Address(at("10.0.0.2:80").ip()),
+            protocol: Protocol::Tcp,
+            port: NonZeroU16::new(80).expect("a port"),
+        };
+        let mut frontends = Frontends::default();
+        frontends.resets.insert(key, Some([at(endpoint)].into()));
+        frontends
+    }
+
+    #[test]
+    fn connections_to_endpoints_that_are_gone_are_looked_for_where_that_is_asked_for() {
+        let (asked_sender, asked) = mpsc::channel();
+        let (go, go_receiver) = mpsc::channel();
+        (0..2).for_each(|_| go.send(()).expect("room"));
+        let tcp = |endpoint| Flow {
+            protocol: Protocol::Tcp.number(),
+            answered: true,
+            ..Flow::translated(Protocol::Tcp, ["10.0.0.9:4000", "10.0.0.2:80", endpoint])
+        };
+        let flows = vec![tcp("10.1.0.1:80"), tcp("10.1.0.2:80")];
+        let mut table = Table { flows, asked: asked_sender, go: go_receiver };
+        let pass = clean(&mut table, &reset("10.1.0.1:80"), false);
+        assert_eq!(pass.resets.v4.expect("it was looked at").expect("it could be").deleted, 0, "nobody would reset it");
+        let pass = clean(&mut table, &reset("10.1.0.1:80"), true);
+        assert_eq!(asked.try_iter().collect::<Vec<_>>(), [(Family::V4, 0), (Family::V4, 1)]);
+        assert!(pass.families.v4.is_none() && pass.resets.v6.is_none());
+        assert_eq!(pass.resets.v4.expect("it was looked at").expect("it could be").deleted, 1);
+        assert_eq!(table.flows, [tcp("10.1.0.1:80")]);
+    }
+
+    #[test]
+    fn resets_that_fail_are_tried_again_and_the_newest_list_counts() {
+        let start = Instant::now();
+        let seconds = |seconds| start + Duration::from_secs(seconds);
+        let mut schedule = Schedule::default();
+        schedule.add(reset("10.1.0.1:80"));
+        let due = schedule.take(start);
+        assert_eq!(due, reset("10.1.0.1:80"));
+        let mut pass = passed(&due, Ok(Swept::default()), 0);
+        pass.resets.v4 = Some(Err(FlowsError::Permission));
+        schedule.done(&pass, due, start);
+        assert_eq!((schedule.failures[Family::V4], schedule.later.len()), (1, 1));
+        schedule.add(reset("10.1.0.2:80"));
+        assert_eq!(schedule.take(seconds(0)), reset("10.1.0.2:80"));
+        assert_eq!(schedule.take(seconds(1)), reset("10.1.0.2:80"), "its second pass, and nothing older");
+        assert_eq!(schedule.wait(seconds(1)), None);
+    }
+
+    #[test]
+    fn that_connections_are_left_alone_is_said_once() {
+        let said = crate::testing::log::captured(|| {
+            let (jobs, receiver) = channel();
+            let mut answers = [false, false, true, false].into_iter();
+            let (asked_sender, _asked) = mpsc::channel();
+            let (go, go_receiver) = mpsc::channel();
+            (0..20).for_each(|_| go.send(()).expect("room"));
+            let table = Table { flows: Vec::new(), asked: asked_sender, go: go_receiver };
+            jobs.send(reset("10.1.0.1:80")).expect("it is there");
+            let mut passes = 0;
+            let jobs = std::cell::RefCell::new(Some(jobs));
+            let report = |_: &Sweep| {
+                passes += 1;
+                match passes {
+                    4 => drop(jobs.borrow_mut().take()),
+                    _ => jobs.borrow().iter().for_each(|jobs| jobs.send(reset("10.1.0.1:80")).expect("it is there")),
+                }
+            };
+            run(table, || answers.next().unwrap_or(false), report, &receiver);
+        });
+        let lines =
+            said.lines().filter(|line| line.contains("are not reset: net.netfilter.nf_conntrack_tcp_loose is 0"));
+        assert_eq!(lines.count(), 2, "when it begins, and when it begins anew: {said}");
     }
 
     #[test]
@@ -589,7 +748,7 @@ mod tests {
         let mut table = Table { flows: Vec::new(), asked: asked_sender, go: go_receiver };
         let v6 =
             Frontends { by_node_port: BTreeMap::from([((Family::V6, 30053), Rule::Gone)]), ..Frontends::default() };
-        let pass = clean(&mut table, &v6);
+        let pass = clean(&mut table, &v6, true);
         assert!(pass.families.v4.is_none());
         assert!(matches!(pass.families.v6, Some(Ok(_))));
         assert_eq!(asked.try_iter().collect::<Vec<_>>(), [(Family::V6, 0)]);

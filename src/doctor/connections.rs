@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{Finding, Subject};
 use crate::leftovers::NET;
-use crate::sysctl::{Tracked, read_text, tracked};
+use crate::sysctl::{Tracked, picks_up, read_text, tracked};
 
 /// Of the limit, in percent: above it, connections are likely to be refused at the next peak.
 const FULL: u64 = 90;
@@ -62,6 +62,19 @@ pub(super) fn connections(root: &Path, wanted: u64) -> Vec<Finding> {
     findings
 }
 
+/// Where connections to endpoints that are gone are to be reset: would the kernel let anybody do it?
+pub(super) fn resets(root: &Path) -> Option<Finding> {
+    let found = || {
+        Finding::check(
+            Subject::Connections,
+            "open connections to endpoints that are gone are not reset, as a Service asks for: the kernel takes up none in the middle",
+            "sysctl -w net.netfilter.nf_conntrack_tcp_loose=1",
+        )
+        .proof("net.netfilter.nf_conntrack_tcp_loose = 0")
+    };
+    (!picks_up(root)).then(found)
+}
+
 /// The sum over all CPUs of a column of `/proc/net/stat/nf_conntrack`, whose numbers are hexadecimal.
 fn sum_of_column(text: &str, column: &str) -> Option<u64> {
     let mut lines = text.lines();
@@ -87,6 +100,15 @@ mod tests {
             assert_eq!(sum_of_column(STATISTICS, column), expected, "{column}");
         }
         assert_eq!(sum_of_column("", "drop"), None);
+    }
+
+    #[test]
+    fn resets_need_a_kernel_that_takes_up_connections() {
+        for (loose, expected) in [("1", vec![]), ("0", vec![Grade::Check])] {
+            let root = root(&[("proc/sys/net/netfilter/nf_conntrack_tcp_loose", loose)]);
+            let findings: Vec<Finding> = resets(root.path()).into_iter().collect();
+            assert_eq!(grades(&findings), expected, "{findings:?}");
+        }
     }
 
     #[test]

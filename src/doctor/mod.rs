@@ -189,6 +189,9 @@ fn settings(root: &Path, config: &Config, daemon: Option<&Daemon>, served: &PerF
     let mut findings = forwarding::forwarding(root, served.v6.is_served());
     findings.extend(forwarding::reverse_path_filter(root));
     findings.extend(connections::connections(root, wanted));
+    if config.reset_connections || daemon.is_some_and(|daemon| daemon.resets_connections) {
+        findings.extend(connections::resets(root));
+    }
     findings
 }
 

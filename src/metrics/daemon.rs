@@ -63,6 +63,9 @@ pub struct Daemon {
     /// Services whose health check cannot be served at the moment, by name, each with the address and the reason.
     #[serde(default)]
     pub failing_health_checks: BTreeMap<String, String>,
+    /// Whether any Service asks for the reset of connections to endpoints that are gone.
+    #[serde(default)]
+    pub resets_connections: bool,
 }
 
 impl Daemon {

@@ -79,6 +79,8 @@ pub struct Metrics {
     pub conntrack_duration: PerFamily<Histogram>,
     /// Flows that they deleted.
     pub conntrack_deleted: PerFamily<Counter>,
+    /// Connections that were reset, as their endpoint is gone.
+    pub connections_reset: PerFamily<Counter>,
     /// 1 while a table holds what it should, 0 while it does not.
     pub in_sync: PerFamily<Gauge>,
     /// Services that something is installed for.
@@ -154,6 +156,7 @@ impl Metrics {
             network_programming: table.histogram(&table::NETWORK_PROGRAMMING),
             conntrack_duration: table.histogram(&table::CONNTRACK_DURATION),
             conntrack_deleted: table.counter(&table::CONNTRACK_DELETED),
+            connections_reset: table.counter(&table::CONNECTIONS_RESET),
             in_sync: table.gauge(&table::IN_SYNC),
             services: table.gauge(&table::SERVICES),
             frontends: FRONTEND_STATES

@@ -113,6 +113,8 @@ table! {
         "ReconcileConntrackFlowsLatency latency in seconds";
     CONNTRACK_DELETED: Counter, Alpha, "kubeproxy_conntrack_reconciler_deleted_entries_total", ["ip_family"],
         "Cumulative conntrack flows deleted by conntrack reconciler";
+    CONNECTIONS_RESET: Counter, Alpha, "nftproxyd_connections_reset_total", ["ip_family"],
+        "TCP connections to endpoints that are gone of which the next packet is answered with a reset, where a Service asks for it.";
     HEALTHZ: Counter, Alpha, "kubeproxy_proxy_healthz_total", ["code"],
         "Cumulative proxy healthz HTTP status";
     LIVEZ: Counter, Alpha, "kubeproxy_proxy_livez_total", ["code"],

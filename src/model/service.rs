@@ -58,6 +58,8 @@ pub struct Service {
     pub ping: Option<bool>,
     /// Whether its connections are accounted for by endpoint, by an annotation.
     pub accounting: bool,
+    /// Whether its connections to endpoints that are gone are reset, by an annotation.
+    pub reset_connections: bool,
     /// `spec.healthCheckNodePort` of a LoadBalancer Service with external policy Local.
     pub health_check_node_port: Option<NonZeroU16>,
     /// `metadata.creationTimestamp` in seconds since 1970; the older of two Services that claim the same address and

@@ -232,6 +232,7 @@ mod tests {
             maglev_size: None,
             ping: None,
             accounting: false,
+            reset_connections: false,
             health_check_node_port: None,
             created: 1,
         }

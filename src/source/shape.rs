@@ -52,6 +52,7 @@ const METADATA: Shape = Fields(&[
             (spread::ACCOUNTING, Whole),
             (spread::RANGES_EVERYWHERE, Whole),
             (spread::PING, Whole),
+            (spread::RESET_CONNECTIONS, Whole),
             (spread::WEIGHT, Whole),
             (spread::CILIUM_WEIGHT, Whole),
         ]),

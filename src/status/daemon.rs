@@ -343,6 +343,7 @@ mod tests {
             cluster_cidrs: Vec::new(),
             wanted_connections: Some(9),
             failing_health_checks: BTreeMap::new(),
+            resets_connections: false,
         }
     }
 

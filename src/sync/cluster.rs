@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use super::balancing::Balancing;
 use crate::diff::Installed;
 use crate::model::claims::{Claims, Owner};
-use crate::model::policy;
+use crate::model::policy::{self, Target};
 use crate::model::store::Store;
-use crate::model::{Family, ObjectName, PerFamily, Protocol};
+use crate::model::{Family, ObjectName, PerFamily, Protocol, ServicePort, Slice};
 use crate::ruleset::backend::Backend;
 use crate::ruleset::service::{self, ServiceFacts, ServicePart};
 use crate::ruleset::slots;
@@ -62,10 +62,23 @@ impl Cluster<'_> {
     }
 }
 
+/// All endpoints of a TCP port, in whatever state, for deciding which connections to reset.
+pub fn listed(store: &Store, name: &ObjectName, port_name: &str, family: Family) -> Vec<Backend> {
+    of_port(store, name, (port_name, Protocol::Tcp), |port, slices| policy::listed(port, family, slices))
+}
+
 /// The endpoints that still serve a UDP port, for deciding which connections to forget.
 pub fn serving(store: &Store, name: &ObjectName, port_name: &str, family: Family) -> Vec<Backend> {
+    of_port(store, name, (port_name, Protocol::Udp), |port, slices| policy::serving(port, family, slices))
+}
+
+fn of_port(
+    store: &Store,
+    name: &ObjectName,
+    (port_name, protocol): (&str, Protocol),
+    chosen: impl Fn(&ServicePort, &[Slice]) -> Vec<Target>,
+) -> Vec<Backend> {
     let Some(service) = store.service(name) else { return Vec::new() };
-    let port = service.ports.iter().find(|port| &*port.name == port_name && port.protocol == Protocol::Udp);
-    port.map(|port| policy::serving(port, family, store.slices(name)).iter().map(Backend::from).collect())
-        .unwrap_or_default()
+    let port = service.ports.iter().find(|port| &*port.name == port_name && port.protocol == protocol);
+    port.map(|port| chosen(port, store.slices(name)).iter().map(Backend::from).collect()).unwrap_or_default()
 }

@@ -39,7 +39,7 @@ mod told;
 mod udp;
 
 pub use affinity::Purpose;
-pub use cluster::serving;
+pub use cluster::{listed, serving};
 pub use counter::{Counter, Counts, Tracked};
 pub use engine::{Engine, Overlap};
 pub use facts::Facts;

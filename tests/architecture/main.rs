@@ -76,12 +76,13 @@ const COMMON: [&str; 6] = ["errors", "keyed", "secrets", "threads", "yaml", "pri
 const ASSEMBLY: [&str; 3] = ["app", "lib", "main"];
 
 /// Path prefixes of code that takes values and returns values: no runtime, no I/O, no clock, no environment.
-const PURE: [&str; 22] = [
+const PURE: [&str; 23] = [
     "src/model/",
     "src/ruleset/",
     "src/diff/",
     "src/balance/",
     "src/conntrack/plan",
+    "src/conntrack/gone",
     "src/conntrack/open",
     "src/health/state",
     "src/trace/connections",

@@ -221,7 +221,7 @@ fn no_local_endpoints<K: Kernel>(engine: &Engine<K>, name: &ObjectName) -> NoLoc
     found
 }
 
-/// Counts what a pass over the UDP flows did.
+/// Counts what a pass over the table of connections did.
 pub(super) fn count_sweep(metrics: &Metrics, pass: &conntrack::Sweep) {
     for family in Family::ALL {
         if let Some(result) = &pass.families[family] {
@@ -229,6 +229,9 @@ pub(super) fn count_sweep(metrics: &Metrics, pass: &conntrack::Sweep) {
             if let Ok(swept) = result {
                 metrics.conntrack_deleted[family].inc_by(swept.deleted as f64);
             }
+        }
+        if let Some(Ok(swept)) = &pass.resets[family] {
+            metrics.connections_reset[family].inc_by(swept.deleted as f64);
         }
     }
 }

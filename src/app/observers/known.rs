@@ -23,6 +23,8 @@ pub(in crate::app) struct Facts {
     pub(in crate::app) obstacles: Vec<String>,
     /// Services whose health check cannot be served, by name, with the address and the reason.
     pub(in crate::app) failing_health_checks: BTreeMap<String, String>,
+    /// Whether any Service asks for the reset of connections to endpoints that are gone.
+    pub(in crate::app) resets_connections: bool,
 }
 
 /// The same, shared.
@@ -51,6 +53,10 @@ impl Known {
 
     pub(super) fn obstacles(&self, obstacles: &[Obstacle]) {
         self.0.send_modify(|facts| facts.obstacles = obstacles.iter().map(ToString::to_string).collect());
+    }
+
+    pub(super) fn resets_connections(&self, resets: bool) {
+        self.0.send_if_modified(|facts| std::mem::replace(&mut facts.resets_connections, resets) != resets);
     }
 
     pub(super) fn failing_health_checks(&self, failing: BTreeMap<String, String>) {

@@ -6,6 +6,7 @@ mod counting;
 mod flows;
 mod history;
 mod known;
+mod resets;
 mod spreading;
 mod standings;
 mod unserved;
@@ -23,6 +24,7 @@ use self::counting::Counting;
 pub(super) use self::history::History;
 use self::history::Recorder;
 pub(super) use self::known::{Facts, Known, frame_state};
+use self::resets::Resets;
 use self::spreading::Spreading;
 pub(super) use self::standings::{FamilyStanding, Standings};
 pub(super) use self::unserved::Named;
@@ -30,7 +32,7 @@ use self::unserved::Unserved;
 use super::ready::{Awaited, Readiness};
 use super::take_over::TakeOver;
 use crate::config::{self, Config, Host};
-use crate::conntrack::{Conntrack, Sweep, Worker};
+use crate::conntrack::{Conntrack, Frontends, Sweep, Worker};
 use crate::events::Events;
 use crate::health::Health;
 use crate::metrics::Metrics;
@@ -55,6 +57,7 @@ pub(super) struct Observers {
     unserved: Unserved,
     spreading: Spreading,
     accounting: Accounting,
+    resets: Resets,
     known: Known,
     recorder: Recorder,
     owned: watch::Sender<bool>,
@@ -98,7 +101,8 @@ impl Observers {
                 release_free_memory();
             }
         };
-        let conntrack = Worker::spawn(conntrack, count)?;
+        let picks_up = || sysctl::picks_up(Path::new("/"));
+        let conntrack = Worker::spawn(conntrack, picks_up, count)?;
         Ok(Observers {
             conntrack,
             health,
@@ -109,6 +113,7 @@ impl Observers {
             unserved: Unserved::default(),
             spreading: Spreading(events),
             accounting,
+            resets: Resets::new(config.reset_connections),
             known,
             recorder: Recorder::new(history),
             owned,
@@ -130,13 +135,21 @@ impl Observers {
         self.readiness.tables(|family| engine.standing(family));
     }
 
+    /// Has connections looked at whose endpoints are not what they were: after a change, or in the families of `all` any.
+    fn clean<K: Kernel>(&mut self, engine: &Engine<K>, report: &Report, all: PerFamily<bool>) {
+        let mut frontends = flows::to_check(engine, report, all);
+        self.resets.synced(engine, report, all, &mut frontends);
+        self.conntrack.clean(frontends);
+    }
+
     /// Says whether anything may be taken over from kube-proxy, and looks at all flows when that is done: its rules have made
     /// flows until then, which may be long after the first sync.
     fn follow_take_over<K: Kernel>(&mut self, engine: &Engine<K>) {
         let Some(take_over) = &mut self.take_over else { return };
         if take_over.is_done() {
             self.take_over = None;
-            self.conntrack.clean(flows::to_check(engine, &Report::default(), PerFamily::from_fn(|_| true)));
+            let all = PerFamily::from_fn(|_| true);
+            self.clean(engine, &Report::default(), all);
         } else {
             take_over.tell(engine);
         }
@@ -206,7 +219,8 @@ impl<K: Kernel> Observer<K> for Observers {
             // Nobody listens any more when the daemon is about to end.
             let _ = attempted.send(());
         }
-        self.conntrack.clean(flows::to_check(engine, report, report.udp_all));
+        self.clean(engine, report, report.udp_all);
+        self.known.resets_connections(self.resets.any());
         self.follow_take_over(engine);
         self.checks.send_if_modified(|checks| checks::update_checks(checks, engine, report));
         // A start, or a repair: everything has been listed, read and written at once.
@@ -217,6 +231,9 @@ impl<K: Kernel> Observer<K> for Observers {
 
     fn forgot(&mut self, engine: &Engine<K>, report: &Report) {
         self.counting.forgot(engine, report);
+        let mut frontends = Frontends::default();
+        self.resets.forgot(engine, report, &mut frontends);
+        self.conntrack.clean(frontends);
     }
 
     fn overlaps(&mut self, family: Family, overlaps: &[Overlap]) {

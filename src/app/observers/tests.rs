@@ -132,6 +132,10 @@ impl Flows for NoFlows {
     fn delete_unanswered(&mut self, _: Family, _: &mut dyn FnMut(&Flow) -> bool) -> Result<Swept, FlowsError> {
         Ok(Swept::default())
     }
+
+    fn delete_tcp(&mut self, _: Family, _: &mut dyn FnMut(&Flow) -> bool) -> Result<Swept, FlowsError> {
+        unreachable!("nobody asks for resets")
+    }
 }
 
 /// What the test sees and moves.
@@ -304,7 +308,7 @@ async fn run_with<F: Future<Output = ()>>(min_sync_period: Duration, script: imp
     };
     let take_over = TakeOver::spawn(Script(did_sender), readiness.clone(), nudge).expect("a thread");
     let mut observers = Observers {
-        conntrack: Worker::spawn(flows, |_: &Sweep| {}).expect("a thread"),
+        conntrack: Worker::spawn(flows, || true, |_: &Sweep| {}).expect("a thread"),
         health: health.clone(),
         counting: Counting::new(Arc::clone(&metrics)),
         checks: watch::channel(Checks::default()).0,
@@ -313,6 +317,7 @@ async fn run_with<F: Future<Output = ()>>(min_sync_period: Duration, script: imp
         unserved: Unserved::default(),
         spreading: Spreading(Events::nowhere()),
         accounting: Accounting::new(false, Ledger::default(), watch::channel(()).0),
+        resets: Resets::default(),
         known: Known::default(),
         recorder: Recorder::default(),
         owned: watch::channel(false).0,

@@ -48,6 +48,7 @@ fn what_kubeadm_writes() {
         count_connections: false,
         accounting: false,
         ping: false,
+        reset_connections: false,
         node_name: "host-a".to_owned(),
         source: Source::Api { kubeconfig: "/var/lib/kube-proxy/kubeconfig.conf".into(), master: None },
         bind_address: Ipv4Addr::UNSPECIFIED.into(),

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use super::*;
 use crate::conntrack::{Frontends, Rule, Worker, stale};
-use crate::model::PerFamily;
 use crate::testing::{in_network_namespace, run};
 
 /// `NLM_F_CREATE | NLM_F_EXCL`.
@@ -117,7 +116,7 @@ fn example_rules() -> Frontends {
         node_port_addresses: Arc::new(BTreeSet::from(
             ["192.0.2.1", "2001:db8::1"].map(|ip| ip.parse::<IpAddr>().expect("an IP")),
         )),
-        restored: PerFamily::default(),
+        ..Frontends::default()
     }
 }
 
@@ -273,10 +272,14 @@ fn a_client_reaches_the_new_endpoint_with_its_old_socket() {
             assert!(receives(&old_server), "without a clean-up the old endpoint keeps the flow");
 
             let (report, passes) = mpsc::channel();
-            let worker = Worker::spawn(Conntrack::open().expect("sockets"), move |pass| {
-                let deleted = Family::ALL.iter().filter_map(|family| pass.families[*family].as_ref());
-                let _ = report.send(deleted.map(|swept| swept.as_ref().expect("a pass").deleted).sum::<usize>());
-            })
+            let worker = Worker::spawn(
+                Conntrack::open().expect("sockets"),
+                || true,
+                move |pass| {
+                    let deleted = Family::ALL.iter().filter_map(|family| pass.families[*family].as_ref());
+                    let _ = report.send(deleted.map(|swept| swept.as_ref().expect("a pass").deleted).sum::<usize>());
+                },
+            )
             .expect("a thread");
             worker.clean(frontends([(frontend, Rule::endpoints([at(new)]))]));
             assert_eq!(passes.recv_timeout(Duration::from_secs(20)), Ok(1));

@@ -21,6 +21,9 @@ const OPEN_TCP: [u8; 3] = [1, 2, 3];
 /// down.
 const OPEN_SCTP: [u8; 4] = [2, 3, 4, 8];
 
+/// `TIME_WAIT` and `CLOSE`: nobody waits for anything any more.
+const OVER_TCP: [u8; 2] = [7, 8];
+
 /// What a look took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Look {
@@ -139,15 +142,25 @@ fn end_of(tuple: &[u8], addresses: [u16; 2], port: u16) -> Option<(u8, SocketAdd
     Some((protocol?, SocketAddr::new(ip?, number?)))
 }
 
+/// Whether a connection of TCP is over, of which the kernel keeps an entry for up to two minutes.
+pub(super) fn is_over(payload: &[u8]) -> bool {
+    let mut parts = payload.get(FAMILY_HEADER..).into_iter().flat_map(attributes);
+    let info = parts.find(|(kind, _)| *kind == CTA_PROTOINFO).map(|(_, info)| info);
+    info.into_iter()
+        .flat_map(attributes)
+        .any(|(kind, value)| kind == CTA_PROTOINFO_TCP && state(value).is_some_and(|state| OVER_TCP.contains(&state)))
+}
+
+fn state(info: &[u8]) -> Option<u8> {
+    attributes(info).find(|(kind, _)| *kind == STATE).and_then(|(_, state)| state.first().copied())
+}
+
 /// Whether a connection is open by its protocol's state. One that hardware forwards has none, and is.
 fn is_open(info: &[u8]) -> bool {
-    attributes(info).all(|(kind, value)| {
-        let state = attributes(value).find(|(kind, _)| *kind == STATE).and_then(|(_, state)| state.first().copied());
-        match (kind, state) {
-            (CTA_PROTOINFO_TCP, Some(state)) => OPEN_TCP.contains(&state),
-            (CTA_PROTOINFO_SCTP, Some(state)) => OPEN_SCTP.contains(&state),
-            _ => true,
-        }
+    attributes(info).all(|(kind, value)| match (kind, state(value)) {
+        (CTA_PROTOINFO_TCP, Some(state)) => OPEN_TCP.contains(&state),
+        (CTA_PROTOINFO_SCTP, Some(state)) => OPEN_SCTP.contains(&state),
+        _ => true,
     })
 }
 

@@ -25,6 +25,7 @@ fn daemon() -> Daemon {
         cluster_cidrs: Vec::new(),
         wanted_connections: Some(9),
         failing_health_checks: BTreeMap::new(),
+        resets_connections: false,
     }
 }
 

@@ -71,6 +71,7 @@ fn daemon() -> Daemon {
         cluster_cidrs: Vec::new(),
         wanted_connections: Some(9),
         failing_health_checks: BTreeMap::new(),
+        resets_connections: false,
     }
 }
 
@@ -108,7 +109,7 @@ fn paths_are_those_of_kube_proxy() {
                 r#"{"version":"0.0.0","healthy":true,"nodeEligible":false,"awaited":["a test"],"kinds":{},"families":{},"#,
                 r#""frontends":{},"serviceChangesPending":0,"endpointChangesPending":7,"rejectedObjects":{},"overlaps":[],"#,
                 r#""ready":true,"startedSecondsAgo":5,"obstacles":[],"podCidrs":[],"clusterCidrs":[],"wantedConnections":9,"#,
-                r#""failingHealthChecks":{}}"#
+                r#""failingHealthChecks":{},"resetsConnections":false}"#
             );
             #[rustfmt::skip]
             let cases = [

@@ -55,6 +55,7 @@ fn service(text: &str, created: i64, cluster_ip: &str, ports: &[ServicePort]) ->
         maglev_size: None,
         ping: None,
         accounting: false,
+        reset_connections: false,
         health_check_node_port: None,
         created,
     }

@@ -73,6 +73,12 @@ pub fn serving(port: &ServicePort, family: Family, slices: &[Slice]) -> Vec<Targ
     endpoints.iter().filter(|found| found.endpoint.conditions.serving).map(Candidate::target).collect()
 }
 
+/// All endpoints of a service port, on any node, whatever their state and the policies say, sorted by address and port: one that
+/// is not among them is gone.
+pub fn listed(port: &ServicePort, family: Family, slices: &[Slice]) -> Vec<Target> {
+    endpoints(port, family, slices, ready).iter().map(Candidate::target).collect()
+}
+
 /// Whether two versions of a slice add the same to [`serving`], whichever UDP port is asked for and whatever other
 /// slices there are. `None`: the slice is not there. Costs what the slices cost; a "no" may be one too many.
 pub fn serve_udp_alike(a: Option<&Slice>, b: Option<&Slice>) -> bool {

@@ -43,6 +43,7 @@ fn service(internal_policy: TrafficPolicy, external_policy: TrafficPolicy) -> Se
         maglev_size: None,
         ping: None,
         accounting: false,
+        reset_connections: false,
         health_check_node_port: None,
         created: 0,
     }
@@ -420,6 +421,17 @@ fn serving_endpoints_ignore_policies_and_readiness() {
     let expected: Vec<IpAddr> =
         endpoints.iter().filter(|endpoint| endpoint.conditions.serving).map(|endpoint| endpoint.address).collect();
     assert_eq!((got.len(), got), (4, expected));
+}
+
+#[test]
+fn endpoints_are_listed_whatever_their_state() {
+    let service = service(TrafficPolicy::Local, TrafficPolicy::Local);
+    let endpoints: Vec<Endpoint> =
+        (1..).zip(every_condition()).map(|(last, state)| endpoint(Family::V4, last, false, state)).collect();
+    let slices = [slice("s", Family::V4, P, &endpoints)];
+    let of = |family| listed(&service.ports[0], family, &slices).iter().map(|it| it.address).collect::<Vec<IpAddr>>();
+    assert_eq!(of(Family::V4), endpoints.iter().map(|endpoint| endpoint.address).collect::<Vec<_>>());
+    assert!(of(Family::V6).is_empty());
 }
 
 /// Vectors 39 and 40.

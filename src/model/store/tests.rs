@@ -33,6 +33,7 @@ fn service(text: &str, version: i64) -> Service {
         maglev_size: None,
         ping: None,
         accounting: false,
+        reset_connections: false,
         health_check_node_port: None,
         created: version,
     }

@@ -60,6 +60,7 @@ pub fn service(object: &core::Service, options: &Options, pool: &mut Pool) -> Co
         maglev_size: spread::maglev_size(&object.metadata, &mut rejects),
         ping: spread::ping(&object.metadata, &mut rejects),
         accounting: spread::accounting(&object.metadata, &mut rejects),
+        reset_connections: spread::reset_connections(&object.metadata, &mut rejects),
         health_check_node_port: (kind == Type::LoadBalancer && external_policy == TrafficPolicy::Local)
             .then(|| health_check_node_port(spec, &mut rejects))
             .flatten(),

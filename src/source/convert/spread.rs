@@ -24,6 +24,8 @@ pub const ACCOUNTING: &str = "nftproxyd.io/accounting";
 pub const RANGES_EVERYWHERE: &str = "nftproxyd.io/source-ranges-everywhere";
 /// Ours, on a Service: whether its addresses answer pings.
 pub const PING: &str = "nftproxyd.io/ping";
+/// Ours, on a Service: whether its connections to endpoints that are gone are reset.
+pub const RESET_CONNECTIONS: &str = "nftproxyd.io/reset-connections";
 /// Ours, on an EndpointSlice: the weight of its endpoints.
 pub const WEIGHT: &str = "nftproxyd.io/weight";
 /// Cilium's, with the same meaning.
@@ -86,6 +88,11 @@ pub(super) fn ranges_everywhere(metadata: &ObjectMeta, rejects: &mut Vec<Reject>
     switch(metadata, RANGES_EVERYWHERE, otherwise, rejects).unwrap_or(false)
 }
 
+/// Whether a Service's connections to endpoints that are gone are reset.
+pub(super) fn reset_connections(metadata: &ObjectMeta, rejects: &mut Vec<Reject>) -> bool {
+    switch(metadata, RESET_CONNECTIONS, "no connection is reset", rejects).unwrap_or(false)
+}
+
 /// Whether a Service's addresses answer pings, if it says so.
 pub(super) fn ping(metadata: &ObjectMeta, rejects: &mut Vec<Reject>) -> Option<bool> {
     switch(metadata, PING, "pings are answered as configured for all", rejects)
@@ -142,8 +149,9 @@ mod tests {
     #[test]
     fn switches_are_true_or_false() {
         type Read = fn(&ObjectMeta, &mut Vec<Reject>) -> bool;
-        let switches: [(&str, Read, &str); 2] = [
+        let switches: [(&str, Read, &str); 3] = [
             (ACCOUNTING, accounting, "nothing is accounted for"),
+            (RESET_CONNECTIONS, reset_connections, "no connection is reset"),
             (RANGES_EVERYWHERE, ranges_everywhere, "source ranges hold for load-balancer IPs only"),
         ];
         for (name, of, otherwise) in switches {

@@ -45,6 +45,7 @@ fn service(text: &str, last: u8, scheduler: Option<Scheduler>) -> Event {
         maglev_size: None,
         ping: None,
         accounting: false,
+        reset_connections: false,
         health_check_node_port: None,
         created: 0,
     })

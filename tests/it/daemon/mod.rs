@@ -30,6 +30,7 @@ mod readers;
 mod ready;
 mod refusals;
 mod repair;
+mod resets;
 mod schedulers;
 mod stale_flows;
 mod statusz;

@@ -85,6 +85,7 @@ pub(crate) fn plain_service(index: u16) -> Service {
         maglev_size: None,
         ping: None,
         accounting: false,
+        reset_connections: false,
         health_check_node_port: None,
         created: 0,
     }
@@ -467,6 +468,7 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
                 maglev_size: Some(251),
                 ping,
                 accounting: false,
+                reset_connections: false,
                 health_check_node_port: None,
                 created,
             }

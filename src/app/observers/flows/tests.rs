@@ -86,7 +86,8 @@ impl Proxy {
         let report = self.engine.sync(self.now);
         let frontends = to_check(&self.engine, &report, report.udp_all);
         let any = !frontends.is_empty();
-        let Frontends { by_address, by_node_port, node_port_addresses, restored } = frontends;
+        let Frontends { by_address, by_node_port, node_port_addresses, restored, resets } = frontends;
+        assert!(resets.is_empty(), "nobody asks here");
         self.restored = Family::ALL.map(|family| restored[family].as_ref().map_or(0, |all| all.len()));
         assert!(any || node_port_addresses.is_empty());
         let node_ports = by_node_port.into_iter().map(|((family, port), rule)| match family {
