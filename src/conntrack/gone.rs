@@ -60,14 +60,35 @@ impl Resets {
         Resets(of_family.map(|(key, listed)| (*key, listed.clone())).collect())
     }
 
-    /// Takes over what is newer.
-    pub fn merge(&mut self, newer: Resets) {
-        self.0.extend(newer.0);
+    /// Adds what is due as well: gone is what is gone by either.
+    pub fn merge(&mut self, other: Resets) {
+        for (key, listed) in other.0 {
+            let Some(Some(known)) = self.0.get_mut(&key) else {
+                self.0.entry(key).or_insert(listed);
+                continue;
+            };
+            match listed {
+                Some(listed) => *known = known.iter().filter(|it| listed.binary_search(it).is_ok()).copied().collect(),
+                None => _ = self.0.insert(key, None),
+            }
+        }
     }
 
-    /// Forgets what is said anew.
-    pub fn superseded_by(&mut self, newer: &Resets) {
-        self.0.retain(|key, _| !newer.0.contains_key(key));
+    /// Something newer is known while these wait. What is an endpoint by then is spared, so that one that has been away only for
+    /// a moment keeps its connections; what was one only since waits for its own turn.
+    pub fn spare(&mut self, newer: &Resets) {
+        for (key, listed) in &newer.0 {
+            match (self.0.get_mut(key), listed) {
+                (None, _) => {}
+                (Some(waiting), None) => *waiting = None,
+                (Some(None), Some(_)) => {}
+                (Some(Some(waiting)), Some(listed)) if waiting != listed => {
+                    let all: BTreeSet<SocketAddr> = waiting.iter().chain(listed.iter()).copied().collect();
+                    *waiting = all.into_iter().collect();
+                }
+                (Some(Some(_)), Some(_)) => {}
+            }
+        }
     }
 
     /// Whether a connection of this protocol, by its number, came in through one of these frontends and was sent to an endpoint
@@ -165,23 +186,29 @@ mod tests {
         let is_gone = |resets: &Resets| {
             resets.is_gone(Protocol::Tcp.number(), ["172.30.0.1:80", "10.1.0.9:8080"].map(at), &BTreeSet::new())
         };
+        let to_second = |resets: &Resets| {
+            resets.is_gone(Protocol::Tcp.number(), ["172.30.0.1:80", "10.1.0.2:8080"].map(at), &BTreeSet::new())
+        };
         let mut waiting = resets();
         let mut newer = Resets::default();
         newer.insert(address("172.30.0.1:80"), listed(&["10.1.0.9:8080"]));
         newer.insert_if_new(address("172.30.0.1:80"), || unreachable!("something is said of it"));
-        waiting.superseded_by(&newer);
-        assert!(!is_gone(&waiting), "it is judged by the newer only");
-        assert_eq!(waiting.count(), resets().count() - 1);
-        let mut merged = resets();
-        assert!(is_gone(&merged));
+        assert!(is_gone(&waiting) && to_second(&newer));
+        waiting.spare(&newer);
+        assert!(!is_gone(&waiting), "it is back");
+        assert!(!to_second(&waiting), "it has gone since");
+        assert_eq!(waiting.count(), resets().count());
+        let mut merged = waiting.clone();
         merged.merge(newer);
-        assert!(!is_gone(&merged), "it has come back");
+        assert!(!is_gone(&merged) && to_second(&merged), "both are due");
         let mut left_alone = Resets::default();
         left_alone.insert_if_new(address("172.30.0.1:80"), || None);
         assert!(!left_alone.is_empty() && left_alone.count() == 0 && !left_alone.concerns(Family::V4));
-        let mut merged = resets();
-        merged.merge(left_alone);
-        assert!(!is_gone(&merged), "nobody asks for it any more");
+        for say in [Resets::merge, |waiting: &mut Resets, newer| waiting.spare(&newer)] {
+            let mut merged = resets();
+            say(&mut merged, left_alone.clone());
+            assert!(!is_gone(&merged), "nobody asks for it any more");
+        }
     }
 
     #[test]

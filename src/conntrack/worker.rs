@@ -1,10 +1,13 @@
 //! Cleans up on a thread of its own.
 
 use std::io;
+use std::mem;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::gone::Resets;
 use super::netlink::{Flows, FlowsError, Swept};
 use super::plan::{Flow, Frontends, gone, stale, stranded};
 use crate::model::{Family, PerFamily};
@@ -16,6 +19,10 @@ use crate::threads;
 /// queue of another CPU, in a `queue` rule of a firewall). Its connection enters the table only at the end of that
 /// way, perhaps behind the first pass. Such a packet takes microseconds as a rule, so a second is generous.
 const SECOND_PASS: Duration = Duration::from_secs(1);
+
+/// So long an endpoint has to be away before connections to it are reset. A controller that moves it from one slice to another
+/// may delete it there before it adds it here, with two requests to the API server.
+const AWAY: Duration = Duration::from_secs(2);
 
 /// A pass takes time in proportion to the table of connections, however little has changed: after one, nothing is done
 /// for so many times as long as it took. Changes that come meanwhile go into one pass.
@@ -140,7 +147,7 @@ fn run(
         let concerns_resets = Family::ALL.into_iter().any(|family| due.resets.concerns(family));
         let picks_up = concerns_resets && picks_up();
         if concerns_resets {
-            let before = std::mem::replace(&mut left_alone, !picks_up);
+            let before = mem::replace(&mut left_alone, !picks_up);
             if left_alone && !before {
                 tracing::warn!("open connections to endpoints that are gone are not reset: {NOT_PICKED_UP}");
             }
@@ -157,13 +164,13 @@ fn run(
         };
         let mut over = false;
         match job {
-            Ok(frontends) => schedule.add(frontends),
+            Ok(frontends) => schedule.add(frontends, Instant::now()),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => over = true,
         }
         loop {
             match jobs.try_recv() {
-                Ok(frontends) => schedule.add(frontends),
+                Ok(frontends) => schedule.add(frontends, Instant::now()),
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => {
                     over = true;
@@ -171,7 +178,7 @@ fn run(
                 }
             }
         }
-        let due = if over { schedule.take_all() } else { schedule.take(Instant::now()) };
+        let due = if over { schedule.take_all(Instant::now()) } else { schedule.take(Instant::now()) };
         if !due.is_empty() {
             pass(&mut schedule, due, over);
         }
@@ -253,7 +260,8 @@ fn is_complete(result: &Result<Swept, FlowsError>) -> bool {
 ///
 /// A frontend waits in at most one place, and with its newest rule: an older one would delete flows to endpoints that it
 /// does not know. So what waits is no more than the frontends that changed within the last seconds; all that there are
-/// wait only after a start or a repair.
+/// wait only after a start or a repair. To be reset it waits once for each of its changes, from when endpoints have been
+/// away since then; none of them is of an endpoint that is known to be there.
 #[derive(Debug, Default)]
 struct Schedule {
     /// For the first time, at once.
@@ -267,8 +275,13 @@ struct Schedule {
 }
 
 impl Schedule {
-    fn add(&mut self, job: Frontends) {
+    fn add(&mut self, mut job: Frontends, now: Instant) {
         self.supersede(&job);
+        let resets = mem::take(&mut job.resets);
+        if !resets.is_empty() {
+            let node_port_addresses = Arc::clone(&job.node_port_addresses);
+            self.later.push((now + AWAY, Frontends { node_port_addresses, resets, ..Frontends::default() }));
+        }
         self.first.merge(job);
     }
 
@@ -291,12 +304,12 @@ impl Schedule {
         if self.rest.is_some_and(|rest| rest > now) {
             return Frontends::default();
         }
-        let mut due = std::mem::take(&mut self.first);
+        let mut due = mem::take(&mut self.first);
         let again = due.clone();
         self.later.retain_mut(|(at, waiting)| {
             let over = *at <= now;
             if over {
-                due.merge(std::mem::take(waiting));
+                due.merge(mem::take(waiting));
             }
             !over
         });
@@ -306,10 +319,13 @@ impl Schedule {
         due
     }
 
-    /// All that there is to do.
-    fn take_all(&mut self) -> Frontends {
-        let mut due = std::mem::take(&mut self.first);
-        for (_, waiting) in self.later.drain(..) {
+    /// All that there is to do. Who has not been away for long may come back: the next start looks at everybody.
+    fn take_all(&mut self, now: Instant) -> Frontends {
+        let mut due = mem::take(&mut self.first);
+        for (at, mut waiting) in self.later.drain(..) {
+            if at > now {
+                waiting.resets = Resets::default();
+            }
             due.merge(waiting);
         }
         due
@@ -329,8 +345,13 @@ impl Schedule {
             let wait = FIRST_RETRY * 2_u32.saturating_pow(self.failures[family]);
             self.failures[family] = self.failures[family].saturating_add(1);
             if self.failures[family] <= RETRIES {
-                let again = due.of(family);
+                let mut again = due.of(family);
+                for (_, waiting) in &self.later {
+                    again.resets.spare(&waiting.resets);
+                }
+                let resets = mem::take(&mut again.resets);
                 self.supersede(&again);
+                again.resets = resets;
                 self.later.push((now + wait, again));
             }
         }
@@ -364,11 +385,11 @@ mod tests {
         let (a, b) = (job(&[("10.0.0.1:53", "10.1.0.1:53")]), job(&[("10.0.0.2:53", "10.1.0.1:53")]));
         let mut schedule = Schedule::default();
         assert_eq!(schedule.wait(ms(0)), None);
-        schedule.add(a.clone());
+        schedule.add(a.clone(), ms(0));
         assert_eq!(schedule.wait(ms(0)), Some(Duration::ZERO));
         assert_eq!(schedule.take(ms(0)), a);
         assert_eq!(schedule.wait(ms(100)), Some(Duration::from_millis(900)));
-        schedule.add(b.clone());
+        schedule.add(b.clone(), start);
         assert_eq!(schedule.take(ms(400)), b);
         assert_eq!(schedule.wait(ms(400)), Some(Duration::from_millis(600)));
         assert!(schedule.take(ms(999)).is_empty());
@@ -384,9 +405,9 @@ mod tests {
         let old = job(&[("10.0.0.1:53", "10.1.0.1:53"), ("10.0.0.2:53", "10.1.0.1:53")]);
         let new = job(&[("10.0.0.1:53", "10.1.0.9:53")]);
         let mut schedule = Schedule::default();
-        schedule.add(old);
+        schedule.add(old, start);
         schedule.take(ms(0));
-        schedule.add(new.clone());
+        schedule.add(new.clone(), start);
         // Both at once: the first pass of the new rule and the second pass of what is left of the old job.
         assert_eq!(schedule.take(ms(1000)), job(&[("10.0.0.1:53", "10.1.0.9:53"), ("10.0.0.2:53", "10.1.0.1:53")]));
         assert_eq!(schedule.take(ms(2000)), new);
@@ -411,7 +432,7 @@ mod tests {
         let unread = || Err(FlowsError::Unsupported);
         let a = job(&[("10.0.0.1:53", "10.1.0.1:53")]);
         let mut schedule = Schedule::default();
-        schedule.add(a.clone());
+        schedule.add(a.clone(), start);
         let mut now = 0;
         for (attempt, swept) in
             [incomplete(), undeleted(), unread(), incomplete(), unread(), unread(), unread()].into_iter().enumerate()
@@ -431,7 +452,7 @@ mod tests {
         assert_eq!((schedule.wait(at(now)), schedule.failures[Family::V4]), (None, RETRIES + 1), "given up");
 
         // The next change is not given up, and one that succeeds makes good.
-        schedule.add(a.clone());
+        schedule.add(a.clone(), start);
         let due = schedule.take(at(now));
         schedule.done(&passed(&due, unread(), 0), due, at(now));
         assert_eq!(schedule.wait(at(now)), Some(SECOND_PASS));
@@ -449,13 +470,13 @@ mod tests {
         let old = job(&[("10.0.0.1:53", "10.1.0.1:53"), ("10.0.0.2:53", "10.1.0.1:53")]);
         let new = job(&[("10.0.0.1:53", "10.1.0.9:53")]);
         let mut schedule = Schedule::default();
-        schedule.add(old.clone());
-        schedule.add(v6.clone());
+        schedule.add(old.clone(), start);
+        schedule.add(v6.clone(), start);
         let due = schedule.take(ms(0));
         let mut pass = passed(&due, Err(FlowsError::Permission), 0);
         pass.families[Family::V6] = Some(Ok(Swept::default()));
         schedule.done(&pass, due, ms(200));
-        schedule.add(new.clone());
+        schedule.add(new.clone(), start);
         assert_eq!(schedule.take(ms(300)), new);
         assert_eq!(schedule.take(ms(1000)), v6, "its second pass");
         assert_eq!(schedule.take(ms(1200)), job(&[("10.0.0.2:53", "10.1.0.1:53")]), "what is left of what failed");
@@ -469,13 +490,13 @@ mod tests {
         let ms = |ms| start + Duration::from_millis(ms);
         let (a, b) = (job(&[("10.0.0.1:53", "10.1.0.1:53")]), job(&[("10.0.0.2:53", "10.1.0.1:53")]));
         let mut schedule = Schedule::default();
-        schedule.add(a.clone());
+        schedule.add(a.clone(), start);
         let due = schedule.take(ms(0));
         schedule.done(&passed(&due, Ok(Swept::default()), 500), due, ms(500));
-        schedule.add(b.clone());
+        schedule.add(b.clone(), start);
         assert_eq!(schedule.wait(ms(500)), Some(Duration::from_secs(2)));
         assert!(schedule.take(ms(1499)).is_empty());
-        schedule.add(job(&[("10.0.0.2:53", "10.1.0.2:53")]));
+        schedule.add(job(&[("10.0.0.2:53", "10.1.0.2:53")]), start);
         let mut both = a;
         both.merge(job(&[("10.0.0.2:53", "10.1.0.2:53")]));
         assert_eq!(schedule.take(ms(2500)), both, "all that came meanwhile, in one pass");
@@ -675,17 +696,18 @@ mod tests {
         frontends
     }
 
+    /// A connection through 10.0.0.2:80.
+    fn through(endpoint: &str) -> Flow {
+        let flow = Flow::translated(Protocol::Tcp, ["10.0.0.9:4000", "10.0.0.2:80", endpoint]);
+        Flow { answered: true, ..flow }
+    }
+
     #[test]
     fn connections_to_endpoints_that_are_gone_are_looked_for_where_that_is_asked_for() {
         let (asked_sender, asked) = mpsc::channel();
         let (go, go_receiver) = mpsc::channel();
         (0..2).for_each(|_| go.send(()).expect("room"));
-        let tcp = |endpoint| Flow {
-            protocol: Protocol::Tcp.number(),
-            answered: true,
-            ..Flow::translated(Protocol::Tcp, ["10.0.0.9:4000", "10.0.0.2:80", endpoint])
-        };
-        let flows = vec![tcp("10.1.0.1:80"), tcp("10.1.0.2:80")];
+        let flows = vec![through("10.1.0.1:80"), through("10.1.0.2:80")];
         let mut table = Table { flows, asked: asked_sender, go: go_receiver };
         let pass = clean(&mut table, &reset("10.1.0.1:80"), false);
         assert_eq!(pass.resets.v4.expect("it was looked at").expect("it could be").deleted, 0, "nobody would reset it");
@@ -693,7 +715,7 @@ mod tests {
         assert_eq!(asked.try_iter().collect::<Vec<_>>(), [(Family::V4, 0), (Family::V4, 1)]);
         assert!(pass.families.v4.is_none() && pass.resets.v6.is_none());
         assert_eq!(pass.resets.v4.expect("it was looked at").expect("it could be").deleted, 1);
-        assert_eq!(table.flows, [tcp("10.1.0.1:80")]);
+        assert_eq!(table.flows, [through("10.1.0.1:80")]);
     }
 
     #[test]
@@ -701,17 +723,41 @@ mod tests {
         let start = Instant::now();
         let seconds = |seconds| start + Duration::from_secs(seconds);
         let mut schedule = Schedule::default();
-        schedule.add(reset("10.1.0.1:80"));
-        let due = schedule.take(start);
+        schedule.add(reset("10.1.0.1:80"), start);
+        assert_eq!(schedule.wait(start), Some(AWAY));
+        assert!(schedule.take(start).is_empty(), "others may only be moved");
+        let due = schedule.take(start + AWAY);
         assert_eq!(due, reset("10.1.0.1:80"));
         let mut pass = passed(&due, Ok(Swept::default()), 0);
         pass.resets.v4 = Some(Err(FlowsError::Permission));
-        schedule.done(&pass, due, start);
+        schedule.done(&pass, due, start + AWAY);
         assert_eq!((schedule.failures[Family::V4], schedule.later.len()), (1, 1));
-        schedule.add(reset("10.1.0.2:80"));
-        assert_eq!(schedule.take(seconds(0)), reset("10.1.0.2:80"));
-        assert_eq!(schedule.take(seconds(1)), reset("10.1.0.2:80"), "its second pass, and nothing older");
-        assert_eq!(schedule.wait(seconds(1)), None);
+        schedule.add(reset("10.1.0.2:80"), start + AWAY);
+        let mut both = reset("10.1.0.1:80");
+        both.resets.spare(&reset("10.1.0.2:80").resets);
+        assert_eq!(schedule.take(start + AWAY + FIRST_RETRY), both, "the first has gone only since");
+        assert_eq!(schedule.take(start + AWAY * 2), reset("10.1.0.2:80"));
+        assert_eq!(schedule.wait(seconds(9)), None);
+    }
+
+    #[test]
+    fn an_endpoint_that_comes_back_soon_keeps_its_connections() {
+        let start = Instant::now();
+        let ms = |ms| start + Duration::from_millis(ms);
+        let mut schedule = Schedule::default();
+        // Others than each of the two are gone, in turn, as long as the Service changes.
+        for at in [0, 1500, 3000, 4500] {
+            let endpoint = if at % 2 == 0 && at % 3000 == 0 { "10.1.0.1:80" } else { "10.1.0.2:80" };
+            schedule.add(reset(endpoint), ms(at));
+            let due = schedule.take(ms(at + 600));
+            for endpoint in ["10.1.0.1:80", "10.1.0.2:80"] {
+                assert!(!gone(&through(endpoint), &due, true), "{endpoint} was there {at} ms after the start");
+            }
+            assert_eq!(gone(&through("10.1.0.3:80"), &due, true), at > 0, "{at} ms after the start");
+        }
+        assert!(schedule.take_all(ms(5200)).is_empty(), "the process ends: the next start looks at it");
+        schedule.add(reset("10.1.0.1:80"), ms(6000));
+        assert_eq!(schedule.take_all(ms(8000)), reset("10.1.0.1:80"));
     }
 
     #[test]

@@ -17,8 +17,8 @@ use crate::support::http;
 use crate::support::namespace::Namespace;
 use crate::support::objects::{service, service_cidr};
 
-/// How long a client waits that is to wait in vain. A packet is repeated three times within it.
-const IN_VAIN: Duration = Duration::from_secs(2);
+/// How long a client waits that is to wait in vain: longer than an endpoint has to be away. A packet is repeated three times within it.
+const IN_VAIN: Duration = Duration::from_secs(3);
 /// How long a client waits that is to get an answer.
 const ANSWER: Duration = Duration::from_secs(30);
 /// What says that connections were reset.
@@ -396,6 +396,33 @@ fn clients_of_an_endpoint_that_is_gone_are_reset_and_no_others() {
     // Those of three Services; of those with affinity a client that was too early may count twice.
     let counted = net.counted();
     assert!(counted.iter().all(|count| (9.0..=15.0).contains(count)), "{counted:?}\n{}", net.node.log());
+    net.node.stop();
+}
+
+#[test]
+fn an_endpoint_that_is_moved_between_slices_keeps_its_clients() {
+    let Some(mut net) = Net::new() else { return };
+    net.node.write("asks.yaml", &yaml(&[web("asks", 1, true, &json!({}))]));
+    let list = |net: &Net, pods: &[(u8, State)]| net.node.replace("slices.yaml", &yaml(&slices("asks", pods)));
+    list(&net, &[(1, READY), (2, READY)]);
+    net.node.start(&json!({}));
+    let clients = ways(1).into_iter().map(|(from, to)| (net.open_to(from, &to, 1), 1)).collect();
+    let busy = Busy::start(clients);
+    let mut before = net.changes();
+    for pods in [&[(2, READY)][..], &[(1, READY), (2, READY)]] {
+        list(&net, pods);
+        net.wait_for_changes(before + 2.0);
+        before = net.changes();
+    }
+    // Longer than an endpoint has to be away.
+    thread::sleep(IN_VAIN * 2);
+    busy.stop(&net.node);
+    assert!(!net.node.log().contains(RESET), "{}", net.node.log());
+
+    let mut clients: Vec<TcpStream> = ways(1).into_iter().map(|(from, to)| net.open_to(from, &to, 1)).collect();
+    list(&net, &[(2, READY)]);
+    net.wait_for_resets([3.0, 3.0]);
+    clients.iter_mut().for_each(|stream| assert_reset(stream, "it is away for good", &net.node));
     net.node.stop();
 }
 

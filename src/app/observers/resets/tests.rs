@@ -156,7 +156,7 @@ fn connections_of_a_service_that_is_gone_or_does_not_ask_any_more_are_left_alone
     proxy.service("web", 1, &json!({}), &json!({}));
     let last = proxy.sync();
     assert!(gone_of(&last, "172.30.0.1:80").is_empty() && !last.is_empty() && !proxy.resets.any());
-    waiting.merge(last);
+    waiting.superseded_by(&last);
     assert!(gone_of(&waiting, "172.30.0.1:80").is_empty(), "nor is done what waits");
 
     // Another Service gets the address of one that is gone.
@@ -165,10 +165,12 @@ fn connections_of_a_service_that_is_gone_or_does_not_ask_any_more_are_left_alone
     let mut waiting = proxy.sync();
     proxy.hear([Event::ServiceGone(ObjectName::new("shop", "web").expect("a name"))]);
     proxy.service("new", 1, &asks(), &json!({}));
-    waiting.merge(proxy.sync());
-    assert_eq!(gone_of(&waiting, "172.30.0.1:80"), ENDPOINTS[..2], "its own endpoints count");
+    let newer = proxy.sync();
+    assert_eq!(gone_of(&newer, "172.30.0.1:80"), ENDPOINTS[..2], "its own endpoints count");
+    waiting.superseded_by(&newer);
+    assert_eq!(gone_of(&waiting, "172.30.0.1:80"), ENDPOINTS[..1], "also for what waits");
     proxy.hear([Event::ServiceGone(ObjectName::new("shop", "new").expect("a name"))]);
-    waiting.merge(proxy.sync());
+    waiting.superseded_by(&proxy.sync());
     assert!(gone_of(&waiting, "172.30.0.1:80").is_empty() && !proxy.resets.any());
 }
 
