@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_nftproxyd_global_optspecs
-    string join \n manifests= config= hostname-override= service-proxy-name= master= v/v= vmodule= logging-format= log-flush-frequency= log-text-split-stream= log-json-split-stream= log-text-info-buffer-size= log-json-info-buffer-size= feature-gates= kubeconfig= kube-api-content-type= kube-api-qps= kube-api-burst= bind-address= healthz-bind-address= metrics-bind-address= healthz-port= metrics-port= bind-address-hard-fail= profiling= show-hidden-metrics-for-version= proxy-mode= scheduler= count-connections= accounting= ping= iptables-masquerade-bit= masquerade-all= iptables-localhost-nodeports= iptables-sync-period= iptables-min-sync-period= ipvs-sync-period= ipvs-min-sync-period= ipvs-scheduler= ipvs-exclude-cidrs= ipvs-strict-arp= ipvs-tcp-timeout= ipvs-tcpfin-timeout= ipvs-udp-timeout= detect-local-mode= pod-bridge-interface= pod-interface-name-prefix= cluster-cidr= nodeport-addresses= oom-score-adj= conntrack-max-per-core= conntrack-min= conntrack-tcp-timeout-established= conntrack-tcp-timeout-close-wait= conntrack-tcp-be-liberal= conntrack-udp-timeout= conntrack-udp-timeout-stream= config-sync-period= boot-id-file= machine-id-file= write-config-to= take-over= table-owner= init-only= cleanup= V/version= h/help
+    string join \n manifests= config= hostname-override= service-proxy-name= master= v/v= vmodule= logging-format= log-flush-frequency= log-text-split-stream= log-json-split-stream= log-text-info-buffer-size= log-json-info-buffer-size= feature-gates= kubeconfig= kube-api-content-type= kube-api-qps= kube-api-burst= bind-address= healthz-bind-address= metrics-bind-address= healthz-port= metrics-port= bind-address-hard-fail= profiling= show-hidden-metrics-for-version= proxy-mode= scheduler= count-connections= accounting= ping= reset-connections= iptables-masquerade-bit= masquerade-all= iptables-localhost-nodeports= iptables-sync-period= iptables-min-sync-period= ipvs-sync-period= ipvs-min-sync-period= ipvs-scheduler= ipvs-exclude-cidrs= ipvs-strict-arp= ipvs-tcp-timeout= ipvs-tcpfin-timeout= ipvs-udp-timeout= detect-local-mode= pod-bridge-interface= pod-interface-name-prefix= cluster-cidr= nodeport-addresses= oom-score-adj= conntrack-max-per-core= conntrack-min= conntrack-tcp-timeout-established= conntrack-tcp-timeout-close-wait= conntrack-tcp-be-liberal= conntrack-udp-timeout= conntrack-udp-timeout-stream= config-sync-period= boot-id-file= machine-id-file= write-config-to= take-over= table-owner= init-only= cleanup= V/version= h/help
 end
 
 function __fish_nftproxyd_needs_command
@@ -55,6 +55,7 @@ complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l scheduler -d 'How e
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l count-connections -d 'Count the connections to each address and port of a Service' -r
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l accounting -d 'Account for the connections of all Services by endpoint: packets and bytes' -r
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l ping -d 'Answer pings of the addresses of all Services that have endpoints' -r
+complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l reset-connections -d 'Reset the TCP connections of all Services to endpoints that are gone' -r
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l iptables-masquerade-bit -d 'The bit of the packet mark that asks for masquerading, in modes iptables and ipvs [default: 14]' -r
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l masquerade-all -d 'Masquerade all traffic to cluster IPs' -r
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l iptables-localhost-nodeports -d 'No effect: NodePorts are not served on 127.0.0.1' -r
@@ -136,6 +137,7 @@ complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l scheduler -d
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l count-connections -d 'Count the connections to each address and port of a Service' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l accounting -d 'Account for the connections of all Services by endpoint: packets and bytes' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l ping -d 'Answer pings of the addresses of all Services that have endpoints' -r
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l reset-connections -d 'Reset the TCP connections of all Services to endpoints that are gone' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l iptables-masquerade-bit -d 'The bit of the packet mark that asks for masquerading, in modes iptables and ipvs [default: 14]' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l masquerade-all -d 'Masquerade all traffic to cluster IPs' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l iptables-localhost-nodeports -d 'No effect: NodePorts are not served on 127.0.0.1' -r
@@ -208,6 +210,7 @@ complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l scheduler
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l count-connections -d 'Count the connections to each address and port of a Service' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l accounting -d 'Account for the connections of all Services by endpoint: packets and bytes' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l ping -d 'Answer pings of the addresses of all Services that have endpoints' -r
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l reset-connections -d 'Reset the TCP connections of all Services to endpoints that are gone' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l iptables-masquerade-bit -d 'The bit of the packet mark that asks for masquerading, in modes iptables and ipvs [default: 14]' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l masquerade-all -d 'Masquerade all traffic to cluster IPs' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l iptables-localhost-nodeports -d 'No effect: NodePorts are not served on 127.0.0.1' -r
@@ -271,6 +274,7 @@ complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l scheduler
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l count-connections -d 'Count the connections to each address and port of a Service' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l accounting -d 'Account for the connections of all Services by endpoint: packets and bytes' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l ping -d 'Answer pings of the addresses of all Services that have endpoints' -r
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l reset-connections -d 'Reset the TCP connections of all Services to endpoints that are gone' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l iptables-masquerade-bit -d 'The bit of the packet mark that asks for masquerading, in modes iptables and ipvs [default: 14]' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l masquerade-all -d 'Masquerade all traffic to cluster IPs' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l iptables-localhost-nodeports -d 'No effect: NodePorts are not served on 127.0.0.1' -r
