@@ -85,6 +85,17 @@ impl Notice {
         Notice { regarding: Regarding::Service(service), warning: true, reason, action: "Balance", note }
     }
 
+    /// A node port of a Service cannot be served on localhost.
+    pub fn localhost_failed(service: ObjectName, note: String) -> Notice {
+        Notice {
+            regarding: Regarding::Service(service),
+            warning: true,
+            reason: "FailedToListenOnLocalhost",
+            action: "Listen",
+            note,
+        }
+    }
+
     /// The health check of a Service cannot be served.
     pub fn health_check_failed(service: ObjectName, note: String) -> Notice {
         Notice {

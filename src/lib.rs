@@ -16,7 +16,8 @@
 //!
 //!      explain (what becomes of a packet, and why)  stands on  status, nftables, conntrack, routing and firewall
 //!      firewall (what tables of others do to one packet)  stands on  leftovers and routing (routes, interfaces)
-//!         nftables, conntrack, addresses, leftovers, routing, trace  stand on  netlink  (messages, the one socket)
+//!      localhost (node ports on 127.0.0.1 and ::1)  stands on  conntrack, metrics, events and listening
+//!         nftables, conntrack, addresses, leftovers, routing, trace, localhost  stand on  netlink  (messages, the one socket)
 //!                                       nftables and netlink  stand on  sys      (what is in C, all unsafe code)
 //! ```
 //!
@@ -53,6 +54,7 @@ mod http;
 pub mod keyed;
 pub mod leftovers;
 pub mod listening;
+pub mod localhost;
 mod logging;
 pub mod metrics;
 pub mod model;

@@ -2,17 +2,26 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::signal::unix::Signal;
 use tokio::sync::watch::Sender;
 use tracing::{error, info, warn};
 
-use crate::config::{self, Config, Overrides, Watch, effective};
+use crate::config::{self, Config, NodePortAddresses, Overrides, Watch, effective};
+use crate::localhost::{Ports, Timeouts};
+use crate::model::PerFamily;
 use crate::sysctl;
 
 /// Fields, or sections, that are applied while the daemon runs.
-const LIVE: [&str; 2] = ["conntrack", "oomScoreAdj"];
+const LIVE: [&str; 4] = ["conntrack", "iptables.localhostNodePorts", "nodePortAddresses", "oomScoreAdj"];
+
+/// How long a connection on localhost that one side has closed may be silent, where the configuration does not say.
+const HALF_CLOSED: Duration = Duration::from_secs(3_600);
+
+/// The same for a client of UDP.
+const SILENT: Duration = Duration::from_secs(30);
 
 /// The file that a configuration was read from.
 pub(super) struct File {
@@ -22,6 +31,40 @@ pub(super) struct File {
     pub(super) text: String,
     /// What the command line says besides.
     pub(super) overrides: Overrides,
+}
+
+/// Who is told what has changed.
+pub(super) struct Live {
+    /// What `/configz` shows.
+    pub(super) in_force: Sender<String>,
+    /// Node ports on localhost.
+    pub(super) ports: Ports,
+    /// The families in which they are served.
+    pub(super) localhost: Sender<PerFamily<bool>>,
+    /// Which addresses of the node accept node ports; whoever sends wakes the sync loop.
+    pub(super) node_ports: Sender<NodePortAddresses>,
+}
+
+impl Live {
+    /// Applies it.
+    fn apply(&self, config: &Config) {
+        sysctl::tune(Path::new("/"), &config.conntrack);
+        sysctl::set_oom_score(Path::new("/"), config.oom_score_adj);
+        self.ports.set_timeouts(timeouts(config));
+        // Before what wakes whoever looks at it.
+        self.localhost.send_replace(config.localhost_node_ports);
+        self.node_ports.send_replace(config.node_port_addresses.clone());
+        self.in_force.send_replace(configz(config));
+    }
+}
+
+/// How long nothing may come on localhost: as connection tracking has it for what it tracks, where that is set.
+pub(super) fn timeouts(config: &Config) -> Timeouts {
+    let or = |set: Duration, otherwise| if set.is_zero() { otherwise } else { set };
+    Timeouts {
+        half_closed: or(config.conntrack.tcp_close_wait_timeout, HALF_CLOSED),
+        silent: or(config.conntrack.udp_timeout, SILENT),
+    }
 }
 
 /// The body of `/configz`.
@@ -35,12 +78,7 @@ pub(super) fn configz(config: &Config) -> String {
 /// # Errors
 /// The file says something that takes a restart: kube-proxy ends with an error too, so that whoever started it does so
 /// again.
-pub(super) async fn follow(
-    file: File,
-    mut current: Config,
-    in_force: Sender<String>,
-    mut hangups: Signal,
-) -> anyhow::Result<()> {
+pub(super) async fn follow(file: File, mut current: Config, told: Live, mut hangups: Signal) -> anyhow::Result<()> {
     let File { path, mut text, overrides } = file;
     let shown = path.display();
     let mut watch = match Watch::new(&path, text.clone()) {
@@ -90,9 +128,7 @@ pub(super) async fn follow(
         if live.is_empty() {
             info!("{shown} has changed in nothing that counts");
         } else {
-            sysctl::tune(Path::new("/"), &current.conntrack);
-            sysctl::set_oom_score(Path::new("/"), current.oom_score_adj);
-            in_force.send_replace(configz(&current));
+            told.apply(&current);
             info!("{shown} has changed in {}: applied", list(&live));
         }
     }
@@ -171,7 +207,14 @@ mod tests {
             ),
             ("clusterCIDR: 10.0.0.0/8", "clusterCIDR: 11.0.0.0/8\nconntrack: {min: 5}", "conntrack.min", "clusterCIDR"),
             ("nftables: {masqueradeAll: true}", "", "", "nftables.masqueradeAll"),
-            ("", "nodePortAddresses: [10.0.0.0/8]", "", "nodePortAddresses"),
+            ("", "nodePortAddresses: [10.0.0.0/8]", "nodePortAddresses", ""),
+            ("", "iptables: {localhostNodePorts: true}", "iptables.localhostNodePorts", ""),
+            (
+                "nodePortAddresses: [primary]",
+                "nodePortAddresses: [primary, localhost]",
+                "iptables.localhostNodePorts nodePortAddresses",
+                "",
+            ),
             ("", "clientConnection: {kubeconfig: x}", "", "clientConnection.kubeconfig"),
             ("", "clientConnection: {qps: 7}", "", ""),
         ];

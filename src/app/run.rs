@@ -20,11 +20,11 @@ use super::connections::Connections;
 use super::daemon_status::{Start, count_followed, daemon_status};
 use super::listen::listen_unless;
 use super::look_around::look_around;
-use super::observers::{self, Accounting, Checks, History, Known, Ledger, Observers, Published, Standings};
+use super::observers::{self, Accounting, Checks, History, Known, Ledger, Localhost, Observers, Published, Standings};
 use super::ownership::{LastSync, Ownership, given_up};
 use super::ports::{self, BindPolicy};
 use super::ready::{Awaited, Readiness};
-use super::reload::{self, File, follow};
+use super::reload::{self, File, Live, follow};
 use super::signals::Signals;
 use super::take_over::{OnNode, TakeOver};
 use super::{
@@ -48,7 +48,7 @@ use crate::ruleset::text;
 use crate::source::kube::ConnectError;
 use crate::source::{Bypass, Exchange, Following, file, kube};
 use crate::sync::{self, Counter, Disturbance, Engine, Facts, Inputs, Knowledge, Question, Reader, Told};
-use crate::{status, sysctl, threads};
+use crate::{localhost, status, sysctl, threads};
 
 /// Events on their way to the engine. A list that comes faster than it is taken in waits in its source.
 const EVENTS_WAITING: usize = 4_096;
@@ -223,10 +223,16 @@ async fn supervise(
         std::future::pending().await
     });
     let (in_force, configz) = watch::channel(reload::configz(&config));
+    let local_ports = localhost::Ports::new(reload::timeouts(&config));
+    let (localhost, on_localhost) = watch::channel(config.localhost_node_ports);
+    let (node_ports, accepting) = watch::channel(config.node_port_addresses.clone());
     match file {
-        Some(file) => drop(tasks.spawn(follow(file, config.clone(), in_force, hangups))),
+        Some(file) => {
+            let live = Live { in_force, ports: local_ports.clone(), localhost, node_ports };
+            tasks.spawn(follow(file, config.clone(), live, hangups));
+        }
         None => {
-            drop(in_force);
+            drop((in_force, localhost, node_ports));
             tasks.spawn(reload::without_a_file(hangups));
         }
     }
@@ -266,7 +272,8 @@ async fn supervise(
     let connections = Counter::spawn(move |tracked| connections.count(tracked))?;
     let (asks, questions) = mpsc::channel(QUESTIONS_WAITING);
     let services = services(asks, &config);
-    let inputs = Inputs { events, addresses, servers, disturbances, clients, connections, questions };
+    let node_ports = accepting;
+    let inputs = Inputs { events, addresses, node_ports, servers, disturbances, clients, connections, questions };
     let health = Health::new(health::State::new(Family::ALL, config.sync_period, Moment::now()));
     let (checks_sender, checks) = watch::channel(Checks::default());
     let name = config.node_name.clone();
@@ -325,6 +332,14 @@ async fn supervise(
     let take_over = take_over.then(|| TakeOver::spawn(steps, readiness.clone(), nudge)).transpose()?;
     let (ledger, (changes, changed)) = (Ledger::default(), watch::channel(()));
     accounting::account(ledger.clone(), changed, Arc::clone(&metrics))?;
+    let (sockets, kept) = service_manager::Sockets::taken_over(localhost::is_name);
+    let outside = localhost::Outside {
+        metrics: Arc::clone(&metrics),
+        events: events_out.clone(),
+        keeper: Box::new(sockets),
+        kept,
+    };
+    localhost::spawn(local_ports.clone(), outside)?;
     let published = Published {
         health,
         metrics,
@@ -332,6 +347,7 @@ async fn supervise(
         standings,
         known,
         accounting: Accounting::new(config.accounting, ledger, changes),
+        localhost: Localhost::new(local_ports, on_localhost),
         history,
         owned,
         checks: checks_sender,

@@ -17,6 +17,8 @@ pub fn effective(config: &Config) -> Value {
     };
     let (mode, cidrs, bridge, prefix) = detect_local(&config.detect_local);
     let conntrack = &config.conntrack;
+    // Where it is one family, the ranges say which.
+    let localhost = config.localhost_node_ports;
     let mut effective = json!({
         "apiVersion": API_VERSION,
         "kind": KIND,
@@ -43,7 +45,7 @@ pub fn effective(config: &Config) -> Value {
         "healthzBindAddress": config.healthz_bind_address.map(|address| address.to_string()).unwrap_or_default(),
         "hostnameOverride": config.node_name,
         "iptables": {
-            "localhostNodePorts": false, "masqueradeAll": false, "masqueradeBit": 14,
+            "localhostNodePorts": localhost.v4 && localhost.v6, "masqueradeAll": false, "masqueradeBit": 14,
             "minSyncPeriod": "0s", "syncPeriod": "0s",
         },
         "ipvs": {

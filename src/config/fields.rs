@@ -94,7 +94,7 @@ pub(super) const FIELDS: &[(&str, Type, Use)] = &[
     ("nftables.minSyncPeriod", Duration, Honoured),
     ("iptables.masqueradeBit", Int, Honoured),
     ("iptables.masqueradeAll", Bool, Honoured),
-    ("iptables.localhostNodePorts", Bool, Warned),
+    ("iptables.localhostNodePorts", Bool, Honoured),
     ("iptables.syncPeriod", Duration, Honoured),
     ("iptables.minSyncPeriod", Duration, Honoured),
     ("ipvs.syncPeriod", Duration, Honoured),

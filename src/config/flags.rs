@@ -146,7 +146,7 @@ pub const FLAGS: &[Flag] = &[
         "iptables-localhost-nodeports",
         &["iptables.localhostNodePorts"],
         "",
-        "No effect: NodePorts are not served on 127.0.0.1",
+        "Serve NodePorts on 127.0.0.1 and ::1 too",
     ),
     flag(
         "iptables-sync-period",

@@ -133,7 +133,7 @@ impl Resolver<'_> {
         let (min_sync_period, sync_period) = self.sync_periods(mode);
         let scheduler = self.scheduler(mode);
         let detect_local = self.detect_local();
-        let node_port_addresses = self.node_port_addresses(mode);
+        let (node_port_addresses, localhost_node_ports) = self.node_port_addresses(mode).unzip();
         Some(Config {
             node_name: node_name?,
             service_proxy_name: service_proxy_name?,
@@ -147,6 +147,7 @@ impl Resolver<'_> {
             conntrack: conntrack?,
             detect_local: detect_local?,
             node_port_addresses: node_port_addresses?,
+            localhost_node_ports: localhost_node_ports?,
             masquerade_bit: masquerade_bit?,
             masquerade_all,
             scheduler: scheduler?,
@@ -214,9 +215,13 @@ impl Resolver<'_> {
                 } else {
                     ""
                 };
+                let localhost = match self.fields.bool("iptables.localhostNodePorts") {
+                    true => "",
+                    false => " except 127.0.0.1 (iptables.localhostNodePorts: true has it served)",
+                };
                 self.warnings.push(format!(
-                    "mode {mode:?}: nftables is used instead of iptables; NodePorts are served on all addresses except \
-                     127.0.0.1{later}"
+                    "mode {mode:?}: nftables is used instead of iptables; NodePorts are served on all addresses\
+                     {localhost}{later}"
                 ));
                 Some(Mode::Iptables)
             }
@@ -485,12 +490,15 @@ impl Resolver<'_> {
         Some(cidrs)
     }
 
-    fn node_port_addresses(&mut self, mode: Option<Mode>) -> Option<NodePortAddresses> {
+    /// The addresses of the node, and the families in which localhost is one of them.
+    fn node_port_addresses(&mut self, mode: Option<Mode>) -> Option<(NodePortAddresses, PerFamily<bool>)> {
         const FIELD: &str = "nodePortAddresses";
         let texts = self.fields.strings(FIELD);
+        let is_asked_for = self.fields.bool("iptables.localhostNodePorts");
         if texts.is_empty() {
             let nftables = mode == Some(Mode::Nftables);
-            return Some(if nftables { NodePortAddresses::Primary } else { NodePortAddresses::All });
+            let addresses = if nftables { NodePortAddresses::Primary } else { NodePortAddresses::All };
+            return Some((addresses, PerFamily::from_fn(|_| is_asked_for)));
         }
         let (mut primary, mut localhost, mut all) = (false, false, false);
         let (mut cidrs, mut unknown, mut bad) = (Vec::new(), Vec::new(), false);
@@ -518,15 +526,18 @@ impl Resolver<'_> {
             let instead = if primary && unknown.len() == texts.len() { "; primary is used instead" } else { "" };
             self.warnings.push(format!("{FIELD}: unknown words are ignored: {}{instead}", unknown.join(", ")));
         }
-        if localhost {
-            self.warnings.push(format!("{FIELD}: localhost: NodePorts are not served on 127.0.0.1 and ::1"));
-        }
-        Some(match (all, primary, localhost) {
+        // A range of all addresses is how those of the node were named before there was a word for them.
+        let in_range = |ip: IpAddr| cidrs.iter().any(|cidr| cidr.prefix_len() > 0 && cidr.contains(&ip));
+        let of_ranges =
+            PerFamily { v4: in_range(Ipv4Addr::LOCALHOST.into()), v6: in_range(Ipv6Addr::LOCALHOST.into()) };
+        let on_localhost = PerFamily::from_fn(|family| is_asked_for || localhost || all || of_ranges[family]);
+        let addresses = match (all, primary, localhost) {
             (true, ..) => NodePortAddresses::All,
             (false, true, false) if cidrs.is_empty() => NodePortAddresses::Primary,
             (false, false, false) => NodePortAddresses::Cidrs(cidrs),
             (false, primary, localhost) => NodePortAddresses::Words { primary, localhost, cidrs },
-        })
+        };
+        Some((addresses, on_localhost))
     }
 }
 

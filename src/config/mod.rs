@@ -56,6 +56,10 @@ pub struct Config {
     pub detect_local: DetectLocal,
     /// `nodePortAddresses`.
     pub node_port_addresses: NodePortAddresses,
+    /// The families in which node ports are served on localhost too: both where `iptables.localhostNodePorts` is true, in
+    /// whatever mode, or `nodePortAddresses` has the word `localhost` or `all`; those of which a range there has 127.0.0.1 or
+    /// ::1 and not all addresses.
+    pub localhost_node_ports: PerFamily<bool>,
     /// `masqueradeBit` of the selected mode, 0..=31: the bit of the packet mark that asks for masquerading.
     pub masquerade_bit: u8,
     /// `masqueradeAll` of the selected mode: masquerade all traffic to cluster IPs.

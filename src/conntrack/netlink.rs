@@ -151,6 +151,27 @@ impl Conntrack {
         listed.map(|dump| dump == Dump::Complete).map_err(failed_to_list)
     }
 
+    /// The packets that are expected in answer to these: their source is where the rules have sent the first of them. `None`
+    /// if it is not known. Looks in no zone but the first.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn reply(&mut self, protocol: Protocol, original: Tuple) -> Result<Option<Tuple>, FlowsError> {
+        let family = Family::of(original.destination.ip());
+        let request = Builder::message(CT_GET, REQUEST | ACK, self.list.next_sequence(), &family_header(family))
+            .nested(CTA_TUPLE_ORIG, |tuple| with_tuple(tuple, protocol.number(), original, None))
+            .finish();
+        let mut reply = None;
+        let asked = self.list.dump(&request, |message| {
+            reply = (message.kind == CT_NEW).then(|| parse(message.payload)).flatten().map(|flow| flow.reply);
+        });
+        match asked {
+            Ok(_) => Ok(reply),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(failed_to_list(error)),
+        }
+    }
+
     fn pass(
         &mut self,
         family: Family,

@@ -10,6 +10,7 @@ mod connections;
 pub mod daemon;
 pub mod endpoints;
 pub mod history;
+mod localhost;
 mod readings;
 mod server;
 pub mod services;
@@ -30,6 +31,7 @@ use crate::model::{Family, PerFamily};
 pub use bounded::{FORGOTTEN, MOST_SERIES, OTHER};
 pub use connections::{Connections, FrontendOf};
 pub use endpoints::{EndpointOf, Endpoints, Had};
+pub use localhost::{Localhost, PerProtocol};
 pub(crate) use server::serve;
 pub use table::{Definition, Stability, TABLE, Type};
 pub use zpages::ZPages;
@@ -111,6 +113,8 @@ pub struct Metrics {
     pub endpoints: Endpoints,
     /// Times that ends of connections were lost.
     pub accounting_lost: Counter,
+    /// Node ports on localhost.
+    pub localhost: Localhost,
 
     accounting_forgotten: [Counter; 2],
     healthz: CounterVec,
@@ -174,6 +178,7 @@ impl Metrics {
             endpoints: Endpoints::new(),
             accounting_lost: table.counters(&table::ACCOUNTING_LOST).with_label_values(NONE),
             accounting_forgotten: ["time", "room"].map(|reason| accounting_forgotten.with_label_values(&[reason])),
+            localhost: Localhost::new(&table),
             healthz,
             livez,
             requests: table.counters(&table::REQUESTS),

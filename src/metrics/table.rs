@@ -115,6 +115,10 @@ table! {
         "Cumulative conntrack flows deleted by conntrack reconciler";
     CONNECTIONS_RESET: Counter, Alpha, "nftproxyd_connections_reset_total", ["ip_family"],
         "TCP connections to endpoints that are gone of which the next packet is answered with a reset, where a Service asks for it.";
+    LOCALHOST_LISTENERS: Gauge, Alpha, "kubeproxy_nftables_localhost_nodeport_listeners", ["ip_family"],
+        "Number of sockets that listen for NodePorts on localhost";
+    LOCALHOST_FAILURES: Counter, Alpha, "kubeproxy_nftables_localhost_nodeport_listener_creation_failures_total", ["ip_family"],
+        "Cumulative failures to listen for NodePorts on localhost";
     HEALTHZ: Counter, Alpha, "kubeproxy_proxy_healthz_total", ["code"],
         "Cumulative proxy healthz HTTP status";
     LIVEZ: Counter, Alpha, "kubeproxy_proxy_livez_total", ["code"],
@@ -197,6 +201,16 @@ table! {
         "Times that the kernel told of ended connections faster than they were read: some are missing.";
     ACCOUNTING_FORGOTTEN: Counter, Alpha, "nftproxyd_accounting_forgotten_total", ["reason"],
         "Addresses and ports of accounted Services that were gone and have been forgotten: what ends later is counted nowhere.";
+    LOCALHOST_CONNECTIONS: Counter, Alpha, "nftproxyd_localhost_nodeport_connections_total", ["protocol"],
+        "Connections to NodePorts on localhost; of UDP, clients.";
+    LOCALHOST_BYTES: Counter, Alpha, "nftproxyd_localhost_nodeport_bytes_total", ["protocol", "direction"],
+        "Bytes of these connections without headers, from clients (original) and back (reply).";
+    LOCALHOST_RETRIES: Counter, Alpha, "nftproxyd_localhost_nodeport_retries_total", ["protocol"],
+        "Further endpoints that were tried for these connections, as the one before did not answer.";
+    LOCALHOST_REFUSED: Counter, Alpha, "nftproxyd_localhost_nodeport_refused_total", ["protocol"],
+        "Connections to NodePorts on localhost that no endpoint took.";
+    LOCALHOST_EVICTED: Counter, Alpha, "nftproxyd_localhost_nodeport_evicted_total", [],
+        "Clients of UDP on localhost that were forgotten early, as there were too many.";
     CONNTRACK_ENTRIES: Gauge, Alpha, "nftproxyd_conntrack_entries", [],
         "Connections that the kernel tracks in this network namespace.";
     CONNTRACK_LIMIT: Gauge, Alpha, "nftproxyd_conntrack_entries_limit", [],

@@ -26,7 +26,7 @@ use super::sample::Sample;
 use super::standing::Standing;
 use super::table::Table;
 use super::udp::Unchecked;
-use crate::addresses::Accepted;
+use crate::addresses::{Accepted, NodePortAddresses};
 use crate::diff::Installed;
 use crate::model::claims::Claims;
 use crate::model::store::Store;
@@ -82,6 +82,8 @@ pub struct Engine<K> {
     obstacles_due: bool,
     udp: PerFamily<Unchecked>,
     balancing: Balancing,
+    /// See [`Engine::node_port_address`].
+    node_port_address: PerFamily<Option<IpAddr>>,
 }
 
 impl<K: Kernel> Engine<K> {
@@ -114,6 +116,7 @@ impl<K: Kernel> Engine<K> {
             obstacles_due,
             udp,
             balancing: Balancing::default(),
+            node_port_address: PerFamily::default(),
         }
     }
 
@@ -175,6 +178,15 @@ impl<K: Kernel> Engine<K> {
         self.overlaps_due = PerFamily::from_fn(|_| true);
         self.obstacles_due = true;
         self.update_facts();
+    }
+
+    /// Other addresses of the node accept node ports from now on.
+    pub fn set_node_ports(&mut self, node_ports: NodePortAddresses) {
+        if self.facts.node_ports != node_ports {
+            self.facts.node_ports = node_ports;
+            self.obstacles_due = true;
+            self.update_facts();
+        }
     }
 
     /// The API server, or the proxy before it, was reached past the tables: it has these addresses.
@@ -296,6 +308,12 @@ impl<K: Kernel> Engine<K> {
     pub fn node_port_addresses(&self) -> BTreeSet<IpAddr> {
         let accepted = self.facts.node_ports.accepted(&node_ips(&self.facts, &self.store), &self.addresses);
         Family::ALL.into_iter().flat_map(|family| accepted[family].addresses(family, &self.addresses)).collect()
+    }
+
+    /// The address of the node by which the node itself reaches its node ports: its own IP if that accepts them, else the
+    /// first that does. None of those that are good on one link only.
+    pub fn node_port_address(&self, family: Family) -> Option<IpAddr> {
+        self.node_port_address[family]
     }
 
     /// The kernel.
@@ -499,5 +517,13 @@ impl<K: Kernel> Engine<K> {
             self.tables[family].set_facts(facts);
             self.tables[family].set_nodeport_ips(nodeport_ips);
         }
+        let (node_ips, accepted) = (node_ips(&self.facts, &self.store), self.node_port_addresses());
+        self.node_port_address = PerFamily::from_fn(|family| {
+            let is_usable = |address: &&IpAddr| {
+                Family::of(**address) == family && !matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
+            };
+            let own = node_ips[family].filter(|own| accepted.contains(own));
+            own.or_else(|| accepted.iter().find(is_usable).copied())
+        });
     }
 }

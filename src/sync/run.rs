@@ -18,6 +18,7 @@ use super::reader::{News, Reader};
 use super::report::Report;
 use super::reports::{self, Reports};
 use super::standing::Standing;
+use crate::addresses::NodePortAddresses;
 use crate::model::{Event, Family};
 use crate::nftables::Kernel;
 
@@ -37,6 +38,8 @@ pub struct Inputs {
     pub events: mpsc::Receiver<Event>,
     /// The node's own addresses.
     pub addresses: watch::Receiver<BTreeSet<IpAddr>>,
+    /// Which of them accept node ports, where that changes while it runs.
+    pub node_ports: watch::Receiver<NodePortAddresses>,
     /// The addresses of the API server, where it is reached past the tables.
     pub servers: watch::Receiver<BTreeSet<SocketAddr>>,
     /// What others do to the tables.
@@ -157,6 +160,9 @@ pub async fn run<K: Kernel>(
             Some(disturbance) = inputs.disturbances.recv() => disturb(engine, disturbance),
             Ok(()) = inputs.addresses.changed() => {
                 engine.set_addresses(inputs.addresses.borrow_and_update().clone());
+            }
+            Ok(()) = inputs.node_ports.changed() => {
+                engine.set_node_ports(inputs.node_ports.borrow_and_update().clone());
             }
             Ok(()) = inputs.servers.changed() => {
                 engine.set_servers(inputs.servers.borrow_and_update().clone());

@@ -16,7 +16,7 @@ use rust::{Token, tokens, without_comments_and_text};
 use source::{SourceFile, files_below, is_for_tests, lines_with, source_files};
 
 /// The layers, and which others each may use. There is a use for each of these.
-const LAYERS: [(&str, &[&str]); 33] = [
+const LAYERS: [(&str, &[&str]); 34] = [
     ("model", &[]),
     ("config", &["model", "addresses"]),
     ("source", &["model"]),
@@ -44,6 +44,7 @@ const LAYERS: [(&str, &[&str]); 33] = [
     ("leftovers", &["netlink"]),
     ("routing", &["model", "sysctl", "netlink"]),
     ("listening", &["model", "leftovers"]),
+    ("localhost", &["model", "conntrack", "metrics", "events", "listening", "netlink"]),
     ("firewall", &["model", "leftovers", "routing", "netlink"]),
     (
         "doctor",
@@ -76,7 +77,7 @@ const COMMON: [&str; 6] = ["errors", "keyed", "secrets", "threads", "yaml", "pri
 const ASSEMBLY: [&str; 3] = ["app", "lib", "main"];
 
 /// Path prefixes of code that takes values and returns values: no runtime, no I/O, no clock, no environment.
-const PURE: [&str; 23] = [
+const PURE: [&str; 24] = [
     "src/model/",
     "src/ruleset/",
     "src/diff/",
@@ -85,6 +86,7 @@ const PURE: [&str; 23] = [
     "src/conntrack/gone",
     "src/conntrack/open",
     "src/health/state",
+    "src/localhost/plan",
     "src/trace/connections",
     "src/trace/decode",
     "src/trace/expressions",

@@ -6,6 +6,7 @@ mod counting;
 mod flows;
 mod history;
 mod known;
+mod localhost;
 mod resets;
 mod spreading;
 mod standings;
@@ -24,6 +25,7 @@ use self::counting::Counting;
 pub(super) use self::history::History;
 use self::history::Recorder;
 pub(super) use self::known::{Facts, Known, frame_state};
+pub(super) use self::localhost::Localhost;
 use self::resets::Resets;
 use self::spreading::Spreading;
 pub(super) use self::standings::{FamilyStanding, Standings};
@@ -58,6 +60,7 @@ pub(super) struct Observers {
     spreading: Spreading,
     accounting: Accounting,
     resets: Resets,
+    localhost: Localhost,
     known: Known,
     recorder: Recorder,
     owned: watch::Sender<bool>,
@@ -77,6 +80,7 @@ pub(super) struct Published {
     pub(super) standings: Standings,
     pub(super) known: Known,
     pub(super) accounting: Accounting,
+    pub(super) localhost: Localhost,
     pub(super) history: History,
     /// Whether nobody else can change any of the tables.
     pub(super) owned: watch::Sender<bool>,
@@ -91,8 +95,19 @@ impl Observers {
         config: Config,
         published: Published,
     ) -> anyhow::Result<Observers> {
-        let Published { health, metrics, readiness, standings, known, accounting, history, owned, checks, events } =
-            published;
+        let Published {
+            health,
+            metrics,
+            readiness,
+            standings,
+            known,
+            accounting,
+            localhost,
+            history,
+            owned,
+            checks,
+            events,
+        } = published;
         let conntrack = Conntrack::open().context("cannot use connection tracking")?;
         let counted = Arc::clone(&metrics);
         let count = move |pass: &Sweep| {
@@ -114,6 +129,7 @@ impl Observers {
             spreading: Spreading(events),
             accounting,
             resets: Resets::new(config.reset_connections),
+            localhost,
             known,
             recorder: Recorder::new(history),
             owned,
@@ -169,6 +185,7 @@ impl<K: Kernel> Observer<K> for Observers {
     fn queued(&mut self, engine: &Engine<K>) {
         self.counting.queued(engine);
         self.recorder.queued(engine);
+        self.localhost.queued(engine);
         for family in Family::ALL {
             if engine.is_family_behind(family) {
                 self.health.change_queued(family);
@@ -206,6 +223,7 @@ impl<K: Kernel> Observer<K> for Observers {
         self.recorder.synced(engine, report);
         self.spreading.synced(report);
         self.accounting.synced(engine, report);
+        self.localhost.synced(engine, report);
         let news = self.unserved.update(engine, report);
         for family in Family::ALL.into_iter().filter(|family| news[*family]) {
             self.standings.unserved(family, self.unserved.named(engine, family));

@@ -17,6 +17,7 @@ use crate::config::{NodePortAddresses, Overrides};
 use crate::conntrack::{Flow, Flows, FlowsError, Swept};
 use crate::diff::Transaction;
 use crate::health::{Moment, State};
+use crate::localhost::{Ports, Timeouts};
 use crate::metrics::daemon::Standing as Told;
 use crate::model::FrontendAt;
 use crate::model::Kind;
@@ -307,6 +308,7 @@ async fn run_with<F: Future<Output = ()>>(min_sync_period: Duration, script: imp
         let _ = nudges.try_send(Disturbance::TakenOver);
     };
     let take_over = TakeOver::spawn(Script(did_sender), readiness.clone(), nudge).expect("a thread");
+    let timeouts = Timeouts { half_closed: Duration::ZERO, silent: Duration::ZERO };
     let mut observers = Observers {
         conntrack: Worker::spawn(flows, || true, |_: &Sweep| {}).expect("a thread"),
         health: health.clone(),
@@ -318,6 +320,7 @@ async fn run_with<F: Future<Output = ()>>(min_sync_period: Duration, script: imp
         spreading: Spreading(Events::nowhere()),
         accounting: Accounting::new(false, Ledger::default(), watch::channel(()).0),
         resets: Resets::default(),
+        localhost: Localhost::new(Ports::new(timeouts), watch::channel(PerFamily::default()).1),
         known: Known::default(),
         recorder: Recorder::default(),
         owned: watch::channel(false).0,
@@ -347,7 +350,8 @@ async fn run_with<F: Future<Output = ()>>(min_sync_period: Duration, script: imp
     let servers = watch::channel(BTreeSet::new()).1;
     let connections = Counter::spawn(|_| Ok(Counts::default())).expect("a thread");
     let questions = mpsc::channel(1).1;
-    let inputs = Inputs { events, addresses, servers, disturbances, clients, connections, questions };
+    let (_, node_ports) = watch::channel(NodePortAddresses::default());
+    let inputs = Inputs { events, addresses, node_ports, servers, disturbances, clients, connections, questions };
     tokio::join!(sync::run(&mut engine, inputs, min_sync_period, &mut observers), script(outside));
 }
 

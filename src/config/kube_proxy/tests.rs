@@ -64,6 +64,7 @@ fn what_kubeadm_writes() {
         },
         detect_local: DetectLocal::ClusterCidr(PerFamily { v4: Some(cidr("10.244.0.0/16")), v6: None }),
         node_port_addresses: NodePortAddresses::All,
+        localhost_node_ports: PerFamily::default(),
         masquerade_bit: 14,
         masquerade_all: false,
         min_sync_period: Duration::ZERO,
@@ -243,13 +244,13 @@ fn oddities_are_warned_about() {
     let text = file(
         "Mode: x\nmetadata: {name: w}\n\"a\\nb\": 1\nudpIdleTimeout: 250ms\nnftables: {new: 1, syncPeriod: 1s, syncPeriod: 2s}\n\
          ipvs: {strictARP: true, scheduler: rr}\nenableProfiling: true\nfeatureGates: {Nonsense: true, \"b\\nc\": true}\n\
-         iptables: {localhostNodePorts: true}",
+         iptables: {localhostNodePorts: false}",
     );
     let loaded = resolve_text(&text).expect("it can be used");
     let expected = [
         "unknown fields are ignored: Mode, a\\nb, metadata, nftables.new, udpIdleTimeout",
         "of fields that are given twice the last counts: nftables.syncPeriod (line 8)",
-        "no effect with nftables: enableProfiling, iptables.localhostNodePorts, ipvs.strictARP",
+        "no effect with nftables: enableProfiling, ipvs.strictARP",
         "unknown feature gates are ignored: Nonsense, b\\nc",
         "ipvs.scheduler: no effect in this mode; nftables.scheduler has one",
     ];
@@ -528,8 +529,7 @@ fn words_of_node_port_addresses_can_be_together() {
     assert_eq!(of("primary, all"), (NodePortAddresses::All, quiet()));
     assert_eq!(of("primary, primary"), (NodePortAddresses::Primary, quiet()));
     assert_eq!(of("primary, 10.0.0.0/8"), (words(true, false, &["10.0.0.0/8"]), quiet()));
-    assert_eq!(of("primary, localhost").0, words(true, true, &[]));
-    assert!(of("primary, localhost").1.contains("not served on 127.0.0.1 and ::1"));
+    assert_eq!(of("primary, localhost"), (words(true, true, &[]), quiet()));
     assert_eq!(of("localhost, \"fd00::/8\"").0, words(false, true, &["fd00::/8"]));
     // What is not known opens nothing.
     let (alone, warning) = of("secondary");
@@ -538,6 +538,43 @@ fn words_of_node_port_addresses_can_be_together() {
     let (beside, warning) = of("secondary, 10.0.0.0/8");
     assert_eq!(beside, NodePortAddresses::Cidrs(vec![cidr("10.0.0.0/8")]));
     assert_eq!(warning, "nodePortAddresses: unknown words are ignored: secondary");
+}
+
+#[test]
+fn localhost_is_served_where_it_is_asked_for() {
+    let of = |fields: &str| {
+        let config = resolve_text(&file(fields)).expect("it can be used").config;
+        let again = resolve_text(&effective(&config).to_string()).expect("it can be used").config;
+        assert_eq!(again.localhost_node_ports, config.localhost_node_ports, "{fields}");
+        (config.localhost_node_ports.v4, config.localhost_node_ports.v6)
+    };
+    let cases = [
+        ("", (false, false)),
+        ("mode: iptables", (false, false)),
+        ("iptables: {localhostNodePorts: null}", (false, false)),
+        ("iptables: {localhostNodePorts: false}", (false, false)),
+        ("nodePortAddresses: [primary]", (false, false)),
+        // The addresses of the node.
+        ("nodePortAddresses: [0.0.0.0/0, \"::/0\"]", (false, false)),
+        ("nodePortAddresses: [10.0.0.0/8, \"fd00::/8\"]", (false, false)),
+        ("iptables: {localhostNodePorts: true}", (true, true)),
+        ("mode: iptables\niptables: {localhostNodePorts: true}", (true, true)),
+        ("mode: ipvs\niptables: {localhostNodePorts: true}\nnodePortAddresses: [10.0.0.0/8]", (true, true)),
+        ("nodePortAddresses: [all]", (true, true)),
+        ("mode: iptables\nnodePortAddresses: [all]", (true, true)),
+        ("nodePortAddresses: [localhost]", (true, true)),
+        ("nodePortAddresses: [primary, localhost]", (true, true)),
+        ("nodePortAddresses: [127.0.0.0/8]", (true, false)),
+        ("nodePortAddresses: [127.0.0.1/32, 10.0.0.0/8]", (true, false)),
+        ("nodePortAddresses: [\"::1/128\", primary]", (false, true)),
+        ("nodePortAddresses: [127.0.0.0/8, \"::1/128\"]", (true, true)),
+        ("nodePortAddresses: [127.0.0.53/32]", (false, false)),
+    ];
+    for (fields, expected) in cases {
+        assert_eq!(of(fields), expected, "{fields}");
+    }
+    let loaded = with_flags(None, "iptables-localhost-nodeports=true");
+    assert_eq!(loaded.expect("it can be used").config.localhost_node_ports, PerFamily { v4: true, v6: true });
 }
 
 #[test]

@@ -19,6 +19,7 @@ mod health;
 mod incidents;
 mod instances;
 mod kinds;
+mod localhost;
 mod lockout;
 mod manifests;
 mod node_incidents;

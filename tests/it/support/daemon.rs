@@ -2,6 +2,8 @@
 
 use std::ffi::OsStr;
 use std::io::{self, BufRead as _, BufReader, Read};
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -48,6 +50,28 @@ impl Daemon {
         let log = &self.log;
         self.readers.extend(self.child.stdout.take().map(|pipe| Log::follow(log, pipe)));
         self.readers.extend(self.child.stderr.take().map(|pipe| Log::follow(log, pipe)));
+    }
+
+    /// Starts it as a service manager does that has told it where to be notified, and has kept a socket of it under this
+    /// name since before.
+    pub(crate) fn start_managed<A: AsRef<OsStr>>(
+        world: &World,
+        manager: &Path,
+        kept: Option<(&str, OwnedFd)>,
+        arguments: &[A],
+    ) -> io::Result<Daemon> {
+        let mut command = Command::new("setpriv");
+        // It is the third descriptor of a process that knows by the number that it is the one.
+        let script = "exec 3<&0 </dev/null; export LISTEN_PID=$$; exec \"$@\"";
+        command.args(["--pdeathsig", "KILL", "--", "sh", "-c", script, "sh", PROGRAM]).args(arguments);
+        command.env("NOTIFY_SOCKET", manager).stdout(Stdio::piped()).stderr(Stdio::piped());
+        match kept {
+            Some((name, socket)) => command.env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", name).stdin(socket),
+            None => command.stdin(Stdio::null()),
+        };
+        let mut daemon = Daemon { child: world.spawn(command)?, log: Arc::default(), readers: Vec::new() };
+        daemon.read();
+        Ok(daemon)
     }
 
     fn start_unread<A: AsRef<OsStr>>(world: &World, program: &str, arguments: &[A]) -> io::Result<Daemon> {

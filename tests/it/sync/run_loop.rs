@@ -110,7 +110,8 @@ async fn with_loop_and<F: Future<Output = ()>>(
     let mut engine = Engine::new(InMemoryKernel::new(), facts(node_ports));
     let servers = watch::channel(BTreeSet::new()).1;
     let clients = Reader::spawn(clients).expect("a thread");
-    let inputs = Inputs { events, addresses, servers, disturbances, clients, connections: uncounted(), questions };
+    let (node_ports, connections) = (watch::channel(NodePortAddresses::default()).1, uncounted());
+    let inputs = Inputs { events, addresses, node_ports, servers, disturbances, clients, connections, questions };
     tokio::join!(sync::run(&mut engine, inputs, min_sync_period, &mut note), script(senders));
     engine
 }
@@ -417,6 +418,7 @@ async fn a_source_that_never_pauses_keeps_nobody_waiting() {
         let inputs = Inputs {
             events,
             addresses: address_receiver,
+            node_ports: watch::channel(NodePortAddresses::default()).1,
             servers: watch::channel(BTreeSet::new()).1,
             disturbances: disturbance_receiver,
             clients: nobody(),
@@ -466,6 +468,7 @@ async fn somebody_who_never_stops_disturbing_does_not_keep_back_the_events() {
     let mut engine = Engine::new(InMemoryKernel::new(), facts(NodePortAddresses::All));
     let (servers, disturbances) = (watch::channel(BTreeSet::new()).1, disturbance_receiver);
     let inputs = Inputs {
+        node_ports: watch::channel(NodePortAddresses::default()).1,
         events,
         addresses,
         servers,

@@ -91,6 +91,7 @@ fn run(clients: u32, length: Duration) -> (Vec<Duration>, Option<Duration>) {
         let inputs = Inputs {
             events: receiver,
             addresses,
+            node_ports: watch::channel(NodePortAddresses::default()).1,
             servers: watch::channel(BTreeSet::new()).1,
             disturbances,
             clients: Reader::spawn(LinuxClients::of(TableName::NODE)).expect("a thread"),
