@@ -58,7 +58,7 @@ complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l ping -d 'Answer pin
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l reset-connections -d 'Reset the TCP connections of all Services to endpoints that are gone' -r
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l iptables-masquerade-bit -d 'The bit of the packet mark that asks for masquerading, in modes iptables and ipvs [default: 14]' -r
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l masquerade-all -d 'Masquerade all traffic to cluster IPs' -r
-complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l iptables-localhost-nodeports -d 'No effect: NodePorts are not served on 127.0.0.1' -r
+complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l iptables-localhost-nodeports -d 'Serve NodePorts on 127.0.0.1 and ::1 too' -r
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l iptables-sync-period -d 'Pause before a failed sync is tried again [default: 30s]' -r
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l iptables-min-sync-period -d 'Least time between two syncs [default: 0s]' -r
 complete -c nftproxyd -n "__fish_nftproxyd_needs_command" -l ipvs-sync-period -d 'As --iptables-sync-period, in mode ipvs' -r
@@ -140,7 +140,7 @@ complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l ping -d 'Ans
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l reset-connections -d 'Reset the TCP connections of all Services to endpoints that are gone' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l iptables-masquerade-bit -d 'The bit of the packet mark that asks for masquerading, in modes iptables and ipvs [default: 14]' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l masquerade-all -d 'Masquerade all traffic to cluster IPs' -r
-complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l iptables-localhost-nodeports -d 'No effect: NodePorts are not served on 127.0.0.1' -r
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l iptables-localhost-nodeports -d 'Serve NodePorts on 127.0.0.1 and ::1 too' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l iptables-sync-period -d 'Pause before a failed sync is tried again [default: 30s]' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l iptables-min-sync-period -d 'Least time between two syncs [default: 0s]' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand run" -l ipvs-sync-period -d 'As --iptables-sync-period, in mode ipvs' -r
@@ -213,7 +213,7 @@ complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l ping -d '
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l reset-connections -d 'Reset the TCP connections of all Services to endpoints that are gone' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l iptables-masquerade-bit -d 'The bit of the packet mark that asks for masquerading, in modes iptables and ipvs [default: 14]' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l masquerade-all -d 'Masquerade all traffic to cluster IPs' -r
-complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l iptables-localhost-nodeports -d 'No effect: NodePorts are not served on 127.0.0.1' -r
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l iptables-localhost-nodeports -d 'Serve NodePorts on 127.0.0.1 and ::1 too' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l iptables-sync-period -d 'Pause before a failed sync is tried again [default: 30s]' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l iptables-min-sync-period -d 'Least time between two syncs [default: 0s]' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand render" -l ipvs-sync-period -d 'As --iptables-sync-period, in mode ipvs' -r
@@ -277,7 +277,7 @@ complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l ping -d '
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l reset-connections -d 'Reset the TCP connections of all Services to endpoints that are gone' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l iptables-masquerade-bit -d 'The bit of the packet mark that asks for masquerading, in modes iptables and ipvs [default: 14]' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l masquerade-all -d 'Masquerade all traffic to cluster IPs' -r
-complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l iptables-localhost-nodeports -d 'No effect: NodePorts are not served on 127.0.0.1' -r
+complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l iptables-localhost-nodeports -d 'Serve NodePorts on 127.0.0.1 and ::1 too' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l iptables-sync-period -d 'Pause before a failed sync is tried again [default: 30s]' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l iptables-min-sync-period -d 'Least time between two syncs [default: 0s]' -r
 complete -c nftproxyd -n "__fish_nftproxyd_using_subcommand doctor" -l ipvs-sync-period -d 'As --iptables-sync-period, in mode ipvs' -r

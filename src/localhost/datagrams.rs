@@ -5,13 +5,15 @@ use std::net::UdpSocket;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::Ports;
 use super::clients::{Client, Clients};
+use super::descriptors::{Descriptors, Taken};
 use super::poll::Poll;
-use super::sockets::datagrams_to;
+use super::ports::Ports;
+use super::sockets::{datagrams_to, is_exhausted};
 use crate::metrics::Metrics;
 use crate::model::{FrontendKey, Protocol};
 
@@ -28,7 +30,8 @@ const AT_ONCE: usize = 64;
 pub(super) struct Datagrams {
     ports: Ports,
     metrics: Arc<Metrics>,
-    clients: Clients<UdpSocket>,
+    descriptors: Descriptors,
+    clients: Clients<(UdpSocket, Taken)>,
     buffer: Box<[u8]>,
     /// Whether it was said that there are no descriptors left.
     said: bool,
@@ -45,9 +48,10 @@ pub(super) fn client_of(number: u64) -> Option<u64> {
 }
 
 impl Datagrams {
-    pub(super) fn new(ports: Ports, metrics: Arc<Metrics>) -> Datagrams {
+    pub(super) fn new(ports: Ports, metrics: Arc<Metrics>, descriptors: Descriptors) -> Datagrams {
         let buffer = vec![0; LONGEST].into_boxed_slice();
-        Datagrams { ports, metrics, clients: Clients::new(MOST.0, MOST.1), buffer, said: false }
+        let clients = Clients::new(MOST.0, MOST.1);
+        Datagrams { ports, metrics, descriptors, clients, buffer, said: false }
     }
 
     /// A socket that listens has something.
@@ -73,7 +77,7 @@ impl Datagrams {
                 Some(known) => known,
                 None => self.open(poll, client)?,
             };
-            let Some((_, socket)) = self.clients.get(known) else { return Ok(()) };
+            let Some((_, (socket, _))) = self.clients.get(known) else { return Ok(()) };
             match socket.send(self.buffer.get(..length).unwrap_or_default()) {
                 Ok(sent) => {
                     self.clients.heard(known, Instant::now());
@@ -102,19 +106,23 @@ impl Datagrams {
         while let Some(number) = self.clients.in_the_way(&client.key) {
             self.evict(poll, number);
         }
-        let socket = match datagrams_to(to) {
-            Err(error) if is_out_of_descriptors(&error) => {
+        let make = |descriptors: &Descriptors| {
+            let taken = descriptors.take(1).ok_or(Errno::EMFILE)?;
+            Ok::<_, io::Error>((datagrams_to(to)?, taken))
+        };
+        let socket = match make(&self.descriptors) {
+            Err(error) if is_exhausted(&error) => {
                 if !std::mem::replace(&mut self.said, true) {
                     warn!("no further client of UDP can be served on localhost but in the place of another: {error}");
                 }
                 let Some((_, oldest)) = self.clients.oldest() else { return Err(error) };
                 self.evict(poll, oldest);
-                datagrams_to(to)?
+                make(&self.descriptors)?
             }
             other => other?,
         };
         let number = self.clients.next();
-        poll.add(&socket, poll_number(number))?;
+        poll.add(&socket.0, poll_number(number))?;
         self.clients.insert(client, socket, Instant::now());
         self.metrics.localhost.connections.of(Protocol::Udp).inc();
         Ok(number)
@@ -127,7 +135,7 @@ impl Datagrams {
         number: u64,
         listener: impl FnOnce(&FrontendKey) -> Option<&'a UdpSocket>,
     ) {
-        let Some((client, socket)) = self.clients.get(number) else { return };
+        let Some((client, (socket, _))) = self.clients.get(number) else { return };
         let Some(listener) = listener(&client.key) else { return };
         let [_, back] = self.metrics.localhost.bytes.of(Protocol::Udp);
         for _ in 0..AT_ONCE {
@@ -157,7 +165,7 @@ impl Datagrams {
     }
 
     fn forget(&mut self, poll: &Poll, number: u64) {
-        if let Some(socket) = self.clients.remove(number) {
+        if let Some((socket, _)) = self.clients.remove(number) {
             poll.remove(&socket);
         }
     }
@@ -179,9 +187,4 @@ impl Datagrams {
             self.forget(poll, number);
         }
     }
-}
-
-/// Whether the process, or the node, may have no more.
-pub(super) fn is_out_of_descriptors(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(nix::libc::EMFILE | nix::libc::ENFILE))
 }

@@ -2,19 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
-use std::net::{TcpListener, UdpSocket};
+use std::net::UdpSocket;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::libc;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::Ports;
+use super::descriptors::{Descriptors, Taken};
 use super::plan::{address, name, named};
 use super::poll::Poll;
+use super::ports::Ports;
 use super::sockets::Listener;
 use crate::events::{Events, Notice};
 use crate::listening::who_listens;
@@ -22,7 +24,7 @@ use crate::metrics::Metrics;
 use crate::model::{Family, FrontendKey, PerFamily, Protocol};
 
 /// The first pause before a port is tried again, and the longest.
-const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
 /// Of so many busy ports it is found out who has them, which goes through the descriptors of all processes.
 const FOUND_OUT: usize = 10;
@@ -44,6 +46,13 @@ struct Failing {
     told: bool,
 }
 
+/// A port that is listened on.
+struct Open {
+    key: FrontendKey,
+    listener: Listener,
+    _descriptors: Taken,
+}
+
 /// All that are open, and those that shall be.
 pub(super) struct Listeners {
     ports: Ports,
@@ -52,7 +61,8 @@ pub(super) struct Listeners {
     keeper: Box<dyn Keeper>,
     next: u64,
     numbers: BTreeMap<FrontendKey, u64>,
-    open: HashMap<u64, (FrontendKey, Listener)>,
+    descriptors: Descriptors,
+    open: HashMap<u64, Open>,
     counts: PerFamily<usize>,
     failing: BTreeMap<FrontendKey, Failing>,
     due: BTreeSet<(Instant, FrontendKey)>,
@@ -68,8 +78,8 @@ impl Listeners {
     pub(super) fn new(
         ports: Ports,
         metrics: Arc<Metrics>,
-        events: Events,
-        keeper: Box<dyn Keeper>,
+        descriptors: Descriptors,
+        (events, keeper): (Events, Box<dyn Keeper>),
         inherited: Vec<(String, OwnedFd)>,
     ) -> Listeners {
         let mut taken_over = BTreeMap::new();
@@ -92,6 +102,7 @@ impl Listeners {
             metrics,
             events,
             keeper,
+            descriptors,
             next: 0,
             numbers: BTreeMap::new(),
             open: HashMap::new(),
@@ -105,13 +116,13 @@ impl Listeners {
     }
 
     /// The port with this number, and its socket.
-    pub(super) fn get(&self, number: u64) -> Option<&(FrontendKey, Listener)> {
-        self.open.get(&number)
+    pub(super) fn get(&self, number: u64) -> Option<(&FrontendKey, &Listener)> {
+        self.open.get(&number).map(|open| (&open.key, &open.listener))
     }
 
     /// A UDP port's socket.
     pub(super) fn datagrams(&self, key: &FrontendKey) -> Option<&UdpSocket> {
-        match &self.open.get(self.numbers.get(key)?)?.1 {
+        match &self.open.get(self.numbers.get(key)?)?.listener {
             Listener::Datagram(socket) => Some(socket),
             Listener::Stream(_) => None,
         }
@@ -130,7 +141,7 @@ impl Listeners {
             self.due.remove(&(failing.at, *key));
         }
         let listener = self.numbers.remove(key).and_then(|number| self.open.remove(&number));
-        let Some((_, listener)) = listener else { return false };
+        let Some(Open { listener, .. }) = listener else { return false };
         poll.remove(&listener);
         listener.end();
         self.keeper.forget(&name(key));
@@ -162,19 +173,22 @@ impl Listeners {
     }
 
     fn attempt(&mut self, poll: &Poll, key: FrontendKey) {
-        let inherited = self.inherited.remove(&key);
-        let is_new = inherited.is_none();
-        let opened = inherited.map_or_else(|| Listener::open(&key), Ok);
+        let is_new = !self.inherited.contains_key(&key);
+        let descriptors = self.descriptors.take(1).ok_or(Errno::EMFILE.into());
+        let opened = descriptors.and_then(|descriptors| {
+            let listener = self.inherited.remove(&key).map_or_else(|| Listener::open(&key), Ok)?;
+            Ok(Open { key, listener, _descriptors: descriptors })
+        });
         // Those of clients are odd.
         let number = self.next << 1;
-        match opened.and_then(|listener| poll.add(&listener, number).map(|()| listener)) {
-            Ok(listener) => {
+        match opened.and_then(|open| poll.add(&open.listener, number).map(|()| open)) {
+            Ok(open) => {
                 self.next += 1;
                 if is_new {
-                    self.keeper.keep(&name(&key), listener.as_fd());
+                    self.keeper.keep(&name(&key), open.listener.as_fd());
                 }
                 self.numbers.insert(key, number);
-                self.open.insert(number, (key, listener));
+                self.open.insert(number, open);
                 self.count(key.family(), 1);
                 if self.failing.remove(&key).is_some() {
                     info!("{}: {} is listened on now", self.whose(&key), place(&key));
@@ -246,11 +260,4 @@ fn never(errno: i32) -> bool {
 
 fn place(key: &FrontendKey) -> String {
     format!("{} {}", key.protocol, address(key))
-}
-
-/// Takes a connection that waits; none is there any more, if that is an error of kind `WouldBlock`.
-pub(super) fn accept(listener: &TcpListener) -> io::Result<tokio::net::TcpStream> {
-    let (stream, _) = listener.accept()?;
-    stream.set_nonblocking(true)?;
-    tokio::net::TcpStream::from_std(stream)
 }

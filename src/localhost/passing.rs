@@ -174,3 +174,122 @@ async fn copied(from: &TcpStream, to: &TcpStream, bytes: &Counter, progress: &Ce
         yield_now().await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::localhost::descriptors::Descriptors;
+    use crate::testing::in_network_namespace_async;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// A client and a server, and the ends of their connections that are passed on.
+    async fn connection() -> (TcpStream, TcpStream, TcpStream, TcpStream) {
+        let pair = async || {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has free ports");
+            let address = listener.local_addr().expect("it has one");
+            let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
+            (near.expect("it is connected"), far.expect("it is connected").0)
+        };
+        let ((client, ours), (theirs, server)) = (pair().await, pair().await);
+        (client, ours, theirs, server)
+    }
+
+    fn counters() -> [Counter; 2] {
+        ["there", "back"].map(|name| Counter::new(name, name).expect("a name"))
+    }
+
+    fn within<T>(result: Result<T, tokio::time::error::Elapsed>) -> T {
+        result.expect("in time")
+    }
+
+    #[test]
+    fn both_ways_of_passing_on_are_alike() {
+        in_network_namespace_async(async || {
+            let pipes = Pipes::new(Descriptors::new(100));
+            for how in [How::Spliced(&pipes), How::Copied] {
+                let (mut client, ours, theirs, mut server) = connection().await;
+                let bytes = counters();
+                let question: Vec<u8> = (0..1_000_000_u32).map(|byte| (byte % 251) as u8).collect();
+                let sent = question.clone();
+                let talk = async {
+                    let asks = async {
+                        client.write_all(&sent).await.expect("it is taken");
+                        client.shutdown().await.expect("it is open");
+                        let mut answer = Vec::new();
+                        client.read_to_end(&mut answer).await.expect("it is open");
+                        answer
+                    };
+                    let answers = async {
+                        let mut heard = Vec::new();
+                        server.read_to_end(&mut heard).await.expect("it is open");
+                        server.write_all(b"thanks").await.expect("it is open");
+                        server.shutdown().await.expect("it is open");
+                        heard
+                    };
+                    tokio::join!(asks, answers)
+                };
+                let passes = pass([&ours, &theirs], how, &bytes, || PATIENCE);
+                let ((answer, heard), ()) = within(timeout(PATIENCE, async { tokio::join!(talk, passes) }).await);
+                assert!(heard == question && answer == b"thanks", "{how:?}");
+                assert_eq!(bytes.map(|counter| counter.get()), [1_000_000.0, 6.0], "{how:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_connection_that_one_side_has_closed_ends_when_nothing_is_said() {
+        in_network_namespace_async(async || {
+            let (pipes, bytes) = (Pipes::new(Descriptors::new(100)), counters());
+            let (mut client, ours, theirs, mut server) = connection().await;
+            let passing = async {
+                let start = Instant::now();
+                pass([&ours, &theirs], How::Spliced(&pipes), &bytes, || Duration::from_millis(300)).await;
+                drop((ours, theirs));
+                start.elapsed()
+            };
+            let talk = async {
+                client.shutdown().await.expect("it is open");
+                // What is said meanwhile counts.
+                for _ in 0..4 {
+                    sleep(Duration::from_millis(150)).await;
+                    server.write_all(b"!").await.expect("it is open");
+                }
+                let mut all = Vec::new();
+                (client.read_to_end(&mut all).await.map_err(|error| error.kind()), all.len())
+            };
+            let (took, (end, heard)) = within(timeout(PATIENCE, async { tokio::join!(passing, talk) }).await);
+            assert_eq!((end, heard), (Err(ErrorKind::ConnectionReset), 4));
+            assert!(took >= Duration::from_millis(900), "{took:?}");
+        });
+    }
+
+    #[test]
+    fn what_was_said_before_a_reset_is_passed_on() {
+        in_network_namespace_async(async || {
+            let (pipes, bytes) = (Pipes::new(Descriptors::new(100)), counters());
+            let (mut client, ours, theirs, mut server) = connection().await;
+            let passing = async {
+                pass([&ours, &theirs], How::Spliced(&pipes), &bytes, || PATIENCE).await;
+                drop((ours, theirs));
+            };
+            let talk = async {
+                client.write_all(b"a question").await.expect("it is open");
+                server.write_all(b"too large").await.expect("it is open");
+                // It has not read what was asked: that makes it a reset.
+                assert_eq!(server.peek(&mut [0]).await.expect("it is open"), 1);
+                drop(server);
+                let mut answer = vec![0; 9];
+                client.read_exact(&mut answer).await.expect("it comes first");
+                let end = client.read(&mut [0]).await.map_err(|error| error.kind());
+                (answer, end)
+            };
+            let ((), (answer, end)) = within(timeout(PATIENCE, async { tokio::join!(passing, talk) }).await);
+            assert_eq!((answer.as_slice(), end), (&b"too large"[..], Err(ErrorKind::ConnectionReset)));
+        });
+    }
+}

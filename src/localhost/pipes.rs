@@ -4,8 +4,11 @@ use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, SpliceFFlags, splice};
 use nix::unistd::pipe2;
+
+use super::descriptors::{Descriptors, Taken};
 
 /// How many that nobody uses are kept. As a pipe is given back whenever it is empty, few are in use at a time: those of
 /// connections of which one side takes less than the other gives.
@@ -20,12 +23,14 @@ pub(super) struct Pipe {
     out: OwnedFd,
     into: OwnedFd,
     holds: usize,
+    _descriptors: Taken,
 }
 
 impl Pipe {
-    fn new() -> io::Result<Pipe> {
+    fn new(descriptors: &Descriptors) -> io::Result<Pipe> {
+        let taken = descriptors.take(2).ok_or(Errno::EMFILE)?;
         let (out, into) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
-        Ok(Pipe { out, into, holds: 0 })
+        Ok(Pipe { out, into, holds: 0, _descriptors: taken })
     }
 
     /// How many bytes are in it.
@@ -53,22 +58,30 @@ fn flags() -> SpliceFFlags {
 }
 
 /// Pipes that nobody uses.
-#[derive(Debug, Default)]
-pub(super) struct Pipes(RefCell<Vec<Pipe>>);
+#[derive(Debug)]
+pub(super) struct Pipes {
+    spare: RefCell<Vec<Pipe>>,
+    descriptors: Descriptors,
+}
 
 impl Pipes {
+    /// None yet, of these descriptors.
+    pub(super) fn new(descriptors: Descriptors) -> Pipes {
+        Pipes { spare: RefCell::default(), descriptors }
+    }
+
     /// An empty one.
     ///
     /// # Errors
     /// `EMFILE` and the like.
     pub(super) fn take(&self) -> io::Result<Pipe> {
-        let spare = self.0.borrow_mut().pop();
-        spare.map_or_else(Pipe::new, Ok)
+        let spare = self.spare.borrow_mut().pop();
+        spare.map_or_else(|| Pipe::new(&self.descriptors), Ok)
     }
 
     /// It is not used any more. One that is not empty is closed.
     pub(super) fn give_back(&self, pipe: Pipe) {
-        let mut spare = self.0.borrow_mut();
+        let mut spare = self.spare.borrow_mut();
         if pipe.holds == 0 && spare.len() < SPARE {
             spare.push(pipe);
         }
@@ -84,7 +97,8 @@ mod tests {
 
     #[test]
     fn pipes_that_are_empty_are_used_again() {
-        let pipes = Pipes::default();
+        let descriptors = Descriptors::new(2 * SPARE + 4);
+        let pipes = Pipes::new(descriptors.clone());
         let (mut client, ours) = UnixStream::pair().expect("sockets");
         let (their, mut server) = UnixStream::pair().expect("sockets");
         client.write_all(b"hello").expect("it can be written");
@@ -95,17 +109,22 @@ mod tests {
         server.read_exact(&mut bytes).expect("it has come");
         assert_eq!(&bytes, b"hello");
         pipes.give_back(pipe);
-        assert_eq!(pipes.0.borrow().len(), 1);
+        assert_eq!(pipes.spare.borrow().len(), 1);
 
         client.write_all(b"rest").expect("it can be written");
         let mut pipe = pipes.take().expect("a pipe");
-        assert_eq!(pipes.0.borrow().len(), 0, "it is the same");
+        assert_eq!(pipes.spare.borrow().len(), 0, "it is the same");
         pipe.fill(&ours).expect("there is something");
         pipes.give_back(pipe);
-        assert_eq!(pipes.0.borrow().len(), 0, "what was another's is nobody else's");
+        assert_eq!(pipes.spare.borrow().len(), 0, "what was another's is nobody else's");
 
-        let many: Vec<Pipe> = (0..=SPARE).map(|_| Pipe::new().expect("a pipe")).collect();
+        let many: Vec<Pipe> = (0..=SPARE).map(|_| Pipe::new(&descriptors).expect("a pipe")).collect();
         many.into_iter().for_each(|pipe| pipes.give_back(pipe));
-        assert_eq!(pipes.0.borrow().len(), SPARE);
+        assert_eq!(pipes.spare.borrow().len(), SPARE);
+        let used: Vec<Pipe> = (0..SPARE).map(|_| pipes.take().expect("a pipe")).collect();
+        let further: Vec<io::Result<Pipe>> = (0..3).map(|_| pipes.take()).collect();
+        assert_eq!(further.iter().filter(|pipe| pipe.is_ok()).count(), 2, "of {} descriptors", 2 * SPARE + 4);
+        drop((used, further));
+        assert!(pipes.take().is_ok());
     }
 }

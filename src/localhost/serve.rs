@@ -11,11 +11,12 @@ use tokio::task::{LocalSet, spawn_local, yield_now};
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
-use super::Ports;
-use super::datagrams::{Datagrams, client_of, is_out_of_descriptors};
-use super::listeners::{Keeper, Listeners, accept};
+use super::datagrams::{Datagrams, client_of};
+use super::descriptors::Descriptors;
+use super::listeners::{Keeper, Listeners};
 use super::poll::Poll;
-use super::sockets::Listener;
+use super::ports::Ports;
+use super::sockets::{Listener, is_exhausted};
 use super::streams::{Shared, serve};
 use crate::events::Events;
 use crate::metrics::Metrics;
@@ -64,9 +65,10 @@ pub fn spawn(ports: Ports, outside: Outside) -> io::Result<()> {
 async fn run(ports: Ports, outside: Outside) -> io::Result<()> {
     let Outside { metrics, events, keeper, kept } = outside;
     let poll = Poll::new()?;
-    let shared = Rc::new(Shared::new(ports.clone(), Arc::clone(&metrics)));
-    let mut datagrams = Datagrams::new(ports.clone(), Arc::clone(&metrics));
-    let mut listeners = Listeners::new(ports.clone(), metrics, events, keeper, kept);
+    let descriptors = Descriptors::of_process();
+    let shared = Rc::new(Shared::new(ports.clone(), Arc::clone(&metrics), descriptors.clone()));
+    let mut datagrams = Datagrams::new(ports.clone(), Arc::clone(&metrics), descriptors.clone());
+    let mut listeners = Listeners::new(ports.clone(), metrics, descriptors, (events, keeper), kept);
     let mut exhausted = Exhausted::default();
     loop {
         let (changes, settled) = ports.changes(CHANGES_AT_ONCE);
@@ -113,10 +115,10 @@ async fn run(ports: Ports, outside: Outside) -> io::Result<()> {
 /// Takes connections that wait.
 fn take(shared: &Rc<Shared>, key: &FrontendKey, listener: &TcpListener) -> io::Result<()> {
     for _ in 0..ACCEPTED_AT_ONCE {
-        match accept(listener) {
-            Ok(client) => drop(spawn_local(serve(Rc::clone(shared), *key, client))),
+        match shared.accept(key, listener) {
+            Ok(accepted) => drop(spawn_local(serve(Rc::clone(shared), *key, accepted))),
             Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-            Err(error) if is_out_of_descriptors(&error) => return Err(error),
+            Err(error) if is_exhausted(&error) => return Err(error),
             // The client has gone again.
             Err(_) => {}
         }

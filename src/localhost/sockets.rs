@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::libc;
 use nix::sys::socket::{
     AddressFamily, Backlog, Shutdown, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, connect, getsockname,
     getsockopt, listen, setsockopt, shutdown, socket, sockopt,
@@ -95,8 +96,8 @@ fn bound(socket: &OwnedFd) -> Option<SocketAddr> {
     v4.or_else(|| name.as_sockaddr_in6().map(|v6| SocketAddr::V6((*v6).into())))
 }
 
-/// A socket that waits for nothing and is not for programs that are started.
-fn new(protocol: Protocol, of: SocketAddr) -> io::Result<OwnedFd> {
+/// A socket that waits for nothing and is not for programs that are started, of the family of an address.
+pub(super) fn new(protocol: Protocol, of: SocketAddr) -> io::Result<OwnedFd> {
     let (kind, number) = match protocol {
         Protocol::Tcp => (SockType::Stream, SockProtocol::Tcp),
         Protocol::Udp => (SockType::Datagram, SockProtocol::Udp),
@@ -106,9 +107,8 @@ fn new(protocol: Protocol, of: SocketAddr) -> io::Result<OwnedFd> {
     Ok(socket(family, kind, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, number)?)
 }
 
-/// Begins a connection of TCP or SCTP; whether it comes about says [`connected`].
-pub(super) fn begin(protocol: Protocol, to: SocketAddr) -> io::Result<TcpStream> {
-    let socket = new(protocol, to)?;
+/// Begins a connection of TCP or SCTP with a [`new`] socket; whether it comes about says [`connected`].
+pub(super) fn begin(socket: OwnedFd, to: SocketAddr) -> io::Result<TcpStream> {
     match connect(socket.as_raw_fd(), &SockaddrStorage::from(to)) {
         Ok(()) | Err(Errno::EINPROGRESS) => TcpStream::from_std(socket.into()),
         Err(error) => Err(error.into()),
@@ -135,4 +135,9 @@ pub(super) fn tune(protocol: Protocol, stream: &TcpStream) {
         let _ = stream.set_nodelay(true);
         let _ = setsockopt(stream, sockopt::KeepAlive, &true);
     }
+}
+
+/// Whether the process, or the node, may have no more descriptors, or no more memory for sockets.
+pub(super) fn is_exhausted(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
 }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde_json::{Value, json};
 
-use super::{NODE_IP, Node, ip, slice_of, yaml};
+use super::{NODE_IP, Node, ip, run_to_end, slice_of, yaml};
 use crate::support::daemon::Daemon;
 use crate::support::http;
 use crate::support::namespace::Namespace;
@@ -62,7 +62,9 @@ fn exposed(name: &str, v6: bool, number: u16, protocol: Protocol, endpoints: &[S
     let spec = json!({"type": "NodePort", "ports": [port]});
     let endpoints: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
     let endpoints: Vec<&str> = endpoints.iter().map(String::as_str).collect();
-    vec![service("shop", name, &[ip(&cluster_ip)], &spec), slice_of(name, ("p", protocol), &endpoints)]
+    let service = service("shop", name, &[ip(&cluster_ip)], &spec);
+    let slice = (!endpoints.is_empty()).then(|| slice_of(name, ("p", protocol), &endpoints));
+    [service].into_iter().chain(slice).collect()
 }
 
 /// Has something done for each connection to an address of the node, on a thread each.
@@ -115,6 +117,12 @@ fn connect(node: &Node, to: SocketAddr) -> io::Result<TcpStream> {
         stream.set_write_timeout(Some(ANSWER))?;
         Ok(stream)
     })
+}
+
+/// Whether a connection ends by a reset, as soon as it is there or later.
+fn is_reset(node: &Node, to: SocketAddr) -> bool {
+    let read = connect(node, to).and_then(|mut stream| stream.read(&mut [0]));
+    read.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
 }
 
 /// The endpoint that a connection reaches.
@@ -225,6 +233,9 @@ fn connections_reach_endpoints_in_both_families_and_end_one_side_at_a_time() {
     assert_eq!(bytes("original"), 200_000_000.0);
     assert!(bytes("reply") > 60.0, "{}", bytes("reply"));
     assert_eq!(value(&node, "nftproxyd_localhost_nodeport_connections_total", "{protocol=\"tcp\"}"), 2.0);
+    let explained = run_to_end(&node, true, &["explain", "127.0.0.1:30080"]).stdout;
+    let daemon = format!("process {} (nftproxyd) serves on 127.0.0.1", node.daemon().id());
+    assert!(explained.contains(&daemon) && !explained.contains("not served"), "{explained}");
     node.stop();
 }
 
@@ -383,8 +394,7 @@ fn what_the_tables_do_with_connections_of_the_node_they_do_with_these() {
 
     // Nobody is there: at once.
     let start = Instant::now();
-    let mut stream = connect(&node, at("127.0.0.1", 30003)).expect("somebody listens");
-    assert_eq!(stream.read(&mut [0]).map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset));
+    assert!(is_reset(&node, at("127.0.0.1", 30003)));
     assert!(start.elapsed() < Duration::from_millis(900), "{:?}", start.elapsed());
     let tcp = |name: &str| value(&node, &format!("nftproxyd_localhost_nodeport_{name}_total"), "{protocol=\"tcp\"}");
     assert_eq!((tcp("refused"), tcp("retries")), (1.0, 0.0));
@@ -427,8 +437,7 @@ fn endpoints_that_do_not_answer_are_passed_by() {
     assert!(start.elapsed() >= Duration::from_secs(2), "{:?}", start.elapsed());
     assert_eq!(tcp(&node, "refused"), 0.0);
 
-    let mut stream = connect(&node, at("127.0.0.1", 30003)).expect("somebody listens");
-    assert_eq!(stream.read(&mut [0]).map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset));
+    assert!(is_reset(&node, at("127.0.0.1", 30003)));
     assert_eq!(tcp(&node, "refused"), 1.0);
     node.stop();
 }
@@ -710,5 +719,43 @@ fn connections_that_come_while_there_is_no_daemon_are_served_by_the_next() {
     manager.hear_until(|manager| manager.kept.contains_key(NAME));
     node.write_config(&json!({}));
     manager.hear_until(|manager| !manager.kept.contains_key(NAME));
+    node.stop();
+}
+
+/// Of 5,000 node ports in both families.
+#[test]
+#[ignore = "a measurement"]
+fn what_ten_thousand_sockets_take() {
+    let Some(mut node) = node() else { return };
+    let mut objects = Vec::new();
+    for number in 0..5_000_u16 {
+        let [high, low] = number.to_be_bytes();
+        let ips = [ip(&format!("172.30.{high}.{low}")), ip(&format!("fd00:172:30::{:x}", number + 1))];
+        let port = json!({"name": "p", "port": 80, "targetPort": 7777, "nodePort": 20_000 + number});
+        let name = format!("web{number}");
+        objects.push(service("shop", &name, &ips, &json!({"type": "NodePort", "ports": [port]})));
+        for v6 in [false, true] {
+            let mut slice = slice_of(&name, ("p", Protocol::Tcp), &[&endpoint(v6, 0).to_string()]);
+            slice["metadata"]["name"] = json!(format!("{name}-{v6}"));
+            objects.push(slice);
+        }
+    }
+    node.write("all.yaml", &yaml(&objects));
+    node.start(&json!({}));
+    let look = |node: &Node| {
+        let resident = node.daemon.as_ref().expect("it runs").resident_memory().expect("it runs");
+        (resident / 1024, value(node, "process_open_fds", ""))
+    };
+    std::thread::sleep(Duration::from_secs(3));
+    let before = look(&node);
+    let start = Instant::now();
+    node.write_config(&on());
+    wait_for_listeners(&mut node, 5_000.0, 5_000.0);
+    let took = start.elapsed();
+    std::thread::sleep(Duration::from_secs(3));
+    let cpu = procfs_cpu(node.daemon().id());
+    std::thread::sleep(Duration::from_secs(3));
+    let idle = procfs_cpu(node.daemon().id()) - cpu;
+    println!("KiB and descriptors: off {before:?}, on {:?} after {took:?}; idle {idle} s in 3 s", look(&node));
     node.stop();
 }
