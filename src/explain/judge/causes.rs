@@ -344,6 +344,17 @@ fn places(endpoints: &[&EndpointFacts]) -> String {
 fn passed(facts: &Facts) -> Cause {
     let to = facts.asked.to;
     if let Some(node_port) = &facts.node_port {
+        let listener = facts.node.as_ref().and_then(|node| node.listener.as_ref());
+        if let Some(daemon) = listener.filter(|who| to.ip().is_loopback() && who.ends_with("(nftproxyd)")) {
+            let what = format!(
+                "{} of {} is a node port, which {daemon} serves on {}: it connects to an address of the node that accepts node \
+                 ports",
+                to.port(),
+                node_port.service,
+                to.ip()
+            );
+            return decides(Reason::NodePortAddress, Verdict::NotOurs, what);
+        }
         let what = if to.ip().is_loopback() {
             format!(
                 "{} of {} is a node port, and those are not served on loopback addresses",
