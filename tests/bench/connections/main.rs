@@ -15,11 +15,14 @@
 //! For each scheduler a Service that asks for it is added; and where the kernel has IPVS, and `ipvsadm` is there, its
 //! schedulers are measured beside them. A table of its own is of flows of one UDP datagram, to both families.
 //!
+//! Node ports by 127.0.0.1, which the daemon serves itself, are compared with the same by the node's address.
+//!
 //! In an emulator whose clock counts instructions (`qemu-system-x86_64 -icount shift=0`) the times are instructions.
 
 #[path = "../../support/api/mod.rs"]
 mod api;
 mod flows;
+mod localhost;
 #[path = "../../support/netns/mod.rs"]
 mod netns;
 mod network;
@@ -56,6 +59,9 @@ struct Options {
     /// Only flows of one packet
     #[arg(long)]
     only_flows: bool,
+    /// Only node ports on localhost, beside those at the node's address
+    #[arg(long)]
+    only_localhost: bool,
     /// Do not tell a proxy which addresses are pods'
     #[arg(long)]
     pods_unknown: bool,
@@ -109,6 +115,11 @@ fn main() {
         ([], false) => &[(1_000, 10)],
         (sizes, _) => sizes,
     };
+    let rounds = options.rounds.unwrap_or(if options.short { 2 } else { 20 }).min(50);
+    localhost::measure(options.nftproxyd.clone(), rounds);
+    if options.only_localhost {
+        return;
+    }
     for &(services, endpoints) in sizes {
         let (schedulers, knows_pods) = (options.schedulers.clone(), !options.pods_unknown);
         measure(&Cluster { services, endpoints, schedulers, knows_pods }, &options);

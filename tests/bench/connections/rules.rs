@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::api::{Api, synthetic};
 use super::netns::{fed, ip, set_sysctl};
@@ -20,6 +20,8 @@ pub(crate) enum Rules {
     Nftproxyd(PathBuf),
     /// The same, and its frontends count their connections.
     Counting(PathBuf),
+    /// The same, and it serves node ports on localhost.
+    Localhost(PathBuf),
     /// A build of kube-proxy, in this mode.
     KubeProxy(PathBuf, String),
     /// A file for `nft -f`, which need not have all of the Services.
@@ -80,7 +82,7 @@ impl Rules {
     fn scheduled(&self, cluster: &Cluster) -> Vec<Scheduled> {
         match self {
             Rules::Tracking | Rules::File(_) => Vec::new(),
-            Rules::Nftproxyd(_) | Rules::Counting(_) => cluster.scheduled(),
+            Rules::Nftproxyd(_) | Rules::Counting(_) | Rules::Localhost(_) => cluster.scheduled(),
             Rules::KubeProxy(..) => cluster.scheduled().into_iter().filter(|it| it.scheduler == "random").collect(),
             Rules::Ipvs => Scheduled::all(&OF_IPVS, cluster.services, cluster.endpoints),
         }
@@ -101,7 +103,7 @@ impl Rules {
                 return track();
             }
             Rules::File(path) => return load(Command::new("nft").arg("-f").arg(path)),
-            Rules::Nftproxyd(path) | Rules::Counting(path) => (path, Some("run")),
+            Rules::Nftproxyd(path) | Rules::Counting(path) | Rules::Localhost(path) => (path, Some("run")),
             Rules::KubeProxy(path, _) => (path, None),
         };
         let api = Api::start(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has free ports"));
@@ -135,6 +137,9 @@ impl Rules {
         }
         if let Rules::Counting(_) = self {
             text["nftables"] = json!({"countConnections": true});
+        }
+        if let Rules::Localhost(_) = self {
+            text["iptables"] = json!({"localhostNodePorts": true});
         }
         if let Rules::KubeProxy(_, mode) = self {
             text["mode"] = json!(mode);
@@ -170,6 +175,15 @@ impl Rules {
         for (_, [.., address]) in self.flows(cluster).iter().skip(1) {
             let address = address.expect("all are of both families").ip();
             ip(&format!("address add {address}/128 dev lo nodad"));
+        }
+    }
+}
+
+impl Running {
+    /// Tells its API server of an object.
+    pub(crate) fn apply(&self, object: Value) {
+        if let Some((_, api, _)) = &self.process {
+            api.apply(object);
         }
     }
 }
