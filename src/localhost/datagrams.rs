@@ -55,7 +55,7 @@ impl Datagrams {
     }
 
     /// A socket that listens has something.
-    pub(super) fn from_clients(&mut self, poll: &Poll, key: &FrontendKey, listener: &UdpSocket) {
+    pub(super) fn questions(&mut self, poll: &Poll, key: &FrontendKey, listener: &UdpSocket) {
         for _ in 0..AT_ONCE {
             let (length, at) = match listener.recv_from(&mut self.buffer) {
                 Ok(received) => received,
@@ -129,7 +129,7 @@ impl Datagrams {
     }
 
     /// Something came back to a client, or an error.
-    pub(super) fn from_service<'a>(
+    pub(super) fn answers<'a>(
         &mut self,
         poll: &Poll,
         number: u64,

@@ -99,12 +99,12 @@ async fn run(ports: Ports, outside: Outside) -> io::Result<()> {
         };
         for number in ready {
             if let Some(client) = client_of(number) {
-                datagrams.from_service(&poll, client, |key| listeners.datagrams(key));
+                datagrams.answers(&poll, client, |key| listeners.datagrams(key));
                 continue;
             }
             match listeners.get(number) {
                 Some((key, Listener::Stream(listener))) => exhausted.note(take(&shared, key, listener)),
-                Some((key, Listener::Datagram(listener))) => datagrams.from_clients(&poll, key, listener),
+                Some((key, Listener::Datagram(listener))) => datagrams.questions(&poll, key, listener),
                 None => {}
             }
         }
