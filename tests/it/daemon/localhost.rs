@@ -69,8 +69,17 @@ fn exposed(name: &str, v6: bool, number: u16, protocol: Protocol, endpoints: &[S
 
 /// Has something done for each connection to an address of the node, on a thread each.
 fn listen(node: &Node, at: SocketAddr, each: impl Fn(TcpStream) + Clone + Send + 'static) {
+    listen_by(node, socket2::Protocol::TCP, at, each);
+}
+
+fn listen_by(
+    node: &Node,
+    protocol: socket2::Protocol,
+    at: SocketAddr,
+    each: impl Fn(TcpStream) + Clone + Send + 'static,
+) {
     node.world.run(move || {
-        let socket = socket2::Socket::new(socket2::Domain::for_address(at), socket2::Type::STREAM, None);
+        let socket = socket2::Socket::new(socket2::Domain::for_address(at), socket2::Type::STREAM, Some(protocol));
         let socket = socket.expect("a socket");
         match at {
             SocketAddr::V4(_) => socket.set_freebind_v4(true),
@@ -568,6 +577,46 @@ fn connections_wait_while_there_are_no_descriptors() {
 fn procfs_cpu(id: u32) -> f64 {
     let stat = procfs::process::Process::new(id.cast_signed()).and_then(|process| process.stat()).expect("it runs");
     (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64
+}
+
+#[test]
+fn sctp_is_served_where_the_kernel_has_it_and_else_is_one_line() {
+    let Some(mut node) = node() else { return };
+    let sctp = socket2::Protocol::from(132);
+    let open = move || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, Some(sctp));
+    let has = node.world.run(move || open().is_ok());
+    listen(&node, endpoint(false, 0), sums_up);
+    for (name, number, protocol) in
+        [("a", 30001, Protocol::Sctp), ("b", 30002, Protocol::Sctp), ("c", 30003, Protocol::Tcp)]
+    {
+        node.write(&format!("{name}.yaml"), &yaml(&exposed(name, false, number, protocol, &[endpoint(false, 0)])));
+    }
+    if has {
+        listen_by(&node, sctp, endpoint(false, 0), |mut stream: TcpStream| {
+            let mut bytes = [0; 64];
+            while let Ok(length @ 1..) = stream.read(&mut bytes) {
+                let _ = stream.write_all(&bytes[..length]);
+            }
+        });
+    }
+    node.start(&on());
+    wait_for_listeners(&mut node, if has { 3.0 } else { 1.0 }, 0.0);
+    assert!(reached(&node, at("127.0.0.1", 30003)).is_ok(), "TCP is served");
+    let lines = |node: &Node| node.log().matches("node ports of sctp are not served on 127.0.0.1: ").count();
+    if has {
+        let answer = node.world.run(move || {
+            let socket = open().expect("it was possible before");
+            socket.set_read_timeout(Some(ANSWER)).expect("it can be set");
+            socket.connect(&at("127.0.0.1", 30001).into()).expect("it is served");
+            let mut stream = TcpStream::from(socket);
+            stream.write_all(b"hello").expect("it is open");
+            let mut answer = [0; 5];
+            stream.read_exact(&mut answer).map(|()| answer)
+        });
+        assert_eq!(answer.expect("it is answered"), *b"hello");
+    }
+    assert_eq!(lines(&node), usize::from(!has), "{}", node.log());
+    node.stop();
 }
 
 #[test]
