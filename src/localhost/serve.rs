@@ -118,7 +118,8 @@ fn take(shared: &Rc<Shared>, key: &FrontendKey, listener: &TcpListener) -> io::R
         match shared.accept(key, listener) {
             Ok(accepted) => drop(spawn_local(serve(Rc::clone(shared), *key, accepted))),
             Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-            Err(error) if is_exhausted(&error) => return Err(error),
+            // The socket itself is of no use: whatever has become of it, nothing spins.
+            Err(error) if is_exhausted(&error) || error.kind() == ErrorKind::InvalidInput => return Err(error),
             // The client has gone again.
             Err(_) => {}
         }
@@ -151,10 +152,11 @@ impl Exhausted {
             Err(error) => {
                 self.until = Some(Instant::now() + PAUSE);
                 if !std::mem::replace(&mut self.said, true) {
-                    warn!(
-                        "connections to node ports on localhost have to wait: {error}; raise the limit (LimitNOFILE= of \
-                         the unit, or ulimit -Hn)"
-                    );
+                    let fix = match is_exhausted(&error) {
+                        true => "; raise the limit (LimitNOFILE= of the unit, or ulimit -Hn)",
+                        false => "",
+                    };
+                    warn!("connections to node ports on localhost have to wait: {error}{fix}");
                 }
             }
         }
