@@ -190,8 +190,11 @@ impl Installed {
         self.idle = unused.map(|(chain, _)| *chain).collect();
     }
 
-    /// This chain is there now.
+    /// This chain is there now. Those that are always there are none of ours: nobody counts who uses them.
     pub(super) fn chain_added(&mut self, chain: ChainName) {
+        if ChainName::FIXED.contains(&chain) {
+            return;
+        }
         if let Entry::Vacant(entry) = self.chains.entry(chain) {
             entry.insert(0);
             if let Some(counter) = chain.counter() {

@@ -39,10 +39,9 @@ pub fn recover(
     common: BTreeSet<ChainName>,
     known: impl Fn(&ObjectName) -> Option<ObjectName>,
 ) -> Recovered {
-    let on_demand = |chain: &ChainName| Kind::of_chain(*chain).is_some_and(|kind| kind.on_demand().is_some());
     let mut installed = Installed::with_capacity(contents.frontends.len());
     // Sorted, so that the one with the counter is there before those that hand over to it.
-    let chains: BTreeSet<ChainName> = chains.into_iter().filter(on_demand).collect();
+    let chains: BTreeSet<ChainName> = chains.into_iter().filter(|chain| !ChainName::FIXED.contains(chain)).collect();
     let mut lost: BTreeSet<ChainName> = chains.iter().filter_map(|chain| chain.counter()).collect();
     lost.retain(|counter| !chains.contains(counter));
     lost.iter().chain(&chains).for_each(|chain| installed.chain_added(*chain));

@@ -423,3 +423,19 @@ fn removing_one_of_many_endpoints_changes_a_handful_of_elements() {
         .filter(|operation| matches!(operation, Operation::AddElements(..) | Operation::DeleteElements(..)));
     assert_eq!(elements.map(Operation::len).sum::<usize>(), 7);
 }
+
+#[test]
+fn chains_that_are_always_there_are_no_idle_ones() {
+    // As where a table is made anew, in one transaction with all that it holds.
+    let mut transaction = Transaction::new(Family::V4);
+    let chains = ChainName::FIXED.into_iter().map(|name| Chain { name, hook: None, rules: Vec::new() });
+    transaction.operations.extend(chains.map(Operation::AddChain));
+    let mut installed = Installed::with_common(BTreeSet::new());
+    Stage::default().commit(&mut installed, &transaction);
+    // The frame changes.
+    installed.set_common(BTreeSet::new());
+    assert_eq!((installed.chains().count(), installed.idle().len()), (0, 0));
+    let mut elements = installed.all_elements();
+    elements.dedup();
+    assert_eq!(elements, installed.all_elements(), "what is done with each kind is there once");
+}
