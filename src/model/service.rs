@@ -53,7 +53,7 @@ pub struct Service {
     pub scheduler: Option<Scheduler>,
     /// The slots of its Maglev tables, by an annotation: one of [`MAGLEV_SIZES`](super::scheduler::MAGLEV_SIZES). `None`: by
     /// the number of endpoints.
-    pub maglev_size: Option<u16>,
+    pub maglev_size: Option<NonZeroU16>,
     /// Whether its addresses answer pings, by an annotation; `None`: as configured for all.
     pub ping: Option<bool>,
     /// Whether its connections are accounted for by endpoint, by an annotation.

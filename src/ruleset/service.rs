@@ -1,6 +1,7 @@
 //! What one Service wants in a family's table: its frontends, and what it shares with others.
 
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 
 use ipnet::IpNet;
 use smallvec::SmallVec;
@@ -76,7 +77,7 @@ pub fn part<'a>(
         let seed = Seed { service: &service.name, port: &port.name, protocol: port.protocol };
         let shares = if scheduler.counts() { shares(port) } else { None };
         let sticky = service.affinity.is_some();
-        let spread = Spread { scheduler, maglev_size: service.maglev_size, seed, shares, sticky };
+        let spread = Spread { scheduler, maglev_size: service.maglev_size.map(NonZeroU16::get), seed, shares, sticky };
         for (key, role) in service.frontends(port, family).filter(|(key, role)| owns(key, port, *role)) {
             let mut spreading = Spreading { spread: &spread, installed: previous(&key), misfit: None };
             let (action, allowed_sources) = match role {
@@ -197,7 +198,6 @@ fn allowed_sources(service: &Service, family: Family, facts: &ServiceFacts) -> O
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::num::NonZeroU16;
 
     use super::*;
     use crate::model::claims::{Claims, Owner};

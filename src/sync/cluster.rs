@@ -1,6 +1,7 @@
 //! What the Services of the cluster want of the tables.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU16;
 
 use super::balancing::Balancing;
 use crate::diff::Installed;
@@ -49,7 +50,7 @@ impl Cluster<'_> {
             let slices = self.store.slices(&service.name).iter().filter(|slice| slice.family == family);
             let of_each: usize = slices.map(|slice| slice.endpoints.len()).sum();
             let scheduler = service.scheduler.unwrap_or(self.facts[family].scheduler);
-            let slots = slots::expected(of_each, scheduler, service.maglev_size);
+            let slots = slots::expected(of_each, scheduler, service.maglev_size.map(NonZeroU16::get));
             frontends += service.ports.len() as u64;
             endpoints += (service.ports.len() * slots) as u64;
         }

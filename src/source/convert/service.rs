@@ -57,7 +57,7 @@ pub fn service(object: &core::Service, options: &Options, pool: &mut Pool) -> Co
         external_policy,
         affinity: affinity(spec, &mut rejects),
         scheduler: spread::scheduler(&object.metadata, &mut rejects),
-        maglev_size: spread::maglev_size(&object.metadata, &mut rejects),
+        maglev_size: spread::maglev_size(&object.metadata, &mut rejects).and_then(NonZeroU16::new),
         ping: spread::ping(&object.metadata, &mut rejects),
         accounting: spread::accounting(&object.metadata, &mut rejects),
         reset_connections: spread::reset_connections(&object.metadata, &mut rejects),

@@ -465,7 +465,7 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
                 external_policy,
                 affinity,
                 scheduler,
-                maglev_size: Some(251),
+                maglev_size: NonZeroU16::new(251),
                 ping,
                 accounting: false,
                 reset_connections: false,
