@@ -5,15 +5,15 @@ use serde::{Deserialize, Serialize};
 /// Where it is served on the metrics port: a list of [`Change`]s, the oldest first.
 pub const PATH: &str = "/nftproxyd/history";
 
-/// An object that came, changed or went, and what became of it.
+/// An object that came, changed or went, or a table that others had changed, and what became of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Change {
     /// When the daemon heard of it, as RFC 3339.
     pub at: String,
-    /// Its kind.
+    /// Its kind; `table` for one of ours that was repaired.
     pub kind: String,
-    /// Its name, with its namespace.
+    /// Its name, with its namespace or family.
     pub name: String,
     /// The Service that it is or belongs to.
     pub service: Option<String>,

@@ -10,6 +10,8 @@ use jiff::Timestamp;
 use crate::metrics::history::{Change, Outcome};
 use crate::model::{Event, Family, Kind, ObjectName};
 use crate::nftables::Kernel;
+use crate::ruleset::names::TableName;
+use crate::ruleset::text;
 use crate::sync::{Engine, Report, Standing};
 
 /// So many changes are kept: some 100 kB.
@@ -39,12 +41,21 @@ struct Synced {
     in_kernel: Duration,
 }
 
+/// What has changed.
+#[derive(Debug, Clone, Copy)]
+enum What {
+    /// An object of the cluster.
+    Object(Kind),
+    /// Our table, by somebody else, or it may have been: it was repaired.
+    Table,
+}
+
 /// Something that was heard of, and has not been synced.
 #[derive(Debug)]
 struct Heard {
     at: SystemTime,
     since: Instant,
-    kind: Kind,
+    what: What,
     name: ArcStr,
     service: Option<ObjectName>,
     gone: bool,
@@ -69,7 +80,10 @@ impl Done {
         let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         Change {
             at: Timestamp::try_from(heard.at).map(|at| format!("{at:.3}")).unwrap_or_default(),
-            kind: heard.kind.to_string(),
+            kind: match heard.what {
+                What::Object(kind) => kind.to_string(),
+                What::Table => "table".to_owned(),
+            },
             name: heard.name.to_string(),
             service: heard.service.as_ref().map(ToString::to_string),
             gone: heard.gone,
@@ -86,9 +100,13 @@ impl Done {
 }
 
 /// Writes the history.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Recorder {
     history: History,
+    /// The name of the Node.
+    node: ArcStr,
+    /// The name of the tables.
+    table: TableName,
     /// The last of those that wait for a sync, at most [`KEPT`].
     waiting: VecDeque<Heard>,
     /// How many wait, with those that are not kept.
@@ -96,8 +114,8 @@ pub(super) struct Recorder {
 }
 
 impl Recorder {
-    pub(super) fn new(history: History) -> Recorder {
-        Recorder { history, ..Recorder::default() }
+    pub(super) fn new(history: History, node: &str, table: TableName) -> Recorder {
+        Recorder { history, node: node.into(), table, waiting: VecDeque::new(), number: 0 }
     }
 
     /// An event comes, and is not in the engine yet. One that repeats what is known is no change.
@@ -123,6 +141,8 @@ impl Recorder {
             Event::ServiceCidrGone(name) if store.service_cidr_objects().any(|known| known.name == *name) => {
                 (Kind::ServiceCidr, name, None, true)
             }
+            Event::Node(node) if store.node() != Some(node) => (Kind::Node, &self.node, None, false),
+            Event::NodeGone if store.node().is_some() => (Kind::Node, &self.node, None, true),
             _ => return,
         };
         let (name, service) = (name.clone(), service.cloned());
@@ -130,7 +150,8 @@ impl Recorder {
             self.waiting.pop_front();
         }
         self.number += 1;
-        self.waiting.push_back(Heard { at: SystemTime::now(), since: Instant::now(), kind, name, service, gone });
+        let what = What::Object(kind);
+        self.waiting.push_back(Heard { at: SystemTime::now(), since: Instant::now(), what, name, service, gone });
     }
 
     /// What has come is in the engine. Where no table lacks anything, no sync will follow.
@@ -142,6 +163,7 @@ impl Recorder {
 
     /// A sync has ended.
     pub(super) fn synced<K: Kernel>(&mut self, engine: &Engine<K>, report: &Report) {
+        self.repaired(report);
         if self.number == 0 {
             return;
         }
@@ -157,13 +179,31 @@ impl Recorder {
         });
     }
 
+    /// A table that was not as it should be is one of the changes that are synced together.
+    fn repaired(&mut self, report: &Report) {
+        for family in Family::ALL {
+            let Some(done) = report.families[family].as_ref().filter(|done| done.repaired) else { continue };
+            let since = Instant::now().checked_sub(done.elapsed).unwrap_or_else(Instant::now);
+            let name = text::table(self.table, family).to_string().into();
+            self.number += 1;
+            self.waiting.push_back(Heard {
+                at: SystemTime::now(),
+                since,
+                what: What::Table,
+                name,
+                service: None,
+                gone: false,
+            });
+        }
+    }
+
     /// Moves all that waits to the history.
     fn done(&mut self, sync: Synced, mut outcome: impl FnMut(&Heard) -> (Option<Duration>, Outcome, Option<Box<str>>)) {
         let sync = Arc::new(Synced { together: std::mem::take(&mut self.number), ..sync });
         let mut all = self.history.lock();
         for heard in self.waiting.drain(..) {
             let (took, result, reason) = outcome(&heard);
-            if all.len() == KEPT {
+            if all.len() >= KEPT {
                 all.pop_front();
             }
             all.push_back(Done { heard, took, sync: Arc::clone(&sync), result, reason });
@@ -192,6 +232,7 @@ mod tests {
 
     use super::*;
     use crate::config::{self, Overrides};
+    use crate::model::Node;
     use crate::nftables::in_memory::{Fault, InMemoryKernel};
     use crate::source::convert::{Converter, Options};
 
@@ -210,7 +251,7 @@ mod tests {
             let engine = Engine::new(InMemoryKernel::new(), crate::app::facts(&config));
             let history = History::default();
             let options = Options { node_name: "n1".to_owned(), allow_external_ips: true, service_proxy_name: None };
-            let recorder = Recorder::new(history.clone());
+            let recorder = Recorder::new(history.clone(), "n1", TableName::NODE);
             let mut proxy = Proxy { engine, recorder, history, convert: Converter::new(options) };
             for kind in Kind::ALL {
                 proxy.hear([Event::ListStarted(kind), Event::ListDone(kind)]);
@@ -293,6 +334,30 @@ mod tests {
         let last = proxy.history.last(1).remove(0);
         assert_eq!((last.service.as_deref(), last.transactions), (Some("shop/web"), 1));
         assert!(last.at.ends_with('Z') && last.at.contains('T'), "{}", last.at);
+    }
+
+    #[test]
+    fn changes_of_the_node_and_repairs_are_changes() {
+        let mut proxy = Proxy::new();
+        proxy.hear([proxy.service("web", 1), vec![Event::Node(Node::default())]].concat());
+        proxy.sync();
+        assert_eq!(proxy.last(1), ["Node n1 Written 2"]);
+        proxy.hear([Event::Node(Node::default())]);
+        assert_eq!(proxy.last(1), ["Node n1 Written 2"], "it is as it was");
+        proxy.hear([Event::NodeGone]);
+        proxy.sync();
+        assert_eq!(proxy.last(1), ["Node n1 gone Nothing 1 nothing unsynced"]);
+        Family::ALL.iter().for_each(|family| proxy.engine.distrust(*family));
+        proxy.sync();
+        assert_eq!(proxy.last(1), ["Node n1 gone Nothing 1 nothing unsynced"], "nobody has changed anything");
+        for family in Family::ALL {
+            proxy.engine.kernel().delete_table(family);
+            proxy.engine.distrust(family);
+        }
+        proxy.hear(proxy.service("other", 2));
+        proxy.sync();
+        let all = ["Service shop/other Written 3", "table ip nftproxyd Written 3", "table ip6 nftproxyd Written 3"];
+        assert_eq!(proxy.last(3), all);
     }
 
     #[test]

@@ -118,6 +118,7 @@ impl Observers {
         };
         let picks_up = || sysctl::picks_up(Path::new("/"));
         let conntrack = Worker::spawn(conntrack, picks_up, count)?;
+        let table = crate::app::table(config.service_proxy_name.as_deref());
         Ok(Observers {
             conntrack,
             health,
@@ -131,7 +132,7 @@ impl Observers {
             resets: Resets::new(config.reset_connections),
             localhost,
             known,
-            recorder: Recorder::new(history),
+            recorder: Recorder::new(history, &config.node_name, table),
             owned,
             take_over,
             attempted: Some(attempted),

@@ -322,7 +322,7 @@ async fn run_with<F: Future<Output = ()>>(min_sync_period: Duration, script: imp
         resets: Resets::default(),
         localhost: Localhost::new(Ports::new(timeouts), watch::channel(PerFamily::default()).1),
         known: Known::default(),
-        recorder: Recorder::default(),
+        recorder: Recorder::new(History::default(), "n1", TableName::NODE),
         owned: watch::channel(false).0,
         take_over: Some(take_over),
         attempted: Some(attempted_sender),
