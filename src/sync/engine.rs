@@ -268,7 +268,8 @@ impl<K: Kernel> Engine<K> {
     /// Distrusts the tables unless the kernel can tell that nobody has touched any since they were read.
     pub fn check_undisturbed(&mut self) {
         for family in Family::ALL {
-            if !self.owns(family) && !self.kernel.undisturbed(family).unwrap_or(false) {
+            let undisturbed = self.kernel.undisturbed(family).unwrap_or(false) && !self.tables[family].is_doubted();
+            if !self.owns(family) && !undisturbed {
                 self.distrust(family);
             }
         }

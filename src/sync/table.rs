@@ -83,6 +83,8 @@ pub(super) struct Table {
     repairs: Told,
     /// Whether a read-back after one found the table as it was known: others change tables of their own.
     only_others: bool,
+    /// Whether, since it was read, somebody was at work and was taken for one of those.
+    doubted: bool,
     /// Whether the table was made by this process and has never held all Services: it drops nothing yet.
     unfinished: bool,
     /// The longest wait between two attempts.
@@ -126,6 +128,7 @@ impl Table {
             contested: false,
             repairs: Told::default(),
             only_others: false,
+            doubted: false,
             unfinished: false,
             longest_retry,
             sweeper: Sweeper::default(),
@@ -202,6 +205,11 @@ impl Table {
     pub(super) fn distrust(&mut self) {
         self.known = false;
         self.disturbed = true;
+    }
+
+    /// Whether others may have changed the table since it was read, whatever the kernel says now.
+    pub(super) fn is_doubted(&self) -> bool {
+        self.doubted
     }
 
     /// Whether a sync at `now` would do anything.
@@ -372,7 +380,7 @@ impl Table {
 
     /// Reads the kernel's table, repairs its frame and marks every Service to be looked at again.
     fn read_back(&mut self, pass: &mut Pass<'_>) -> Result<(), SyncError> {
-        self.unheard = false;
+        (self.unheard, self.doubted) = (false, false);
         let mut facts = if self.unfinished { self.facts.before_all_services() } else { self.facts.clone() };
         let mut frame = base::frame(&facts);
         pass.report.family(self.family).full = true;

@@ -46,10 +46,13 @@ impl Table {
 
     /// What the failure of a commit means. A refusal is about what was sent only if the table is what it is taken for:
     /// whoever deletes the table makes the kernel refuse every Service.
-    fn judge(&self, pass: &mut Pass<'_>, error: CommitError) -> SyncError {
-        let as_known = !matches!(error, CommitError::Refused { .. })
-            || self.is_undisturbed(pass)
-            || self.only_others && self.has_frame(pass);
+    fn judge(&mut self, pass: &mut Pass<'_>, error: CommitError) -> SyncError {
+        let mut as_known = !matches!(error, CommitError::Refused { .. }) || self.is_undisturbed(pass);
+        if !as_known && self.only_others {
+            as_known = self.has_frame(pass);
+            // The kernel has told that somebody was at work, and tells it once: he may have been at this table all the same.
+            self.doubted = true;
+        }
         if as_known { SyncError::Commit(error) } else { SyncError::Disturbed(error) }
     }
 

@@ -239,6 +239,18 @@ fn a_service_that_is_refused_with_the_error_of_a_lost_table_is_found() {
                 assert!(!report.families.v4.expect("it was tried").full);
             }
 
+            if churn {
+                // One of those changes is of this table, while nobody listens: he who begins to is not told that all is well.
+                assert!(engine.kernel().remove(Family::V4, SetName::ServiceIps, &element_key(&key(3))));
+                now = engine.wake_at().expect("another attempt");
+                engine.sync(now);
+                assert!(engine.is_in_line(), "it is not known yet");
+                engine.check_undisturbed();
+                assert_eq!(engine.standing(Family::V4), Standing::Behind);
+                settle(&mut engine, &mut now);
+                assert_eq!(engine.kernel().elements_of(Family::V4, SetName::ServiceIps).len(), 255);
+            }
+
             // Now the table is lost after all, when others are to be sent with it.
             engine.kernel().delete_table(Family::V4);
             for index in 0..200 {
