@@ -67,19 +67,17 @@ pub fn recover(
                 // The text that the Service's other frontends share.
                 frontend.service = unit.service.clone();
                 for (_, kind) in elements::kinds(&key, &frontend) {
-                    // Nothing of the frontend changes for it, so that nobody else would notice.
-                    let needed = kind.with_counter().filter_map(Kind::on_demand);
-                    for chain in needed.filter(|chain| !installed.has_chain(*chain)).collect::<SmallVec<[_; 2]>>() {
-                        lost.insert(chain);
-                        installed.chain_added(chain);
-                    }
+                    needs(&mut installed, &mut lost, kind);
                     *kinds.entry(kind).or_default() += 1;
                 }
                 installed.place(key, Some(frontend));
             }
             Err(damaged) => {
                 let of_elements = damaged.elements.iter().filter_map(|(_, element)| Kind::of_data(&element.data));
-                of_elements.for_each(|kind| *kinds.entry(kind).or_default() += 1);
+                for kind in of_elements {
+                    needs(&mut installed, &mut lost, kind);
+                    *kinds.entry(kind).or_default() += 1;
+                }
                 installed.damaged.insert(key, damaged.elements);
             }
         }
@@ -93,4 +91,14 @@ pub fn recover(
     unknown.extend(contents.dispatch.difference(&dispatch).cloned());
     let missing = dispatch.difference(&contents.dispatch).cloned().collect();
     Recovered { installed, unknown, missing, lost }
+}
+
+/// An element with this kind is there. Its chain has to be there, too: the element may stay as it is, so that nobody else would
+/// notice, or go, and then it must have been counted among those that use the chain.
+fn needs(installed: &mut Installed, lost: &mut BTreeSet<ChainName>, kind: Kind) {
+    let needed = kind.with_counter().filter_map(Kind::on_demand);
+    for chain in needed.filter(|chain| !installed.has_chain(*chain)).collect::<SmallVec<[_; 2]>>() {
+        lost.insert(chain);
+        installed.chain_added(chain);
+    }
 }

@@ -12,7 +12,7 @@ use crate::ruleset::backend::Backend;
 use crate::ruleset::elements::dispatch_elements;
 use crate::ruleset::frontend::{Action, Frontend, Shared};
 use crate::ruleset::kinds::Kind;
-use crate::ruleset::names::{By, ChainName, Masquerade, SetName};
+use crate::ruleset::names::{By, ChainName, Masquerade, Pick, SetName};
 use crate::ruleset::ranges::Range;
 use crate::ruleset::read::Contents;
 use crate::ruleset::service::ServicePart;
@@ -438,4 +438,29 @@ fn chains_that_are_always_there_are_no_idle_ones() {
     let mut elements = installed.all_elements();
     elements.dedup();
     assert_eq!(elements, installed.all_elements(), "what is done with each kind is there once");
+}
+
+#[test]
+fn a_chain_is_made_again_that_only_damaged_frontends_lead_to() {
+    let pick =
+        Pick { nodeport: true, masquerade: Masquerade::Never, sticky: false, local: true, by: By::Random, slots: 2 };
+    let chain = ChainName::Pick(pick);
+    // Others have deleted the chain, what leads to it, and the entry of a frontend of which this is left.
+    let left = |port| {
+        let key: Key = [Value::Protocol(Protocol::Tcp), Value::Port(port)].into_iter().collect();
+        Element { key, key_end: None, data: Kind::Pick(pick).data(), comment: None }
+    };
+    let mut contents = Contents::new(Family::V4);
+    contents.element(SetName::NodeportLocalPolicy, left(30_017));
+    let Recovered { mut installed, lost, .. } = super::recover(contents, [], BTreeSet::new(), |_| None);
+    assert_eq!(lost, BTreeSet::from([chain]));
+    assert!(installed.idle().is_empty());
+    // Another frontend comes to use it, and then what was left goes: it is in use as before.
+    let operation = |make: fn(SetName, Vec<Element>) -> Operation, port| Transaction {
+        family: Family::V4,
+        operations: vec![make(SetName::NodeportLocalPolicy, vec![left(port)])],
+    };
+    Stage::default().commit(&mut installed, &operation(Operation::AddElements, 30_016));
+    Stage::default().commit(&mut installed, &operation(Operation::DeleteElements, 30_017));
+    assert!(installed.idle().is_empty(), "{:?}", installed.idle());
 }
