@@ -270,9 +270,8 @@ Of several the gravest decides the exit status:
 What is followed is the first packet, to each endpoint; its answer, back to the client; and what
 both send next, of TCP without the end: where one of these is lost, a line says it (answer, later).
 Answers come in by the device that leads to the endpoint; of a rule that asks for the client's port,
-nobody can tell. Not seen: chains of bridge and arp tables (those that may drop are named), flow
-tables, packets that are too large, XDP and tc, IPVS, and what other nodes do. What changes while it
-is read is read again; where that goes on and comes to something else each time, nobody can tell.
+nobody can tell, nor where what changes while it is read comes to something else each time. Not seen:
+bridge and arp chains (those that may drop are named), flow tables, large packets, XDP, tc and IPVS.
 
 JSON is a list of objects with packet, service, is, facts, way, endpoints, causes and verdict. A
 cause has reason, effect, endpoint, what and fix. Reasons: no-endpoints, endpoints-not-ready,
