@@ -72,12 +72,16 @@ impl Node {
         }
     }
 
-    fn wait_answer(&mut self, to: &str, expected: bool) {
-        let (from, to): (IpAddr, IpAddr) = (ip(CLIENT), ip(to));
-        self.eventually("pings", |node| match node.world.ping(from, to, SILENCE) {
-            echo if (echo == Echo::Answered(to)) == expected => Ok(()),
-            echo => Err(format!("{echo:?}")),
-        });
+    /// Waits for both families: each has a transaction of its own.
+    fn wait_answer(&mut self, last: u8, expected: bool) {
+        let [cluster, ..] = addresses(last);
+        for (from, to) in [CLIENT, CLIENT_V6].into_iter().zip(&cluster) {
+            let (from, to): (IpAddr, IpAddr) = (ip(from), ip(to));
+            self.eventually("pings", |node| match node.world.ping(from, to, SILENCE) {
+                echo if (echo == Echo::Answered(to)) == expected => Ok(()),
+                echo => Err(format!("{echo:?}")),
+            });
+        }
     }
 }
 
@@ -121,18 +125,18 @@ fn addresses_of_services_that_ask_for_it_answer_pings() {
 
     // The last endpoint goes and comes back.
     node.replace("asks.yaml", &yaml(&pinged("asks", 1, Some("true"), &json!({}))[..1]));
-    node.wait_answer("172.30.5.1", false);
+    node.wait_answer(1, false);
     addresses(1).iter().for_each(|address| node.answers(address, false));
     node.replace("asks.yaml", &yaml(&pinged("asks", 1, Some("true"), &json!({}))));
-    node.wait_answer("172.30.5.1", true);
+    node.wait_answer(1, true);
     addresses(1).iter().for_each(|address| node.answers(address, true));
 
     // What others take away comes back.
     node.nft(&["flush", "set", "ip", "nftproxyd", "ping-ips"]).expect("the table has no owner");
-    node.wait_answer("172.30.5.1", true);
+    node.wait_answer(1, true);
 
     node.replace("asks.yaml", &yaml(&pinged("asks", 1, Some("maybe"), &json!({}))));
-    node.wait_answer("172.30.5.1", false);
+    node.wait_answer(1, false);
     node.wait_for_log("the value is named", |line| {
         line.contains(
             "metadata.annotations[nftproxyd.io/ping]: \"maybe\" is neither true nor false; pings are answered",
@@ -154,7 +158,7 @@ fn all_services_answer_pings_where_that_is_configured() {
     node.stop();
     // Without the setting nobody does; the set stays, as the table does.
     node.start(&json!({"detectLocalMode": "NodeCIDR"}));
-    node.wait_answer("172.30.5.2", false);
+    node.wait_answer(2, false);
     addresses(2).iter().for_each(|address| node.answers(address, false));
     node.nft(&["list", "set", "ip", "nftproxyd", "ping-ips"]).expect("it is there");
     node.stop();
