@@ -225,14 +225,14 @@ async fn supervise(
     let (in_force, configz) = watch::channel(reload::configz(&config));
     let local_ports = localhost::Ports::new(reload::timeouts(&config));
     let (localhost, on_localhost) = watch::channel(config.localhost_node_ports);
-    let (node_ports, accepting) = watch::channel(config.node_port_addresses.clone());
+    let (node_ports_sender, node_ports) = watch::channel(config.node_port_addresses.clone());
     match file {
         Some(file) => {
-            let live = Live { in_force, ports: local_ports.clone(), localhost, node_ports };
+            let live = Live { in_force, ports: local_ports.clone(), localhost, node_ports: node_ports_sender };
             tasks.spawn(follow(file, config.clone(), live, hangups));
         }
         None => {
-            drop((in_force, localhost, node_ports));
+            drop((in_force, localhost, node_ports_sender));
             tasks.spawn(reload::without_a_file(hangups));
         }
     }
@@ -272,7 +272,6 @@ async fn supervise(
     let connections = Counter::spawn(move |tracked| connections.count(tracked))?;
     let (asks, questions) = mpsc::channel(QUESTIONS_WAITING);
     let services = services(asks, &config);
-    let node_ports = accepting;
     let inputs = Inputs { events, addresses, node_ports, servers, disturbances, clients, connections, questions };
     let health = Health::new(health::State::new(Family::ALL, config.sync_period, Moment::now()));
     let (checks_sender, checks) = watch::channel(Checks::default());

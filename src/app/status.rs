@@ -80,14 +80,13 @@ pub(super) fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
         Ok(_) => runtime.block_on(status::ask_known(address, &filter, &picture.frontends)),
         Err(_) => Ok(Vec::new()),
     };
-    let (known, unknown) = known.map_or_else(|error| (Vec::new(), Some(error.to_string())), |known| (known, None));
+    let (known, unknown) = or_why(known);
     status::add_known(&mut picture.frontends, &known);
     let accounted = match &daemon {
         Ok(_) => runtime.block_on(status::ask_accounted(address)),
         Err(_) => Ok(Vec::new()),
     };
-    let (accounted, unaccounted) =
-        accounted.map_or_else(|error| (Vec::new(), Some(error.to_string())), |accounted| (accounted, None));
+    let (accounted, unaccounted) = or_why(accounted);
     status::add_accounted(&mut picture.frontends, &accounted);
     let tables = status::tables(&mut kernel, daemon.as_ref().ok())?;
     let Picture { frontends, node_ports, since, new_from } = &picture;
@@ -145,4 +144,9 @@ pub(super) fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
         return Ok(NOTHING.into());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the daemon has answered; else nothing, and why.
+fn or_why<T>(answer: Result<Vec<T>, AskError>) -> (Vec<T>, Option<String>) {
+    answer.map_or_else(|error| (Vec::new(), Some(error.to_string())), |list| (list, None))
 }

@@ -1,6 +1,6 @@
 //! Takes the packets of a connection past the chains of others: the first to an endpoint, then its answer, and what follows.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::error::ExplainError;
 use super::facts::{Followed, Met, ToEndpoint, Way, Which};
@@ -344,7 +344,7 @@ fn way(
 }
 
 /// The source that masquerading gives to what leaves by this hop.
-fn own_source(to: std::net::IpAddr, hop: routing::Hop) -> Option<std::net::IpAddr> {
+fn own_source(to: IpAddr, hop: routing::Hop) -> Option<IpAddr> {
     let question = Question { output: Some(hop.device), ..Question::to(to) };
     match routing::route(&question) {
         Ok(Route::By(hop)) => hop.source,

@@ -18,13 +18,13 @@ use crate::metrics::services::{PortFacts, Query, ServiceFacts};
 use crate::model::{Destination, Family, FrontendAt, FrontendKey, ObjectName, PerFamily, Protocol};
 use crate::nftables::{Kernel, KernelError, Rules};
 use crate::ruleset::base;
-use crate::ruleset::elements::element_key;
+use crate::ruleset::elements::{element_key, entry_set};
 use crate::ruleset::eval::{Origin, Packet};
 use crate::ruleset::kept;
 use crate::ruleset::names::{ChainName, SetName, TableName};
 use crate::ruleset::read::frontend_key;
 use crate::ruleset::text;
-use crate::ruleset::types::{Chain, Element, Key, Statement, Value};
+use crate::ruleset::types::{Chain, Key, Statement, Value};
 use crate::status;
 
 /// For so long all is read again where tables were changed meanwhile, as the daemon itself does with every change.
@@ -235,19 +235,13 @@ fn gone(table: TableName, family: Family) -> String {
 
 /// The packets to a Service's addresses of a family, as the daemon has them.
 fn said_to_have(facts: &ServiceFacts, family: Family, port_name: Option<&str>, number: Option<u16>) -> Vec<Target> {
-    let addresses = [&facts.cluster_ips, &facts.external_ips, &facts.load_balancer_ips].into_iter().flatten();
-    let addresses: Vec<IpAddr> = addresses.copied().filter(|ip| Family::of(*ip) == family).collect();
-    let is_meant = |port: &&PortFacts| {
-        port_name.is_none_or(|name| port.name == name) && number.is_none_or(|number| port.port == number)
+    let target = |(key, port): (FrontendKey, &PortFacts)| {
+        let FrontendAt::Address(address) = key.at else { return None };
+        let is_meant =
+            port_name.is_none_or(|name| port.name == name) && number.is_none_or(|number| port.port == number);
+        is_meant.then(|| Target { to: SocketAddr::new(address, key.port.get()), protocol: key.protocol })
     };
-    let mut all = Vec::new();
-    for port in facts.ports.iter().filter(is_meant) {
-        let protocol = Protocol::ALL.into_iter().find(|protocol| protocol.name() == port.protocol);
-        let target =
-            |protocol| addresses.iter().map(move |ip| Target { to: SocketAddr::new(*ip, port.port), protocol });
-        all.extend(protocol.into_iter().flat_map(target));
-    }
-    all
+    facts.frontends(family).filter_map(target).collect()
 }
 
 fn no_service(
@@ -271,12 +265,12 @@ fn no_service(
 }
 
 fn has(kernel: &mut impl Kernel, key: &FrontendKey) -> Result<bool, KernelError> {
-    let set = match key.at {
-        FrontendAt::Address(_) => SetName::ServiceIps,
-        FrontendAt::NodePort(_) => SetName::ServiceNodeports,
-    };
-    let found = kernel.find(key.family(), &base::set(set), &[element_key(key)])?;
-    Ok(found.iter().any(Option::is_some))
+    is_in(kernel, key.family(), entry_set(key), element_key(key))
+}
+
+/// Whether a set has an element with this key.
+fn is_in(kernel: &mut impl Kernel, family: Family, set: SetName, key: Key) -> Result<bool, KernelError> {
+    Ok(kernel.find(family, &base::set(set), &[key])?.iter().any(Option::is_some))
 }
 
 /// What Services have at an address, with whose it is. All entries of the family are read, once for each question.
@@ -319,12 +313,7 @@ impl Own {
         let chains = rules.as_ref().map(Rules::chains).unwrap_or_default();
         let asks = |statement: &Statement| matches!(statement, Statement::InSet { set: SetName::NodeportIps, .. });
         let accepting = if statements(chains, ChainName::NatPrerouting).any(asks) {
-            let listed = kernel.elements(family, &base::set(SetName::NodeportIps))?;
-            let address = |element: &Element| match element.key.as_slice() {
-                [Value::Address(address)] => Some(*address),
-                _ => None,
-            };
-            listed.iter().filter_map(address).collect()
+            status::accepting(kernel, family)?
         } else {
             node.usual_addresses(family)
         };
@@ -406,12 +395,9 @@ fn look(
         endpoint: SocketAddr::new(kept.client.backend.address, kept.client.backend.port.get()),
         seconds_left: kept.expires.as_secs(),
     });
-    let source: Key = [Value::Address(asked.from)].into_iter().collect();
-    let local_endpoint =
-        !no_table && kernel.find(family, &base::set(SetName::LocalEndpoints), &[source])?.iter().any(Option::is_some);
-    let is_cluster_ip: Key = [Value::Address(to.ip())].into_iter().collect();
-    let is_cluster_ip = !no_table
-        && kernel.find(family, &base::set(SetName::ClusterIps), &[is_cluster_ip])?.iter().any(Option::is_some);
+    let address = |ip| [Value::Address(ip)].into_iter().collect();
+    let local_endpoint = !no_table && is_in(kernel, family, SetName::LocalEndpoints, address(asked.from))?;
+    let is_cluster_ip = !no_table && is_in(kernel, family, SetName::ClusterIps, address(to.ip()))?;
     let in_service_cidr = statements(chains, ChainName::NatPrerouting).find_map(|statement| match statement {
         Statement::DestinationIn { net, negated: false } if net.contains(&to.ip()) => Some(*net),
         _ => None,

@@ -141,7 +141,7 @@ pub(super) fn named(name: &str) -> Option<FrontendKey> {
         "6" => Family::V6,
         _ => return None,
     };
-    let protocol = Protocol::ALL.into_iter().find(|known| known.name() == protocol)?;
+    let protocol = Protocol::from_name(protocol)?;
     let port = NonZeroU16::new(port.parse().ok()?)?;
     Some(FrontendKey { at: FrontendAt::NodePort(family), protocol, port })
 }

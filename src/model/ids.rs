@@ -109,6 +109,11 @@ impl Protocol {
         }
     }
 
+    /// The protocol of this name, as [`Protocol::name`] has it.
+    pub fn from_name(name: &str) -> Option<Protocol> {
+        Protocol::ALL.into_iter().find(|protocol| protocol.name() == name)
+    }
+
     /// nft's word for it: `tcp`, `udp`, `sctp`.
     pub const fn name(self) -> &'static str {
         match self {

@@ -11,11 +11,11 @@ use super::table::NOT_THERE;
 use super::uapi::{self, msg};
 use crate::diff::{Operation, Transaction};
 use crate::errors;
-use crate::model::{Family, FrontendAt, FrontendKey};
+use crate::model::{Family, FrontendKey};
 use crate::netlink::{Attribute, Message, Socket, children, find};
 use crate::ruleset::base;
 use crate::ruleset::counted::FrontendCount;
-use crate::ruleset::elements::element_key;
+use crate::ruleset::elements::{element_key, entry_set};
 use crate::ruleset::names::{SetName, TableName};
 use crate::ruleset::types::{Element, Key};
 
@@ -136,10 +136,7 @@ pub(super) fn of(
 ) -> Result<Vec<FrontendCount>, KernelError> {
     let mut found = Vec::new();
     for key in keys {
-        let set = match key.at {
-            FrontendAt::Address(_) => SetName::ServiceIps,
-            FrontendAt::NodePort(_) => SetName::ServiceNodeports,
-        };
+        let set = entry_set(key);
         get(socket, table, family, set, &[&element_key(key)], |message| {
             // An element that stands for all keys is of none of them.
             found.extend(counts(message, family, set).filter(|count| count.key == *key));

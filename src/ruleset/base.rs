@@ -285,8 +285,7 @@ pub fn set(name: SetName) -> SetDef {
         SetName::Dispatch | SetName::DispatchLast | SetName::DispatchAffinity => Some(DISPATCH_SIZE),
         _ => None,
     };
-    let interval = matches!(name, SetName::AllowedSources | SetName::NodeportAllowedSources);
-    let dynamic = name == SetName::Affinity;
+    let (interval, dynamic) = (name.is_interval(), name == SetName::Affinity);
     SetDef { name, key, data, interval, dynamic, size, counter: false }
 }
 

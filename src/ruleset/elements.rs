@@ -31,7 +31,7 @@ pub fn elements(key: &FrontendKey, frontend: &Frontend) -> Vec<(SetName, Element
     }
     elements.extend(frontend.action.keeps_ports().then(|| kept_port_element(key)));
     elements.extend(frontend.allowed_sources.iter().flatten().map(|range| source_element(key, range)));
-    let entry = if is_node_port(key) { SetName::ServiceNodeports } else { SetName::ServiceIps };
+    let entry = entry_set(key);
     elements.extend(kinds(key, frontend).into_iter().map(|(map, kind)| {
         let comment = (map == entry).then(|| frontend.comment());
         (map, kind_element(key, kind, comment))
@@ -76,7 +76,7 @@ pub fn kinds(key: &FrontendKey, frontend: &Frontend) -> SmallVec<[(SetName, Kind
             if nodeport { Kind::NodeportSourceRanges } else { Kind::SourceRanges }
         }
     };
-    kinds.push((map(SetName::ServiceIps, SetName::ServiceNodeports), first));
+    kinds.push((entry_set(key), first));
     kinds
 }
 
@@ -125,6 +125,11 @@ pub(super) fn source_element(key: &FrontendKey, range: &Range) -> (SetName, Elem
     let with = |address| longer_key(key, Value::Address(address));
     let (key, key_end) = (with(range.first), Some(with(range.last)));
     (set, Element { key, key_end, data: Data::None, comment: None })
+}
+
+/// The map with the entry of a frontend, one of [`SetName::ENTRIES`].
+pub fn entry_set(key: &FrontendKey) -> SetName {
+    if is_node_port(key) { SetName::ServiceNodeports } else { SetName::ServiceIps }
 }
 
 fn is_node_port(key: &FrontendKey) -> bool {

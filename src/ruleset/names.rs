@@ -111,6 +111,11 @@ impl SetName {
         Self::ENTRIES.contains(&self)
     }
 
+    /// Whether its elements are ranges of sources: it cannot be asked for one of them by its key.
+    pub fn is_interval(self) -> bool {
+        matches!(self, SetName::AllowedSources | SetName::NodeportAllowedSources)
+    }
+
     /// Every set, in the order in which they are created and listed. Those of [`Extras`](super::extras::Extras) are not
     /// always there.
     pub const ALL: [SetName; 25] = [

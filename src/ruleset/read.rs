@@ -188,7 +188,7 @@ impl FrontendElements {
     /// Takes in an element of the usual shape.
     fn regular(&mut self, set: SetName, element: &Element) -> Option<()> {
         let entry = set.is_entry();
-        let interval = matches!(set, SetName::AllowedSources | SetName::NodeportAllowedSources);
+        let interval = set.is_interval();
         if element.key_end.is_some() != interval || (element.comment.is_some() && !entry) {
             return None;
         }
@@ -232,7 +232,7 @@ impl FrontendElements {
         match set {
             SetName::ServiceIps | SetName::ServiceNodeports => self.comment = None,
             SetName::Endpoints | SetName::NodeportEndpoints => self.slots = SmallVec::new(),
-            SetName::AllowedSources | SetName::NodeportAllowedSources => self.sources = Vec::new(),
+            ranges if ranges.is_interval() => self.sources = Vec::new(),
             SetName::KeptPorts | SetName::NodeportKeptPorts => self.keeps_port = false,
             _ => {}
         }

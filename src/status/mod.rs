@@ -307,8 +307,11 @@ pub fn look(
     Ok(picture)
 }
 
-/// The addresses that accept node ports.
-fn accepting(kernel: &mut impl Kernel, family: Family) -> Result<Vec<IpAddr>, KernelError> {
+/// The addresses that accept node ports, sorted; none where all do.
+///
+/// # Errors
+/// The kernel cannot be asked.
+pub fn accepting(kernel: &mut impl Kernel, family: Family) -> Result<Vec<IpAddr>, KernelError> {
     let addresses = kernel.elements(family, &base::set(SetName::NodeportIps))?.into_iter();
     let addresses = addresses.filter_map(|element| match element.key[..] {
         [Value::Address(address)] => Some(address),

@@ -51,7 +51,8 @@ pub(super) fn by_key(
         Filter::NodePort(port) => of_port(&[node_port], *port),
         Filter::Service(service, port) => {
             if let Some(facts) = named
-                && let Some(found) = look_at_all(kernel, &of_facts(family, facts), filter, node_ports)?
+                && let Some(found) =
+                    look_at_all(kernel, &facts.frontends(family).map(|(key, _)| key).collect(), filter, node_ports)?
             {
                 return Ok(Some(found));
             }
@@ -98,23 +99,6 @@ fn look_at_all(
 fn of_port(ats: &[FrontendAt], port: NonZeroU16) -> BTreeSet<FrontendKey> {
     let keys = |at: &FrontendAt| Protocol::ALL.map(|protocol| FrontendKey { at: *at, protocol, port });
     ats.iter().flat_map(keys).collect()
-}
-
-/// All frontends that a Service can have, also those of which another Service has the address.
-fn of_facts(family: Family, facts: &ServiceFacts) -> BTreeSet<FrontendKey> {
-    let addresses = [&facts.cluster_ips, &facts.external_ips, &facts.load_balancer_ips].into_iter().flatten();
-    let addresses: Vec<FrontendAt> =
-        addresses.filter(|ip| Family::of(**ip) == family).map(|ip| FrontendAt::Address(*ip)).collect();
-    let mut keys = BTreeSet::new();
-    for port in &facts.ports {
-        let Some(protocol) = Protocol::ALL.into_iter().find(|protocol| protocol.name() == port.protocol) else {
-            continue;
-        };
-        let key = |at, port| NonZeroU16::new(port).map(|port| FrontendKey { at, protocol, port });
-        keys.extend(addresses.iter().filter_map(|at| key(*at, port.port)));
-        keys.extend(port.node_port.and_then(|port| key(FrontendAt::NodePort(family), port)));
-    }
-    keys
 }
 
 #[cfg(test)]

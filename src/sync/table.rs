@@ -259,9 +259,7 @@ impl Table {
         });
         let (key, frontend) =
             kept.or_else(|| self.installed.frontends().find(|(_, frontend)| has_endpoints(frontend)))?;
-        // Sets of ranges cannot be asked for one element.
-        let ranges = [SetName::AllowedSources, SetName::NodeportAllowedSources];
-        let elements = self.installed.elements(key).into_iter().filter(|(set, _)| !ranges.contains(set));
+        let elements = self.installed.elements(key).into_iter().filter(|(set, _)| !set.is_interval());
         Some(Sample {
             service: frontend.service.clone(),
             family: self.family,

@@ -220,7 +220,7 @@ pub(crate) fn ip(text: &str) -> IpAddr {
 /// `tcp 172.30.0.1:80`.
 pub(crate) fn destination_of(text: &str) -> (Protocol, SocketAddr) {
     let (protocol, to) = text.split_once(' ').expect("a protocol and a destination");
-    let protocol = Protocol::ALL.into_iter().find(|it| it.name() == protocol).expect("a protocol");
+    let protocol = Protocol::from_name(protocol).expect("a protocol");
     (protocol, to.parse().expect("an address and a port"))
 }
 

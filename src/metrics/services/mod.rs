@@ -8,9 +8,12 @@ mod page;
 mod query;
 
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+
+use crate::model::{Family, FrontendAt, FrontendKey, Protocol};
 
 pub use self::answer::{Answer, Ask, answer};
 pub use self::facts::Node;
@@ -55,6 +58,25 @@ pub struct ServiceFacts {
     pub slices: usize,
     /// Each endpoint of each slice at each of the slice's ports, in the order of the slices' names.
     pub endpoints: Vec<EndpointFacts>,
+}
+
+impl ServiceFacts {
+    /// All frontends of a family that it can have, each with its port, in the order of the ports: those at its addresses,
+    /// then the node port. Another Service may have one of them.
+    pub fn frontends(&self, family: Family) -> impl Iterator<Item = (FrontendKey, &PortFacts)> {
+        let addresses = [&self.cluster_ips, &self.external_ips, &self.load_balancer_ips].into_iter().flatten();
+        let of_family = addresses.filter(move |ip| Family::of(**ip) == family);
+        let places: Vec<FrontendAt> = of_family.map(|ip| FrontendAt::Address(*ip)).collect();
+        self.ports.iter().flat_map(move |facts| {
+            let protocol = Protocol::from_name(&facts.protocol);
+            let by_address = places.iter().map(|at| (*at, facts.port));
+            let by_port = facts.node_port.map(|port| (FrontendAt::NodePort(family), port));
+            let all: Vec<_> = by_address.chain(by_port).collect();
+            all.into_iter().filter_map(move |(at, port)| {
+                Some((FrontendKey { at, protocol: protocol?, port: NonZeroU16::new(port)? }, facts))
+            })
+        })
+    }
 }
 
 /// A port of a Service.

@@ -57,7 +57,7 @@ impl Query {
                 "port" => port.replace(number()?).is_some(),
                 "nodePort" => node_port.replace(number()?).is_some(),
                 "protocol" => {
-                    let known = Protocol::ALL.into_iter().find(|protocol| protocol.name() == value);
+                    let known = Protocol::from_name(&value);
                     protocol.replace(known.ok_or_else(|| wrong("tcp, udp or sctp"))?).is_some()
                 }
                 _ => return Err(format!("{}: there are name, address, port, protocol and nodePort", printable(key))),
