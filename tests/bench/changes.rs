@@ -158,8 +158,12 @@ pub(crate) fn costs(
     write: &dyn Fn(usize, usize) -> Result<()>,
     turns: usize,
 ) -> Result<Vec<Cost>> {
+    // What was said of earlier changes would be taken for these: two that came together are told of in one line, and the
+    // second would be waited for in vain.
+    proxy.settle()?;
     // What a round changes is read off the tables, after one that has made the chains that it takes.
     for change in 0..names.len() {
+        proxy.work_so_far();
         write(change, turns)?;
         proxy.next_work()?;
     }
